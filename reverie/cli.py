@@ -1,0 +1,255 @@
+"""The command line: ``reverie COMMAND``. It reads words, calls one function, prints; everything heavy is imported late.
+
+Every flag of a preset and of a source is a field of its config (tyro makes them); a wrong word gets one line on stderr,
+status 2 and the word that was meant. ``REVERIE_DEBUG=1`` shows where an error came from.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import reverie
+from reverie.errors import ReverieError, did_you_mean
+
+FORMAT = argparse.RawDescriptionHelpFormatter
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaints are ReverieErrors: one line, and no page of usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ReverieError(f"{message}. '{self.prog} --help' shows how it is used.")
+
+
+class Help(argparse.Action):
+    """``--help`` behind the name of a preset or a source tells about its own flags."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if getattr(namespace, str(self.const)) is not None:
+            namespace.run_command(namespace, ["--help"])
+        parser.print_help()
+        parser.exit()
+
+
+def demo(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.learn import demo
+
+    demo(args.out, play=args.play, minutes=args.minutes, port=args.port, browser=args.browser)
+
+
+def learn(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.learn import learn
+
+    learn(args.source, args.out, args.minutes)
+    print(f"{args.out}: step into it with 'reverie play {args.out}'")
+
+
+def train(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.learn import train
+    from reverie.presets import preset
+
+    recipe = preset(args.preset)
+    train(flags(type(recipe), rest, f"reverie train {args.preset}", default=recipe), args.out)
+
+
+def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.learn import evaluate
+
+    with contextlib.redirect_stdout(sys.stderr):  # progress; stdout is for the numbers alone
+        numbers = evaluate(args.run)
+    print(json.dumps(numbers) if args.json else "\n".join(f"{k:32} {v}" for k, v in numbers.items()))
+
+
+def play(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.play.server import serve
+
+    serve(args.run, host=args.host, port=args.port, browser=args.browser, seed=args.seed)
+
+
+def data(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.config import flatten, to_json
+    from reverie.data.sources import sources
+    from reverie.data.store import open_dataset, write_store
+
+    if args.source == "show":
+        for split in ("train", "val"):
+            dataset = open_dataset(args.path, split)
+            print(f"{split}: {len(dataset.lengths)} episodes, {int(dataset.lengths.sum())} frames")
+        print(table(flatten(dataset.spec).items()))
+        return
+    source = flags(named(sources(), args.source, "source"), rest, f"reverie data {args.source} PATH")
+    notes = {"licence": args.licence, "provenance": json.dumps(to_json(source))}
+    write_store(args.path, source.spec(), source.episodes(), val=args.val, **notes)
+    print(f"{args.path}: look at it with 'reverie data show {args.path}'")
+
+
+def list_(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.data.sources import sources
+    from reverie.presets import presets
+
+    def first_line(value: Any) -> str:
+        return (value.__doc__ or "").strip().partition("\n")[0]
+
+    print("presets (reverie train NAME)\n" + table((n, p.about) for n, p in presets().items()))
+    print("\nsources (reverie data NAME OUT)\n" + table((n, first_line(s)) for n, s in sources().items()))
+
+
+def show(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.config import flatten
+    from reverie.training.checkpoint import find_run, read_record
+
+    record = read_record(find_run(args.run))
+    print(table(flatten({"data": record.fingerprint, "spec": record.spec, "run": record.run}).items()))
+
+
+def export(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.training.checkpoint import export
+
+    export(args.run, args.out)
+    print(f"{args.out}: 'reverie play {args.out}' plays it")
+
+
+def named(options: dict[str, Any], name: str, kind: str) -> Any:
+    if name not in options:
+        raise ReverieError(f"there is no {kind} '{name}'.{did_you_mean(name, options)}")
+    return options[name]
+
+
+def flags(config: type, args: list[str], prog: str, **default: Any) -> Any:
+    """Return a ``config`` in which every nested field may be given as a flag, ``--dynamics.depth 12``."""
+    import tyro
+
+    from reverie.config import flatten
+
+    no_pairs = (tyro.conf.FlagConversionOff,)  # `--x True`, not `--x` and `--no-x`
+    value, unknown = tyro.cli(config, args=args, prog=prog, config=no_pairs, return_unknown_args=True, **default)
+    if unknown:
+        known = [f"--{name.replace('_', '-')}" for name in flatten(value) if not name.endswith("class")]
+        raise ReverieError(f"{prog} does not know '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
+    return value
+
+
+def table(rows: Iterable[tuple[Any, Any]]) -> str:
+    rows = [(str(a), str(b)) for a, b in rows]
+    width = max((len(a) for a, _ in rows), default=0)
+    return "\n".join(f"  {a:{width}}  {b}".rstrip() for a, b in rows)
+
+
+def parser() -> tuple[Parser, dict[str, Any]]:
+    """Return the parser of the command line, and those of its commands by name."""
+    top = Parser(
+        prog="reverie",
+        formatter_class=FORMAT,
+        description="Train world models from video and step into them.",
+        epilog="Begin with 'reverie demo', or with videos of your own: 'reverie learn clips/', then 'reverie play "
+        "runs/clips'.\n'reverie COMMAND --help' tells more about one of them.",
+    )
+    top.add_argument("--version", action="version", version=f"reverie {reverie.__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def add(name: str, run: Callable, text: str, *examples: str, flags_of: str = "") -> Parser:
+        """``flags_of``: the argument that names a config; flags unknown to the command are that config's."""
+        epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples)
+        new = commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=FORMAT, add_help=not flags_of
+        )
+        if flags_of:
+            new.add_argument("-h", "--help", action=Help, nargs=0, const=flags_of, help="this, or a named one's flags")
+        new.set_defaults(run_command=run, more=bool(flags_of))
+        return new
+
+    def add_out(to: Parser, default: str | None = None) -> None:
+        to.add_argument("--out", type=Path, default=default and Path(default), metavar="RUN", help="folder to fill")
+
+    def add_page(to: Parser) -> None:
+        to.add_argument("--port", type=int, default=8000, help="port of the page (8000; 0 takes any free one)")
+        to.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")
+
+    one = add("demo", demo, "Train a small world in minutes, then play in it.",
+              "reverie demo", "reverie demo --no-play --out runs/demo")  # fmt: skip
+    add_out(one, "runs/demo")
+    one.add_argument("--minutes", type=float, help="how long it may train")
+    one.add_argument("--no-play", dest="play", action="store_false", help="stop when the world is trained")
+    add_page(one)
+
+    one = add("learn", learn, "Make a playable world out of videos, a store or a simulator.",
+              "reverie learn clips/ --out runs/clips --minutes 60", "reverie learn platformer")  # fmt: skip
+    one.add_argument("source", metavar="SOURCE", help="a folder of videos, a video, a store, or a source's name")
+    add_out(one)
+    one.add_argument("--minutes", type=float, help="how long it may train")
+
+    one = add("train", train, "Train a preset; every field of it is a flag.", "reverie list",
+              "reverie train PRESET --out runs/mine", "reverie train PRESET --help", flags_of="preset")  # fmt: skip
+    one.add_argument("preset", metavar="PRESET", help="a name from 'reverie list'")
+    add_out(one)
+
+    one = add("eval", evaluate, "Measure a world: how sharp it is, and whether it obeys.",
+              "reverie eval runs/demo", "reverie eval runs/demo --json > numbers.json")  # fmt: skip
+    one.add_argument("run", type=Path, metavar="RUN")
+    one.add_argument("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
+
+    one = add("play", play, "Step into a world; without RUN, one that came with Reverie.",
+              "reverie play", "reverie play runs/demo", "reverie play runs/demo --port 9000 --no-browser")  # fmt: skip
+    one.add_argument("run", type=Path, nargs="?", metavar="RUN")
+    one.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    one.add_argument("--seed", type=int, default=0, help="which dream")
+    add_page(one)
+
+    one = add("data", data, "Record or convert episodes into a store, or look into one.",
+              "reverie data platformer data/platformer --count 64", "reverie data videos data/clips --path clips/",
+              "reverie data show data/platformer", "reverie data platformer --help", flags_of="source")  # fmt: skip
+    one.add_argument("source", metavar="SOURCE", help="a source's name from 'reverie list', or 'show'")
+    one.add_argument("path", type=Path, metavar="PATH", help="the store to write, or to look into")
+    one.add_argument("--val", type=float, default=0.1, help="share of the episodes held out (0.1)")
+    one.add_argument("--licence", default="", help="the licence to note in the store")
+
+    add("list", list_, "Name every preset and source.", "reverie list")
+    one = add("show", show, "Tell what a run is: its config, data and state.", "reverie show runs/demo")
+    one.add_argument("run", type=Path, metavar="RUN")
+    one = add("export", export, "Write what is needed to play, and no more, to a folder.",
+              "reverie export runs/demo worlds/demo")  # fmt: skip
+    one.add_argument("run", type=Path, metavar="RUN")
+    one.add_argument("out", type=Path, metavar="OUT")
+    return top, commands.choices
+
+
+def dispatch(argv: list[str]) -> None:
+    top, commands = parser()
+    if argv and not argv[0].startswith("-"):
+        named(commands, argv[0], "command")
+    args, rest = top.parse_known_args(argv)
+    if rest and not getattr(args, "more", False):
+        commands.get(args.command, top).error(f"unrecognized arguments: {' '.join(rest)}")
+    elif not args.command:
+        top.print_help()
+    else:
+        args.run_command(args, rest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the status for the shell: 0, 2 for a ReverieError, 130 when interrupted."""
+    try:
+        try:
+            dispatch(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except ReverieError as error:
+        if os.environ.get("REVERIE_DEBUG") == "1":
+            raise
+        print(f"reverie: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nreverie: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough; keep the interpreter's last flush quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""The one exception users are meant to read: a single clear line that says what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ReverieError(Exception):
+    """What went wrong and what to do about it, in one line. The command line prints it and exits with status 2."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest of ``options``, or all of them when none is close."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Choose from: {', '.join(options)}." if options else ""

@@ -1,0 +1,154 @@
+"""The command line keeps its manners: one line for what a user got wrong, the right status, nothing heavy loaded."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import reverie
+from reverie import cli
+from reverie.errors import ReverieError
+
+
+@pytest.fixture
+def run(capfd):
+    """Return a function: words -> (status, stdout, stderr) of ``reverie`` given those words."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        try:
+            status = cli.main(list(words))
+        except SystemExit as stop:  # --help and --version end argparse
+            status = int(stop.code or 0)
+        return status, *capfd.readouterr()
+
+    return run
+
+
+COMMANDS = list(cli.parser()[1])
+
+
+def test_alone_it_shows_what_there_is(run):
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    assert all(f"    {name}" in out for name in COMMANDS)
+    assert run("--help")[1] == out
+    assert run("--version")[1] == f"reverie {reverie.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_helps_with_an_example_that_parses(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    examples = [line.split() for line in out.partition("examples:")[2].splitlines() if line.strip()]
+    assert any(words[1] == command for words in examples)
+    for words in examples:
+        words = words[: words.index(">")] if ">" in words else words
+        if "--help" not in words:
+            cli.parser()[0].parse_known_args(words[1:])
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["lern"], "there is no command 'lern'. Did you mean 'learn'?"),
+        (["evaluate", "runs/demo"], "there is no command 'evaluate'. Did you mean 'eval'?"),
+        (["--lern"], "unrecognized arguments: --lern. 'reverie --help' shows how it is used."),
+        (["eval"], "the following arguments are required: RUN. 'reverie eval --help' shows how it is used."),
+        (["eval", "x", "--jsn"], "unrecognized arguments: --jsn. 'reverie eval --help' shows how it is used."),
+        (["play", "--port", "many"], "argument --port: invalid int value: 'many'. 'reverie play --help' shows"),
+        (["learn", "x", "--minutes"], "argument --minutes: expected one argument. 'reverie learn --help' shows"),
+        (["train", "no-such-preset"], "no-such-preset"),
+        (["train", "no-such-preset", "--help"], "no-such-preset"),
+        (["data", "platfromer", "out"], "there is no source 'platfromer'. Did you mean 'platformer'?"),
+        (["eval", "no/such/run"], "no/such/run"),
+        (["play", "no/such/run"], "no/such/run"),
+        (["show", "no/such/run"], "no/such/run"),
+        (["export", "no/such/run", "out"], "no/such/run"),
+        (["data", "show", "no/such/store"], "no/such/store"),
+        (["learn", "no/such/videos", "--out", "out"], "no/such/videos"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_a_user_gets_wrong_costs_one_line(run, tmp_path, words, line):
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert err.startswith("reverie: error: ")
+    assert err.count("\n") == 1
+    assert line in err
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def test_debug_shows_where_an_error_came_from(run, monkeypatch):
+    monkeypatch.setenv("REVERIE_DEBUG", "1")
+    with pytest.raises(ReverieError, match="lern"):
+        run("lern")
+
+
+def test_flags_of_a_source_are_its_fields(run, tmp_path):
+    status, out, _ = run("data", "platformer", "--help")
+    assert status == 0
+    assert "--tile INT" in out
+    store = str(tmp_path / "store")
+    status, out, err = run("data", "platformer", store, "--count", "4", "--frames", "8", "--val", "0.25")
+    assert status == 0, err
+    assert f"reverie data show {store}" in out
+    status, out, err = run("data", "show", store)
+    assert "train: 3 episodes, 24 frames" in out
+    assert "val: 1 episodes, 8 frames" in out
+    status, _, err = run("data", "platformer", str(tmp_path / "other"), "--coumt", "4")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "does not know '--coumt'. Did you mean '--count'?" in err
+    status, _, err = run("data", "platformer", str(tmp_path / "other"), "--count", "0")
+    assert (status, err.count("\n")) == (2, 1)
+    assert not (tmp_path / "other").exists()
+
+
+def test_list_names_every_preset_and_source(run):
+    from reverie.data.sources import sources
+    from reverie.presets import presets
+
+    out = run("list")[1]
+    assert all(f"  {name} " in out for name in [*presets(), *sources()])
+
+
+def test_flags_of_a_preset_are_its_fields(run):
+    from reverie.presets import presets
+
+    status, out, _ = run("train", next(iter(presets())), "--help")
+    assert status == 0
+    assert "--seed INT" in out
+
+
+def test_an_interrupt_is_130_and_leaves_nothing(tmp_path):
+    words = ["data", "platformer", "store", "--count", "100000"]
+    with subprocess.Popen([sys.executable, "-m", "reverie.cli", *words], stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir()), "something half-written was left behind"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_early_is_no_error(unbuffered):
+    words = [sys.executable, "-m", "reverie.cli", "--help"]
+    read, write = os.pipe()
+    os.close(read)
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, env=env)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (0, b"")
+
+
+def test_the_package_names_what_it_has():
+    assert set(dir(reverie)) >= {"load", "Session"}
+    assert callable(reverie.load)
+    assert callable(reverie.Session)
+    with pytest.raises(AttributeError, match="lode"):
+        reverie.lode  # noqa: B018

@@ -1,0 +1,154 @@
+"""What the pages tell a reader to type is typed here, block by block, and the names they drop exist.
+
+The ``sh`` and ``python`` blocks of a page run in order in one empty folder that holds ``clips/``, a few short videos.
+``sh`` runs command by command. Some would take long, wait for a player or reach out; REHEARSED says how each of these
+is run instead, and why. What it does not name is run as it stands.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from reverie import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Notes of what was once done or decided keep their commands as they were.
+HISTORY = {ROOT / "docs" / "log.md", *(ROOT / "docs" / "decisions").glob("*.md")}
+LIVING = [page for page in PAGES if page not in HISTORY]
+
+LITTLE = "--minutes 0.2"  # long enough to go through every stage; what comes of it is no picture to look at
+REHEARSED = [  # (how a command begins, what becomes of it)
+    ("reverie play", "serve"),  # waits for a player: the page is fetched, then it is interrupted
+    ("reverie demo", f"append --no-play {LITTLE}"),
+    ("reverie learn", f"append {LITTLE}"),
+    ("reverie train", "append --minutes 0.2"),
+    ("make", "dry"),  # `make -n` in the repository: the target exists. What it would run is run here and in other tests
+    ("git clone", "leave"),  # no network
+    ("cd reverie", "leave"),
+    ("pip install", "leave"),  # set-up is tried by .ci/run
+    ("uv", "leave"),
+    (".ci/run", "leave"),  # runs this
+]
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Return the (language, text) of a page's fenced blocks that are meant to be run."""
+    return re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text("utf8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """The commands of an ``sh`` block: comments gone, continued lines joined."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [" ".join(words) for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def serve(command: str, **where) -> None:
+    """Start a player, fetch its page, and interrupt it as a person would."""
+    words = [*shlex.split(command), "--port", "0", "--no-browser"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, **where) as process:
+        try:
+            assert process.stdout
+            told = ""
+            while not (address := re.search(r"http://[\d.]+:\d+\S*", told)):
+                line = process.stdout.readline()
+                assert line, f"'{command}' ended before it had told an address: {told}"
+                told += line
+            assert b"<canvas" in urllib.request.urlopen(address[0], timeout=20).read()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) in (0, 130)
+        finally:
+            process.kill()
+
+
+def rehearse(command: str, place: Path, env: dict[str, str]) -> None:
+    how = next((how for start, how in REHEARSED if f"{command} ".startswith(f"{start} ")), "")
+    if how == "leave":
+        return
+    if how == "serve":
+        serve(command, cwd=place, env=env)
+        return
+    if how == "dry":
+        command, place = f"make -n {command.removeprefix('make')}", ROOT
+    command += how.removeprefix("append") if how.startswith("append") else ""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], cwd=place, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (
+        f"'{command}' ends with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    )
+
+
+@pytest.mark.parametrize("page", LIVING, ids=lambda page: page.name)
+def test_every_block_of_a_page_runs(page, tmp_path):
+    found = blocks(page)
+    if not found:
+        return
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if any("clips" in text for _, text in found):
+        write_clips(tmp_path / "clips")
+    for language, text in found:
+        if language == "python":
+            subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=env, check=True, timeout=120)
+        else:
+            for command in commands(text):
+                rehearse(command, tmp_path, env)
+
+
+def write_clips(folder: Path) -> None:
+    """Fill a folder with the kind of thing a reader has: a few seconds of video of a game."""
+    from reverie.data.sources.platformer import PlatformerConfig
+    from reverie.evaluation.video import write_mp4
+
+    folder.mkdir()
+    for i, episode in enumerate(PlatformerConfig(count=3, frames=40).episodes()):
+        write_mp4(folder / f"{i}.mp4", episode.frames, fps=10)
+
+
+@pytest.mark.parametrize("page", LIVING, ids=lambda page: page.name)
+def test_commands_named_in_passing_exist(page):
+    text = page.read_text("utf8")
+    spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text) + [
+        c for lang, b in blocks(page) if lang == "sh" for c in commands(b)
+    ]
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf8"), re.MULTILINE))
+    known = cli.parser()[1]
+    for span in spans:
+        if found := re.match(r"reverie ([a-z]+)\b", span):
+            assert found[1] in known, f"{page.name} names '{span}', which is no command"
+            flags = {flag for action in known[found[1]]._actions for flag in action.option_strings}
+            if not cli.parser()[0].parse_known_args([found[1], *["x"] * 2])[0].more:
+                assert set(re.findall(r"(?<!\S)--[a-z-]+", span)) <= flags, f"{page.name}: '{span}' has an unknown flag"
+        for target in re.findall(r"^make ([a-z]+)", span):
+            assert target in targets, f"{page.name} names '{span}', which is no target of the Makefile"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_lead_somewhere(page):
+    text = page.read_text("utf8")
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert re.match(r"https?://", link) or (page.parent / link).exists(), f"{page.name} links to {link}"
+    if page in HISTORY:
+        return
+    for path in re.findall(r"`((?:reverie|tests|docs|benchmarks|examples|\.ci)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), f"{page.name} speaks of {path}"
+
+
+def test_a_planted_fault_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`reverie lern x` `reverie eval runs/x --jsn` `make cofee` [gone](gone.md) `reverie/gone.py`\n"
+        "```sh\nfalse\n```\n"
+    )
+    for test in (test_commands_named_in_passing_exist, test_links_and_paths_lead_somewhere):
+        with pytest.raises(AssertionError, match="page.md"):
+            test(page)
+    with pytest.raises(AssertionError, match="'false' ends with 1"):
+        test_every_block_of_a_page_runs(page, tmp_path)

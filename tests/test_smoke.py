@@ -1,0 +1,41 @@
+"""The short path through the whole package, run on every supported Python and in both of flax's modes."""
+
+import numpy as np
+import pytest
+
+import reverie
+from reverie.data.sources.square import SquareConfig
+from reverie.data.store import write_store
+from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.lam import LAMConfig
+from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.quantise import VQConfig
+from reverie.nn.transformer import TransformerConfig
+from reverie.training.engine import Run, fit
+from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
+
+NET = TransformerConfig(width=16, depth=1, heads=2, window=4)
+STAGES = {
+    "tokenizer": TokenizerObjective(VQVAEConfig(patch=8, encoder=NET, decoder=NET, quantiser=VQConfig(32, 8))),
+    "lam": LatentActionObjective(LAMConfig(encoder=NET, decoder=NET, quantiser=VQConfig(4, 8))),
+    "dynamics": DynamicsObjective(MaskGITConfig(transformer=NET, passes=2), lam="../lam", context=4),
+}
+
+
+@pytest.mark.smoke
+def test_from_pixels_to_a_played_frame(tmp_path):
+    world = tmp_path / "world"
+    source = SquareConfig(count=12, frames=12)
+    write_store(world / "data", source.spec(), source.episodes())
+    for stage, objective in STAGES.items():
+        fit(Run(objective, batch=8, length=6, steps=2, report_every=2, report_clips=2), world / stage, progress=False)
+
+    frames = next(iter(source.episodes())).frames[:3]
+    pictures = []
+    for _ in range(2):  # loaded twice: the same seed dreams the same dream
+        session = reverie.Session(reverie.load(world), seed=1)
+        session.reset(frames, None)
+        pictures.append(np.stack([session.step(action) for action in (0, 3, 1, 2, 0, 0)]))
+    assert pictures[0].shape == (6, *source.spec().frame)
+    assert pictures[0].dtype == np.uint8
+    assert np.array_equal(*pictures)
