@@ -1,0 +1,193 @@
+"""MaskGIT dynamics: the next frame's tokens, all at once, refined in a few passes (Genie, arXiv 2402.15391, 2.1.3).
+
+Training hides tokens of a frame and asks for them back; sampling starts from a frame that is all hidden and keeps, pass
+by pass, the tokens the model is surest of (MaskGIT, arXiv 2202.04200, section 3.2). Where we differ from the open
+replicas: with ``context="clean"`` a hidden frame reads *finished* earlier frames in training as it will when played
+(twice the frames per step, no gap between the two); frames of the past can never be touched while sampling; temperature
+falls to zero over the passes instead of rising; the noise goes on the confidences as in the paper.
+
+Shapes: B batch, T time, N tokens per frame, M model width, V codes, K passes.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from reverie.actions import START, ActionSpace
+from reverie.nn.embed import ActionEmbedding
+from reverie.nn.memory import Memory
+from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
+
+
+@dataclass(frozen=True)
+class MaskGITConfig:
+    """Dynamics over a grid of codes. The first three fields follow from the tokenizer and the data: see ``fitted``."""
+
+    codes: int = 1024
+    grid: tuple[int, int] = (16, 16)
+    actions: ActionSpace = ActionSpace()
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    conditioning: Literal["prepend", "add"] = "prepend"  # an action is a token of its frame, or added to all of them
+    context: Literal["clean", "hidden"] = (
+        "clean"  # what a hidden frame reads in training: finished frames, or hidden ones
+    )
+    mask_min: float = 0.5  # share of hidden tokens is drawn from U(mask_min, 1), one draw per frame
+    changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
+    passes: int = 25  # K, refinement passes per frame
+    temperature: float = 1.0
+
+    def fitted(self, tokenizer: Any, actions: ActionSpace) -> "MaskGITConfig":
+        """Return this config for a tokenizer's codes and a space of actions."""
+        return dataclasses.replace(self, codes=tokenizer.codes, grid=tokenizer.grid, actions=actions)
+
+    def make(self, rngs: nnx.Rngs) -> "MaskGIT":
+        """Return the module."""
+        return MaskGIT(self, rngs=rngs)
+
+
+class MaskGIT(nnx.Module):
+    """A space-time transformer over token embeddings, with one more code for "hidden"."""
+
+    def __init__(self, config: MaskGITConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width = config.transformer.width
+        self.prepend = config.conditioning == "prepend"
+        self.tokens = config.grid[0] * config.grid[1]
+        self.embed = nnx.Param(jax.random.normal(rngs.params(), (config.codes + 1, width)) * 0.5)
+        self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
+        self.transformer = SpaceTimeTransformer(config.transformer, config.grid, extra=int(self.prepend), rngs=rngs)
+        self.head = nnx.Linear(width, config.codes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def loss(self, latents_BTN: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+        """Cross-entropy of the hidden tokens of every frame but the first, (B, T, N) int32 codes."""
+        logits, hidden = self._predict_hidden(latents_BTN, actions_BT, key)
+        target = latents_BTN[:, 1:]
+        changed = (target != latents_BTN[:, :-1]).astype(jnp.float32)
+        weights = hidden * (1 + jnp.float32(self.config.changed_weight) * changed)
+        nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
+        right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
+        metrics = {
+            "accuracy": jnp.sum(right * hidden) / (jnp.sum(hidden) + 1e-6),
+            "accuracy_changed": jnp.sum(right * hidden * changed) / (jnp.sum(hidden * changed) + 1e-6),
+        }
+        return jnp.sum(nats * weights) / (jnp.sum(weights) + 1e-6), metrics
+
+    def report(self, latents_BTN: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
+        """Top-k accuracy of frames that are hidden completely, and of those of their tokens that change."""
+        logits, _ = self._predict_hidden(latents_BTN, actions_BT, key, share=1.0)
+        target = latents_BTN[:, 1:]
+        rank = jnp.sum(logits > jnp.take_along_axis(logits, target[..., None], axis=-1), axis=-1)
+        changed = (target != latents_BTN[:, :-1]).astype(jnp.float32)
+        result = {f"top{k}": jnp.mean((rank < k).astype(jnp.float32)) for k in (1, 2, 5, 16)}
+        first = (rank == 0).astype(jnp.float32)
+        return result | {"changed_top1": jnp.sum(first * changed) / (jnp.sum(changed) + 1e-6)}
+
+    def _predict_hidden(self, latents_BTN, actions_BT, key, share: float | None = None):
+        """Return logits (B, T-1, N, V) of frames 1..T-1 with tokens hidden, and which were, float (B, T-1, N)."""
+        batch, length, tokens = latents_BTN.shape
+        # What led to the first frame of a clip is before its time (relaxed actions already weigh nothing there).
+        actions_BT = actions_BT if actions_BT.ndim == 3 else actions_BT.at[:, 0].set(START)
+        key_share, key_mask = jax.random.split(key)
+        low = jnp.float32(self.config.mask_min)
+        rate = low + (1 - low) * jax.random.uniform(key_share, (batch, length - 1, 1))
+        rate = rate if share is None else jnp.full_like(rate, share)
+        hidden = jax.random.uniform(key_mask, (batch, length - 1, tokens)) < rate
+        draft = jnp.where(hidden, self.config.codes, latents_BTN[:, 1:])
+        if self.config.context == "clean":  # the last finished frame is nobody's past: T-1 of them, and T-1 drafts
+            x = jnp.concatenate([latents_BTN[:, :-1], draft], axis=1)
+            x = self._embed(x, jnp.concatenate([actions_BT[:, :-1], actions_BT[:, 1:]], axis=1))
+            x = self.transformer(x, times=Times(length - 1, tuple(range(1, length))))[:, length - 1 :]
+        else:
+            x = self._embed(jnp.concatenate([latents_BTN[:, :1], draft], axis=1), actions_BT)
+            x = self.transformer(x)[:, 1:]
+        return self._logits(x), hidden.astype(jnp.float32)
+
+    # -- one frame at a time -----------------------------------------------------------------------------------------
+
+    def empty(self, batch: int) -> Memory:
+        """Return the memory with which a world begins."""
+        return self.transformer.empty(batch)
+
+    def observe(self, memory: Memory, latents_BN: Array, actions_B: Array) -> tuple[Memory, Array]:
+        """Take in a finished frame and the action that led to it; returns features (B, N, M) too."""
+        h, memory = self._step(memory, latents_BN, actions_B)
+        return memory.advance(), h
+
+    def imagine(
+        self, memory: Memory, actions_B: Array, key: Array, temperature: float | Array = 1.0
+    ) -> tuple[Memory, Array, Array]:
+        """Dream the frame that ``actions_B`` leads to: (memory with it taken in, latents (B, N), features (B, N, M))."""
+
+        def predict(latents_BN, memory):
+            # Passes write the same slot of the ring again and again; only `observe` below moves on to the next.
+            h, memory = self._step(memory, latents_BN, actions_B)
+            return self._logits(h), memory
+
+        latents, memory = self.sample(predict, memory, len(actions_B), key, temperature)
+        memory, h = self.observe(memory, latents, actions_B)
+        return memory, latents, h
+
+    def imagine_uncached(
+        self, latents_BTN: Array, actions_BT: Array, key: Array, temperature: float | Array = 1.0
+    ) -> Array:
+        """``imagine`` by running the whole past in every pass: latents (B, T, N) and actions (B, T+1) -> (B, N).
+
+        For tests and benchmarks: it must dream the same frame, and shows what memory saves.
+        """
+
+        def predict(latents_BN, _):
+            x = self._embed(jnp.concatenate([latents_BTN, latents_BN[:, None]], axis=1), actions_BT)
+            return self._logits(self.transformer(x)[:, -1]), None
+
+        return self.sample(predict, None, len(latents_BTN), key, temperature)[0]
+
+    def sample(self, predict, memory, batch: int, key: Array, temperature: float | Array = 1.0):
+        """Fill a hidden frame in K passes: (latents (B, N), memory).
+
+        ``predict`` takes a partly hidden frame (B, N) and the memory, and gives logits (B, N, V) and the memory.
+        """
+        c, tokens = self.config, self.tokens
+        heat = jnp.asarray(temperature, jnp.float32) * jnp.float32(c.temperature)
+        # Tokens still hidden after pass k: cosine schedule, none after the last.
+        left = np.floor(tokens * np.cos(np.pi / 2 * np.arange(1, c.passes + 1) / c.passes) + 1e-6).astype(np.int32)
+
+        def refine(k, carry):
+            latents, memory = carry
+            key_code, key_order = jax.random.split(jax.random.fold_in(key, k))
+            logits, memory = predict(latents, memory)
+            noise = jax.random.gumbel(key_code, logits.shape)
+            codes = jnp.argmax(logits + heat * noise, axis=-1).astype(jnp.int32)
+            confidence = jnp.take_along_axis(jax.nn.log_softmax(logits), codes[..., None], axis=-1)[..., 0]
+            cooling = heat * (1 - (k + 1).astype(jnp.float32) / c.passes)
+            confidence = confidence + cooling * jax.random.gumbel(key_order, confidence.shape)
+            hidden = latents == c.codes
+            confidence = jnp.where(hidden, confidence, jnp.inf)
+            rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)  # 0: least sure
+            keep_hidden = rank < jnp.asarray(left)[k]
+            return jnp.where(hidden, jnp.where(keep_hidden, c.codes, codes), latents), memory
+
+        start = jnp.full((batch, tokens), c.codes, jnp.int32)
+        return jax.lax.fori_loop(0, c.passes, refine, (start, memory))
+
+    # -- tokens in, logits out ---------------------------------------------------------------------------------------
+
+    def _embed(self, latents_BTN, actions):
+        x = self.embed[...][latents_BTN]
+        action = self.actions(actions)[:, :, None]
+        return jnp.concatenate([x, action], axis=2) if self.prepend else x + action
+
+    def _step(self, memory, latents_BN, actions_B):
+        x = self._embed(latents_BN[:, None], actions_B[:, None])[:, 0]
+        h, memory = self.transformer.step(x, memory)
+        return h[:, : self.tokens], memory
+
+    def _logits(self, x):
+        return self.head(x[..., : self.tokens, :]).astype(jnp.float32)

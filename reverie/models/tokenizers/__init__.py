@@ -1,0 +1,51 @@
+"""Tokenizers, one file each: config, module and loss. A file put here is found by everything else.
+
+Shapes: B batch, T time, H W C image, N tokens per frame.
+"""
+
+from typing import Any, Protocol
+
+from jax import Array
+
+from reverie.models.folder import configs
+
+
+class Tokenizer(Protocol):
+    """Frames to latents and back. ``tokens``: N; ``grid``: how they lie in the picture; ``codes``: how many there are."""
+
+    tokens: int
+    grid: tuple[int, int]
+    codes: int
+
+    def encode(self, frames_BTHWC: Array) -> Array:
+        """uint8 frames -> latents: int32 codes (B, T, N)."""
+        ...
+
+    def decode(self, latents: Array) -> Array:
+        """Latents -> frames (B, T, H, W, C), float32 in 0..1."""
+        ...
+
+    def empty(self, batch: int) -> Any:
+        """Return the memory with which frame-by-frame decoding begins."""
+        ...
+
+    def decode_frame(self, memory: Any, latents: Array) -> tuple[Any, Array]:
+        """Decode the next frame: (memory, frame (B, H, W, C)); the same pictures as ``decode`` of the whole."""
+        ...
+
+    def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+        """Return what to minimise, and cheap numbers about it."""
+        ...
+
+
+class TokenizerConfig(Protocol):
+    """A frozen dataclass with a field ``frame``, (H, W, C), which follows from the data."""
+
+    def make(self, rngs: Any) -> Any:
+        """Return the module."""
+        ...
+
+
+def families() -> dict[str, type]:
+    """Return the config class of every file in this folder, by the file's name."""
+    return configs(__name__, __path__)

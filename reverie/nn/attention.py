@@ -1,0 +1,98 @@
+"""Attention: one function, and the rotary positions it is fed with.
+
+Shapes: B batch, Q queries, S keys, K heads, G key/value heads (K % G == 0), D head width.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+
+def attend(
+    q_BQKD: Float[Array, "b q k d"],
+    k_BSGD: Float[Array, "b s g d"],
+    v_BSGD: Float[Array, "b s g d"],
+    *,
+    mask_QS: Bool[Array, "q s"] | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    soft_cap: float = 0.0,
+) -> Float[Array, "b q k d"]:
+    """Softmax attention with grouped heads; logits and softmax in float32.
+
+    ``causal`` lets query i read keys max(0, i - window + 1)..i. ``mask_QS`` is True where query q may read key s.
+    ``soft_cap`` > 0 squashes logits to cap * tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2).
+
+    On NVIDIA GPUs in 16-bit types cuDNN's flash kernels do the work; capped logits have no such kernel, they are
+    written out here.
+    """
+    if soft_cap:
+        return _capped(q_BQKD, k_BSGD, v_BSGD, _combine(mask_QS, causal, window, q_BQKD.shape[1]), soft_cap)
+    flash = jax.default_backend() == "gpu" and q_BQKD.dtype in (jnp.bfloat16, jnp.float16)
+    banded = causal and window is not None and window < q_BQKD.shape[1]
+    return jax.nn.dot_product_attention(
+        q_BQKD,
+        k_BSGD,
+        v_BSGD,
+        mask=None if mask_QS is None else mask_QS[None, None],
+        is_causal=causal,
+        local_window_size=(window - 1, 0) if banded else None,
+        implementation="cudnn" if flash else "xla",
+    )
+
+
+def rotary_time(positions: Array | np.ndarray, width: int, base: float = 1e4) -> tuple[Array, Array]:
+    """Return (cos, sin), each (T, width // 2), for (T,) integer frame positions (RoFormer, arXiv 2104.09864).
+
+    Angles are kept as fractions of a turn in uint32, where overflow *is* the modulo: phases stay exact for every
+    position, so a world can be played for ever. (In float32, frame 100,000 is already off by 6e-3 radians.)
+    """
+    turns = base ** (-np.arange(width // 2) / (width // 2)) / (2 * np.pi)
+    step = jnp.asarray(np.round(turns * 2.0**32).astype(np.uint32))
+    phase = jnp.asarray(positions).astype(jnp.uint32)[:, None] * step[None]
+    angle = phase.astype(jnp.float32) * np.float32(2 * np.pi / 2.0**32)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotary_space(height: int, width: int, extra: int, head: int, base: float = 100.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return (cos, sin), each (height * width + extra, head // 2): rows turn the first half, columns the second.
+
+    ``extra`` tokens that have no place in the picture come last and are not turned.
+    """
+    quarter = head // 4
+    freqs = base ** (-np.arange(quarter) / max(quarter, 1))
+    row, col = np.divmod(np.arange(height * width), width)
+    rest = head // 2 - 2 * quarter
+    angle = np.concatenate([row[:, None] * freqs, col[:, None] * freqs, np.zeros((height * width, rest))], axis=1)
+    angle = np.concatenate([angle, np.zeros((extra, head // 2))]).astype(np.float32)
+    return np.cos(angle), np.sin(angle)
+
+
+def rotate(x_ND: Array, cos: Array, sin: Array) -> Array:
+    """Turn pairs (x[..., i], x[..., i + D/2]) of ``x`` (..., N, K, D) by tables (..., N, D/2), in float32."""
+    a, b = jnp.split(x_ND.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    shape = (1,) * (a.ndim - cos.ndim) + cos.shape
+    cos, sin = jnp.reshape(cos, shape), jnp.reshape(sin, shape)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_ND.dtype)
+
+
+def _combine(mask_QS, causal: bool, window: int | None, length: int):
+    if not causal:
+        return mask_QS
+    age = np.arange(length)[:, None] - np.arange(length)[None]
+    band = jnp.asarray((age >= 0) & (age < (window or length)))
+    return band if mask_QS is None else band & mask_QS
+
+
+def _capped(q, k, v, mask_QS, cap: float):
+    groups = q.shape[2] // k.shape[2]
+    q = q.reshape(*q.shape[:2], k.shape[2], groups, q.shape[3])
+    logits = jnp.einsum("bqgrd,bsgd->bgrqs", q, k, preferred_element_type=jnp.float32) * np.float32(q.shape[-1] ** -0.5)
+    logits = np.float32(cap) * jnp.tanh(logits / np.float32(cap))
+    if mask_QS is not None:
+        logits = jnp.where(mask_QS[None, None, None], logits, np.float32(-1e30))
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bgrqs,bsgd->bqgrd", weights, v)
+    return out.reshape(*out.shape[:2], -1, out.shape[-1])

@@ -1,0 +1,44 @@
+"""Calling a model without paying for its Python structure on every call."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+class compiled:
+    """``compiled(model, fn)(*args)`` is ``fn(model, *args)`` under ``jax.jit``, the weights passed as flat leaves.
+
+    The model is split once, here: later changes to it are not seen, and what ``fn`` changes in it is dropped. ``args``
+    are plain pytrees; ``donate`` are the positions among them whose buffers may be reused (a memory, a state). Why not
+    ``nnx.jit``: it walks the module in Python on every call (docs/speed.md has the numbers); a played frame feels it.
+    """
+
+    def __init__(self, model: nnx.Module, fn: Callable, donate: Sequence[int] = ()):
+        graph, state = nnx.split(model)
+        self._leaves, tree = jax.tree.flatten(state)
+
+        def run(leaves: list[jax.Array], *args: Any) -> Any:
+            return fn(nnx.merge(graph, jax.tree.unflatten(tree, leaves)), *args)
+
+        self._call = jax.jit(run, donate_argnums=tuple(1 + position for position in donate))
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(self._leaves, *args)
+
+    @property
+    def compilations(self) -> int:
+        """How many programs were built so far: one per shape of the arguments, or something is wrong."""
+        return self._call._cache_size()
+
+
+def cache_compilations() -> None:
+    """Keep compiled programs between runs under the user's cache folder, unless JAX was told where to (or not to)."""
+    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reverie" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        # By default only programs that took a second are kept; a run starts with dozens that take a tenth.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

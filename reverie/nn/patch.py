@@ -1,0 +1,61 @@
+"""Frames to patch tokens and back.
+
+Shapes: B batch, T time, H W C image, N tokens per frame (H/P * W/P, row by row), P patch side.
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array
+
+from reverie.errors import ReverieError
+
+
+def grid(height: int, width: int, patch: int) -> tuple[int, int]:
+    """Return how many patches fit down and across; ReverieError unless they fit exactly."""
+    if height % patch or width % patch:
+        raise ReverieError(
+            f"frames of {height}x{width} cannot be cut into {patch}x{patch} patches: "
+            f"choose a patch that divides both sides, or resize the frames."
+        )
+    return height // patch, width // patch
+
+
+def patchify(frames_BTHWC: Array, patch: int) -> Array:
+    """(B, T, H, W, C) -> (B, T, N, P*P*C)."""
+    return rearrange(frames_BTHWC, "b t (h p) (w q) c -> b t (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(patches: Array, height: int, width: int, patch: int) -> Array:
+    """(B, T, N, P*P*C) -> (B, T, H, W, C)."""
+    return rearrange(
+        patches, "b t (h w) (p q c) -> b t (h p) (w q) c", h=height // patch, w=width // patch, p=patch, q=patch
+    )
+
+
+def to_float(frames: Array) -> Array:
+    """uint8 0..255 -> float32 -1..1. One affine map for all pixels: brightness and contrast survive."""
+    return frames.astype(jnp.float32) * jnp.float32(2 / 255) - jnp.float32(1)
+
+
+def to_uint8(frames: Array) -> Array:
+    """float 0..1 -> uint8 0..255, rounded and clipped."""
+    return jnp.round(jnp.clip(frames, 0.0, 1.0) * jnp.float32(255)).astype(jnp.uint8)
+
+
+def unit_range(frames: Array) -> Array:
+    """uint8 0..255 -> float32 0..1, what decoders paint."""
+    return frames.astype(jnp.float32) * jnp.float32(1 / 255)
+
+
+def motion_weights(frames_BTHWC: Array, extra: float, threshold: int = 8) -> Array:
+    """Return weights (B, T, H, W, 1) of mean 1 that count moved pixels ``1 + extra`` times as much as still ones.
+
+    A pixel has moved if a channel differs by more than ``threshold`` of 255 from the frame before or after; both,
+    because what must be painted is where a thing went *and* what it uncovered.
+    """
+    x = frames_BTHWC.astype(jnp.int32)
+    step = jnp.max(jnp.abs(x[:, 1:] - x[:, :-1]), axis=-1, keepdims=True) > threshold
+    still = jnp.zeros_like(step[:, :1]) if step.shape[1] else jnp.zeros((*x.shape[:-1], 1), bool)
+    moved = jnp.concatenate([still, step], axis=1) | jnp.concatenate([step, still], axis=1) if step.shape[1] else still
+    weights = 1 + jnp.float32(extra) * moved.astype(jnp.float32)
+    return weights / jnp.mean(weights)

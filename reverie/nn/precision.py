@@ -1,0 +1,11 @@
+"""Which number type matmuls run in."""
+
+import jax
+import jax.numpy as jnp
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """Return the type named, where "auto" is bfloat16 on accelerators and float32 on CPU (bfloat16 is 1-5x slower there)."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)

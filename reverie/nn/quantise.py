@@ -1,0 +1,161 @@
+"""From continuous vectors to codes: a cosine codebook (VQ) and finite scalar quantisation (FSQ).
+
+Both are exact in float32 whatever the network around them computes in: a tie between two of 1024 cosine similarities
+is common in bfloat16, whose 8 bits of mantissa cannot tell them apart.
+
+Shapes: ... any leading axes, L code width, V number of codes.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+
+class Quantised(NamedTuple):
+    """What a quantiser returns; gradients pass ``vectors`` straight through, ``loss`` is its own."""
+
+    vectors: Array  # (..., L)
+    codes: Array  # (...), int32
+    loss: Array  # scalar
+    similarity: Array  # (..., V) to each code, for VQ; (..., 0) for FSQ
+
+
+class CodeStatistics(nnx.Variable):
+    """State that training changes and gradients do not: code vectors, their running sums, their idle time."""
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """A codebook of unit vectors, moved by running means of what was assigned to each code.
+
+    Running means replace the codebook loss of VQ-VAE (arXiv 1711.00937, appendix A.1): they need no learning rate, and
+    weight decay cannot shrink them. A code that nothing chose for ``restart_after`` steps is moved onto a vector of
+    the batch at hand, the likelier the worse it is served.
+    """
+
+    codes: int = 1024
+    width: int = 32
+    commitment: float = 0.25
+    decay: float = 0.99
+    restart_after: int = 50
+
+    def make(self, rngs: nnx.Rngs) -> "VectorQuantiser":
+        """Return the module."""
+        return VectorQuantiser(self, rngs=rngs)
+
+
+class VectorQuantiser(nnx.Module):
+    """Nearest code by cosine similarity."""
+
+    def __init__(self, config: VQConfig, *, rngs: nnx.Rngs):
+        self.config, self.codes, self.width = config, config.codes, config.width
+        book = unit(jax.random.normal(rngs.params(), (config.codes, config.width)))
+        self.book = CodeStatistics(book)
+        self.sums = CodeStatistics(jnp.copy(book))
+        self.counts = CodeStatistics(jnp.ones(config.codes))
+        self.idle = CodeStatistics(jnp.zeros(config.codes, jnp.int32))
+
+    def __call__(self, x: Array, key: Array | None = None) -> Quantised:
+        """Quantise (..., L); with a ``key`` the codebook learns from ``x`` as well."""
+        x = unit(x.astype(jnp.float32))
+        similarity = jnp.einsum("...l,vl->...v", x, self.book[...])
+        codes = jnp.argmax(similarity, axis=-1).astype(jnp.int32)
+        chosen = self.lookup(codes)
+        loss = jnp.float32(self.config.commitment) * jnp.mean(jnp.square(x - chosen))
+        if key is not None:
+            self._learn(
+                *jax.lax.stop_gradient((x.reshape(-1, self.width), codes.reshape(-1), similarity.max(-1).ravel())), key
+            )
+        return Quantised(x + jax.lax.stop_gradient(chosen - x), codes, loss, similarity)
+
+    def lookup(self, codes: Array) -> Array:
+        """Codes (...) -> vectors (..., L)."""
+        return self.book[...][codes]
+
+    def _learn(self, x: Array, codes: Array, similarity: Array, key: Array):
+        c = self.config
+        decay = jnp.float32(c.decay)
+        one_hot = jax.nn.one_hot(codes, c.codes, dtype=jnp.float32)
+        used = one_hot.sum(axis=0)
+        counts = decay * self.counts[...] + (1 - decay) * used
+        sums = decay * self.sums[...] + (1 - decay) * (one_hot.T @ x)
+        idle = jnp.where(used > 0, 0, self.idle[...] + 1)
+        dead = idle > c.restart_after
+        # Dead codes go where the codebook fits worst: by chance, most vectors are the sky, and so would most codes be.
+        misfit = jnp.cumsum(1 - similarity + 1e-6)
+        fresh = x[jnp.searchsorted(misfit, jax.random.uniform(key, (c.codes,)) * misfit[-1])]
+        # A code that is not in use keeps its place (its sums only shrink, their direction stays) until restarted.
+        self.sums[...] = jnp.where(dead[:, None], fresh, sums)
+        self.counts[...] = jnp.where(dead, 1.0, counts)
+        self.idle[...] = jnp.where(dead, 0, idle)
+        self.book[...] = unit(self.sums[...])
+
+
+@dataclass(frozen=True)
+class FSQConfig:
+    """Finite scalar quantisation (arXiv 2309.15505): each of a few channels is rounded to one of ``levels`` values.
+
+    There is no codebook to collapse; what can collapse is the tanh in front, so normalise before projecting onto it.
+    """
+
+    levels: tuple[int, ...] = (8, 6, 5, 5)
+
+    def make(self, rngs: nnx.Rngs) -> "FiniteScalarQuantiser":
+        """Return the module."""
+        return FiniteScalarQuantiser(self, rngs=rngs)
+
+
+class FiniteScalarQuantiser(nnx.Module):
+    """Round every channel; the code is the mixed-radix number of the rounded channels."""
+
+    def __init__(self, config: FSQConfig, *, rngs: nnx.Rngs):
+        self.config, self.width = config, len(config.levels)
+        self.codes = int(np.prod(config.levels))
+
+    def __call__(self, x: Array, key: Array | None = None) -> Quantised:
+        """Quantise (..., L). ``key`` is unused: nothing is learned here."""
+        levels, half, radix = self._tables(x.ndim)
+        middle = levels // 2
+        # tanh spreads x over `levels` steps; half a step of shift makes room for an even number of levels.
+        shift = np.where(levels % 2 == 0, 0.5, 0.0).astype(np.float32)
+        offset = np.arctanh(shift / half).astype(np.float32)
+        bounded = jnp.tanh(x.astype(jnp.float32) + offset) * half - shift
+        rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
+        digits = jax.lax.stop_gradient(rounded).astype(jnp.int32) + middle
+        codes = (digits * radix).sum(axis=-1)
+        return Quantised(rounded / middle.astype(np.float32), codes, jnp.zeros(()), jnp.zeros((*codes.shape, 0)))
+
+    def lookup(self, codes: Array) -> Array:
+        """Codes (...) -> vectors (..., L)."""
+        levels, _, radix = self._tables(codes.ndim + 1)
+        digits = (codes[..., None] // radix) % levels
+        scale = (levels // 2).astype(np.float32)
+        return (digits.astype(jnp.float32) - scale) / scale
+
+    def _tables(self, ndim: int):
+        levels = np.array(self.config.levels, np.int32).reshape((1,) * (ndim - 1) + (-1,))
+        radix = np.cumprod([1, *self.config.levels[:-1]]).astype(np.int32).reshape(levels.shape)
+        half = ((levels - 1) * (1 + 1e-3) / 2).astype(np.float32)
+        return levels, half, radix
+
+
+def usage(codes: Array, number: int) -> dict[str, Array]:
+    """Return the share of codes in use, their entropy as a share of the largest possible, and their perplexity."""
+    counts = jnp.zeros(number).at[codes.reshape(-1)].add(1.0)
+    p = counts / counts.sum()
+    nats = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0))
+    return {
+        "usage": jnp.mean((counts > 0).astype(jnp.float32)),
+        "entropy": nats / np.float32(np.log(max(number, 2))),
+        "perplexity": jnp.exp(nats),
+    }
+
+
+def unit(x: Array) -> Array:
+    """Scale vectors along the last axis to length one; the gradient at zero is finite."""
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)

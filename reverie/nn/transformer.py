@@ -1,0 +1,266 @@
+"""The space-time transformer under every model here: Genie's and Dreamer 4's are values of one config.
+
+Attention is factorised: tokens of one frame read each other (space), and each token reads itself in earlier frames
+(time, causal, in a sliding window). Layers come in groups of ``time_every``, of which the last one looks back; the
+groups' weights are stacked, so they can be scanned (small programs, fast compiles) or unrolled (faster on CPU).
+
+Pre-norm RMSNorm, rotary positions in time and in both directions of space, optional QK-norm, grouped key/value heads,
+logit soft cap, register tokens. Sources: ST-transformer of Genie (arXiv 2402.15391, section 2.1); the efficient
+transformer of Dreamer 4 (arXiv 2509.24527, section 3.4).
+
+Shapes: B batch, T time, N tokens per frame, M model width, K heads, G key/value heads, D head width, S window.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax import Array
+
+from reverie.nn import memory as ring
+from reverie.nn.attention import attend, rotary_space, rotary_time, rotate
+from reverie.nn.memory import Memory
+from reverie.nn.precision import compute_dtype
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and switches of a space-time transformer."""
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 8
+    kv_heads: int = 0  # key/value heads; 0: as many as heads
+    hidden: int = 0  # width of the feed-forward layer; 0: four times the width
+    activation: Literal["gelu", "swiglu"] = "swiglu"
+    layout: Literal["space+time", "alternate"] = "space+time"  # alternate: a layer is either space or time
+    time_every: int = 1  # every k-th layer looks back in time; 0: none does, frames are independent
+    window: int = (
+        16  # how many frames a time layer reads, the current one included; play for ever needs trained == played
+    )
+    space: bool = True  # False: tokens of a frame do not read each other (a patch-wise network)
+    qk_norm: bool = True
+    soft_cap: float = 0.0  # 0: off
+    registers: int = 0
+    scan: bool = (
+        False  # scanned or unrolled: same weights, same results; unrolled is faster on CPU, scanned compiles faster
+    )
+    remat: Literal["none", "dots", "full"] = "none"  # activation checkpointing: keep all, keep matmuls, keep nothing
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # matmuls; weights, norms and softmax stay float32
+
+    @property
+    def group(self) -> int:
+        """Layers per group: the period after which the pattern of layers repeats."""
+        return max(self.time_every, 1)
+
+    @property
+    def head(self) -> int:
+        """Width of one head."""
+        return self.width // self.heads
+
+    def __post_init__(self):
+        if self.width % self.heads or self.head % 2:
+            raise ValueError(f"width {self.width} does not make {self.heads} heads of even width")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
+        if self.depth % self.group:
+            raise ValueError(f"depth {self.depth} is not a multiple of time_every {self.time_every}")
+
+
+class Attention(nnx.Module):
+    """Multi-head attention over one axis of the tokens, with a residual branch's pre-norm inside."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        kv, dtype = config.kv_heads or config.heads, compute_dtype(config.dtype)
+        self.norm = nnx.RMSNorm(config.width, rngs=rngs)
+        # One wide matmul for queries, keys and values: on CPU three narrow ones cost up to twice as much.
+        self.qkv = nnx.Linear(
+            config.width, (config.heads + 2 * kv) * config.head, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.out = nnx.Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
+        if config.qk_norm:
+            self.q_norm = nnx.RMSNorm(config.head, rngs=rngs)
+            self.k_norm = nnx.RMSNorm(config.head, rngs=rngs)
+
+    def project(self, x: Array) -> tuple[Array, Array, Array]:
+        """(..., M) -> queries (..., K, D), keys and values (..., G, D)."""
+        c = self.config
+        kv = c.kv_heads or c.heads
+        qkv = rearrange(self.qkv(self.norm(x)), "... (k d) -> ... k d", d=c.head)
+        q, k, v = qkv[..., : c.heads, :], qkv[..., c.heads : c.heads + kv, :], qkv[..., c.heads + kv :, :]
+        if c.qk_norm:
+            q, k = self.q_norm(q).astype(q.dtype), self.k_norm(k).astype(k.dtype)
+        return q, k, v
+
+    def merge(self, y: Array) -> Array:
+        """(..., K, D) -> (..., M)."""
+        return self.out(rearrange(y, "... k d -> ... (k d)"))
+
+
+class FeedForward(nnx.Module):
+    """The token-wise network of a layer, pre-norm inside."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.gated = config.activation == "swiglu"
+        hidden, dtype = config.hidden or 4 * config.width, compute_dtype(config.dtype)
+        self.norm = nnx.RMSNorm(config.width, rngs=rngs)
+        self.up = nnx.Linear(config.width, hidden * (1 + self.gated), use_bias=False, dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(hidden, config.width, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        y = self.up(self.norm(x))
+        if self.gated:
+            value, gate = jnp.split(y, 2, axis=-1)
+            return self.down(value * jax.nn.silu(gate))
+        return self.down(jax.nn.gelu(y))
+
+
+class Layer(nnx.Module):
+    """Space attention, time attention (some layers), feed-forward: a residual sum of three."""
+
+    def __init__(self, config: TransformerConfig, index: int, *, rngs: nnx.Rngs):
+        looks_back = bool(config.time_every) and (index + 1) % config.time_every == 0
+        reads_frame = config.space and not (config.layout == "alternate" and looks_back)
+        self.space = Attention(config, rngs=rngs) if reads_frame else None
+        self.time = Attention(config, rngs=rngs) if looks_back else None
+        self.mlp = FeedForward(config, rngs=rngs)
+
+
+class Group(nnx.Module):
+    """The smallest run of layers that repeats; at most its last layer looks back in time."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.layers = nnx.List([Layer(config, i, rngs=rngs) for i in range(config.group)])
+
+
+@dataclass(frozen=True)
+class Times:
+    """When the frames of a clip are, where that is not 0, 1, 2, …: finished frames followed by ``drafts`` of some.
+
+    A draft of frame t (noised, masked, being made) reads the *finished* frames before t and itself, which is exactly
+    what it will read from memory when the world is played; finished frames never read drafts.
+    """
+
+    length: int  # finished frames, at times 0..length-1
+    drafts: tuple[int, ...]  # the time of each draft
+
+    @property
+    def positions(self) -> np.ndarray:
+        """The time of every frame, (T,) uint32."""
+        return np.array([*range(self.length), *self.drafts], np.uint32)
+
+    def mask(self, window: int) -> np.ndarray:
+        """Who reads whom, (T, T) bool, within a sliding window."""
+        at = self.positions.astype(np.int64)
+        done = np.arange(len(at)) < self.length
+        age = at[:, None] - at[None]
+        past = (age > 0) & (age < window) & done[None]
+        return past | np.eye(len(at), dtype=bool)
+
+
+class SpaceTimeTransformer(nnx.Module):
+    """(B, T, N, M) -> (B, T, N, M), causal over T.
+
+    The N tokens are ``height * width`` places of a picture followed by ``extra`` tokens without a place.
+    """
+
+    def __init__(self, config: TransformerConfig, grid: tuple[int, int], extra: int = 0, *, rngs: nnx.Rngs):
+        self.config = config
+        self.tokens = grid[0] * grid[1] + extra
+        self.grid = grid
+        self.slots = nnx.Param(jax.random.normal(rngs.params(), (self.tokens, config.width)) * 0.02)
+        if config.registers:
+            self.registers = nnx.Param(jax.random.normal(rngs.params(), (config.registers, config.width)) * 0.02)
+        groups = config.depth // config.group
+        self.groups = nnx.vmap(lambda r: Group(config, rngs=r))(rngs.split(groups)) if groups else None
+        self.norm = nnx.RMSNorm(config.width, rngs=rngs)
+
+    def empty(self, batch: int) -> Memory:
+        """Return a memory of nothing for ``batch`` rows."""
+        c = self.config
+        layers = c.depth // c.group if c.time_every else 0
+        tokens = self.tokens + c.registers
+        return ring.empty(layers, batch, tokens, c.window, c.kv_heads or c.heads, c.head, compute_dtype(c.dtype))
+
+    def __call__(self, x_BTNM: Array, mask_NN: Array | None = None, *, times: Times | None = None) -> Array:
+        """A whole clip at once. ``mask_NN`` is True where token n may read token m of its own frame."""
+        return self._run(x_BTNM, None, mask_NN, times)[0]
+
+    def step(self, x_BNM: Array, memory: Memory, mask_NN: Array | None = None) -> tuple[Array, Memory]:
+        """One frame, past frames from memory. Writes the frame's keys and values; ``memory.advance()`` makes it past."""
+        y, memory = self._run(x_BNM[:, None], memory, mask_NN)
+        return y[:, 0], memory
+
+    def _run(self, x: Array, memory: Memory | None, mask_NN: Array | None, times=None) -> tuple[Array, Any]:
+        c = self.config
+        x = x + self.slots[...].astype(x.dtype)[None, None]
+        if c.registers:
+            r = jnp.broadcast_to(self.registers[...].astype(x.dtype), (*x.shape[:2], c.registers, c.width))
+            x = jnp.concatenate([x, r], axis=2)
+            mask_NN = _admit(mask_NN, c.registers)
+        extra = self.tokens - self.grid[0] * self.grid[1] + c.registers
+        space = tuple(jnp.asarray(table) for table in rotary_space(*self.grid, extra, c.head))
+        now = jnp.zeros((), jnp.uint32) if memory is None else memory.time
+        time = rotary_time(now + jnp.arange(x.shape[1], dtype=jnp.uint32) if times is None else times.positions, c.head)
+        seen = None if times is None else jnp.asarray(times.mask(c.window))
+        rings = None if memory is None else memory[:2]
+
+        if self.groups is not None:
+            graph, weights = nnx.split(self.groups)
+
+            def run(carry, inputs):
+                index, weights = inputs
+                group = nnx.merge(graph, weights)
+                return _group(c, group, *carry, index, space, time, now, mask_NN, seen), None
+
+            if c.remat != "none":
+                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+                run = jax.checkpoint(run, policy=policy)
+            number, carry = c.depth // c.group, (x, rings)
+            if c.scan:
+                carry, _ = jax.lax.scan(run, carry, (jnp.arange(number), weights))
+            else:
+                for i in range(number):
+                    carry, _ = run(carry, (i, jax.tree.map(lambda leaf, i=i: leaf[i], weights)))
+            x, rings = carry
+        if rings is not None:
+            memory = Memory(*rings, now)
+        return self.norm(x[:, :, : self.tokens]), memory
+
+
+def _group(config, group: Group, x, rings, index, space, time, now, mask_NN, seen_TT):
+    """Run group ``index`` of layers. ``rings``: keys and values of all groups, or None for a whole clip at once."""
+    batch = x.shape[0]
+    for layer in group.layers:
+        if layer.space is not None:
+            with jax.named_scope("space"):
+                q, k, v = layer.space.project(rearrange(x, "b t n m -> (b t) n m"))
+                q, k = rotate(q, *space), rotate(k, *space)
+                y = layer.space.merge(attend(q, k, v, mask_QS=mask_NN, soft_cap=config.soft_cap))
+                x = x + y.reshape(x.shape).astype(x.dtype)
+        if layer.time is not None:
+            with jax.named_scope("time"):
+                q, k, v = layer.time.project(rearrange(x, "b t n m -> (b n) t m"))
+                q, k = rotate(q, *time), rotate(k, *time)
+                if rings is None:
+                    causal, window = seen_TT is None, config.window
+                    y = attend(q, k, v, mask_QS=seen_TT, causal=causal, window=window, soft_cap=config.soft_cap)
+                else:
+                    rings, (k, v) = ring.exchange(rings, (k, v), index, now)
+                    seen = ring.readable(config.window, now)[None]
+                    y = attend(q, k, v, mask_QS=seen, soft_cap=config.soft_cap)
+                y = rearrange(layer.time.merge(y), "(b n) t m -> b t n m", b=batch)
+                x = x + y.astype(x.dtype)
+        with jax.named_scope("mlp"):
+            x = x + layer.mlp(x).astype(x.dtype)
+    return x, rings
+
+
+def _admit(mask_NN, registers: int):
+    """Let registers read and be read by everyone."""
+    return mask_NN if mask_NN is None else jnp.pad(mask_NN, (0, registers), constant_values=True)
