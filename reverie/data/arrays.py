@@ -1,0 +1,117 @@
+"""Episodes in memory, or in one .npz file: the route that needs numpy alone.
+
+All episodes lie end to end along the first axis of each array. An .npz holds exactly that, so it is simple to write
+from anywhere. T frames, S numbers in a simulator's state.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from reverie import config
+from reverie.data.episode import Episode, Spec
+from reverie.errors import ReverieError
+
+SCHEMA = 1
+HEAD, LENGTHS = "reverie", "lengths"  # what an .npz holds beside the arrays
+
+
+class ArrayDataset:
+    """A Dataset over arrays (sum of lengths, ...), which may be memory-mapped; windows are views, not copies."""
+
+    def __init__(self, spec: Spec, lengths: np.ndarray, arrays: Mapping[str, np.ndarray], fingerprint: str = ""):
+        self.spec = spec
+        self.lengths = np.asarray(lengths, np.int64)
+        self.arrays = dict(arrays)
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        total = int(self.lengths.sum())
+        for name, array in self.arrays.items():
+            if len(array) != total:
+                raise ReverieError(f"array '{name}' has {len(array)} entries for episodes of {total} frames in all.")
+        if "frames" in self.arrays and self.arrays["frames"].shape[1:] != tuple(spec.frame):
+            raise ReverieError(f"frames have shape {self.arrays['frames'].shape[1:]}, the dataset says {spec.frame}.")
+        self.fingerprint = fingerprint or _fingerprint(self)
+
+    @classmethod
+    def from_episodes(cls, spec: Spec, episodes: Iterable[Episode]) -> "ArrayDataset":
+        """Return the episodes joined; each is validated first. Either all or none have simulator states."""
+        episodes = list(episodes)
+        if not episodes:
+            raise ReverieError("there are no episodes to make a dataset of.")
+        for episode in episodes:
+            episode.validate(spec)
+        parts = [episode.arrays() for episode in episodes]
+        if len({tuple(part) for part in parts}) > 1:
+            raise ReverieError("some episodes have simulator states and others do not; give all or none.")
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return cls(spec, np.array([len(episode.frames) for episode in episodes]), joined)
+
+    def read(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
+        """Return a window of one episode, (length, ...) each; see ``Dataset.read``."""
+        if not 0 <= start <= start + length <= self.lengths[episode]:
+            raise IndexError(f"frames {start}..{start + length} of episode {episode} ({self.lengths[episode]} frames)")
+        at = int(self.starts[episode]) + start
+        return {name: array[at : at + length] for name, array in self.arrays.items()}
+
+    def subset(self, episodes: Sequence[int], name: str) -> "ArrayDataset":
+        """Return some of the episodes as a dataset over the same arrays; ``name`` goes into its fingerprint."""
+        part = copy.copy(self)
+        part.lengths, part.starts = self.lengths[list(episodes)], self.starts[list(episodes)]
+        part.fingerprint = f"{self.fingerprint}-{name}"
+        return part
+
+    def save(self, path: str | Path) -> Path:
+        """Write one compressed .npz, complete or not at all."""
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ReverieError(f"an array dataset is saved as one .npz file; '{path}' is not named so.")
+        head = {"schema": SCHEMA, "spec": config.to_json(self.spec), "fingerprint": self.fingerprint}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                np.savez_compressed(file, **{HEAD: np.array(json.dumps(head)), LENGTHS: self.lengths, **self.arrays})
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ArrayDataset":
+        """Return what ``save`` wrote. Pickled objects are never read; a damaged or foreign file raises ReverieError."""
+        path = Path(path)
+        try:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                arrays = dict(file)
+            head = json.loads(str(arrays.pop(HEAD)))
+            lengths = arrays.pop(LENGTHS)
+        except FileNotFoundError:
+            raise ReverieError(f"there is no file '{path}'.") from None
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ReverieError(f"'{path}' is not a dataset that Reverie wrote, or it is damaged ({error}).") from None
+        if not isinstance(head, dict) or not isinstance(head.get("schema"), int):
+            raise ReverieError(f"'{path}' is not a dataset that Reverie wrote.")
+        if head["schema"] > SCHEMA:
+            raise ReverieError(f"'{path}' was written by a newer Reverie (data format {head['schema']}); update first.")
+        spec = config.from_json(head["spec"])
+        dataset = cls(spec, lengths, arrays)
+        if dataset.fingerprint != head["fingerprint"]:
+            raise ReverieError(f"'{path}' is damaged: its content does not match its own fingerprint; write it again.")
+        return dataset
+
+
+def _fingerprint(dataset: ArrayDataset) -> str:
+    digest = hashlib.sha256(json.dumps(config.to_json(dataset.spec), sort_keys=True).encode())
+    digest.update(dataset.lengths.tobytes())
+    for name, array in sorted(dataset.arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        for at in range(0, len(array), 4096):  # in pieces: a memory-mapped array may be larger than memory
+            digest.update(np.ascontiguousarray(array[at : at + 4096]).tobytes())
+    return digest.hexdigest()[:16]

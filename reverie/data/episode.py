@@ -1,0 +1,155 @@
+"""What data is: a Spec all episodes share, an Episode, a Dataset to read windows from, a Simulator to record from.
+
+T frames, H height, W width, C channels, S numbers in a simulator's state. ``actions[t]``, ``rewards[t]`` and
+``ends[t]`` belong to the step that led *to* frame ``t`` (see ``reverie.actions``), so ``rewards[0]`` is 0.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from reverie.actions import START, UNLABELLED, ActionSpace
+from reverie.errors import ReverieError
+
+
+class Simulator(Protocol):
+    """An exact world. Everything is in the state, so any moment of any episode can be set again and replayed."""
+
+    actions: ActionSpace
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Return the first state (S,) int32 of the level ``seed``."""
+        ...
+
+    def step(self, state: np.ndarray, action: int) -> tuple[np.ndarray, float, bool]:
+        """Return the next state, its reward and whether the world ends there; ``state`` stays as it was."""
+        ...
+
+    def render(self, state: np.ndarray) -> np.ndarray:
+        """Return the picture (H,W,C) uint8 of a state."""
+        ...
+
+    def policy(self, state: np.ndarray, rng: np.random.Generator, last_action: int) -> int:
+        """Return the action that the behaviour used to record data takes next."""
+        ...
+
+
+class Source(Protocol):
+    """Where episodes come from: a frozen dataclass of plain values."""
+
+    def spec(self) -> "Spec":
+        """Return what all its episodes have in common."""
+        ...
+
+    def episodes(self) -> Iterator["Episode"]:
+        """Yield the episodes one by one, the same ones every time."""
+        ...
+
+
+class SimulatorSource(Source, Protocol):
+    """A source whose episodes an exact simulator plays."""
+
+    def make(self) -> Simulator:
+        """Return that simulator."""
+        ...
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What every episode of a dataset has in common. JSON round trip by ``reverie.config``.
+
+    frame: (H, W, C). fps: frames per second at which the world is played. source: "platformer", "videos", ...
+    simulator: the config of the exact simulator the episodes came from, so that evaluation can rebuild it with
+    ``spec.simulator.make()``; None for videos.
+    """
+
+    frame: tuple[int, int, int]
+    actions: ActionSpace
+    fps: float
+    source: str
+    simulator: SimulatorSource | None = None
+
+
+@dataclass
+class Episode:
+    """One recording without a cut. source: where it came from (a file name, a level).
+
+    frames uint8 (T,H,W,C); actions int32 (T,), START first; rewards float32 (T,); ends bool (T,), true where the world
+    itself ended (not where the recording stopped); states int32 (T,S), or None where there is no simulator.
+    """
+
+    frames: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    ends: np.ndarray
+    states: np.ndarray | None = None
+    fps: float = 0.0
+    source: str = ""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what has one entry per frame, by the name under which ``Dataset.read`` gives it."""
+        arrays = {"frames": self.frames, "actions": self.actions, "rewards": self.rewards, "ends": self.ends}
+        return arrays if self.states is None else arrays | {"states": self.states}
+
+    def validate(self, spec: Spec) -> None:
+        """Raise ReverieError unless every array has the type and length promised, and actions keep the convention."""
+        where = f"episode '{self.source}'" if self.source else "an episode"
+        length = len(self.frames)
+        if self.frames.dtype != np.uint8 or self.frames.shape[1:] != tuple(spec.frame) or not length:
+            raise ReverieError(
+                f"{where} has frames {self.frames.dtype} {self.frames.shape}; this dataset needs uint8 (T, "
+                f"{', '.join(map(str, spec.frame))}) with at least one frame."
+            )
+        kinds = {"actions": np.int32, "rewards": np.float32, "ends": np.bool_, "states": np.int32}
+        for name, array in self.arrays().items():
+            if name != "frames" and (array.dtype != kinds[name] or array.shape[:1] != (length,)):
+                raise ReverieError(
+                    f"{where} has {name} {array.dtype} {array.shape}; "
+                    f"it needs one {np.dtype(kinds[name])} for each of its {length} frames."
+                )
+        if self.actions.ndim != 1 or self.actions[0] != START or (self.actions[1:] == START).any():
+            raise ReverieError(f"{where} must begin with action START ({START}): nothing led to its first frame.")
+        rest = self.actions[1:]
+        wrong = rest[(rest != UNLABELLED) & ((rest < 0) | (rest >= spec.actions.size))]
+        if wrong.size:
+            raise ReverieError(f"{where} has action {wrong[0]}; this dataset has actions 0..{spec.actions.size - 1}.")
+
+
+class Dataset(Protocol):
+    """The one thing everything reads from. ``read`` may be called from several threads at once.
+
+    lengths: frames per episode, int64. fingerprint: a short hash of the content, stored in checkpoints.
+    """
+
+    spec: Spec
+    lengths: np.ndarray
+    fingerprint: str
+
+    def read(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
+        """Return frames ``start .. start + length`` of an episode and all that goes with them, (length, ...) each.
+
+        Keys: "frames", "actions", "rewards", "ends", where they exist "states", or others ("latents" of a cache).
+        """
+        ...
+
+
+def record(simulator: Simulator, *, seed: int, frames: int, rng: np.random.Generator, fps: float) -> Episode:
+    """Return one episode of at most ``frames`` frames of level ``seed``, played by the simulator's own behaviour."""
+    state, action = simulator.reset(seed), START
+    steps = [(simulator.render(state), START, 0.0, False, state)]
+    while len(steps) < frames and not steps[-1][3]:
+        action = simulator.policy(state, rng, action)
+        state, reward, end = simulator.step(state, action)
+        steps.append((simulator.render(state), action, reward, end, state))
+    pictures, actions, rewards, ends, states = zip(*steps, strict=True)
+    return Episode(
+        frames=np.stack(pictures),
+        actions=np.array(actions, np.int32),
+        rewards=np.array(rewards, np.float32),
+        ends=np.array(ends, np.bool_),
+        states=np.stack(states),
+        fps=fps,
+        source=f"level {seed}",
+    )

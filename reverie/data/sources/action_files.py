@@ -1,0 +1,113 @@
+"""Actions written beside a video: NAME.npy, NAME.csv or NAME.jsonl beside NAME.mp4.
+
+The files say which action was taken *at* a frame; Reverie's convention is the action that led *to* a frame (see
+``reverie.actions``), so row i is what led to frame i + 1. R rows.
+"""
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from reverie.actions import UNLABELLED
+from reverie.errors import ReverieError
+
+ENDINGS = (".npy", ".csv", ".jsonl")
+LARGEST = 1023  # an action beyond is a mistake (a time stamp, a bit mask), not a choice a model could learn
+
+
+@dataclass(frozen=True)
+class ActionRows:
+    """actions int32 (R,), each in force from ``at`` (R,) float64, ascending, until the next. by: what ``at`` counts.
+
+    "row": row i belongs to frame i, and there must be as many as frames. "frame": frame numbers. "time": seconds after
+    the first frame.
+    """
+
+    actions: np.ndarray
+    at: np.ndarray
+    by: str
+
+    def taken(self, frame: int, time: float, slack: float) -> int:
+        """Return the action taken at a frame; times that agree within ``slack`` seconds are the same."""
+        place = time + slack if self.by == "time" else frame
+        row = int(np.searchsorted(self.at, place, side="right")) - 1
+        return int(self.actions[row]) if row >= 0 else UNLABELLED
+
+
+def beside(video: Path) -> Path | None:
+    """Return the action file that goes with a video, if there is one; ReverieError where there are several."""
+    found = [path for ending in ENDINGS if (path := video.with_suffix(ending)).is_file()]
+    if len(found) > 1:
+        raise ReverieError(f"has {' and '.join(path.name for path in found)} beside it; keep one of them")
+    return found[0] if found else None
+
+
+def read(path: Path) -> ActionRows:
+    """Return what an action file says; ReverieError tells what is wrong with it, and in which row."""
+    try:
+        by, rows = {".npy": _npy, ".csv": _csv, ".jsonl": _jsonl}[path.suffix](path)
+    except (ValueError, OSError, EOFError, RecursionError, csv.Error) as error:
+        raise ReverieError(f"{path.name} cannot be read ({error})") from None
+    if not rows:
+        raise ReverieError(f"{path.name} holds no actions")
+    actions, last = [], -math.inf
+    for number, (place, action) in enumerate(rows):
+        actions.append(_whole(action, f"{path.name}, row {number}"))
+        if not last < place < math.inf:
+            raise ReverieError(f"{path.name}, row {number}: {by} {place} does not come after {last}")
+        last = place
+    return ActionRows(np.array(actions, np.int32), np.array([place for place, _ in rows], np.float64), by)
+
+
+def _whole(action, where: str) -> int:
+    try:
+        number = float(action)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(action, bool) or not number.is_integer() or not 0 <= number <= LARGEST:
+        raise ReverieError(f"{where}: {str(action)[:40]!r} is not an action (a whole number 0..{LARGEST})")
+    return int(number)
+
+
+def _npy(path: Path) -> tuple[str, list]:
+    array = np.lib.format.open_memmap(path, mode="r")  # never unpickles, and a lying header cannot ask for memory
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ReverieError(f"{path.name} must hold one whole number per frame, in one dimension")
+    return "row", list(enumerate(array.tolist()))
+
+
+def _csv(path: Path) -> tuple[str, list]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = [[cell.strip() for cell in line] for line in csv.reader(file) if any(cell.strip() for cell in line)]
+    if lines and "action" in (head := [cell.lower() for cell in lines[0]]):
+        return _placed(path, [dict(zip(head, line, strict=False)) for line in lines[1:]])
+    if any(len(line) != 1 for line in lines):
+        raise ReverieError(f"{path.name} has several columns; name them in its first line: frame,action or time,action")
+    return "row", [(number, line[0]) for number, line in enumerate(lines)]
+
+
+def _jsonl(path: Path) -> tuple[str, list]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if rows and isinstance(rows[0], dict):
+        return _placed(path, rows)
+    return "row", list(enumerate(rows))
+
+
+def _placed(path: Path, rows: list) -> tuple[str, list]:
+    """Return named rows as (place, action), where the place is a time, a frame number or the row's own number."""
+    if any(not isinstance(row, dict) or "action" not in row for row in rows):
+        raise ReverieError(f"{path.name} has rows without an action")
+    by = next((name for name in ("time", "frame") if rows and name in rows[0]), "row")
+    places = range(len(rows)) if by == "row" else [_number(row.get(by), path) for row in rows]
+    return by, [(place, row["action"]) for place, row in zip(places, rows, strict=True)]
+
+
+def _number(text, path: Path) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError, OverflowError):
+        raise ReverieError(f"{path.name} has {str(text)[:40]!r} where a frame number or time belongs") from None

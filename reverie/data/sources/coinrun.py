@@ -1,0 +1,163 @@
+"""Real CoinRun (Cobbe et al. 2019, "Quantifying Generalization in Reinforcement Learning"), simulated by envpool.
+
+Needs the extra ``coinrun``. The "hard" mode is the game as published; "easy" shows a single background.
+H = W = size, E environments stepped together.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from reverie.actions import START, ActionSpace
+from reverie.data.episode import Episode, Spec
+from reverie.errors import ReverieError
+
+FPS = 15.0  # the rate at which procgen shows its games to people
+SIDE = 64  # pixels: the only size procgen observes
+TIMEOUT = 1000  # steps after which procgen itself ends a level
+# envpool links Qt 5 and finds the wheel's only when it is loaded already; in this order nothing is left unresolved.
+QT = ("libicudata.so.56", "libicuuc.so.56", "libicui18n.so.56", "libQt5Core.so.5", "libQt5Gui.so.5")
+
+# Procgen's own 15, in its order: nine directions, then six keys that CoinRun ignores.
+ACTIONS = ActionSpace(
+    "discrete",
+    15,
+    names=(
+        *("left down", "left", "left jump", "down", "stay", "jump", "right down", "right", "right jump"),
+        *("key d", "key a", "key w", "key s", "key q", "key e"),
+    ),
+    keys=("1", "ArrowLeft", "7", "ArrowDown", " ", "ArrowUp", "3", "ArrowRight", "9", "d", "a", "w", "s", "q", "e"),
+)
+# Behaviour: mostly to the right, where the coin is; every action is seen.
+CHANCES = np.array([1, 3, 2, 1, 2, 3, 1, 6, 6, *[0.25] * 6])
+
+
+@dataclass(frozen=True)
+class CoinRunConfig:
+    """How much CoinRun to record, played by a random policy that holds each action for a while.
+
+    count: episodes. frames: at most so many in each (a level ends by itself at the coin, or in death); shortest:
+    episodes with fewer are left out. size: pixels of a side; the game draws 64, other sizes are resampled. hold: chance
+    to repeat the last action. levels: 0 gives every episode a level of its own; N plays the levels first_level ..
+    first_level + N - 1 again and again, so that another ``first_level`` is a held-out set. num_envs: played side by
+    side. The same config gives the same episodes.
+    """
+
+    count: int = 500
+    frames: int = 512
+    shortest: int = 16
+    size: int = SIDE
+    hold: float = 0.75
+    levels: int = 0
+    first_level: int = 0
+    num_envs: int = 16
+    seed: int = 0
+
+    def __post_init__(self):
+        if min(self.count, self.size, self.num_envs) < 1 or not 2 <= self.shortest <= self.frames:
+            raise ReverieError("coinrun needs count, size and num_envs >= 1, and 2 <= shortest <= frames.")
+        if self.frames > TIMEOUT or not 0 <= self.hold < 1 or min(self.levels, self.first_level, self.seed) < 0:
+            raise ReverieError(f"coinrun needs frames <= {TIMEOUT}, 0 <= hold < 1, and levels, first_level, seed >= 0.")
+        if self.first_level and not self.levels:
+            raise ReverieError("first_level means something only with levels: say how many levels to play from there.")
+
+    def spec(self) -> Spec:
+        """Return what its episodes have in common."""
+        return Spec((self.size, self.size, 3), ACTIONS, FPS, "coinrun")
+
+    def episodes(self) -> Iterator[Episode]:
+        """Yield ``count`` episodes in the order in which they end; ``source`` is "level SEED"."""
+        # Each environment owes its share: taking whichever ends first would favour short episodes.
+        owed = np.array([self.count // self.num_envs + (e < self.count % self.num_envs) for e in range(self.num_envs)])
+        envs, rng, seen = _make(self), np.random.default_rng(self.seed), set()
+        with contextlib.closing(envs):
+            pictures, info = envs.reset()
+            takes = [_Take(pictures[e], int(info["level_seed"][e])) for e in range(self.num_envs)]
+            while owed.any():
+                active = np.flatnonzero(owed).astype(np.int32)
+                actions = self._policy(rng, np.array([takes[e].actions[-1] for e in active]))
+                pictures, rewards, ended, timed_out, info = envs.step(actions, active)
+                assert (info["env_id"] == active).all()
+                for row, e in enumerate(active):
+                    takes[e].add(pictures[row], actions[row], rewards[row], ended[row] or timed_out[row])
+                full = [e for e in active if takes[e].ends[-1] or len(takes[e].frames) == self.frames]
+                for e in full:
+                    repeated = not self.levels and takes[e].level in seen
+                    if len(takes[e].frames) >= self.shortest and not repeated:
+                        owed[e] -= 1
+                        seen.add(takes[e].level)
+                        yield takes[e].episode(self.size)
+                if full:  # a reset by hand: the automatic one would swallow an action and mix two levels
+                    pictures, info = envs.reset(np.array(full, np.int32))
+                    for row, e in enumerate(full):
+                        takes[e] = _Take(pictures[row], int(info["level_seed"][row]))
+
+    def _policy(self, rng: np.random.Generator, last: np.ndarray) -> np.ndarray:
+        """Return the next action (E,) int32 of each environment, given its last one."""
+        fresh = rng.choice(ACTIONS.size, len(last), p=CHANCES / CHANCES.sum())
+        return np.where((rng.random(len(last)) < self.hold) & (last != START), last, fresh).astype(np.int32)
+
+
+class _Take:
+    """One level being recorded."""
+
+    def __init__(self, picture: np.ndarray, level: int):
+        self.level = level
+        self.frames, self.actions, self.rewards, self.ends = [picture.copy()], [START], [0.0], [False]
+
+    def add(self, picture: np.ndarray, action: int, reward: float, end: bool) -> None:
+        self.frames.append(picture.copy())  # envpool uses the buffer again
+        self.actions.append(action)
+        self.rewards.append(reward)
+        self.ends.append(end)
+
+    def episode(self, size: int) -> Episode:
+        frames = self.frames
+        if size != SIDE:
+            frames = [np.asarray(Image.fromarray(f).resize((size, size), Image.Resampling.BOX)) for f in frames]
+        return Episode(
+            frames=np.stack(frames),
+            actions=np.array(self.actions, np.int32),
+            rewards=np.array(self.rewards, np.float32),
+            ends=np.array(self.ends, np.bool_),
+            fps=FPS,
+            source=f"level {self.level}",
+        )
+
+
+def _make(config: CoinRunConfig) -> Any:
+    """Return the vector environment; ReverieError where the extra is missing."""
+    try:
+        _load_qt()
+        envpool, procgen = importlib.import_module("envpool"), importlib.import_module("envpool.procgen")
+        if "ProcgenEnvSpec" not in vars(procgen):  # somebody imported envpool before Qt was there
+            importlib.reload(procgen)
+        return envpool.make(
+            "CoinrunHard-v0",
+            env_type="gymnasium",
+            num_envs=config.num_envs,
+            channel_first=False,
+            seed=config.seed,
+            num_levels=config.levels,
+            start_level=config.first_level,
+        )
+    except (ImportError, OSError) as error:
+        raise ReverieError(
+            f"CoinRun is not installed ({error}); on Linux run: pip install 'reverie-worlds[coinrun]'"
+        ) from None
+
+
+def _load_qt() -> None:
+    """Load the Qt libraries that the wheel PyQt5-Qt5 brings; where it is absent the system's own may do."""
+    package = importlib.util.find_spec("PyQt5")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        for name in QT:
+            ctypes.CDLL(str(Path(folder) / "Qt5" / "lib" / name), ctypes.RTLD_GLOBAL)

@@ -1,0 +1,183 @@
+"""A folder of ordinary videos, of any size, frame rate and length, as episodes.
+
+Each video is decoded once, from beginning to end, holding no more than one episode in memory.
+"""
+
+import dataclasses
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from reverie.actions import START, ActionSpace
+from reverie.data.episode import Episode, Spec
+from reverie.data.sources import action_files, film
+from reverie.data.sources.cuts import cuts
+from reverie.data.sources.film import Film, Fit, Sample, Unusable
+from reverie.errors import ReverieError
+
+ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
+RATE = 15.0  # frames per second: more makes longer sequences of smaller changes, and no better player
+WIDEST = 8.0  # a picture so many times longer than the target's shape is a mistake
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VideosConfig:
+    """Which videos, and what becomes of them.
+
+    path: a folder (searched with all its subfolders) or one video. size: (H, W) of the frames made. fps: their rate;
+    0 takes the typical rate of these videos, divided by the smallest whole number that brings it to 15 or less. fit:
+    how a picture of another shape is brought to ``size``: the middle of it ("crop"), all of it within black bars
+    ("pad"), or all of it, distorted ("stretch"). shortest, frames: an episode's fewest and most frames. cuts: how much
+    must change at once for a scene to end there, 0..255 (0: never). actions: read the action files beside the videos.
+    """
+
+    path: str
+    size: tuple[int, int] = (64, 64)
+    fps: float = 0.0
+    fit: Fit = "crop"
+    shortest: int = 16
+    frames: int = 128
+    cuts: float = 14.0
+    actions: bool = True
+
+    def __post_init__(self):
+        if min(self.size) < 1 or not 0 <= self.fps <= 240 or not 0 <= self.cuts <= 255:
+            raise ReverieError("videos need a size of at least 1 x 1, 0 <= fps <= 240 and 0 <= cuts <= 255.")
+        if self.fit not in ("crop", "pad", "stretch"):
+            raise ReverieError(f"fit cannot be '{self.fit}'; choose crop, pad or stretch.")
+        if self.shortest < 2 or self.frames < 2 * self.shortest:
+            raise ReverieError("videos need shortest >= 2 and frames >= 2 * shortest.")
+
+    def spec(self) -> Spec:
+        """Return what all episodes have in common, by a first look into every file; ReverieError if none can serve."""
+        films = self._films()
+        largest = max((int(film.rows.actions.max()) for film in films if film.rows is not None), default=-1)
+        actions = ActionSpace("discrete", largest + 1) if largest >= 0 else ActionSpace()
+        typical = float(np.median([film.rate for film in films]))
+        fps = self.fps or round(typical / max(1, math.ceil(typical / RATE - 0.01)), 3)
+        return Spec((*self.size, 3), actions, fps, "videos")
+
+    def episodes(self, progress: Callable[[int, int, str], object] | None = None) -> Iterator[Episode]:
+        """Yield the episodes in the order of the files' names; ``progress(done, of, name)`` is told of each file.
+
+        What cannot be used is logged, file by file and counted at the end. ReverieError when nothing was long enough.
+        """
+        films, fps, counts = self._films(), self.spec().fps, Counter()
+        for done, one in enumerate(films):
+            if progress:
+                progress(done, len(films), one.name)
+            for piece in _pieces(film.samples(one, fps, self.size, self.fit), self):
+                usable = len(piece) >= self.shortest
+                counts[usable] += 1
+                if usable:
+                    yield _episode(piece, fps, one.name)
+        if progress:
+            progress(len(films), len(films), "")
+        if counts[False]:
+            log.warning("left out %d pieces of video shorter than %d frames", counts[False], self.shortest)
+        if not counts[True]:
+            raise ReverieError(
+                f"no piece of the videos in '{self.path}' is {self.shortest} frames long at {fps:g} frames per second; "
+                "bring longer videos, or choose a smaller shortest, a larger fps, or cuts 0."
+            )
+
+    def _films(self) -> tuple[Film, ...]:
+        files = _files(Path(self.path))
+        beside = [path for file in files for end in action_files.ENDINGS if (path := file.with_suffix(end)).is_file()]
+        stamps = tuple((path, stat.st_mtime_ns, stat.st_size) for path in files + beside for stat in [path.stat()])
+        return _look(self, tuple(files), stamps)
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the videos at ``path`` in the order of their names; ReverieError tells what is there instead."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ReverieError(f"there is no file or folder '{path}'.")
+    here = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    videos = [file for file in here if file.suffix.lower() in ENDINGS]
+    if not videos:
+        kinds = Counter(file.suffix.lower() or "without ending" for file in here).most_common(5)
+        found = ", ".join(f"{number} {kind}" for kind, number in kinds) or "nothing"
+        raise ReverieError(f"'{path}' holds no videos (found: {found}); bring files such as .mp4, .webm, .mkv or .gif.")
+    return videos
+
+
+@lru_cache(maxsize=4)  # spec() and episodes() look at the same files; one that changed has another stamp
+def _look(config: VideosConfig, files: tuple[Path, ...], stamps: tuple) -> tuple[Film, ...]:
+    """Open every file once; what cannot be used is logged. ReverieError when none can."""
+    root, films, reasons = Path(config.path), [], []
+    for path in files:
+        name = path.name if path == root else path.relative_to(root).as_posix()
+        try:
+            one = film.look(path, name)
+            long = one.shape[1] / one.shape[0] * config.size[0] / config.size[1]
+            if config.fit != "stretch" and not 1 / WIDEST <= long <= WIDEST:
+                raise Unusable(
+                    f"{one.shape[1]}x{one.shape[0]} is too long a shape for {config.size}; fit stretch takes it"
+                )
+            films.append(dataclasses.replace(one, rows=_rows(one) if config.actions else None))
+        except Unusable as reason:
+            log.warning("skipped %s: %s", name, reason)
+            reasons.append(f"{name}: {reason}")
+    if not films:
+        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        raise ReverieError(f"none of {len(files)} videos in '{root}' can be used ({'; '.join(reasons[:5])}{more}).")
+    if reasons:
+        log.warning("skipped %d of %d videos", len(reasons), len(files))
+    return tuple(films)
+
+
+def _rows(one: Film) -> action_files.ActionRows | None:
+    """Return the actions beside a video; where they are wrong, say so and use the video without."""
+    try:
+        path = action_files.beside(one.path)
+        if path is None:
+            return None
+        rows = action_files.read(path)
+        frames = film.count(one.path) if rows.by == "row" else 0
+        if rows.by == "row" and len(rows.actions) not in (frames, frames - 1):
+            raise ReverieError(f"{path.name} has {len(rows.actions)} actions for {frames} frames")
+        return rows
+    except ReverieError as reason:
+        log.warning("%s is used without actions: %s", one.name, reason)
+        return None
+
+
+def _pieces(samples: Iterator[Sample], config: VideosConfig) -> Iterator[list[Sample]]:
+    """Yield unbroken stretches of at most ``frames``, some too short; a long scene leaves no short rest."""
+    piece, plain = [], ((sample, False) for sample in samples)
+    told = cuts(((sample, sample.picture) for sample in samples), config.cuts) if config.cuts else plain
+    for sample, begins in told:
+        if begins or sample.first:
+            yield from _split(piece, config)
+            piece = []
+        piece.append(sample)
+        if len(piece) == config.frames + config.shortest:
+            yield piece[: config.frames]
+            piece = piece[config.frames :]
+    yield from _split(piece, config)
+
+
+def _split(piece: list[Sample], config: VideosConfig) -> Iterator[list[Sample]]:
+    at = len(piece) - config.shortest if len(piece) > config.frames else len(piece)
+    yield from (part for part in (piece[:at], piece[at:]) if part)
+
+
+def _episode(piece: list[Sample], fps: float, name: str) -> Episode:
+    return Episode(
+        frames=np.stack([sample.picture for sample in piece]),
+        actions=np.array([START, *(sample.action for sample in piece[1:])], np.int32),
+        rewards=np.zeros(len(piece), np.float32),
+        ends=np.zeros(len(piece), np.bool_),
+        fps=fps,
+        source=name,
+    )

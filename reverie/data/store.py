@@ -1,0 +1,307 @@
+"""A dataset on disk: a folder of ArrayRecord files and one manifest.json. Also the door through which all data comes.
+
+One record is a chunk of an episode (64 frames unless said): a msgpack header with the episode's number, its first frame
+and the name, type and shape of every array, then their raw bytes. ArrayRecord compresses each record with zstd. The
+manifest holds everything else: spec, lengths, sizes, checksums, where the data came from. Records are numbered through
+the files of a split in episode order, so lengths alone tell where every chunk is.
+
+ArrayRecord has no build for some systems; there a dataset is one .npz file (``reverie.data.arrays``), for which a path
+that ends in .npz is all one has to say.
+"""
+
+import hashlib
+import json
+import shutil
+import struct
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from reverie import config
+from reverie.data.arrays import ArrayDataset
+from reverie.data.episode import Dataset, Episode, Spec
+from reverie.errors import ReverieError, did_you_mean
+
+MANIFEST = "manifest.json"
+FORMAT, SCHEMA = "reverie-store", 1
+KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
+AGAIN = "fetch or write the dataset again"
+VAL = 0.1  # of the episodes are held out unless said otherwise
+
+
+def write_store(
+    path: str | Path,
+    spec: Spec,
+    episodes: Iterable[Episode] | Mapping[str, Iterable[Episode]],
+    *,
+    val: float = VAL,
+    chunk: int = 64,
+    file_bytes: int = 1 << 30,
+    licence: str = "",
+    provenance: str = "",
+) -> Path:
+    """Write episodes, one in memory at a time, to a new folder ``path``, which appears complete or not at all.
+
+    episodes: {split: episodes}, or all of them, of which every 1/val-th goes to "val" and the rest to "train". chunk:
+    frames per record. file_bytes: a file is closed when it holds so many bytes before compression. A path that ends in
+    .npz becomes one file (from memory). Raises ReverieError, and leaves nothing behind, if an episode is not as the
+    spec says or ``path`` exists; when killed, a hidden folder ``.NAME.*.part`` may stay behind.
+    """
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ReverieError(f"'{path}' exists already; choose another name, or remove it first.")
+    if not 0 <= val < 1 or chunk < 1:
+        raise ReverieError(f"val = {val} must be a fraction below 1, and chunk = {chunk} at least 1 frame.")
+    if path.suffix == ".npz":
+        if isinstance(episodes, Mapping):
+            raise ReverieError("an .npz file holds no named splits; give the episodes of one split, or write a folder.")
+        return ArrayDataset.from_episodes(spec, episodes).save(path)
+    _array_record()  # say so before the work, if it is not there
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    writers: dict[str, _SplitWriter] = {}
+    arrays: list | None = None
+    try:
+        for split, episode in _with_splits(episodes, val):
+            episode.validate(spec)
+            found = [[name, array.dtype.name, list(array.shape[1:])] for name, array in episode.arrays().items()]
+            arrays = arrays or found
+            if found != arrays:
+                raise ReverieError(f"episode '{episode.source}' holds {found}, the episodes before it {arrays}.")
+            if split not in writers:
+                writers[split] = _SplitWriter(part, split, chunk, file_bytes)
+            writers[split].write(episode)
+        if not writers:
+            raise ReverieError(f"there are no episodes to write to '{path}'.")
+        manifest = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "spec": config.to_json(spec),
+            "chunk": chunk,
+            "arrays": arrays,
+            "licence": licence,
+            "provenance": provenance,
+            "splits": {split: writers[split].finish() for split in sorted(writers)},
+        }
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        part.chmod(0o755)  # mkdtemp makes it private
+        part.replace(path)
+    finally:
+        for writer in writers.values():
+            writer.close()
+        shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = False) -> Dataset:
+    """Return one split of a folder that ``write_store`` wrote, or of an .npz file (there every tenth is in "val").
+
+    Sizes and shapes are always checked, and every record when it is read; ``checksums`` also reads every byte now.
+    Raises ReverieError with what is wrong and what to do.
+    """
+    path = Path(path)
+    if not path.exists():
+        near = [p.name for p in path.parent.glob("*") if _is_dataset(p)] if path.parent.is_dir() else []
+        raise ReverieError(f"there is no dataset at '{path}'.{did_you_mean(path.name, near)}")
+    if path.suffix == ".npz":
+        whole = ArrayDataset.load(path)
+        chosen = [i for i, (name, _) in enumerate(_with_splits(range(len(whole.lengths)), VAL)) if name == split]
+        if not chosen:
+            raise ReverieError(f"'{path}' has {len(whole.lengths)} episodes and no split '{split}': train or val.")
+        return whole.subset(chosen, split)
+    if not (path / MANIFEST).is_file():
+        inside = [p.name for p in path.glob("*") if _is_dataset(p)] if path.is_dir() else []
+        hint = f" Did you mean '{path / inside[0]}'?" if inside else " `reverie learn` takes folders of videos."
+        raise ReverieError(f"'{path}' is not a dataset: it has no {MANIFEST}.{hint}")
+    return StoreDataset(path, split, checksums=checksums)
+
+
+class StoreDataset:
+    """A Dataset that reads from a folder; see ``open_dataset``. ``sources`` names where each episode came from."""
+
+    def __init__(self, path: Path, split: str, *, checksums: bool = False):
+        raw = (path / MANIFEST).read_bytes()
+        try:
+            manifest = json.loads(raw)
+            if manifest["format"] != FORMAT:
+                raise ReverieError(f"'{path}' is not a dataset that Reverie wrote (format '{manifest['format']}').")
+            if manifest["schema"] > SCHEMA:
+                raise ReverieError(
+                    f"'{path}' was written by a newer Reverie (data format {manifest['schema']}, this one reads "
+                    f"{SCHEMA}); update Reverie first."
+                )
+            if split not in manifest["splits"]:
+                raise ReverieError(f"'{path}' has no split '{split}'.{did_you_mean(split, manifest['splits'])}")
+            part = manifest["splits"][split]
+            self.spec: Spec = config.from_json(manifest["spec"])
+            self.lengths = np.array(part["lengths"], np.int64)
+            self.sources: list[str] = part["sources"]
+            self.licence: str = manifest["licence"]
+            self._chunk: int = manifest["chunk"]
+            self._arrays = [(name, dtype, tuple(shape)) for name, dtype, shape in manifest["arrays"]]
+            sizes = [(file["bytes"], file["sha256"]) for file in part["files"]]
+            self._ends = np.cumsum([file["records"] for file in part["files"]])  # of each file's record numbers
+            chunks = -(-self.lengths // self._chunk)
+        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise ReverieError(f"'{path / MANIFEST}' is damaged ({error!r}); {AGAIN}.") from None
+        self._split = split
+        self._files = [path / _file_name(split, index) for index in range(len(sizes))]
+        self._first = np.cumsum(chunks) - chunks  # record number of each episode's first chunk
+        self._readers: list[Any] = [None] * len(sizes)
+        self._lock = threading.Lock()
+        self.fingerprint = hashlib.sha256(raw + split.encode()).hexdigest()[:16]
+        if not len(self.lengths) or chunks.sum() != self._ends[-1]:
+            raise ReverieError(f"'{path / MANIFEST}' is damaged: its counts disagree; {AGAIN}.")
+        foreign = {kind for _, kind, _ in self._arrays} - set(KINDS)
+        if foreign or ("frames", "uint8", tuple(self.spec.frame)) not in self._arrays:
+            raise ReverieError(f"'{path / MANIFEST}' is damaged: its arrays are not those its spec says; {AGAIN}.")
+        for file, (size, checksum) in zip(self._files, sizes, strict=True):
+            found = file.stat().st_size if file.is_file() else None
+            if found != size:
+                what = "is missing" if found is None else f"has {found} bytes instead of {size}"
+                raise ReverieError(f"'{file}' {what}; {AGAIN}.")
+            if checksums and _sha256(file) != checksum:
+                raise ReverieError(f"'{file}' is damaged: its checksum differs; {AGAIN}.")
+        _array_record()
+
+    def read(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
+        """Return a window of one episode, (length, ...) each, joined from its chunks; see ``Dataset.read``."""
+        if not 0 <= start < start + length <= self.lengths[episode]:
+            raise IndexError(f"frames {start}..{start + length} of episode {episode} ({self.lengths[episode]} frames)")
+        parts = []
+        for chunk in range(start // self._chunk, (start + length - 1) // self._chunk + 1):
+            first = chunk * self._chunk
+            arrays = self._read_chunk(episode, chunk)
+            parts.append({k: a[max(0, start - first) : start + length - first] for k, a in arrays.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _read_chunk(self, episode: int, chunk: int) -> dict[str, np.ndarray]:
+        first = chunk * self._chunk
+        length = min(self._chunk, int(self.lengths[episode]) - first)
+        record = int(self._first[episode]) + chunk
+        index = int(np.searchsorted(self._ends, record, side="right"))
+        place = record - (int(self._ends[index - 1]) if index else 0)
+        try:
+            data = self._reader(index).read([place])[0]
+            (size,) = struct.unpack_from("<I", data)
+            header = msgpack.unpackb(data[4 : 4 + size])
+        except (RuntimeError, IndexError, ValueError, struct.error, msgpack.UnpackException) as error:
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ReverieError(f"record {place} of '{self._files[index]}' cannot be read ({problem[:200]}).") from None
+        expected = _header(self._split, episode, first, [(name, kind, (length, *s)) for name, kind, s in self._arrays])
+        total = 4 + size + sum(_bytes(kind, shape) for _, kind, shape in expected["arrays"])
+        if header != expected or len(data) != total:
+            raise ReverieError(
+                f"record {place} of '{self._files[index]}' disagrees with the manifest: it holds {header}, "
+                f"the manifest says {expected}; {AGAIN}."
+            )
+        arrays, at = {}, 4 + size
+        for name, kind, shape in expected["arrays"]:
+            arrays[name] = np.frombuffer(data, kind, int(np.prod(shape)), at).reshape(shape)
+            at += _bytes(kind, shape)
+        return arrays
+
+    def _reader(self, index: int) -> Any:
+        with self._lock:
+            if self._readers[index] is None:
+                options = "readahead_buffer_size:0,max_parallelism:0"  # for random access
+                reader = _array_record().ArrayRecordReader(str(self._files[index]), options)
+                expected = int(self._ends[index]) - (int(self._ends[index - 1]) if index else 0)
+                if not reader.ok() or reader.num_records() != expected:
+                    raise ReverieError(f"'{self._files[index]}' is damaged; {AGAIN}.")
+                self._readers[index] = reader
+            return self._readers[index]
+
+
+class _SplitWriter:
+    """Writes the files of one split and remembers what the manifest says about them."""
+
+    def __init__(self, folder: Path, split: str, chunk: int, file_bytes: int):
+        self.folder, self.split, self.chunk, self.file_bytes = folder, split, chunk, file_bytes
+        self.lengths: list[int] = []
+        self.sources: list[str] = []
+        self.files: list[dict[str, Any]] = []
+        self.writer: Any = None
+        self.records = self.size = 0
+
+    def write(self, episode: Episode) -> None:
+        for start in range(0, len(episode.frames), self.chunk):
+            arrays = {name: array[start : start + self.chunk] for name, array in episode.arrays().items()}
+            kinds = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
+            header: bytes = msgpack.packb(_header(self.split, len(self.lengths), start, kinds))  # pyright: ignore
+            record = b"".join([struct.pack("<I", len(header)), header, *(a.tobytes() for a in arrays.values())])
+            if self.writer is None:
+                file = self.folder / _file_name(self.split, len(self.files))
+                # group_size:1: a record is read alone; larger groups make random reads 4-10 times slower
+                self.writer = _array_record().ArrayRecordWriter(str(file), "group_size:1,zstd:3")
+            self.writer.write(record)
+            self.records, self.size = self.records + 1, self.size + len(record)
+            if self.size >= self.file_bytes:
+                self.close()
+        self.lengths.append(len(episode.frames))
+        self.sources.append(episode.source)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            file = self.folder / _file_name(self.split, len(self.files))
+            self.files.append({"records": self.records, "bytes": file.stat().st_size, "sha256": _sha256(file)})
+            self.writer, self.records, self.size = None, 0, 0
+
+    def finish(self) -> dict[str, Any]:
+        self.close()
+        return {"lengths": self.lengths, "sources": self.sources, "files": self.files}
+
+
+def _with_splits(episodes: Any, val: float) -> Iterable[tuple[str, Any]]:
+    """Yield (split, episode). A share ``val`` goes to "val", evenly spread, the second of all among them."""
+    if isinstance(episodes, Mapping):
+        for split, part in episodes.items():
+            if not split.isidentifier():
+                raise ReverieError(f"'{split}' is no name for a split; use letters, digits and _.")
+            for episode in part:
+                yield split, episode
+        return
+    held = 0
+    for index, episode in enumerate(episodes):
+        to_val = (index == 1 and val > 0) or held < int(val * index)
+        held += to_val
+        yield ("val" if to_val else "train"), episode
+
+
+def _header(split: str, episode: int, start: int, arrays: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, Any]:
+    kinds = [[name, kind, list(shape)] for name, kind, shape in arrays]
+    return {"split": split, "episode": episode, "start": start, "arrays": kinds}
+
+
+def _bytes(kind: str, shape: Iterable[int]) -> int:
+    return int(np.prod(list(shape))) * np.dtype(kind).itemsize
+
+
+def _file_name(split: str, index: int) -> str:
+    return f"{split}-{index:05d}.array_record"
+
+
+def _is_dataset(path: Path) -> bool:
+    return (path / MANIFEST).is_file() or path.suffix == ".npz"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _array_record() -> Any:
+    try:
+        from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+    except ImportError:
+        raise ReverieError(
+            "datasets in folders need the package array_record, which is not installed here (some systems have no "
+            "build of it); use a dataset in one file instead: a path that ends in .npz."
+        ) from None
+    return array_record_module

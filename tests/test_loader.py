@@ -1,0 +1,142 @@
+"""Batches are a pure function of (seed, step), the same from disk and memory, on any number of processes."""
+
+import itertools
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reverie.actions import START
+from reverie.data.arrays import ArrayDataset
+from reverie.data.loader import batches, clips
+from reverie.data.sources.platformer import TIME, PlatformerConfig
+from reverie.data.store import open_dataset, write_store
+from reverie.errors import ReverieError
+
+WORLD = PlatformerConfig(tile=4, tiles=6, count=5, frames=30)
+
+
+@pytest.fixture(scope="module")
+def memory():
+    return ArrayDataset.from_episodes(WORLD.spec(), WORLD.episodes())
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "toy"
+    return open_dataset(write_store(path, WORLD.spec(), {"train": WORLD.episodes()}, chunk=8))
+
+
+def take(dataset, count, **options):
+    defaults: dict[str, Any] = {"batch": 8, "length": 10, "seed": 3}
+    return list(itertools.islice(batches(dataset, **(defaults | options)), count))
+
+
+def equal(one, other):
+    return len(one) == len(other) and all(
+        a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_memory_and_disk_give_the_same_stream(memory, disk):
+    stream = take(memory, 6)
+    assert equal(stream, take(disk, 6)) and equal(stream, take(disk, 6, prefetch=0))
+    assert stream[0]["frames"].shape == (8, 10, 24, 24, 3) and stream[0]["frames"].dtype == np.uint8
+    assert stream[0]["actions"].shape == stream[0]["ends"].shape == (8, 10)
+    assert not equal(stream, take(memory, 6, seed=4))
+    assert len({batch["frames"].tobytes() for batch in stream}) == 6
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_resuming_gives_the_stream_that_would_have_been(kind, request):
+    dataset = request.getfixturevalue(kind)
+    stream = take(dataset, 7)
+    for start in (1, 4, 6):
+        assert equal(stream[start:], take(dataset, 7 - start, start=start))
+    assert equal(take(dataset, 1, start=10**9), take(dataset, 1, start=10**9))
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_shards_are_the_rows_of_the_same_global_batch(kind, count, request):
+    dataset = request.getfixturevalue(kind)
+    parts = [take(dataset, 3, start=2, shard=(index, count)) for index in range(count)]
+    joined = [{k: np.concatenate([p[step][k] for p in parts]) for k in parts[0][0]} for step in range(3)]
+    assert equal(joined, take(dataset, 3, start=2))
+
+
+def test_windows_are_whole_pieces_of_episodes_with_their_own_actions(memory):
+    for batch in take(memory, 20):
+        times, levels = batch["states"][:, :, TIME], batch["states"][:, :, 0]
+        assert (np.diff(times) == 1).all() and (levels == levels[:, :1]).all()
+        assert ((batch["actions"] == START) == (times == 0)).all()  # a cut window begins with a real action
+
+
+def test_every_window_is_as_likely_as_any_other():
+    world = PlatformerConfig(tile=4, tiles=6, count=3, frames=12)
+    episodes = list(world.episodes())
+    for episode, length in zip(episodes, (12, 5, 3), strict=True):  # with 4 frames a window: 9 places, 2 and none
+        for name, array in episode.arrays().items():
+            setattr(episode, name, array[:length])
+    dataset = ArrayDataset.from_episodes(world.spec(), episodes)
+    starts = [
+        (int(row[0, 0]), int(row[0, TIME]))
+        for batch in take(dataset, 200, batch=22, length=4)
+        for row in batch["states"]
+    ]
+    places, counts = np.unique(starts, axis=0, return_counts=True)
+    assert len(places) == 11 and abs(counts - 400).max() < 5 * 20
+    assert {level for level, _ in starts} == {int(e.arrays()["states"][0, 0]) for e in episodes[:2]}
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_impossible_wishes_are_refused_at_once(kind, request):
+    dataset = request.getfixturevalue(kind)
+    with pytest.raises(ReverieError, match="the longest has 30"):
+        batches(dataset, batch=2, length=31, seed=0)
+    for wrong in ({"batch": 0}, {"batch": 3, "shard": (0, 2)}, {"shard": (2, 2)}, {"seed": -1}, {"length": 0}):
+        with pytest.raises(ReverieError):
+            take(dataset, 0, **wrong)
+    with pytest.raises(ReverieError, match="105 different clips"):
+        clips(dataset, length=10, count=106, seed=0)
+
+
+def test_an_error_while_reading_ahead_is_not_hidden(tmp_path):
+    dataset = open_dataset(write_store(tmp_path / "d", WORLD.spec(), WORLD.episodes()))
+    file = tmp_path / "d" / "train-00000.array_record"
+    content = bytearray(file.read_bytes())
+    content[: len(content) // 2] = bytes(len(content) // 2)
+    file.write_bytes(content)
+    with pytest.raises(ReverieError, match=file.name):
+        take(dataset, 50)
+
+
+def test_clips_are_fixed_distinct_and_spread(memory, disk):
+    some = clips(memory, length=10, count=10, seed=0)
+    assert some["frames"].shape == (10, 10, 24, 24, 3)
+    assert equal([some], [clips(disk, length=10, count=10, seed=0)])
+    assert not equal([some], [clips(memory, length=10, count=10, seed=1)])
+    assert len(np.unique(some["states"][:, 0, 0])) == WORLD.count  # every episode is seen
+    everything = clips(memory, length=10, count=105, seed=0)
+    assert len(np.unique(everything["states"][:, 0][:, [0, TIME]], axis=0)) == 105
+
+
+def test_data_in_memory_needs_numpy_alone(tmp_path):
+    code = """
+import sys
+for name in ("grain", "array_record", "jax", "msgpack"):
+    sys.modules[name] = None
+import itertools
+from reverie.data.arrays import ArrayDataset
+from reverie.data.loader import batches, clips
+from reverie.data.sources.platformer import PlatformerConfig
+world = PlatformerConfig(tile=4, tiles=6, count=3, frames=20)
+path = ArrayDataset.from_episodes(world.spec(), world.episodes()).save("d.npz")
+for batch in itertools.islice(batches(ArrayDataset.load(path), batch=4, length=5, seed=0), 3):
+    assert batch["frames"].shape == (4, 5, 24, 24, 3)
+assert len(clips(ArrayDataset.load(path), length=5, count=6, seed=0)["actions"]) == 6
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
