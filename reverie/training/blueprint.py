@@ -1,0 +1,102 @@
+"""A model before it is made: structure, names and shapes of its weights, and which part of training each belongs to."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.extend.core import jaxpr_as_fun
+from jax.sharding import Sharding
+
+from reverie.errors import ReverieError
+
+Weights = dict[str, Array]  # by dotted name
+Place = Callable[[tuple[int, ...]], Sharding]  # where an array of a shape lives
+
+
+class Blueprint:
+    """What ``objective.init`` makes, before it is made: its structure, and the shape of every weight by name.
+
+    ``init`` is only traced. What it reads from elsewhere (``load`` of another run) are arrays already; the rest is
+    computed by ``build``, under jit and where it belongs, so that a large model never lies whole on one device.
+    """
+
+    def __init__(self, objective: Any, spec: Any, seed: int, folder: Path):
+        self.ready: Weights = {}
+
+        def trace() -> Weights:
+            # The step counts up from 0 (engine.py); the last number folded in belongs to the beginning.
+            key = jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1))
+            model = objective.init(nnx.Rngs(key), spec, folder)
+            self._graph, state = nnx.split(model)
+            leaves, self._tree = jax.tree.flatten(state)
+            self._read_structure(state, objective.frozen, model)
+            weights = dict(zip(self.names, leaves, strict=True))
+            self.ready = {name: leaf for name, leaf in weights.items() if not isinstance(leaf, jax.core.Tracer)}
+            return {name: leaf for name, leaf in weights.items() if name not in self.ready}
+
+        self._program, computed = jax.make_jaxpr(trace, return_shape=True)()
+        self._computed = sorted(computed)
+        ready = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in self.ready.items()}
+        self.shapes: dict[str, jax.ShapeDtypeStruct] = {name: (computed | ready)[name] for name in self.names}
+
+    def _read_structure(self, state: nnx.State, frozen: Sequence[str], model: nnx.Module) -> None:
+        for name in frozen:
+            if not hasattr(model, name):
+                raise ReverieError(f"'{name}' cannot be frozen: {type(model).__name__} has no such part.")
+        for key, value in self._graph.attributes:
+            if isinstance(getattr(value, "value", None), jax.core.Tracer):
+                raise TypeError(f"'{key}' is an array among a module's plain attributes: wrap it in an nnx.Variable")
+        self.parts: dict[str, list[str]] = {"params": [], "rest": [], "frozen": []}
+        for path, variable in nnx.to_flat_state(state):
+            name = ".".join(map(str, path))
+            if isinstance(variable, nnx.RngState):
+                raise TypeError(f"'{name}' is random state: modules are given keys, they keep none")
+            trained = "params" if isinstance(variable, nnx.Param) else "rest"
+            self.parts["frozen" if path[0] in frozen else trained].append(name)
+        self.names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
+
+    @property
+    def saved(self) -> list[str]:
+        """Names of the weights that belong to this run's checkpoints."""
+        return self.parts["params"] + self.parts["rest"]
+
+    def build(self, place: Place, have: Weights | None = None) -> Weights:
+        """Return all weights, each where it belongs; those somebody has already are taken, not computed."""
+        have = have or {}
+        wanted = {n: place(self.shapes[n].shape) for n in self._computed if n not in have}
+
+        def make() -> Weights:
+            made = zip(self._computed, jaxpr_as_fun(self._program)(), strict=True)
+            return {name: leaf for name, leaf in made if name in wanted}
+
+        weights = jax.jit(make, out_shardings=wanted)() if wanted else {}
+        moved = {n: jax.device_put(a, place(a.shape)) for n, a in self.ready.items() if n not in have}
+        return weights | moved | have
+
+    def merge(self, *weights: Weights) -> nnx.Module:
+        """Return the module with these weights, which together are all."""
+        every = {name: leaf for part in weights for name, leaf in part.items()}
+        return nnx.merge(self._graph, jax.tree.unflatten(self._tree, [every[name] for name in self.names]))
+
+    def split(self, model: nnx.Module, part: str) -> Weights:
+        """Return one part of a module's weights; TypeError if it is no longer built as it was."""
+        leaves, tree = jax.tree.flatten(nnx.split(model)[1])
+        if tree != self._tree:
+            raise TypeError("a loss may change values of a module, not add or remove them")
+        weights = dict(zip(self.names, leaves, strict=True))
+        return {name: weights[name] for name in self.parts[part]}
+
+    def check(self, folder: Path, weights: Weights) -> None:
+        """Raise ReverieError unless saved ``weights`` are those this code expects."""
+        expected = {name: self.shapes[name].shape for name in self.saved}
+        found = {name: leaf.shape for name, leaf in weights.items()}
+        if wrong := sorted(n for n in expected | found if expected.get(n) != found.get(n)):
+            name = wrong[0]
+            raise ReverieError(
+                f"'{folder}' does not fit this version of the code: {len(wrong)} weights differ, "
+                f"'{name}' is {found.get(name, 'missing')} there and {expected.get(name, 'missing')} here."
+            )

@@ -1,0 +1,384 @@
+"""The one training loop. It knows what an objective is, and no model.
+
+The order inside is correctness: report -> save -> next batch -> step -> log. Reports see the state that is saved;
+a save comes before the next batch is drawn, so resuming at step n draws batch n; a step is dispatched and not
+awaited, and the numbers of the step before are read while it runs. Everything random is a function of (seed, step):
+nothing random is saved, and a run that was killed and resumed has the bits of one that was not.
+
+B rows of a batch.
+"""
+
+import contextlib
+import functools
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from einops import rearrange
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from reverie import config
+from reverie.data.episode import Dataset
+from reverie.data.loader import batches, clips
+from reverie.data.store import open_dataset
+from reverie.errors import ReverieError
+from reverie.nn.compiled import cache_compilations
+from reverie.training import checkpoint, flops, sharding
+from reverie.training.blueprint import Blueprint, Weights
+from reverie.training.checkpoint import Record, Writer
+from reverie.training.log import Log, LoggerName, open_loggers
+from reverie.training.optim import OptimConfig, average
+from reverie.training.signals import stop_signals
+
+Scalars = dict[str, Array]
+# What may differ when a run is resumed. (The data are known by their fingerprint, wherever they lie.)
+MAY_CHANGE = {"steps", "data", "log_every", "report_every", "report_clips", "save_every", "keep", "loggers"}
+
+
+class Objective(Protocol):
+    """What is trained: a frozen dataclass of configs and of paths to other runs.
+
+    frozen: attributes of the model that are carried along: no gradient, no optimiser state, not saved again.
+    """
+
+    @property
+    def frozen(self) -> tuple[str, ...]: ...
+
+    def init(self, rngs: nnx.Rngs, spec: Any, folder: Path) -> nnx.Module:
+        """Build the model for data like ``spec``. Paths to other runs are relative to ``folder``, this run's own."""
+        ...
+
+    def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
+        """Return what the step reads: ``dataset``, or what a frozen part makes of it, computed once, kept in cache."""
+        ...
+
+    def loss(self, model: nnx.Module, batch: dict[str, Array], key: Array) -> tuple[Array, Scalars]:
+        """Return the loss and numbers to log; cheap, paid every step. It may change variables that are not Params."""
+        ...
+
+    def report(self, model: nnx.Module, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+        """Return costly numbers, and pictures (uint8 HWC), of held-out clips."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides what a run computes, and how often it says so.
+
+    data: a store or .npz file, relative to the folder that the run's folder lies in. Clocks are in steps, 0 is never.
+    """
+
+    objective: Objective
+    data: str = "data"
+    batch: int = 16
+    length: int = 16
+    steps: int = 1000
+    seed: int = 0
+    optimizer: OptimConfig = field(default_factory=OptimConfig)
+    accumulate: int = 1  # a batch is worked through in so many parts, to save memory
+    mesh: sharding.Layout = "data"
+    log_every: int = 50
+    report_every: int = 1000
+    report_clips: int = 16
+    save_every: int = 1000
+    keep: int = 2  # checkpoints; the one from which the run can be extended is kept besides
+    loggers: tuple[LoggerName, ...] = ()
+
+
+class TrainState(NamedTuple):
+    """What a step changes. ``broken``: the first step whose loss or gradient was not finite, 0 if none was."""
+
+    step: Array
+    params: Weights
+    rest: Weights
+    ema: Weights
+    opt: Any
+    broken: Array
+
+
+class Interrupted(SystemExit):
+    """A signal asked the run to stop; it has been saved. The exit code is 128 + the signal's number."""
+
+
+def train_step(
+    run: Run, blueprint: Blueprint, tx: optax.GradientTransformation, state: TrainState, frozen: Weights, batch: dict
+) -> tuple[TrainState, Scalars]:
+    """Make one update; pure, and all there is to training."""
+    key = jax.random.fold_in(jax.random.key(run.seed), state.step)
+
+    def loss(params: Weights, rest: Weights, batch: dict, key: Array):
+        model = blueprint.merge(frozen, params, rest)
+        value, metrics = run.objective.loss(model, batch, key)
+        return value, ({**metrics, "loss": value}, blueprint.split(model, "rest"))
+
+    gradient = jax.grad(loss, has_aux=True)
+    if run.accumulate == 1:
+        grads, (metrics, rest) = gradient(state.params, state.rest, batch, key)
+    else:
+        # Part i takes every accumulate-th row: on a mesh each device works on rows that it has already.
+        parts = jax.tree.map(lambda rows: rearrange(rows, "(b a) ... -> a b ...", a=run.accumulate), batch)
+
+        def part(carry: tuple, inputs: tuple):
+            rest, total = carry
+            grads, (metrics, rest) = gradient(state.params, rest, inputs[0], jax.random.fold_in(key, inputs[1]))
+            return (rest, jax.tree.map(jnp.add, total, grads)), metrics
+
+        start = (state.rest, jax.tree.map(jnp.zeros_like, state.params))
+        (rest, total), each = jax.lax.scan(part, start, (parts, jnp.arange(run.accumulate)))
+        grads = jax.tree.map(lambda leaf: leaf / run.accumulate, total)
+        metrics = jax.tree.map(lambda values: jnp.mean(values, axis=0), each)
+    norm = optax.tree.norm(grads)
+    updates, opt = tx.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    broken = jnp.where((state.broken == 0) & ~fine, step, state.broken)
+    ema = average(state.ema, params, run.optimizer.ema, step)
+    rate = run.optimizer.rates(run.steps)(state.step)
+    metrics |= {"grad_norm": norm, "learning_rate": rate, "broken": broken}
+    return TrainState(step, params, rest, ema, opt, broken), metrics
+
+
+def fit(
+    run: Run,
+    out: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    held_out: Dataset | None = None,
+    progress: bool = True,
+    fresh: bool = False,
+) -> Path:
+    """Train ``run`` in the folder ``out``, from where it was left if it was; return the folder.
+
+    ``dataset`` (and ``held_out`` for reports) replace the data the run names. ``fresh`` throws away what is in ``out``.
+    Ctrl-C and SIGTERM save first (``Interrupted``). Raises ReverieError in one line when the folder holds another run,
+    other data, or nothing readable; when the loss stops being finite; when the disk is full.
+    """
+    cache_compilations()
+    out = Path(out).absolute()
+    mesh = sharding.make_mesh()
+    sharding.check_batch(mesh, run.batch, run.accumulate)
+    dataset, held_out = _datasets(run, out, dataset, held_out)
+    batches(dataset, batch=run.batch, length=run.length, seed=run.seed)  # says at once if that cannot be
+    newest = None if fresh else _resume_from(run, out, dataset)
+    blueprint = Blueprint(run.objective, dataset.spec, run.seed, out)
+    with checkpoint.owned(out):
+        if fresh:
+            _clear(out)
+        state, frozen = _state(run, out, blueprint, mesh, newest)
+        if jax.process_index() == 0:
+            checkpoint.write_record(out, Record(run, dataset.spec, dataset.fingerprint))
+        model = blueprint.merge(frozen, state.params, state.rest)
+        dataset = run.objective.prepare(model, dataset, out / "cache" / "train")
+        held_out = run.objective.prepare(model, held_out, out / "cache" / "val")
+        del model  # its weights are about to be donated
+        _train(run, out, blueprint, mesh, state, frozen, dataset, held_out, progress)
+    return out
+
+
+def _train(
+    run: Run,
+    out: Path,
+    blueprint: Blueprint,
+    mesh: Mesh,
+    state: TrainState,
+    frozen: Weights,
+    dataset: Dataset,
+    held_out: Dataset,
+    progress: bool,
+) -> None:
+    start, fall = int(state.step), run.optimizer.fall(run.steps)
+    shard = (jax.process_index(), jax.process_count())
+    stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard)
+    step = _compile_step(run, blueprint, mesh, state)
+    report = _compile_report(run, blueprint, mesh, frozen, held_out)
+    log = Log(
+        out,
+        steps=run.steps,
+        resume=start,
+        frames=run.batch * run.length,
+        loggers=open_loggers(run.loggers, out, config.to_json(run)) if jax.process_index() == 0 else (),
+        progress=progress,
+        writes=jax.process_index() == 0,
+    )
+    previous: Scalars = {}  # what the last step returned and nobody has read yet
+    with stop_signals() as stop, Writer(out, run.keep, always=[fall]) as writer, log, jax.transfer_guard("disallow"):
+        for n in range(start, run.steps + 1):
+            last, ticks, signum = n == run.steps, n % run.log_every == 0, stop(n % run.log_every == 0)
+            reports = n > start and run.report_every and (n % run.report_every == 0 or last)
+            saves = n > start and (n == fall or last or signum or (run.save_every and n % run.save_every == 0))
+            if reports or saves:
+                _read(previous, writer, log, n, ticks or last)
+            if reports:
+                log.report(n, report(state))
+            if saves:
+                log.flush()  # so that a checkpoint never knows more than the log beside it
+                writer.save(n, _saved(state))
+            if reports or saves:
+                log.pause(n)
+            if signum:
+                writer.wait()
+                if jax.process_index() == 0:
+                    print(f"Stopped at step {n} of {run.steps}; the same command goes on from there.", flush=True)
+                raise Interrupted(128 + signum)
+            if last:
+                break
+            batch = sharding.put_batch(mesh, next(stream))
+            if n == start:
+                log.flops = flops.count(step.trace(state, frozen, batch).jaxpr)
+            state, metrics = step(state, frozen, batch)
+            if n == start:
+                jax.block_until_ready(metrics)
+                log.pause(n + 1)  # compiling is not training
+            # One step is in flight at a time, while the next batch is read: no more would be faster.
+            jax.block_until_ready(previous)
+            if ticks or n == 1:
+                _read(previous, writer, log, n, True)
+            previous = metrics
+            log.tick(n)
+
+
+def _read(metrics: Scalars, writer: Writer, log: Log, n: int, write: bool) -> None:
+    """Look at what step ``n`` returned, and log it if it is time to; ReverieError if it was not finite."""
+    if not metrics:
+        return
+    numbers = jax.device_get(metrics)
+    metrics.clear()
+    if broken := int(numbers.pop("broken")):
+        good = writer.wait()
+        kept = f"the checkpoint of step {good[-1]} is good" if good else "there is no checkpoint yet"
+        raise ReverieError(
+            f"the loss or its gradient is not finite since step {broken}; {kept}. Try a lower learning rate, more "
+            f"warm-up or stronger clipping."
+        )
+    if write:
+        log.metrics(n, numbers)
+
+
+def _compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState) -> Any:
+    same = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(
+        functools.partial(train_step, run, blueprint, run.optimizer.make(run.steps)),
+        donate_argnums=0,
+        out_shardings=(same, NamedSharding(mesh, PartitionSpec())),
+    )
+
+
+def _compile_report(
+    run: Run, blueprint: Blueprint, mesh: Mesh, frozen: Weights, held_out: Dataset
+) -> Callable[[TrainState], Scalars]:
+    """Return the objective's report on clips and a key that are always the same, so that reports can be compared."""
+    if not run.report_every:
+        return lambda state: {}
+    places = int(np.maximum(held_out.lengths - run.length + 1, 0).sum())
+    batch = clips(held_out, length=run.length, count=min(run.report_clips, places), seed=run.seed)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    batch = {name: jax.device_put(array, everywhere) for name, array in batch.items()}
+
+    def report(params: Weights, rest: Weights, frozen: Weights, batch: dict) -> Scalars:
+        key = jax.random.fold_in(jax.random.key(run.seed), jnp.uint32(2**32 - 2))
+        return run.objective.report(blueprint.merge(frozen, params, rest), batch, key)
+
+    compiled = jax.jit(report, out_shardings=everywhere)
+    return lambda state: jax.device_get(compiled(state.ema or state.params, state.rest, frozen, batch))
+
+
+def _datasets(run: Run, out: Path, dataset: Dataset | None, held_out: Dataset | None) -> tuple[Dataset, Dataset]:
+    """Return what to train on and what to report on: the split "val", or the same where there is none."""
+    if dataset is None:
+        dataset = open_dataset(out.parent / run.data, "train")
+        with contextlib.suppress(ReverieError):
+            held_out = held_out or open_dataset(out.parent / run.data, "val")
+    if held_out is None or not (held_out.lengths >= run.length).any():
+        held_out = dataset
+    return dataset, held_out
+
+
+def _clear(out: Path) -> None:
+    """Throw away what a run has left in its folder, and nothing else that may lie there."""
+    sharding.wait_for_all("before")
+    if jax.process_index() == 0:
+        for name in (checkpoint.CHECKPOINTS, "report", "cache"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "timing.jsonl", checkpoint.RECORD):
+            (out / name).unlink(missing_ok=True)
+    sharding.wait_for_all("cleared")
+
+
+def _resume_from(run: Run, out: Path, dataset: Dataset) -> int | None:
+    """Return up to which step the checkpoints in ``out`` are this run's, None if there are none to go on from."""
+    saved = checkpoint.steps(out)
+    if not saved:
+        return None
+    record = checkpoint.read_record(out)
+    old, new = config.flatten(record.run), config.flatten(run)
+    changes = [
+        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
+        for name in old | new
+        if old.get(name) != new.get(name) and name.partition(".")[0] not in MAY_CHANGE
+    ]
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise ReverieError(
+            f"'{out}' holds another run ({', '.join(changes[:3])}{more}): choose another folder, or start over "
+            f"with --fresh."
+        )
+    if record.fingerprint != dataset.fingerprint:
+        raise ReverieError(
+            f"'{out}' was trained on other data ({record.fingerprint}, now {dataset.fingerprint}): choose another "
+            f"folder, or start over with --fresh."
+        )
+    if record.run.steps == run.steps:
+        return run.steps
+    # Only up to where the rate begins to fall is a longer (or shorter) run the same run.
+    common = min(run.optimizer.fall(record.run.steps), run.optimizer.fall(run.steps))
+    if saved[0] > common:
+        raise ReverieError(
+            f"'{out}' cannot go from {record.run.steps} to {run.steps} steps: its learning rate depends on the length "
+            f"from step {common} on, and no checkpoint is left from before. Start over with --fresh."
+        )
+    if saved[-1] > common and jax.process_index() == 0:
+        print(f"'{out}' goes on from step {max(n for n in saved if n <= common)}: later its learning rate fell.")
+    return common
+
+
+def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | None) -> tuple[TrainState, Weights]:
+    """Return the state to start from, made or restored, and the frozen weights; each on the devices it belongs to."""
+
+    def place(shape: tuple[int, ...]) -> NamedSharding:
+        return sharding.sharding(mesh, shape, run.mesh)
+
+    step, found = 0, {}
+    if newest is not None:
+        step, found = checkpoint.restore(out, place, ("weights", "ema", "optimizer"), newest)
+        blueprint.check(out, found["weights"])
+        if not found["optimizer"]:
+            raise ReverieError(f"'{out}' holds weights only, as an export does: it can be played, not trained on.")
+        if jax.process_index() == 0:
+            checkpoint.remove_after(out, step)
+        sharding.wait_for_all("restored")
+    weights = blueprint.build(place, found.get("weights"))
+    params, rest, frozen = ({name: weights[name] for name in blueprint.parts[part]} for part in blueprint.parts)
+    tx = run.optimizer.make(run.steps)
+    shapes = jax.eval_shape(tx.init, params)
+    if found:
+        names = checkpoint.named(shapes)
+        opt = jax.tree.unflatten(jax.tree.structure(shapes), [found["optimizer"][name] for name in names])
+    else:
+        opt = jax.jit(tx.init, out_shardings=sharding.shardings(mesh, shapes, run.mesh))(params)
+    ema = (found.get("ema") or jax.tree.map(jnp.copy, params)) if run.optimizer.ema else {}
+    made, broken = (jax.device_put(np.int32(number), place(())) for number in (step, 0))
+    return TrainState(made, params, rest, ema, opt, broken), frozen
+
+
+def _saved(state: TrainState) -> dict[str, Weights]:
+    """What of a state goes into a checkpoint."""
+    return {"weights": state.params | state.rest, "ema": state.ema, "optimizer": checkpoint.named(state.opt)}

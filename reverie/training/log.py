@@ -1,0 +1,249 @@
+"""What a run says while it trains: exact metrics in a file, speed in another, a line or a bar for people.
+
+``metrics.jsonl`` has one line per logged step and nothing that depends on the clock: a run that was killed and
+resumed leaves the same bytes as one that was not. ``timing.jsonl`` has the times. TensorBoard and Weights & Biases
+get the same numbers when a run asks for them.
+"""
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from reverie.errors import ReverieError
+
+LoggerName = Literal["tensorboard", "wandb"]
+QUIET = 10.0  # seconds between lines where there is no terminal to draw a bar on
+
+
+class Logger(Protocol):
+    """Where numbers and pictures go besides the files of the run."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Take in numbers by name."""
+        ...
+
+    def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        """Take in one uint8 picture."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
+
+
+class Log:
+    """The log of one run. ``resume``: how many steps were made before; later lines of an earlier try are dropped.
+
+    ``frames``: how many one step reads. ``writes`` is false on all processes but one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        steps: int,
+        resume: int,
+        frames: int,
+        loggers: Sequence[Logger] = (),
+        progress: bool = True,
+        writes: bool = True,
+    ):
+        self._folder, self._steps, self._frames, self._writes = folder, steps, frames, writes
+        self.flops = 0.0  # of one step, once they have been counted
+        self._loggers = loggers if writes else ()
+        if writes:
+            for name in ("metrics.jsonl", "timing.jsonl"):
+                _cut(folder / name, resume)
+            self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
+        self._clock = (resume, time.perf_counter())
+        self._said = -math.inf
+        console = Console()
+        self._bar = None
+        self._plain = progress and writes and not console.is_terminal
+        if progress and writes and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=console)
+            self._task = self._bar.add_task(folder.name, total=steps, completed=resume, text="")
+            self._bar.start()
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Note the numbers of one training step, and how fast steps were since the last time."""
+        if not self._writes:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        self._write(step, numbers)
+        speed = self._speed(step)
+        print(json.dumps({"step": step, "time": round(time.time(), 3), **speed}), file=self._timing, flush=True)
+        for logger in self._loggers:
+            logger.scalars(step, numbers | speed)
+        self._say(step, numbers, speed)
+
+    def report(self, step: int, values: dict[str, Any]) -> None:
+        """Note a report: its numbers as ``report/...``, its pictures as files."""
+        if not self._writes:
+            return
+        numbers = {}
+        for name, value in values.items():
+            value = np.asarray(value)
+            if value.ndim == 0:
+                numbers[f"report/{name}"] = float(value)
+            else:
+                self._picture(step, name, value)
+        self._write(step, numbers)
+        for logger in self._loggers:
+            logger.scalars(step, numbers)
+        if self._plain and numbers:
+            print(f"step {step:>7}  " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()), flush=True)
+
+    def tick(self, step: int) -> None:
+        """Move the bar."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def pause(self, step: int) -> None:
+        """Leave out of the measured speed what was done since the last call of anything here: a report, a save."""
+        self._clock = (step, time.perf_counter())
+
+    def flush(self) -> None:
+        """Make what was written survive the process, and the machine."""
+        if self._writes:
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._writes:
+            self._metrics.close()
+            self._timing.close()
+        for logger in self._loggers:
+            logger.close()
+
+    def _write(self, step: int, numbers: dict[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in sorted(numbers.items())}
+        print(json.dumps({"step": step, **finite}), file=self._metrics, flush=True)
+
+    def _picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] not in (1, 3):
+            raise TypeError(f"report '{name}' is {image_HWC.dtype} {image_HWC.shape}: neither a number nor a picture")
+        folder = self._folder / "report"
+        folder.mkdir(exist_ok=True)
+        file = folder / f"{step:08d}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}.png"
+        Image.fromarray(image_HWC.squeeze(2) if image_HWC.shape[2] == 1 else image_HWC).save(file)
+        for logger in self._loggers:
+            logger.picture(step, name, image_HWC)
+
+    def _speed(self, step: int) -> dict[str, float]:
+        before, then = self._clock
+        self._clock = (step, now := time.perf_counter())
+        if step <= before:
+            return {}
+        rate = (step - before) / (now - then)
+        speed = {"steps_per_s": rate, "frames_per_s": rate * self._frames, "flops_per_s": rate * self.flops}
+        return {name: float(f"{value:.4g}") for name, value in speed.items()}
+
+    def _say(self, step: int, numbers: dict[str, float], speed: dict[str, float]) -> None:
+        first = ["loss", *(name for name in numbers if name not in ("loss", "grad_norm", "learning_rate"))][:4]
+        text = "  ".join(f"{name} {numbers[name]:.4g}" for name in first)
+        if speed:
+            text += f"  {speed['steps_per_s']:.3g} steps/s  {si(speed['frames_per_s'])}frames/s"
+            text += f"  {si(speed['flops_per_s'])}FLOP/s"
+        if self._bar:
+            self._bar.update(self._task, completed=step, text=text)
+        elif self._plain and (time.perf_counter() - self._said > QUIET or step == self._steps):
+            self._said = time.perf_counter()
+            left = int((self._steps - step) / speed["steps_per_s"]) if speed else 0
+            ends = f"  {left // 60}:{left % 60:02d} left" if left else ""
+            print(f"step {step:>7}/{self._steps}  {text}{ends}", flush=True)
+
+
+def open_loggers(names: Sequence[LoggerName], folder: Path, config: dict[str, Any]) -> list[Logger]:
+    """Return the loggers a run asks for; ReverieError when the package one of them needs is not installed."""
+    return [{"tensorboard": _TensorBoard, "wandb": _Wandb}[name](folder, config) for name in names]
+
+
+def si(value: float) -> str:
+    """Return a number with a metric prefix: 45.2e9 -> "45.2 G"."""
+    for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(value) >= 10**power:
+            return f"{value / 10**power:.3g} {prefix}"
+    return f"{value:.3g} "
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        self._writer = _need("tensorboardX", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        self._writer.add_text("config", json.dumps(config, indent=1))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        self._writer.add_image(name, image_HWC, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        self._wandb = _need("wandb", "wandb")
+        # The same folder is the same run, also after it was interrupted.
+        known = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        self._run = self._wandb.init(
+            project="reverie", name=folder.name, id=known, resume="allow", dir=str(folder), config=config
+        )
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._run.log({**values, "step": step})
+
+    def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        self._run.log({name: self._wandb.Image(image_HWC), "step": step})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _need(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ReverieError(
+            f"logging to {extra} needs the package {module}: pip install 'reverie-worlds[{extra}]'."
+        ) from error
+
+
+def _cut(file: Path, step: int) -> None:
+    """Drop the lines after ``step``, and a last line that was cut off while it was being written."""
+    if not file.exists():
+        return
+    kept = list(_lines_until(file, step))
+    fresh = file.with_suffix(f".{os.getpid()}")
+    fresh.write_text("".join(kept), encoding="utf-8")
+    os.replace(fresh, file)
+
+
+def _lines_until(file: Path, step: int) -> Iterator[str]:
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                yield line
+        except (ValueError, KeyError, TypeError):
+            continue

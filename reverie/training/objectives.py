@@ -1,0 +1,194 @@
+"""What each stage of a world learns: tokenizer, latent actions, dynamics. See ``engine.Objective`` for the contract.
+
+Shapes: B batch, T time, H W C image, N tokens per frame.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from reverie.actions import START, ActionSpace
+from reverie.data.episode import Dataset, Spec
+from reverie.errors import ReverieError
+from reverie.evaluation.image import psnr
+from reverie.models.dynamics import DynamicsConfig
+from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.lam import LAMConfig, LatentActionModel
+from reverie.models.tokenizers import TokenizerConfig
+from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.patch import to_uint8
+from reverie.nn.quantise import usage
+from reverie.training.checkpoint import load
+from reverie.training.tokens import Joined, cached
+from reverie.world import WorldConfig, WorldModel, rollout
+
+Scalars = dict[str, Array]
+SHOWN = 4  # clips in a report's picture
+
+
+@dataclass(frozen=True)
+class TokenizerObjective:
+    """Learn to say a frame in a few codes and to paint it from them."""
+
+    tokenizer: TokenizerConfig = field(default_factory=VQVAEConfig)
+    frozen: tuple[str, ...] = ()
+
+    def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
+        """Return a new tokenizer for frames as ``spec`` says they are."""
+        return dataclasses.replace(self.tokenizer, frame=tuple(spec.frame)).make(rngs)
+
+    def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
+        """The step reads frames as they are."""
+        return dataset
+
+    def loss(self, model: Any, batch: dict[str, Array], key: Array) -> tuple[Array, Scalars]:
+        """The tokenizer's own."""
+        return model.loss(batch["frames"], key)
+
+    def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+        """How sharp reconstructions are, how many codes are in use, and a picture: frames above reconstructions."""
+        latents = model.encode(batch["frames"])
+        painted = to_uint8(model.decode(latents))
+        sharp = jnp.mean(psnr(batch["frames"], painted))
+        return {"psnr": sharp, **_codes(latents, model.codes), "picture": _sheet(batch["frames"], painted)}
+
+
+@dataclass(frozen=True)
+class LatentActionObjective:
+    """Learn what happened between frames, as one of a few codes."""
+
+    lam: LAMConfig = field(default_factory=LAMConfig)
+    frozen: tuple[str, ...] = ()
+
+    def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
+        """Return a new latent action model for frames as ``spec`` says they are."""
+        return dataclasses.replace(self.lam, frame=tuple(spec.frame)).make(rngs)
+
+    def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
+        """The step reads frames as they are."""
+        return dataset
+
+    def loss(self, model: LatentActionModel, batch: dict[str, Array], key: Array) -> tuple[Array, Scalars]:
+        """The model's own."""
+        return model.loss(batch["frames"], key)
+
+    def report(self, model: LatentActionModel, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+        """How well the next frame is told from the past and a code, how codes are used, and a picture."""
+        painted = to_uint8(model.predict(batch["frames"]))
+        codes = model.infer(batch["frames"])[:, 1:]
+        truth = batch["frames"][:, 1:]
+        numbers = {"psnr": jnp.mean(psnr(truth, painted)), **_codes(codes, model.codes)}
+        return numbers | {"picture": _sheet(truth, painted)}
+
+
+@dataclass(frozen=True)
+class DynamicsObjective:
+    """Learn what an action leads to, over a frozen tokenizer's latents.
+
+    ``tokenizer`` and ``lam`` are folders of the runs that made them, relative to this run's folder. With ``lam`` the
+    actions are the latent ones; without, those recorded. Take "lam" out of ``frozen`` to train it together with the
+    dynamics, or give a config instead of a folder to train it from nothing.
+    """
+
+    dynamics: DynamicsConfig = field(default_factory=MaskGITConfig)
+    tokenizer: str = "../tokenizer"
+    lam: str | LAMConfig | None = None
+    context: int = 16  # real frames a dream begins with, at most: no more than a clip in training has
+    frozen: tuple[str, ...] = ("tokenizer", "lam")
+
+    def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:
+        """Return a world: frozen parts loaded, dynamics new."""
+        tokenizer = load(folder / self.tokenizer)
+        lam = self._lam(rngs, spec, folder)
+        if not hasattr(tokenizer, "decode_frame"):
+            raise ReverieError(f"'{folder / self.tokenizer}' is no tokenizer but a {type(tokenizer).__name__}.")
+        if lam is not None and not isinstance(lam, LatentActionModel):
+            raise ReverieError(f"'{folder / str(self.lam)}' is no latent action model but a {type(lam).__name__}.")
+        for name, part in (("tokenizer", tokenizer), ("latent action model", lam)):
+            if part is not None and tuple(part.config.frame) != tuple(spec.frame):
+                raise ReverieError(f"the {name} was trained on frames {part.config.frame}, the data has {spec.frame}.")
+        actions = spec.actions if lam is None else ActionSpace("latent", lam.codes)
+        world = WorldConfig(tuple(spec.frame), actions, self.context, spec.fps)
+        return WorldModel(world, tokenizer, lam, self.dynamics.fitted(tokenizer, actions).make(rngs))
+
+    def _lam(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Any:
+        if isinstance(self.lam, LAMConfig):
+            return dataclasses.replace(self.lam, frame=tuple(spec.frame)).make(rngs)
+        return None if self.lam is None else load(folder / self.lam)
+
+    @property
+    def _together(self) -> bool:
+        """Whether the latent action model is trained along."""
+        return self.lam is not None and (isinstance(self.lam, LAMConfig) or "lam" not in self.frozen)
+
+    def prepare(self, model: WorldModel, dataset: Dataset, cache: Path) -> Dataset:
+        """Latents, and the actions the world obeys; frames as well only if the latent action model still learns."""
+        parts = [model.tokenizer.config.encoder]
+        if model.lam is not None and not self._together:
+            parts.append(model.lam.config.encoder)
+        lead = max(part.window - 1 if part.time_every else 0 for part in parts)
+        tokens = cached(model, _encode_frames if self._together else _encode, dataset, lead, cache)
+        return Joined(dataset, tokens) if self._together else tokens
+
+    def loss(self, model: WorldModel, batch: dict[str, Array], key: Array) -> tuple[Array, Scalars]:
+        """The dynamics' own, plus the latent action model's where it is trained along."""
+        if not self._together:
+            return model.dynamics.loss(batch["latents"], batch["actions"], key)
+        key_lam, key = jax.random.split(key)
+        actions, lam_loss, lam_metrics = model.lam.relaxed(batch["frames"], key_lam)
+        loss, metrics = model.dynamics.loss(batch["latents"], actions, key)
+        return loss + lam_loss, metrics | {f"lam_{name}": value for name, value in lam_metrics.items()}
+
+    def report(self, model: WorldModel, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+        """Token accuracy; how near a dream of the clip comes to its reconstruction, and to that with random actions.
+
+        From one frame on, all the rest is dreamed. The picture shows reconstruction, dream, and dream with random
+        actions, one below the other.
+        """
+        latents = batch["latents"]
+        actions = model.lam.infer(batch["frames"]) if self._together else batch["actions"]
+        numbers = model.dynamics.report(latents, actions, key)
+        length = latents.shape[1] - 1
+        truth = to_uint8(model.tokenizer.decode(latents))
+        size = max(model.config.actions.size, 1)
+        chance = jax.random.randint(key, actions.shape, 0, size)
+        first = jnp.full_like(actions[:, 0], START)
+        dreams = []
+        for which in (actions, chance if model.config.actions.size else actions):
+            memory, _ = model.dynamics.observe(model.dynamics.empty(len(latents)), latents[:, 0], first)
+            _, steps = rollout(model.dynamics, memory, None, which[:, 1:], key, length)
+            dreamed = jnp.concatenate([latents[:, :1], jnp.swapaxes(steps.latents, 0, 1)], axis=1)
+            dreams.append(to_uint8(model.tokenizer.decode(dreamed)))
+        near, far = (jnp.mean(psnr(truth[:, 1:], dream[:, 1:])) for dream in dreams)
+        copied = jnp.mean(psnr(truth[:, 1:], jnp.broadcast_to(truth[:, :1], truth[:, 1:].shape)))
+        numbers |= {"psnr": near, "psnr_random_actions": far, "delta_psnr": near - far, "psnr_copy_first": copied}
+        return numbers | {"picture": _sheet(truth, *dreams)}
+
+
+def _encode(world: WorldModel, batch: dict[str, Array]) -> dict[str, Array]:
+    return {
+        "latents": world.encode(batch["frames"]),
+        "actions": world.actions_of(batch["frames"], batch["actions"]),
+    }
+
+
+def _encode_frames(world: WorldModel, batch: dict[str, Array]) -> dict[str, Array]:
+    return {"latents": world.encode(batch["frames"])}
+
+
+def _codes(codes: Array, number: int) -> Scalars:
+    return {f"code_{name}": value for name, value in usage(codes, number).items()}
+
+
+def _sheet(*rows: Array) -> Array:
+    """Clips (B, T, H, W, C) one below the other, the rows of a clip together: a picture (H', W', C)."""
+    shown = [row[:SHOWN] for row in rows]
+    picture = jnp.stack(shown, axis=1)  # clip, row, time, H, W, C
+    clips, kinds, time, height, width, channels = picture.shape
+    return jnp.transpose(picture, (0, 1, 3, 2, 4, 5)).reshape(clips * kinds * height, time * width, channels)

@@ -1,0 +1,127 @@
+"""Optimisers and learning-rate schedules as values.
+
+Weights come as a flat dict from dotted name to array (``groups.layers.0.mlp.up.kernel``). By flax's convention, which
+our modules keep, exactly the matrices that multiply features are called ``kernel``: only they are decayed; norms,
+biases, embeddings, learned tokens and codebooks are not. Kernels of stacked layers have a leading axis per layer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+from jax import Array
+
+Weights = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, or Muon for the hidden matrices and AdamW for the rest, after clipping by the global norm.
+
+    schedule: after ``warmup`` steps from zero, "wsd" stays at ``rate`` and falls linearly to ``floor * rate`` over the
+    last ``decay`` share of the run (so a run can be extended from where its fall began); "cosine" falls all the way;
+    "constant" stays.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    rate: float = 3e-4
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    warmup: int = 1000
+    decay: float = 0.1
+    floor: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0  # largest global norm of the gradient; 0: off
+    ema: float = 0.0  # decay of the running mean of the weights, which reports and `load` then use; 0: off
+
+    def __post_init__(self):
+        if self.warmup < 0 or not 0 <= self.decay <= 1 or not 0 <= self.ema < 1:
+            raise ValueError(f"warmup {self.warmup} >= 0, decay {self.decay} in 0..1, ema {self.ema} in 0..1 needed")
+
+    def fall(self, steps: int) -> int:
+        """Return up to which step the rate does not depend on how long the run is: so far a run can be extended."""
+        if self.schedule == "cosine":
+            return 0
+        decay = self.decay if self.schedule == "wsd" else 0.0
+        return max(min(self.warmup, steps), steps - round(decay * steps))
+
+    def rates(self, steps: int) -> optax.Schedule:
+        """Return the learning rate as a function of the number of updates made."""
+        fall = max(self.fall(steps), min(self.warmup, steps))
+        end = self.floor * self.rate
+        if self.schedule == "cosine":
+            last = optax.cosine_decay_schedule(self.rate, max(steps - fall, 1), self.floor)
+        else:
+            last = optax.linear_schedule(self.rate, end if self.schedule == "wsd" else self.rate, max(steps - fall, 1))
+        warm = optax.linear_schedule(0.0, self.rate, max(self.warmup, 1))
+        flat = optax.constant_schedule(self.rate)
+        return _promoting(optax.join_schedules([warm, flat, last], [self.warmup, fall]))
+
+    def make(self, steps: int) -> optax.GradientTransformation:
+        """Return the optimiser of a run of ``steps`` steps, over weights by name; moments are float32."""
+        rates = self.rates(steps)
+        adamw = optax.adamw(rates, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=matrices)
+        muon = optax.contrib.muon(
+            rates,
+            weight_decay=self.weight_decay,
+            muon_weight_dimension_numbers=_muon_axes,
+            consistent_rms=0.2,  # updates as large as Adam's, so one rate and one decay serve both (arXiv 2502.16982)
+        )
+        both = optax.partition({"muon": muon, "adamw": adamw}, _kinds)
+        clip = optax.clip_by_global_norm(self.clip) if self.clip else optax.identity()
+        chain = optax.chain(clip, both if self.kind == "muon" else adamw)
+        update = _promoting(chain.update)
+        return optax.GradientTransformation(
+            lambda weights: chain.init(_float32(weights)),
+            lambda grads, state, weights=None: update(_float32(grads), state, _float32(weights)),
+        )
+
+
+def _promoting(fn: Callable) -> Callable:
+    """optax mixes integers with floats on purpose; ours may not, under strict JAX in tests."""
+
+    def call(*args: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return fn(*args)
+
+    return call
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
+def matrices(weights: Weights) -> dict[str, bool]:
+    """Which weights are matrices: those that weight decay shrinks."""
+    return {name: _is_matrix(name) for name in weights}
+
+
+def average(ema: Weights, weights: Weights, decay: float, step: Array) -> Weights:
+    """Move the running mean towards ``weights``, faster in the first steps, when it remembers only the start."""
+    made = step.astype(jnp.float32)
+    keep = jnp.minimum(jnp.float32(decay), (1 + made) / (10 + made))
+    return {name: keep * mean + (1 - keep) * weights[name] for name, mean in ema.items()}
+
+
+def _is_matrix(name: str) -> bool:
+    return name.rpartition(".")[2] == "kernel"
+
+
+def _is_hidden(name: str, weight: Array) -> bool:
+    return _is_matrix(name) and weight.ndim == 3  # (layers, in, out): a matrix of stacked layers
+
+
+def _kinds(weights: Weights) -> dict[str, str]:
+    return {name: "muon" if _is_hidden(name, weight) else "adamw" for name, weight in weights.items()}
+
+
+def _muon_axes(weights: Weights) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+    # The optimiser of one kind sees the weights of the other as MaskedNodes: all that are arrays are hidden matrices.
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return {name: axes if isinstance(weight, Array) else None for name, weight in weights.items()}

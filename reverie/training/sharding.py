@@ -1,0 +1,91 @@
+"""Devices: one mesh with one axis, "data". Rows of a batch are spread over it; weights are copied, or spread as well.
+
+Models know nothing of this: a rule over shapes decides where an array lives, and XLA inserts the communication.
+"""
+
+import math
+import os
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from reverie.errors import ReverieError
+
+Layout = Literal["data", "fsdp"]
+SPREAD_FROM = (
+    2**14
+)  # arrays with fewer elements are copied to every device: gathering them would cost more than it saves
+
+
+def connect() -> bool:
+    """Join the other processes of this job, when the environment says that there are any; return whether it did.
+
+    Slurm, Open MPI and Cloud TPU pods are recognised by their variables; anywhere else set JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a plain machine this does nothing. Call it before anything touches JAX.
+    """
+    env = os.environ
+    if jax.distributed.is_initialized():
+        return True
+    if "JAX_COORDINATOR_ADDRESS" in env and "JAX_PROCESS_ID" in env:
+        jax.distributed.initialize(
+            env["JAX_COORDINATOR_ADDRESS"], int(env.get("JAX_NUM_PROCESSES", "1")), int(env["JAX_PROCESS_ID"])
+        )
+        return True
+    several = (
+        ("SLURM_STEP_NODELIST" in env and int(env.get("SLURM_NTASKS", "1")) > 1)
+        or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+        or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    )
+    if several:
+        jax.distributed.initialize()
+    return several
+
+
+def wait_for_all(what: str) -> None:
+    """Return when every process of the job has come here; on one process, at once."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def make_mesh() -> Mesh:
+    """Return the mesh over every device of every process."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def sharding(mesh: Mesh, shape: tuple[int, ...], layout: Layout) -> NamedSharding:
+    """Where an array of the training state lives: "data" copies it to every device, "fsdp" spreads the large ones.
+
+    An array is spread along its largest axis that the number of devices divides (the last of equals).
+    """
+    axes: list[str | None] = [None] * len(shape)
+    fits = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
+    if layout == "fsdp" and fits and math.prod(shape) >= SPREAD_FROM:
+        axes[max(fits, key=lambda axis: (shape[axis], axis))] = "data"
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def shardings(mesh: Mesh, tree: Any, layout: Layout) -> Any:
+    """``sharding`` for every array (or ShapeDtypeStruct) of a tree."""
+    return jax.tree.map(lambda leaf: sharding(mesh, leaf.shape, layout), tree)
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Make global arrays, rows spread over the devices, of what this process read of a batch."""
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    with jax.transfer_guard(
+        "allow"
+    ):  # this is the one transfer meant to happen; with several processes it counts as implicit
+        return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
+
+
+def check_batch(mesh: Mesh, batch: int, accumulate: int) -> None:
+    """Raise ReverieError unless ``accumulate`` parts of a batch have equally many rows for every device."""
+    parts = mesh.size * accumulate
+    if batch < 1 or accumulate < 1 or batch % parts:
+        raise ReverieError(
+            f"a batch of {batch} cannot be shared by {mesh.size} devices in {accumulate} parts: "
+            f"make it a multiple of {parts}."
+        )

@@ -1,0 +1,114 @@
+"""What frozen models say about a dataset, computed once and kept beside the run: tokens instead of pixels.
+
+A frozen encoder gives the same codes at every visit of a clip; running it again in every training step is most of what
+such a step would cost.
+
+Shapes: B segments at once, T frames of a segment, N tokens per frame.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from reverie.data.arrays import ArrayDataset
+from reverie.data.episode import Dataset
+from reverie.nn.compiled import compiled
+
+SEGMENT, TOGETHER = 64, 8  # frames encoded at once, and how many such pieces in one call
+KEY = "key.json"
+
+
+class Joined:
+    """A dataset whose windows carry a cache's arrays as well (or instead, where both have a name)."""
+
+    def __init__(self, dataset: Dataset, cache: ArrayDataset):
+        self.dataset, self.cache = dataset, cache
+        self.spec, self.lengths, self.fingerprint = dataset.spec, dataset.lengths, dataset.fingerprint
+
+    def read(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
+        """See ``Dataset.read``."""
+        return self.dataset.read(episode, start, length) | self.cache.read(episode, start, length)
+
+
+def cached(
+    model: nnx.Module, encode: Callable[[nnx.Module, dict], dict], dataset: Dataset, lead: int, folder: Path
+) -> ArrayDataset:
+    """Return ``encode(model, batch)`` of every frame of a dataset, from ``folder`` if it is there already.
+
+    ``encode`` takes and gives dicts of arrays (B, T, ...) and is causal in T. Episodes are worked through in segments;
+    each but an episode's first begins with ``lead`` frames whose results are not kept, so that models which look back
+    have something to look back on.
+    """
+    key = {"data": dataset.fingerprint, "model": _digest(model), "lead": lead, "segment": SEGMENT}
+    if not _is_current(folder, key):
+        half = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        try:
+            _write(model, encode, dataset, lead, half)
+            (half / KEY).write_text(json.dumps(key), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(half, folder)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+    arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+    return ArrayDataset(dataset.spec, dataset.lengths, arrays, fingerprint=dataset.fingerprint)
+
+
+def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
+    call = compiled(model, encode)
+    files: dict[str, np.memmap] = {}
+    total, starts = int(dataset.lengths.sum()), np.cumsum(dataset.lengths) - dataset.lengths
+    pieces = list(_segments(dataset.lengths, lead))
+    for first in range(0, len(pieces), TOGETHER):
+        group = pieces[first : first + TOGETHER]
+        windows = [dataset.read(episode, start, stop - start) for episode, start, stop, _ in group]
+        windows += windows[:1] * (TOGETHER - len(group))  # one shape, one program
+        names = ("frames", "actions")
+        batch = {name: np.stack([_padded(window[name], SEGMENT + lead) for window in windows]) for name in names}
+        results = jax.device_get(call(jax.device_put(batch)))
+        for name, result in results.items():
+            if name not in files:
+                shape = (total, *result.shape[2:])
+                files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", result.dtype, shape)
+            for row, (episode, start, stop, keep) in zip(result, group, strict=False):
+                at = int(starts[episode])
+                files[name][at + keep : at + stop] = row[keep - start : stop - start]
+    for file in files.values():
+        file.flush()
+
+
+def _segments(lengths: np.ndarray, lead: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (episode, start, stop, first frame to keep) so that every frame is kept once."""
+    for episode, length in enumerate(lengths.tolist()):
+        keep = 0
+        while keep < length:
+            start = max(0, keep - lead)
+            stop = min(length, start + SEGMENT + lead)
+            yield episode, start, stop, keep
+            keep = stop
+
+
+def _padded(array: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1), mode="edge")
+
+
+def _digest(model: nnx.Module) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        digest.update(repr(path).encode() + np.asarray(leaf[...]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _is_current(folder: Path, key: dict) -> bool:
+    try:
+        return json.loads((folder / KEY).read_text(encoding="utf-8")) == key
+    except (OSError, ValueError):
+        return False

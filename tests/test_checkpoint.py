@@ -1,0 +1,210 @@
+"""What is saved can be loaded from its path alone, on other devices, after damage; or says in one line why not."""
+
+import json
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_objective import ToyObjective, toy_dataset, toy_run
+
+from reverie.errors import ReverieError
+from reverie.training import checkpoint, sharding
+from reverie.training.checkpoint import Writer, export, load
+from reverie.training.engine import fit
+
+DATA = toy_dataset()
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def mesh_of(count: int) -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of four steps with checkpoints at 2, 3 and 4."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda: mesh_of(1))
+        return fit(
+            toy_run(4, report_every=0, save_every=1, keep=3), tmp_path_factory.mktemp("runs") / "toy", dataset=DATA
+        )
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def leaves(model) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in checkpoint.named(jax.tree.map(jnp.asarray, model)).items()}
+
+
+def files(folder):
+    return {str(file.relative_to(folder)) for file in folder.rglob("*")}
+
+
+def damage(run, step, how):
+    """Cut, remove or garble the largest file of a checkpoint's weights."""
+    found = [file for file in (run / "checkpoints" / str(step) / "weights").rglob("*") if file.is_file()]
+    file = max(found, key=lambda file: file.stat().st_size)
+    raw = bytearray(file.read_bytes())
+    if how == "cut":
+        file.write_bytes(raw[: len(raw) // 2])
+    elif how == "gone":
+        file.unlink()
+    else:
+        raw[len(raw) // 2] ^= 4  # one bit, in the middle of some weight
+        file.write_bytes(raw)
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "one bit"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(run, capsys, how):
+    damage(run, 4, how)
+    model = load(run)
+    assert int(model.calls[...]) == 3
+    assert "The checkpoint of step 4" in capsys.readouterr().err
+    for step in (2, 3):
+        damage(run, step, how)
+    with pytest.raises(ReverieError, match="none of its checkpoints can be read"):
+        load(run)
+
+
+def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(run, trained, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh_of(1))
+    damage(run, 4, "cut")
+    fit(toy_run(4, report_every=0, save_every=1, keep=3), run, dataset=DATA)
+    assert checkpoint.steps(run)[-1] == 4
+    for (name, a), b in zip(leaves(load(trained)).items(), leaves(load(run)).values(), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    assert (run / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+
+
+def test_a_wrong_path_is_one_line_and_creates_nothing(run, tmp_path):
+    before = files(tmp_path)
+    for path, says in [
+        (tmp_path / "rum", "Did you mean 'run'"),
+        (tmp_path / "no" / "where", "there is nothing at"),
+        (tmp_path, "It has stages: run; name one of them"),
+        (run / "checkpoints", "holds no trained model"),
+        (run / "run.json", "holds no trained model"),
+    ]:
+        with pytest.raises(ReverieError, match=says) as error:
+            load(path)
+        assert "\n" not in str(error.value)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data.update(format=99), "newer than this one"),
+        (lambda data: data["run"].update({"class": "os:system"}), "not a config of this version"),
+        (lambda data: data["run"]["objective"].update(width=8), "does not fit this version of the code"),
+        (lambda data: data["run"]["objective"].update(colour=8), "has no field 'colour'"),
+        (lambda data: data.pop("spec"), "damaged"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_one_line(run, change, says):
+    data = json.loads((run / "run.json").read_text())
+    change(data)
+    (run / "run.json").write_text(json.dumps(data))
+    with pytest.raises(ReverieError, match=says) as error:
+        load(run)
+    assert "\n" not in str(error.value)
+
+
+def test_a_world_folder_is_its_dynamics(run, tmp_path):
+    world = tmp_path / "world"
+    world.mkdir()
+    run.rename(world / "dynamics")
+    assert type(load(world)) is type(load(world / "dynamics"))
+
+
+def test_an_export_is_small_loads_the_same_and_names_no_place(run, tmp_path):
+    slim = export(run, tmp_path / "slim")
+    for (name, a), b in zip(leaves(load(run)).items(), leaves(load(slim)).values(), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    assert not {"metrics.jsonl", "optimizer", "ema"} & {file.name for file in slim.rglob("*")}
+    assert not [file for file in slim.rglob("*") if file.is_file() and str(tmp_path).encode() in file.read_bytes()]
+    size = sum(file.stat().st_size for file in slim.rglob("*") if file.is_file())
+    assert size < sum(file.stat().st_size for file in run.rglob("*") if file.is_file()) / 3
+    with pytest.raises(ReverieError, match="exists already"):
+        export(run, slim)
+    with pytest.raises(ReverieError, match="holds weights only"):
+        fit(toy_run(4), slim, dataset=DATA)
+    world = tmp_path / "world"
+    world.mkdir()
+    run.rename(world / "dynamics")
+    (world / "world.json").write_text("{}")
+    assert load(export(world, tmp_path / "shared")).calls[...] == 4
+    assert (tmp_path / "shared" / "world.json").exists()
+
+
+def test_no_folder_no_export(tmp_path):
+    with pytest.raises(ReverieError, match="there is nothing at"):
+        export(tmp_path / "nowhere", tmp_path / "slim")
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["data", "fsdp"])
+def test_weights_move_between_eight_two_and_one_devices(tmp_path, layout):
+    rng = np.random.default_rng(0)
+    truth = {
+        "large.kernel": rng.normal(size=(2, 128, 256)).astype(np.float32),
+        "small": rng.normal(size=(3,)).astype(np.float32),
+        "half": np.asarray(jnp.asarray(rng.normal(size=(128, 256)), jnp.bfloat16)),
+        "count": np.int32(7),
+    }
+    for step, count in enumerate((8, 2, 1, 8)):
+        mesh = mesh_of(count)
+
+        def place(shape, mesh=mesh):
+            return sharding.sharding(mesh, shape, layout)
+
+        if step == 0:
+            arrays = {name: jax.device_put(array, place(array.shape)) for name, array in truth.items()}
+        else:
+            at, found = checkpoint.restore(tmp_path, place, ("weights",))
+            assert at == step - 1
+            arrays = found["weights"]
+        for name, array in arrays.items():
+            assert array.sharding.is_equivalent_to(place(array.shape), array.ndim)
+            np.testing.assert_array_equal(np.asarray(array), truth[name])
+        with Writer(tmp_path, keep=4) as writer:
+            writer.save(step, {"weights": arrays})
+
+
+def test_a_run_goes_on_on_other_devices(tmp_path, monkeypatch):
+    run = toy_run(2, ToyObjective(width=128), mesh="fsdp", report_every=0)
+    longer = toy_run(4, ToyObjective(width=128), mesh="fsdp", report_every=0)
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh_of(2))
+    straight = fit(longer, tmp_path / "straight", dataset=DATA)
+    moved = fit(run, tmp_path / "moved", dataset=DATA)
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh_of(8))
+    fit(longer, moved, dataset=DATA)
+    for (name, a), b in zip(leaves(load(straight)).items(), leaves(load(moved)).values(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
+
+
+def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(tmp_path, capfd):
+    rng = np.random.default_rng(0)
+    item = {"weights": {"w": jax.device_put(rng.normal(size=(256, 256)).astype(np.float32), HERE)}}
+    with Writer(tmp_path, keep=2) as writer:
+        writer.save(1, item)
+        writer.wait()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # no file may grow larger, as on a full disk
+        try:
+            with pytest.raises(ReverieError, match=r"cannot save to .* The checkpoint of step 1 is intact") as error:
+                writer.save(2, item)
+                writer.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == "", "the one line is all one reads"
+    step, found = checkpoint.restore(tmp_path, lambda shape: HERE, ("weights",))
+    assert step == 1
+    np.testing.assert_array_equal(found["weights"]["w"], item["weights"]["w"])

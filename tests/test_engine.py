@@ -1,0 +1,229 @@
+"""The training loop: its order, what it changes and what it must not, on one device and on many."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from toy_objective import ToyObjective, toy_dataset, toy_run, traces
+
+from reverie.data.arrays import ArrayDataset
+from reverie.errors import ReverieError
+from reverie.nn.compiled import compiled
+from reverie.training import checkpoint, flops, sharding
+from reverie.training.blueprint import Blueprint
+from reverie.training.checkpoint import load
+from reverie.training.engine import Interrupted, fit
+from reverie.training.optim import OptimConfig
+
+DATA = toy_dataset()
+
+
+def weights(model) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in checkpoint.named(nnx.state(model)).items()}
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def devices(monkeypatch, count: int):
+    """Train on the first ``count`` of the eight CPU devices."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+
+
+@pytest.fixture
+def one(monkeypatch):
+    devices(monkeypatch, 1)
+
+
+def test_a_run_learns_logs_reports_and_compiles_once(one, tmp_path, capsys):
+    traces.clear()
+    out = fit(toy_run(40, log_every=10, report_every=20, save_every=20, keep=1), tmp_path / "run", dataset=DATA)
+    assert traces == ["loss", "report"], "each program is traced once, FLOPs included"
+    log = lines(out)
+    assert [line["step"] for line in log if "loss" in line] == [1, 10, 20, 30, 40]
+    assert [line["step"] for line in log if "report/psnr" in line] == [20, 40]
+    assert log[-2]["loss"] < 0.7 * log[0]["loss"]
+    assert {"grad_norm", "learning_rate", "psnr"} <= set(log[0])
+    assert [line["report/calls"] for line in log if "report/calls" in line] == [20, 40], "reports see what is saved"
+    assert checkpoint.steps(out) == [30, 40], "the last, and where the rate began to fall"
+    assert sorted(file.name for file in (out / "report").iterdir()) == ["00000020-made.png", "00000040-made.png"]
+    timing = [json.loads(line) for line in (out / "timing.jsonl").read_text().splitlines()]
+    assert all(line["flops_per_s"] > 0 and line["frames_per_s"] > 0 for line in timing[1:])
+    assert "step" in capsys.readouterr().out
+
+
+def test_frozen_means_frozen_and_what_the_loss_changes_is_kept(one, tmp_path):
+    out = fit(toy_run(), tmp_path / "run", dataset=DATA)
+    before = Blueprint(ToyObjective(), DATA.spec, 3, tmp_path)
+    start = before.build(lambda shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    saved = before.split(model := load(out), "frozen")
+    assert saved, "there is something frozen"
+    for name, leaf in saved.items():
+        np.testing.assert_array_equal(leaf, start[name])
+    for name in before.parts["params"]:
+        assert not np.array_equal(before.split(model, "params")[name], start[name]), f"{name} was not trained"
+    assert int(model.calls[...]) == 6
+    assert float(jnp.abs(model.mean[...] - model.spread[...]).max()) > 0
+    _, found = checkpoint.restore(out, lambda shape: None, ("weights", "ema", "optimizer"))
+    assert not [n for item in found.values() for n in item if "projection" in n], "frozen parts are not saved again"
+
+
+def test_a_frozen_part_comes_from_the_run_that_trained_it(one, tmp_path):
+    first = fit(toy_run(2, ToyObjective(frozen=())), tmp_path / "first", dataset=DATA)
+    second = fit(toy_run(4, ToyObjective(other="../first")), tmp_path / "second", dataset=DATA)
+    expected = weights(load(first).projection)
+    for name, leaf in weights(load(second).projection).items():
+        np.testing.assert_array_equal(leaf, expected[name])
+    (tmp_path / "elsewhere").mkdir()
+    for run in (first, second):
+        run.rename(tmp_path / "elsewhere" / run.name)
+    assert weights(load(tmp_path / "elsewhere" / "second").projection).keys() == expected.keys()
+
+
+def test_load_gives_the_averaged_weights(one, tmp_path):
+    out = fit(toy_run(), tmp_path / "run", dataset=DATA)
+    _, found = checkpoint.restore(
+        out, lambda shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]), ("weights", "ema")
+    )
+    model = load(out)
+    np.testing.assert_array_equal(model.out.kernel[...], found["ema"]["out.kernel"])
+    assert not np.array_equal(model.out.kernel[...], found["weights"]["out.kernel"])
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(one, tmp_path):
+    optimizer = OptimConfig(rate=1e-2, warmup=0, eps=1e-3)
+    quiet = ToyObjective(noise=0.0)
+    whole = fit(toy_run(3, quiet, optimizer=optimizer, report_every=0), tmp_path / "whole", dataset=DATA)
+    parts = fit(toy_run(3, quiet, optimizer=optimizer, report_every=0, accumulate=4), tmp_path / "parts", dataset=DATA)
+    for a, b in zip(lines(whole), lines(parts), strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
+    a, b = load(whole), load(parts)
+    np.testing.assert_allclose(a.out.kernel[...], b.out.kernel[...], atol=1e-5)
+    assert (int(a.calls[...]), int(b.calls[...])) == (3, 12), "what the loss changes is handed from part to part"
+
+
+def test_many_devices_compute_what_one_does(monkeypatch, tmp_path):
+    made = {}
+    for count, layout in ((1, "data"), (8, "data"), (8, "fsdp")):
+        devices(monkeypatch, count)
+        run = toy_run(3, ToyObjective(width=128), mesh=layout, report_every=0)
+        made[count, layout] = fit(run, tmp_path / f"{layout}{count}", dataset=DATA)
+    single = made.pop((1, "data"))
+    for many in made.values():
+        for a, b in zip(lines(single), lines(many), strict=True):
+            assert a.keys() == b.keys()
+            for name in a:
+                np.testing.assert_allclose(a[name], b[name], rtol=2e-4, err_msg=name)
+        for (name, a), b in zip(weights(load(single)).items(), weights(load(many)).values(), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-4, err_msg=name)
+
+
+def test_fsdp_spreads_the_large_and_copies_the_small():
+    mesh = sharding.make_mesh()
+    assert mesh.size == 8
+
+    def spread(*shape):
+        return tuple(sharding.sharding(mesh, shape, "fsdp").spec)
+
+    assert spread(2, 128, 256) == (None, None, "data")
+    assert spread(256, 128, 3) == ("data", None, None)
+    assert spread(128, 128) == (None, "data")
+    assert spread(2, 8) == (None, None) and spread() == ()
+    assert spread(101, 1001) == (None, None), "no axis can be divided by eight"
+    assert sharding.sharding(mesh, (256, 256), "data").is_fully_replicated
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(one, tmp_path):
+    run = toy_run(12, ToyObjective(explode_at=6), log_every=5, save_every=2)
+    with pytest.raises(ReverieError, match=r"not finite since step 6; the checkpoint of step 4 is good"):
+        fit(run, tmp_path / "run", dataset=DATA)
+    assert checkpoint.steps(tmp_path / "run")[-1] == 4
+    assert all(np.isfinite(leaf).all() for leaf in weights(load(tmp_path / "run")).values())
+
+
+class Interrupting(ArrayDataset):
+    """Data during whose reading a signal arrives, before step ``at``."""
+
+    def read(self, episode, start, length):
+        self.reads = getattr(self, "reads", 0) + 1
+        if self.reads == 8 * self.at:
+            os.kill(os.getpid(), self.signal)
+        return super().read(episode, start, length)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_before_leaving(one, tmp_path, capsys, number, code):
+    run = toy_run(50, save_every=100, report_every=0)
+    data = Interrupting(DATA.spec, DATA.lengths, DATA.arrays, DATA.fingerprint)
+    data.at, data.signal = 5, number
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted) as stopped:
+        fit(run, tmp_path / "run", dataset=data, held_out=DATA)
+    assert stopped.value.code == code
+    assert checkpoint.steps(tmp_path / "run") == [5]
+    assert signal.getsignal(number) is handler
+    assert "Stopped at step 5 of 50" in capsys.readouterr().out
+
+
+def test_bad_settings_are_one_line_and_leave_nothing(tmp_path):
+    with pytest.raises(ReverieError, match="a batch of 12 cannot be shared by 8 devices"):
+        fit(toy_run(batch=12), tmp_path / "run", dataset=DATA)
+    with pytest.raises(ReverieError, match="no episode is long enough"):
+        fit(toy_run(length=13), tmp_path / "run", dataset=DATA)
+    with pytest.raises(ReverieError, match="there is no dataset at"):
+        fit(toy_run(data="nowhere"), tmp_path / "run")
+    with pytest.raises(ReverieError, match="'decoder' cannot be frozen"):
+        fit(toy_run(2, ToyObjective(frozen=("decoder",))), tmp_path / "run", dataset=DATA)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReverieError, match="cannot write to"):
+        fit(toy_run(), tmp_path / "file" / "run", dataset=DATA)
+
+
+def test_a_missing_logger_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ReverieError, match=r"pip install 'reverie-worlds\[wandb\]'"):
+        fit(toy_run(loggers=("wandb",)), tmp_path / "run", dataset=DATA)
+
+
+def test_compiled_calls_the_model_and_builds_one_program_per_shape():
+    linear = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    call = compiled(linear, lambda model, x, memory: (model(x), memory + 1), donate=(1,))
+    memory = jnp.zeros(4)
+    for _ in range(3):
+        y, memory = call(jnp.ones((5, 3)), memory)
+    np.testing.assert_allclose(y, linear(jnp.ones((5, 3))), rtol=1e-6)
+    assert call.compilations == 1 and float(memory[0]) == 3
+    call(jnp.ones((6, 3)), memory)
+    assert call.compilations == 2 and memory.is_deleted()
+
+
+def test_flops_of_loops_branches_and_convolutions():
+    x = jnp.ones((8, 16))
+    w = jnp.ones((16, 16))
+
+    def count(fn, *args):
+        return flops.count(jax.jit(fn).trace(*args).jaxpr)
+
+    once = 2 * 8 * 16 * 16
+    assert count(lambda x, w: x @ w, x, w) == once
+    assert count(lambda x, w: jax.lax.scan(lambda c, _: (c @ w, None), x, length=7)[0], x, w) == 7 * once
+    assert count(lambda x, w: jax.lax.cond(x.sum() > 0, lambda: x @ w @ w, lambda: x @ w), x, w) == 2 * once
+    assert count(jax.grad(lambda w, x: (jax.checkpoint(lambda x: x @ w)(x) ** 2).sum()), w, x) >= 2 * once
+    image, kernel = jnp.ones((2, 10, 10, 4)), jnp.ones((3, 3, 2, 6))
+
+    def conv(image, kernel):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "SAME", dimension_numbers=dims, feature_group_count=2
+        )
+
+    assert count(conv, image, kernel) == 2 * (2 * 10 * 10 * 6) * (3 * 3 * 2)

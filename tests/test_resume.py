@@ -1,0 +1,135 @@
+"""A run that was killed, stopped, extended or moved ends with the bits of one that was left alone."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from toy_objective import ToyObjective, toy_dataset, toy_run
+
+from reverie.config import replace
+from reverie.errors import ReverieError
+from reverie.training import checkpoint, sharding
+from reverie.training.checkpoint import load
+from reverie.training.engine import fit
+
+DATA = toy_dataset()
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+@pytest.fixture(autouse=True)
+def one(monkeypatch):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+
+
+def state(out):
+    step, found = checkpoint.restore(out, lambda shape: HERE, ("weights", "ema", "optimizer"))
+    return step, {f"{item}/{name}": np.asarray(leaf) for item, part in found.items() for name, leaf in part.items()}
+
+
+def same(one, other):
+    """Every bit of the last checkpoint and of the log is equal."""
+    (step, a), (other_step, b) = state(one), state(other)
+    assert step == other_step and a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+def process(out: Path, steps: int) -> subprocess.Popen:
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(__file__).parent),
+        "JAX_COMPILATION_CACHE_DIR": str(out.parent / "cache"),  # the first process compiles for all
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    code = f"import toy_objective; toy_objective.train({str(out)!r}, {steps})"
+    return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def end(child: subprocess.Popen) -> str:
+    try:
+        said = child.communicate(timeout=600)[0].decode()
+    finally:
+        child.kill()
+    assert child.returncode == 0, said
+    return said
+
+
+def killed_run_equals_uninterrupted(folder: Path, kills: int, steps: int):
+    end(process(folder / "alone", steps))
+    rng = random.Random(0)
+    log, killed, in_save = folder / "killed" / "metrics.jsonl", 0, 0
+    while killed < kills:
+        child = process(folder / "killed", steps)
+        # Wait until it makes progress, then for a random while: the instant falls anywhere in a step or a save.
+        before = log.stat().st_mtime_ns if log.exists() else 0
+        while child.poll() is None and (log.stat().st_mtime_ns if log.exists() else 0) == before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.5 if kills > 3 else 0.2))
+        if child.poll() is not None:
+            end(child)
+            break
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        killed += 1
+        in_save += any("tmp" in file.name for file in (folder / "killed" / "checkpoints").glob("*"))
+    end(process(folder / "killed", steps))
+    assert killed == kills, "the run was over before it could be killed: make it longer"
+    print(f"{killed} kills, {in_save} of them while saving")
+    same(folder / "alone", folder / "killed")
+
+
+def test_killed_at_random_instants_and_resumed_is_bit_equal(tmp_path):
+    killed_run_equals_uninterrupted(tmp_path, kills=3, steps=45)
+
+
+def test_a_run_can_be_extended_from_where_its_rate_began_to_fall(tmp_path):
+    short, long = toy_run(8), toy_run(16)
+    straight = fit(long, tmp_path / "straight", dataset=DATA)
+    extended = fit(short, tmp_path / "extended", dataset=DATA)
+    assert short.optimizer.fall(8) == 6 and checkpoint.steps(extended) == [6, 8]
+    fit(long, extended, dataset=DATA)
+    same(straight, extended)
+    with pytest.raises(ReverieError, match="cannot go from 16 to 8 steps"):
+        fit(short, extended, dataset=DATA)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    out = fit(toy_run(4), tmp_path / "run", dataset=DATA)
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("checkpoints/**/*")}
+    log = (out / "metrics.jsonl").read_bytes()
+    fit(toy_run(4, log_every=3, keep=1), out, dataset=DATA)
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("checkpoints/**/*")} == before
+    assert (out / "metrics.jsonl").read_bytes() == log
+
+
+def test_another_run_or_other_data_are_refused_and_fresh_starts_over(tmp_path):
+    out = fit(toy_run(4), tmp_path / "run", dataset=DATA)
+    for change, says in [
+        ({"batch": 16}, r"another run \(batch 8 -> 16\)"),
+        ({"seed": 4, "optimizer.rate": 0.5}, r"\(seed 3 -> 4, optimizer.rate 0.003 -> 0.5\)"),
+        ({"objective.width": 8}, r"objective.width 16 -> 8\).*--fresh"),
+    ]:
+        with pytest.raises(ReverieError, match=says):
+            fit(replace(toy_run(4), **change), out, dataset=DATA)
+    with pytest.raises(ReverieError, match="trained on other data"):
+        fit(toy_run(4), out, dataset=toy_dataset(seed=1))
+    fit(toy_run(2, ToyObjective(width=8)), out, dataset=DATA, fresh=True)
+    assert checkpoint.steps(out) == [2]
+    assert load(out).out.kernel.shape[0] == 8
+
+
+def test_a_cosine_run_cannot_be_extended(tmp_path):
+    cosine = {"optimizer.schedule": "cosine"}
+    out = fit(replace(toy_run(4), **cosine), tmp_path / "run", dataset=DATA)
+    with pytest.raises(ReverieError, match="cannot go from 4 to 8 steps"):
+        fit(replace(toy_run(8), **cosine), out, dataset=DATA)
