@@ -1,0 +1,151 @@
+"""A world made ready for evaluation: everything it is asked to do on clips, compiled once per shape, in batches.
+
+Two dreams asked for with the same frames and other actions see the same noise: what differs between them is due to
+the actions alone, and a world that ignores its actions dreams the same bits twice.
+
+Legend: B clips, T time, H W C image, A actions, N tokens per frame.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from reverie.nn.compiled import compiled
+from reverie.nn.patch import to_uint8
+from reverie.world import Session, WorldModel, rollout
+
+BATCH = 16  # clips at once: fills two cores already, fits in memory, and little is wasted on a batch filled up
+REPORTED = 8  # clips at once in the dynamics' own report: the logits of all frames together are large
+TIMED_SECONDS, TIMED_FRAMES, WARM_UP = 2.0, (10, 200), 3  # a player's frames are timed so long, at least and at most
+
+
+class Dreams:
+    """What a world does with clips, uint8 (B, T, H, W, C), any number of them; numpy in, numpy out."""
+
+    def __init__(self, world: WorldModel, *, batch: int = BATCH, seed: int = 0, temperature: float = 1.0):
+        self.batch, self.seed = batch, seed
+        self._actions = compiled(world, lambda world, frames, actions, key: world.actions_of(frames, actions))
+        self._reconstruct = compiled(world, _reconstruct)
+        self._dream = compiled(world, partial(_dream, temperature))
+        self._branch = compiled(world, partial(_branch, temperature))
+        self._report = compiled(world, _report)
+
+    def actions(self, frames_BTHWC: np.ndarray, recorded_BT: np.ndarray) -> np.ndarray:
+        """Return the actions that the world obeys, (B, T): the recorded ones, or inferred codes."""
+        return self._batched(self._actions, frames_BTHWC, recorded_BT)
+
+    def reconstruct(self, frames_BTHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the frames' latents and what the tokenizer makes of them, decoded frame by frame as in play."""
+        return self._batched(self._reconstruct, frames_BTHWC)
+
+    def dream(self, seen_BTHWC: np.ndarray, actions_BT: np.ndarray) -> np.ndarray:
+        """Return the dream after the frames seen, along the rest of ``actions``, which begin with those of ``seen``."""
+        return self._batched(self._dream, seen_BTHWC, actions_BT)
+
+    def branch(self, seen_BTHWC: np.ndarray, actions_BT: np.ndarray, next_BA: np.ndarray) -> np.ndarray:
+        """Return one dreamed next frame for each of several actions after the same frames, (B, A, H, W, C)."""
+        return self._batched(self._branch, seen_BTHWC, actions_BT, next_BA)
+
+    def report(self, latents_BTN: np.ndarray, actions_BT: np.ndarray) -> dict[str, float]:
+        """Return the scalars of the dynamics' own report, mean over groups of clips (whole groups only)."""
+        size = min(REPORTED, len(latents_BTN))
+        groups = [slice(start, start + size) for start in range(0, len(latents_BTN) - size + 1, size)]
+        found = [self._report(latents_BTN[group], actions_BT[group], self._key(group.start)) for group in groups]
+        return {name: float(np.mean([np.asarray(part[name]) for part in found])) for name in found[0]}
+
+    def _key(self, index: int) -> Array:
+        return jax.random.fold_in(jax.random.key(self.seed), index)
+
+    def _batched(self, function: Callable, *arrays: np.ndarray) -> Any:
+        """Run over all clips in batches of one size; the last is filled up with its last clip, and cut again."""
+        parts = []
+        for index, start in enumerate(range(0, len(arrays[0]), self.batch)):
+            given = [array[start : start + self.batch] for array in arrays]
+            count = len(given[0])
+            fill = np.minimum(np.arange(self.batch), count - 1)
+            made = function(*(array[fill] for array in given), self._key(index))
+            parts.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], made))
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
+def played(world: WorldModel, seen_THWC: np.ndarray, actions_T: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return the seconds that each of many frames of one player took, decoded and copied to the host."""
+    session = Session(world, seed=seed)
+    session.reset(seen_THWC, actions_T)
+    actions = np.random.default_rng(seed).integers(0, max(world.config.actions.size, 1), TIMED_FRAMES[1] + WARM_UP)
+    return _timed(lambda i: session.step(int(actions[i])))
+
+
+def played_uncached(world: WorldModel, seen_THWC: np.ndarray, actions_T: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return the seconds that a frame takes the same model and sampler when they remember nothing between frames.
+
+    Every refinement pass runs all frames of the context, and so does the decoder; their latents are kept.
+    """
+    step = compiled(world, _uncached)
+    latents = compiled(world, lambda world, frames: world.encode(frames))(seen_THWC[None])
+    actions = jnp.concatenate([jnp.asarray(actions_T), jnp.zeros(1, jnp.int32)])[None]
+
+    def frame(i):
+        nonlocal latents
+        latents, picture = step(latents, actions, jax.random.fold_in(jax.random.key(seed), i))
+        return np.asarray(picture)
+
+    return _timed(frame)
+
+
+def _timed(frame: Callable[[int], np.ndarray]) -> np.ndarray:
+    for i in range(WARM_UP):
+        frame(i)
+    seconds, (least, most) = [], TIMED_FRAMES
+    while len(seconds) < least or (len(seconds) < most and sum(seconds) < TIMED_SECONDS):
+        start = time.perf_counter()
+        frame(WARM_UP + len(seconds))
+        seconds.append(time.perf_counter() - start)
+    return np.array(seconds)
+
+
+def _reconstruct(world: WorldModel, frames_BTHWC: Array, key: Array) -> tuple[Array, Array]:
+    latents = world.encode(frames_BTHWC)
+    return latents, _decoded(world, world.tokenizer.empty(len(frames_BTHWC)), jnp.moveaxis(latents, 1, 0))
+
+
+def _dream(temperature: float, world: WorldModel, seen_BTHWC: Array, actions_BT: Array, key: Array) -> Array:
+    count, length = seen_BTHWC.shape[1], actions_BT.shape[1]
+    memory = world.prefill(seen_BTHWC, actions_BT[:, :count])
+    _, steps = rollout(world.dynamics, memory.dynamics, None, actions_BT[:, count:], key, length - count, temperature)
+    return _decoded(world, memory.decoder, steps.latents)
+
+
+def _branch(
+    temperature: float, world: WorldModel, seen_BTHWC: Array, actions_BT: Array, next_BA: Array, key: Array
+) -> Array:
+    memory = world.prefill(seen_BTHWC, actions_BT)
+    frames = jax.lax.map(lambda actions_B: to_uint8(world.imagine(memory, actions_B, key, temperature)[1]), next_BA.T)
+    return jnp.moveaxis(frames, 0, 1)
+
+
+def _report(world: WorldModel, latents_BTN: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
+    found = world.dynamics.report(latents_BTN, actions_BT, key)
+    return {name: value for name, value in found.items() if value.ndim == 0}
+
+
+def _uncached(world: WorldModel, latents_1TN: Array, actions_1T: Array, key: Array) -> tuple[Array, Array]:
+    new = world.dynamics.imagine_uncached(latents_1TN, actions_1T, key)
+    latents = jnp.concatenate([latents_1TN, new[:, None]], axis=1)
+    return latents[:, 1:], to_uint8(world.tokenizer.decode(latents)[0, -1])
+
+
+def _decoded(world: WorldModel, memory: Any, latents_TBN: Array) -> Array:
+    """Latents, time first -> uint8 frames (B, T, H, W, C), one frame at a time as a player gets them."""
+
+    def step(memory, latents):
+        memory, frames = world.tokenizer.decode_frame(memory, latents)
+        return memory, to_uint8(frames)
+
+    return jnp.moveaxis(jax.lax.scan(step, memory, latents_TBN)[1], 0, 1)

@@ -1,0 +1,65 @@
+"""How alike two pictures are: PSNR and SSIM, one number per frame, in fp32, inside or outside of ``jax.jit``.
+
+Frames are uint8 or floats in [0, 1], (..., H, W, C); the two may differ in that.
+
+Legend: H W C image, I J height and width of the windows' centres.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from reverie.nn.patch import unit_range
+
+WINDOW, SIGMA = 11, 1.5  # pixels: the Gaussian window of SSIM
+_C1, _C2 = 0.01**2, 0.03**2  # keep SSIM's ratios finite; for values in [0, 1]
+
+# Frames are stored as whole numbers of 1/255: closer than rounding itself errs, nobody can tell. So a mean squared
+# error counts as at least that of rounding, and PSNR ends at 58.9 dB; else one still scene would make a mean infinite.
+LEAST_ERROR = 1 / 12 / 255**2
+
+
+def psnr(truth: Array | np.ndarray, other: Array | np.ndarray) -> Array:
+    """Return the peak signal-to-noise ratio of each frame, (...), in dB; 58.9 dB (``LEAST_ERROR``) for equal frames."""
+    error = jnp.square(_unit(truth) - _unit(other)).mean((-3, -2, -1))
+    return -10 * jnp.log10(jnp.maximum(error, LEAST_ERROR))
+
+
+def ssim(truth: Array | np.ndarray, other: Array | np.ndarray) -> Array:
+    """Return the structural similarity of each frame, (...), 1 for equal frames.
+
+    Wang et al. 2004: Gaussian windows of 11 x 11 pixels (sigma 1.5) that lie wholly inside, moments weighted by the
+    window, mean over windows and channels. Frames smaller than a window raise ValueError.
+    """
+    a, b = _unit(truth), _unit(other)
+    mean_a, mean_b = _windowed(a), _windowed(b)
+    variance_a = _windowed(a * a) - mean_a**2
+    variance_b = _windowed(b * b) - mean_b**2
+    covariance = _windowed(a * b) - mean_a * mean_b
+    light = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
+    structure = (2 * covariance + _C2) / (variance_a + variance_b + _C2)
+    return (light * structure).mean((-3, -2, -1))
+
+
+def _unit(frames: Array | np.ndarray) -> Array:
+    frames = jnp.asarray(frames)
+    return unit_range(frames) if frames.dtype == jnp.uint8 else jnp.clip(frames.astype(jnp.float32), 0.0, 1.0)
+
+
+def _windowed(picture: Array) -> Array:
+    """Weighted means over every window, (..., I, J, C): the window is separable, so two banded matrices do it."""
+    rows, columns = _bands(picture.shape[-3]), _bands(picture.shape[-2])
+    # E[x^2] - E[x]^2 cancels: the reduced precision an accelerator multiplies with by default would not do
+    return jnp.einsum("ih,...hwc,jw->...ijc", rows, picture, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _bands(size: int) -> np.ndarray:
+    if size < WINDOW:
+        raise ValueError(f"SSIM looks through windows of {WINDOW} pixels: frames of {size} are too small")
+    offsets = np.arange(WINDOW) - WINDOW // 2
+    weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
+    bands = np.zeros((size - WINDOW + 1, size), np.float32)
+    for start, row in enumerate(bands):
+        row[start : start + WINDOW] = weights / weights.sum()
+    return bands

@@ -1,0 +1,259 @@
+"""Everything ``reverie eval`` says about a world: pictures, control, codes, tokens and speed, on held-out clips.
+
+Clips are fixed: the same dataset, count and seed give the same clips, so two worlds are compared on the same frames.
+The world sees ``context`` real frames and dreams the rest along the recorded (or inferred) actions. Frames are measured
+as uint8, as a player sees them. ``report.MEANING`` says what each number is.
+
+Legend: B clips, T time, H W C image, A actions, N tokens per frame.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from einops import rearrange
+
+from reverie.actions import ActionSpace
+from reverie.data.episode import Dataset, Simulator
+from reverie.data.loader import clips as held_out
+from reverie.errors import ReverieError
+from reverie.evaluation import control
+from reverie.evaluation.dreams import BATCH, Dreams, played, played_uncached
+from reverie.evaluation.image import WINDOW, psnr, ssim
+from reverie.evaluation.report import MEANING
+from reverie.evaluation.video import contact_sheet, side_by_side
+from reverie.nn.quantise import usage
+from reverie.world import WorldModel
+
+SHOWN_CLIPS, SHOWN_ACTIONS = 4, 16  # in pictures: more do not fit on a screen
+_SOURCES = {"discrete": "true", "latent": "latent", "none": "none"}
+
+Numbers = dict[str, Any]
+Pictures = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """The simulator the clips came from, and its states at the last frame before each dream."""
+
+    simulator: Simulator
+    states: np.ndarray  # (B, S)
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """The held-out clips, and what the world itself makes of them."""
+
+    frames: np.ndarray  # (B, T, H, W, C) uint8
+    recorded: np.ndarray  # (B, T) actions of the dataset
+    actions: np.ndarray  # (B, T) actions that the world obeys
+    context: int
+
+    @property
+    def seen(self) -> np.ndarray:
+        return self.frames[:, : self.context]
+
+    @property
+    def truth(self) -> np.ndarray:
+        return self.frames[:, self.context :]
+
+
+def evaluate(
+    world: WorldModel,
+    dataset: Dataset,
+    *,
+    clips: int = 64,
+    context: int | None = None,
+    horizon: int = 16,
+    seed: int = 0,
+    temperature: float = 1.0,
+    speed: bool = True,
+) -> tuple[Numbers, Pictures]:
+    """Return (numbers, pictures) of a world on held-out episodes, for ``report.write_report``.
+
+    ``clips``: how many, at most. ``context``: real frames before the dream; None: as many as the world takes. Lists
+    have one entry per dreamed frame; ``*_ci`` are 95 % intervals [low, high] over clips; what a world or dataset cannot
+    have is None. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises ReverieError when world and dataset
+    do not belong together.
+    """
+    space, spec = world.config.actions, dataset.spec
+    _belong(world, dataset)
+    context = world.config.context if context is None else context
+    if context < 1 or horizon < 1:
+        raise ReverieError(f"a dream needs a real frame and a frame to dream at least, not {context} and {horizon}.")
+    length = context + horizon
+    different = int(np.maximum(dataset.lengths - length + 1, 0).sum())
+    found = held_out(dataset, length=length, count=min(clips, max(different, 1)), seed=seed)
+    frames, recorded = found["frames"], found["actions"]
+    dreams = Dreams(world, batch=min(BATCH, len(frames)), seed=seed, temperature=temperature)
+    given = _Clips(frames, recorded, dreams.actions(frames, recorded), context)
+    config: Any = spec.simulator
+    exact = _Exact(config.make(), found["states"][:, context - 1]) if config and "states" in found else None
+
+    numbers: Numbers = {
+        "action_source": _SOURCES[space.kind], "clips": len(frames), "context": context, "horizon": horizon,
+        "seed": seed, "temperature": temperature, "dataset": spec.source, "fingerprint": dataset.fingerprint,
+        "fps": spec.fps, "device": jax.devices()[0].device_kind, **dict.fromkeys(MEANING),
+    }  # fmt: skip
+    tokens, rebuilt = dreams.reconstruct(frames)
+    views = {
+        "dream": dreams.dream(given.seen, given.actions),
+        "floor": rebuilt[:, context:],
+        "copy_last": np.broadcast_to(frames[:, context - 1, None], given.truth.shape),
+    }
+    if space.size:
+        views["random"] = dreams.dream(given.seen, _random_actions(given, space, seed))
+    numbers |= _likeness(given.truth, views)
+    numbers |= _used("code", tokens, getattr(world.tokenizer, "codes", 0)) | _latent(given, space)
+    numbers |= dreams.report(tokens, given.actions)
+    pictures = _pictures(given.truth, views)
+
+    swap, start = _swap(dreams, given, space, exact) if exact and space.size else ({}, 0)
+    if space.size:
+        pictures["actions"] = _held(dreams, given, space, exact, start)
+    return numbers | swap | (_speed(world, given, seed) if speed else {}), pictures
+
+
+def _belong(world: WorldModel, dataset: Dataset) -> None:
+    space, spec = world.config.actions, dataset.spec
+    if tuple(world.config.frame) != tuple(spec.frame):
+        raise ReverieError(f"this world dreams frames of {world.config.frame}, the dataset has {spec.frame}.")
+    if space.kind == "discrete" and space.size != spec.actions.size:
+        raise ReverieError(
+            f"this world obeys {space.size} actions, the dataset has {spec.actions.size}: evaluate it on its own data."
+        )
+
+
+def _random_actions(given: _Clips, space: ActionSpace, seed: int) -> np.ndarray:
+    drawn = np.random.default_rng(seed).integers(0, space.size, given.actions.shape, np.int32)
+    return np.concatenate([given.actions[:, : given.context], drawn[:, given.context :]], axis=1)
+
+
+@jax.jit
+def _alike(truth, other):
+    large = min(truth.shape[-3:-1]) >= WINDOW
+    return {"psnr": psnr(truth, other)} | ({"ssim": ssim(truth, other)} if large else {})
+
+
+def _likeness(truth: np.ndarray, views: dict[str, np.ndarray]) -> Numbers:
+    """PSNR and SSIM of each view per step, and what the true actions are worth over random ones."""
+    numbers: Numbers = {}
+    decibels = {}
+    for view, frames in views.items():
+        prefix = "" if view == "dream" else f"{view}_"
+        parts = [_alike(truth[at : at + BATCH], frames[at : at + BATCH]) for at in range(0, len(truth), BATCH)]
+        values = {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+        decibels[view] = values["psnr"]
+        for kind in values:
+            numbers |= _mean(f"{prefix}{kind}", values[kind])
+    if "random" in decibels:
+        worth = decibels["dream"] - decibels["random"]
+        numbers |= _mean("delta_psnr", worth)
+        numbers |= _mean("delta_psnr_4", worth[:, 3]) if worth.shape[1] >= 4 else {}
+    return numbers
+
+
+def _mean(name: str, values: np.ndarray) -> Numbers:
+    return {name: values.mean(0).tolist(), f"{name}_ci": control.interval(values).tolist()}
+
+
+_usage = jax.jit(usage, static_argnums=1)
+
+
+def _used(name: str, codes: np.ndarray, size: int) -> Numbers:
+    if not np.issubdtype(codes.dtype, np.integer):  # continuous latents
+        return {}
+    return {f"{name}_{key}": float(value) for key, value in _usage(codes, size).items()}
+
+
+def _latent(given: _Clips, space: ActionSpace) -> Numbers:
+    """How the latent actions are used and what they say about the true ones, over all frames that have both."""
+    if space.kind != "latent":
+        return {}
+    codes, actions = given.actions[:, 1:], given.recorded[:, 1:]  # nothing leads to the first frame
+    numbers = _used("lam", codes, space.size)
+    known = actions >= 0
+    if known.any():
+        found = control.agreement(codes[known], actions[known])
+        numbers["lam_agreement"], numbers["lam_agreement_chance"] = found["accuracy"], found["chance"]
+        numbers["lam_nmi"] = found["nmi"]
+    return numbers
+
+
+def _swap(dreams: Dreams, given: _Clips, space: ActionSpace, exact: _Exact) -> tuple[Numbers, int]:
+    """Exact action swap at the first dreamed frame, and the clip whose actions lead to the most different frames.
+
+    A world of latent actions is asked in its own words: the code for an action is the one its latent action model
+    infers from the context followed by the simulator's frame for that action.
+    """
+    true = control.outcomes(exact.simulator, exact.states, given.seen[:, -1])
+    count = true.shape[1]
+    asked = np.broadcast_to(np.arange(count, dtype=np.int32), (len(true), count))
+    if space.kind == "latent":
+        recorded = given.recorded[:, : given.context + 1]
+        tries = [np.concatenate([given.seen, true[:, [action]]], axis=1) for action in range(count)]
+        asked = np.stack([dreams.actions(frames, recorded)[:, -1] for frames in tries], axis=1)
+    dreamed = dreams.branch(given.seen, given.actions[:, : given.context], asked)
+    found = control.action_swap(dreamed, true, given.truth[:, 0])
+    pairs = int(found["asked"].sum())
+    start = int(np.argmax([len({frame.tobytes() for frame in frames}) for frames in true]))
+    if not pairs:
+        return {"swap_pairs": 0}, start
+    shares = {name: float(found[name].sum() / pairs) for name in ("right", "chance", "blind")}
+    return {
+        "swap_accuracy": shares["right"],
+        "swap_accuracy_ci": control.interval(found["right"], found["asked"]).tolist(),
+        "swap_chance": shares["chance"],
+        "swap_blind": shares["blind"],
+        "swap_pairs": pairs,
+    }, start
+
+
+def _pictures(truth: np.ndarray, views: dict[str, np.ndarray]) -> Pictures:
+    named = {
+        "truth": truth, "reconstruction": views["floor"], "dream": views["dream"],
+        "random actions": views.get("random"), "copy of the last": views["copy_last"],
+    }  # fmt: skip
+    shown = np.unique(np.linspace(0, len(truth) - 1, min(SHOWN_CLIPS, len(truth))).astype(int))
+    size = _scale(truth)
+    present = {name: frames for name, frames in named.items() if frames is not None}
+    rows = [(f"{row + 1}  {name}", frames[clip]) for row, clip in enumerate(shown) for name, frames in present.items()]
+    beside = [(name, rearrange(named[name][shown], "b t h w c -> (b t) h w c")) for name in list(named)[:3]]
+    return {
+        "sheet": contact_sheet(rows, columns=truth.shape[1], scale=size),
+        "dream": side_by_side(beside, scale=2 * size),
+    }
+
+
+def _held(dreams: Dreams, given: _Clips, space: ActionSpace, exact: _Exact | None, start: int) -> np.ndarray:
+    """One row per action: the dream from one start that holds it, under it the simulator's truth where it exists."""
+    horizon, count = given.truth.shape[1], min(space.size, SHOWN_ACTIONS)
+    seen = np.broadcast_to(given.seen[start], (count, *given.seen.shape[1:]))
+    before = np.broadcast_to(given.actions[start, : given.context], (count, given.context))
+    after = np.broadcast_to(np.arange(count, dtype=np.int32)[:, None], (count, horizon))
+    dreamed = dreams.dream(seen, np.concatenate([before, after], axis=1))
+    rows = []
+    for action in range(count):
+        name = space.names[action] if space.names else f"action {action}"
+        rows.append((f"{name}: dream", dreamed[action]))
+        if exact and space.kind == "discrete":
+            rows.append((f"{name}: truth", control.held(exact.simulator, exact.states[start], action, horizon)))
+    return contact_sheet(rows, columns=horizon, scale=_scale(given.truth))
+
+
+def _scale(frames: np.ndarray) -> int:
+    return max(1, round(64 / frames.shape[-3]))
+
+
+def _speed(world: WorldModel, given: _Clips, seed: int) -> Numbers:
+    seen = given.seen[0]
+    seconds = played(world, seen, given.recorded[0, : given.context], seed=seed)
+    numbers: Numbers = {
+        "frames_per_second": float(1 / np.median(seconds)),
+        "latency_p95_ms": float(np.quantile(seconds, 0.95) * 1e3),
+    }
+    if hasattr(world.dynamics, "imagine_uncached"):  # there for comparison; a family need not have it
+        seconds = played_uncached(world, seen, given.actions[0, : given.context], seed=seed)
+        numbers["frames_per_second_uncached"] = float(1 / np.median(seconds))
+    return numbers

@@ -1,0 +1,394 @@
+"""Metrics can tell: exact identities, an independent reference, and planted worlds that obey or ignore their player."""
+
+import dataclasses
+import io
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+from flax import nnx
+from rich.console import Console
+
+from reverie.actions import ActionSpace
+from reverie.data.arrays import ArrayDataset
+from reverie.data.sources.platformer import PlatformerConfig
+from reverie.errors import ReverieError
+from reverie.evaluation import control, dreams
+from reverie.evaluation.image import LEAST_ERROR, SIGMA, WINDOW, psnr, ssim
+from reverie.evaluation.measure import evaluate
+from reverie.evaluation.report import MEANING, table, write_report
+from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.lam import LAMConfig
+from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.quantise import FSQConfig, VQConfig
+from reverie.nn.transformer import TransformerConfig
+from reverie.world import WorldConfig, WorldModel
+
+PLATFORMER = PlatformerConfig(tiles=6, tile=4, count=12, frames=24)
+CONTEXT = 4
+
+
+def noisy(seed: int, shape=(2, 3, 20, 17, 3), amount: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    smooth = rng.integers(0, 256, (*shape[:-3], 1, 1, 3)) + np.arange(shape[-2])[:, None] * 3
+    truth = np.clip(smooth + rng.integers(-20, 20, shape), 0, 255).astype(np.uint8)
+    return truth, np.clip(truth + rng.integers(-amount, amount + 1, shape), 0, 255).astype(np.uint8)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def slow_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Wang et al. 2004 by the letter for uint8 (H, W, C): one window at a time, float64, centred moments."""
+    y, x = np.mgrid[-5:6, -5:6]
+    weights = np.exp(-(x**2 + y**2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for top in range(a.shape[0] - 10):
+        for left in range(a.shape[1] - 10):
+            for channel in range(a.shape[2]):
+                p = a[top : top + 11, left : left + 11, channel].astype(np.float64)
+                q = b[top : top + 11, left : left + 11, channel].astype(np.float64)
+                mp, mq = (weights * p).sum(), (weights * q).sum()
+                vp, vq = (weights * (p - mp) ** 2).sum(), (weights * (q - mq) ** 2).sum()
+                cov = (weights * (p - mp) * (q - mq)).sum()
+                values.append((2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+    return float(np.mean(values))
+
+
+@pytest.mark.parametrize("amount", [1, 10, 80])
+def test_ssim_is_the_papers(amount):
+    truth, other = noisy(amount, amount=amount)
+    expected = [[slow_ssim(a, b) for a, b in zip(*row, strict=True)] for row in zip(truth, other, strict=True)]
+    np.testing.assert_allclose(ssim(truth, other), expected, atol=2e-5)
+
+
+def test_ssim_identities():
+    truth, other = noisy(0)
+    np.testing.assert_allclose(ssim(truth, truth), 1, atol=1e-6)
+    np.testing.assert_allclose(ssim(truth, other), ssim(other, truth), atol=1e-6)
+    assert (np.asarray(ssim(truth, 255 - truth)) < 0.5).all()
+    flat = np.full((12, 12, 1), 100, np.uint8)  # no structure left: only light counts, in closed form
+    p, q, c1 = 100 / 255, 150 / 255, 1e-4
+    np.testing.assert_allclose(ssim(flat, flat + 50), (2 * p * q + c1) / (p * p + q * q + c1), atol=5e-5)
+    with pytest.raises(ValueError, match=str(WINDOW)):
+        ssim(truth[..., :10, :, :], truth[..., :10, :, :])
+    assert SIGMA == 1.5
+
+
+def test_psnr_is_the_definition():
+    truth, other = noisy(1)
+    mse = np.square(truth / 255 - other / 255).mean((-3, -2, -1))
+    np.testing.assert_allclose(psnr(truth, other), 10 * np.log10(1 / mse), rtol=1e-5)
+    shifted = np.full((4, 4, 3), 90, np.uint8)
+    np.testing.assert_allclose(psnr(shifted, shifted + 10), 20 * math.log10(255 / 10), rtol=1e-5)
+
+
+def test_psnr_of_equal_frames_is_finite_and_the_most():
+    truth, other = noisy(2, amount=1)
+    most = -10 * math.log10(LEAST_ERROR)
+    np.testing.assert_allclose(psnr(truth, truth), most, rtol=1e-6)
+    assert (np.asarray(psnr(truth, other)) < most).all()
+    one = truth.copy()
+    one[..., 0, 0, 0] ^= 255  # a single wrong pixel is not lost in the floor
+    assert (np.asarray(psnr(truth, one)) < most - 1).all()
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_metrics_take_bytes_and_floats_jitted_or_not(metric):
+    truth, other = noisy(3)
+    expected = metric(truth, other)
+    assert expected.shape == truth.shape[:-3] and expected.dtype == jnp.float32
+    np.testing.assert_allclose(metric(np.float32(truth / 255), other), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(metric)(truth, other), expected, rtol=1e-5)
+    np.testing.assert_allclose(metric(truth[0, 1], other[0, 1]), expected[0, 1], rtol=1e-5)
+
+
+def test_metrics_fall_with_noise():
+    levels = [noisy(4, amount=amount) for amount in (2, 8, 32, 100)]
+    for metric in (psnr, ssim):
+        means = [float(metric(*pair).mean()) for pair in levels]
+        assert means == sorted(means, reverse=True)
+
+
+# -- control -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dataset() -> ArrayDataset:
+    return ArrayDataset.from_episodes(PLATFORMER.spec(), PLATFORMER.episodes())
+
+
+@pytest.fixture(scope="module")
+def moments(dataset):
+    """Frames, next frames, actions and states at every fifth moment of the data."""
+    windows = [dataset.read(episode, at, 2) for episode in range(12) for at in range(3, 22, 5)]
+    return {name: np.stack([window[name] for window in windows]) for name in windows[0]}
+
+
+def test_outcomes_are_the_recorded_future(moments):
+    true = control.outcomes(PLATFORMER.make(), moments["states"][:, 0], moments["frames"][:, 0])
+    taken = true[np.arange(len(true)), moments["actions"][:, 1]]
+    np.testing.assert_array_equal(taken, moments["frames"][:, 1])
+
+
+def test_states_of_other_data_are_refused(moments):
+    with pytest.raises(ReverieError, match="record it again"):
+        control.outcomes(PLATFORMER.make(), moments["states"][::-1, 0], moments["frames"][:, 0])
+
+
+def test_swap_tells_an_oracle_from_the_blind(moments):
+    true = control.outcomes(PLATFORMER.make(), moments["states"][:, 0], moments["frames"][:, 0])
+    recorded = moments["frames"][:, 1]
+    oracle = control.action_swap(true, true, recorded)
+    assert oracle["right"].sum() == oracle["asked"].sum() > 50
+    noise = np.random.default_rng(0).integers(-2, 3, true.shape)
+    blurred = np.clip(true.astype(int) + noise, 0, 255).astype(np.uint8)
+    assert (control.action_swap(blurred, true, recorded)["right"] == oracle["right"]).all()
+
+    actions = true.shape[1]
+    for seen in (recorded, moments["frames"][:, 0], true[:, 0], true.mean(1).astype(np.uint8)):
+        same = np.repeat(seen[:, None], actions, axis=1)
+        blind = control.action_swap(same, true, recorded)
+        assert (blind["right"] <= blind["blind"]).all()
+    assert control.action_swap(np.repeat(recorded[:, None], actions, axis=1), true, recorded)["right"].sum() == 0
+    assert (oracle["blind"] < oracle["asked"]).any() and (oracle["chance"] <= oracle["asked"] / 2).all()
+
+
+def test_swap_merges_equal_outcomes_and_counts_ties_as_misses():
+    black, grey, white = (np.full((2, 2, 1), value, np.uint8) for value in (0, 100, 200))
+    true = np.stack([black, white, white])[None]
+    found = control.action_swap(true, true, black[None])
+    assert [int(found[name][0]) for name in ("right", "asked", "blind")] == [2, 2, 2] and found["chance"][0] == 1
+    between = np.stack([grey, grey, grey])[None]
+    assert control.action_swap(between, true, black[None])["right"][0] == 0
+    still = np.stack([black, black, black])[None]
+    assert control.action_swap(still, still, black[None])["asked"][0] == 0
+
+
+def test_agreement_knows_names_from_nonsense():
+    rng = np.random.default_rng(0)
+    actions = rng.choice(4, 4000, p=[0.4, 0.3, 0.2, 0.1])
+    renamed = control.agreement(np.array([5, 0, 3, 1])[actions], actions)
+    assert renamed["accuracy"] == 1 and renamed["nmi"] == pytest.approx(1)
+    assert renamed["chance"] == pytest.approx(0.4, abs=0.03)
+    nonsense = control.agreement(rng.integers(0, 6, 4000), actions)
+    assert nonsense["accuracy"] == pytest.approx(nonsense["chance"], abs=0.01) and nonsense["nmi"] < 0.01
+    collapsed = control.agreement(np.zeros(4000, int), actions)
+    assert collapsed["accuracy"] == collapsed["chance"] and collapsed["nmi"] == 0
+
+
+def test_intervals_hold_the_mean_and_shrink():
+    rng = np.random.default_rng(0)
+    few, many = (control.interval(rng.normal(5, 2, (count, 3))) for count in (20, 2000))
+    for found in (few, many):
+        assert found.shape == (3, 2) and (found[:, 0] < 5).all() and (found[:, 1] > 5).all()
+    assert (np.ptp(many, axis=1) < np.ptp(few, axis=1) / 5).all()
+    np.testing.assert_allclose(np.ptp(many, axis=1), 2 * 1.96 * 2 / math.sqrt(2000), rtol=0.1)
+    asked = rng.integers(0, 4, 200)
+    low, high = control.interval(asked * 0.5, asked)
+    assert low == pytest.approx(0.5) and high == pytest.approx(0.5)
+
+
+# -- whole worlds ------------------------------------------------------------------------------------------------------
+
+
+class Pixels(nnx.Module):
+    """A tokenizer without loss: a token is a byte of the picture."""
+
+    codes = 256
+
+    def encode(self, frames):
+        return rearrange(frames, "b t h w c -> b t (h w c)").astype(jnp.int32)
+
+    def decode(self, latents):
+        height, width, _ = PLATFORMER.spec().frame
+        return rearrange(latents, "b t (h w c) -> b t h w c", h=height, w=width).astype(jnp.float32) / 255
+
+    def empty(self, batch):
+        return jnp.zeros((batch,))
+
+    def decode_frame(self, memory, latents):
+        return memory, self.decode(latents[:, None])[:, 0]
+
+
+class Planted(nnx.Module):
+    """Dynamics that look up where they are and ask the simulator, with the player's actions replaced by ``obey``."""
+
+    def __init__(self, obey):
+        self.obey = obey
+
+    def empty(self, batch):
+        return jnp.zeros((batch, 10), jnp.int32)
+
+    def observe(self, memory, latents, actions):
+        return jax.pure_callback(_recognise, memory, latents), None
+
+    def imagine(self, memory, actions, key, temperature):
+        like = jax.ShapeDtypeStruct((len(actions), math.prod(PLATFORMER.spec().frame)), jnp.int32)
+        memory, latents = jax.pure_callback(_simulate, (memory, like), memory, self.obey(actions))
+        return memory, latents, jnp.zeros((len(actions), 1))
+
+    def report(self, latents, actions, key):
+        return {"seen": latents[0, 0, 0].astype(jnp.float32), "picture": latents}
+
+
+STATES: dict[bytes, np.ndarray] = {}  # picture -> a state that looks so; nothing in the platformer is hidden
+
+
+def _recognise(latents):
+    rows = [STATES.get(np.asarray(row, np.uint8).tobytes()) for row in np.asarray(latents)]
+    return np.stack([np.zeros(10, np.int32) if row is None else row for row in rows])
+
+
+def _simulate(memory, actions):
+    simulator = PLATFORMER.make()
+    states = [simulator.step(state, int(action))[0] for state, action in zip(memory, actions, strict=True)]
+    return np.stack(states), np.stack([simulator.render(state) for state in states], dtype=np.int32).reshape(
+        len(states), -1
+    )
+
+
+def obedient(actions):
+    return actions
+
+
+def blind(actions):
+    return jnp.zeros_like(actions)
+
+
+def mixed_up(actions):
+    """Obeys the player of another clip."""
+    return jnp.roll(actions, 1)
+
+
+@pytest.fixture(scope="module")
+def judged(dataset):
+    """Numbers and pictures of the planted worlds."""
+    spec = dataset.spec
+    for frame, state in zip(dataset.arrays["frames"], dataset.arrays["states"], strict=True):
+        STATES[frame.tobytes()] = state
+    config = WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps)
+    return {
+        obey.__name__: evaluate(
+            WorldModel(config, Pixels(), None, Planted(obey)), dataset, clips=40, horizon=6, speed=False
+        )
+        for obey in (obedient, blind, mixed_up)
+    }
+
+
+def test_an_obedient_world_is_perfect(judged):
+    numbers, _ = judged["obedient"]
+    most = -10 * math.log10(LEAST_ERROR)
+    np.testing.assert_allclose(numbers["psnr"], most, rtol=1e-5)
+    np.testing.assert_allclose(numbers["floor_psnr"], most, rtol=1e-5)
+    np.testing.assert_allclose(numbers["ssim"], 1, atol=1e-5)
+    assert numbers["swap_accuracy"] == 1 and numbers["swap_accuracy_ci"] == [1, 1] and numbers["swap_pairs"] > 50
+    assert numbers["swap_blind"] < 0.9 and numbers["swap_chance"] <= 0.5
+    assert min(numbers["delta_psnr"]) > 5 and numbers["delta_psnr_4_ci"][0] > 5
+    assert max(numbers["copy_last_psnr"]) < most - 5
+
+
+def test_a_blind_world_is_found_out(judged):
+    numbers, _ = judged["blind"]
+    assert numbers["delta_psnr"] == [0] * 6 and numbers["delta_psnr_4"] == 0
+    assert numbers["swap_accuracy"] <= numbers["swap_blind"]
+    assert numbers["swap_accuracy_ci"][1] < 0.9
+    assert numbers["psnr"][0] > numbers["copy_last_psnr"][0]  # pretty all the same: this is why control is measured
+
+
+def test_a_world_of_mixed_up_actions_is_found_out(judged):
+    numbers, _ = judged["mixed_up"]
+    assert abs(numbers["delta_psnr_4"]) < 4 and numbers["psnr"][3] < judged["obedient"][0]["psnr"][3] - 10
+
+
+def tiny_world(latent: bool) -> WorldModel:
+    """A real world of real parts, untrained, for the platformer's frames."""
+    spec, rngs = PLATFORMER.spec(), nnx.Rngs(0)
+    net = TransformerConfig(width=32, depth=1, heads=2, window=CONTEXT + 1)
+    tokenizer = VQVAEConfig(spec.frame, 4, net, net, FSQConfig((4, 4, 4))).make(rngs)
+    lam = LAMConfig(spec.frame, 8, net, net, VQConfig(codes=3, width=8)).make(rngs) if latent else None
+    space = ActionSpace("latent", 3) if latent else spec.actions
+    dynamics = MaskGITConfig(tokenizer.codes, tokenizer.grid, space, net, passes=3).make(rngs)
+    return WorldModel(WorldConfig(spec.frame, space, CONTEXT, spec.fps), tokenizer, lam, dynamics)
+
+
+@pytest.fixture(scope="module")
+def real(dataset):
+    """Numbers and pictures of untrained worlds, by whether their actions are latent; speed of the latent one alone."""
+    return {
+        latent: evaluate(tiny_world(latent), dataset, clips=10, horizon=5, speed=latent) for latent in (False, True)
+    }
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_a_real_world_gets_a_whole_report(latent, real, tmp_path):
+    numbers, pictures = real[latent]
+    assert set(MEANING) <= set(numbers)
+    path = write_report(numbers, pictures, tmp_path / "world")
+    written = json.loads(path.read_text())
+    assert written == json.loads(json.dumps(numbers)), "nothing of it was infinite"
+    assert written["action_source"] == ("latent" if latent else "true")
+    speeds = {"frames_per_second", "frames_per_second_uncached", "latency_p95_ms"}
+    absent = {name for name in MEANING if written[name] is None}
+    assert absent == (set() if latent else speeds | {name for name in MEANING if name.startswith("lam_")})
+    assert all(written[name] > 0 for name in speeds - absent)
+    for view in ("", "floor_", "copy_last_", "random_"):
+        assert len(written[f"{view}psnr"]) == len(written[f"{view}ssim_ci"]) == 5
+    for name in ("swap_accuracy", "delta_psnr_4"):
+        low, high = written[f"{name}_ci"]
+        assert low <= written[name] <= high
+    made = {file.name for file in (tmp_path / "world" / "eval").iterdir()}
+    assert made == {"sheet.png", "actions.png", "dream.gif", "curves.png"}
+    console = Console(record=True, width=150, file=io.StringIO())
+    console.print(table(numbers))
+    assert "swap_accuracy" in console.export_text()
+
+
+def test_video_without_actions_gets_what_it_can(dataset, judged, tmp_path):
+    """Without actions and simulator those numbers are null, and the others are there."""
+    spec = dataclasses.replace(dataset.spec, actions=ActionSpace(), simulator=None)
+    arrays = dataset.arrays | {"actions": np.minimum(dataset.arrays["actions"], -1)}
+    video = ArrayDataset(spec, dataset.lengths, arrays)
+    world = WorldModel(WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps), Pixels(), None, Planted(blind))
+    numbers, pictures = evaluate(world, video, clips=40, horizon=6, speed=False)
+    assert numbers["action_source"] == "none" and numbers["psnr"] == judged["blind"][0]["psnr"]
+    assert all(numbers[name] is None for name in ("delta_psnr", "delta_psnr_4", "swap_accuracy", "lam_nmi", "top1"))
+    write_report(numbers, pictures, tmp_path)
+    assert not (tmp_path / "eval" / "actions.png").exists()
+
+
+def test_the_same_evaluation_gives_the_same_bits(real, dataset):
+    first, second = real[False], evaluate(tiny_world(False), dataset, clips=10, horizon=5, speed=False)
+    assert first[0] == second[0]
+    assert all(np.array_equal(first[1][name], second[1][name]) for name in first[1])
+
+
+def test_batches_do_not_change_the_dream(dataset):
+    """A clip's own dream is the same in a full batch and in one that had to be filled up."""
+    frames = np.stack([dataset.read(episode, 0, CONTEXT)["frames"] for episode in range(12)])
+    world, actions = dreams.Dreams(tiny_world(False), batch=10), np.ones((12, CONTEXT + 5), np.int32)
+    whole, filled = (world.dream(frames[:count], actions[:count]) for count in (12, 3))
+    np.testing.assert_array_equal(whole[:3], filled)
+    assert whole.shape == (12, 5, *dataset.spec.frame) and whole.dtype == np.uint8
+
+
+def test_a_world_of_other_data_is_refused(dataset):
+    other = ArrayDataset.from_episodes(
+        *(lambda c: (c.spec(), c.episodes()))(PlatformerConfig(tiles=7, tile=4, count=1))
+    )
+    with pytest.raises(ReverieError, match="frames"):
+        evaluate(tiny_world(False), other)
+    with pytest.raises(ReverieError, match="long enough"):
+        evaluate(tiny_world(False), dataset, horizon=100)
+
+
+def test_numbers_that_are_not_finite_are_null(judged, tmp_path):
+    numbers, pictures = judged["blind"]
+    path = write_report(numbers | {"psnr_now": [1.0, math.inf], "share": math.nan}, pictures, tmp_path)
+    assert json.loads(path.read_text())["psnr_now"] == [1.0, None] and json.loads(path.read_text())["share"] is None
