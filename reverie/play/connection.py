@@ -1,0 +1,225 @@
+"""One player: a bounded conversation over a websocket with a session of the world.
+
+Two tasks run per player. One reads: it checks every message and files it, so a flood is noticed at once and steps that
+come faster than the world can dream are merged. The other plays: it takes what is filed and answers. The model runs in
+one thread of its own for all players (there is one device), so the event loop stays free.
+
+Legend: T time, H W C image.
+"""
+
+import asyncio
+import contextlib
+import io
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from reverie.errors import ReverieError
+from reverie.evaluation.video import write_gif, write_mp4
+from reverie.play import protocol
+from reverie.world import Session, WorldModel
+
+POLICY, TRY_LATER, BROKEN = 1008, 1013, 1011  # close codes of RFC 6455 and its registry
+Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions that led to them (T,) or None
+_RECORDERS = {"gif": (write_gif, protocol.GIF, 256), "mp4": (write_mp4, protocol.MP4, 512)}  # and its side in pixels
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one player, and all of them together, may use."""
+
+    players: int = 4
+    rate: float = 120.0  # messages per second, and how many may come at once
+    queue: int = 3  # steps that wait; of those that come faster, the newest is kept
+    strikes: int = 8  # refused messages until the connection is closed
+    idle: float = 600.0  # seconds without a message until the seat is given back
+    recorded: int = 1200  # frames kept for a recording
+    recorded_bytes: int = 64 << 20
+
+
+class Seats:
+    """The seats at one world: sessions that are made when first needed and used again, and the thread they run in."""
+
+    def __init__(self, world: WorldModel, starts: Sequence[Start], limits: Limits):
+        self.world, self.starts, self.limits = world, starts, limits
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="world")
+        self.encoder = ThreadPoolExecutor(1, thread_name_prefix="recording")
+        self.taken = 0
+        self.free = [Session(world)]  # compiled here, before the first key
+
+    async def run(self, function: Callable, *arguments: Any) -> Any:
+        """Run a function in the thread of the model."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
+
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[Session]:
+        """Lend a session; raises ReverieError when every seat is taken."""
+        if self.taken >= self.limits.players:
+            raise ReverieError(f"All {self.limits.players} seats are taken: try again when a player has left.")
+        self.taken += 1
+        try:
+            session = self.free.pop() if self.free else await self.run(Session, self.world)
+            try:
+                yield session
+            finally:
+                self.free.append(session)  # a step it may still be in runs in the one thread, before any new one
+        finally:
+            self.taken -= 1
+
+    def close(self) -> None:
+        """Let the threads end after what they are doing."""
+        for pool in (self.thread, self.encoder):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Connection:
+    """One player's conversation; ``card`` is the description of the world that the page is greeted with."""
+
+    def __init__(self, socket: WebSocket, session: Session, seats: Seats, card: dict[str, Any]):
+        self.socket, self.session, self.seats, self.card, self.limits = socket, session, seats, card, seats.limits
+        config = seats.world.config
+        self.shape = config.frame
+        self.known = protocol.commands(config.actions.size, len(seats.starts))
+        self.waiting: deque[dict[str, Any]] = deque()
+        self.news = asyncio.Event()
+        self.picture: np.ndarray | None = None
+        self.begun = False
+        self.strikes = 0
+        self.allowance, self.heard = self.limits.rate, time.monotonic()
+        kept = max(2, min(self.limits.recorded, self.limits.recorded_bytes // int(np.prod(self.shape))))
+        self.frames: deque[np.ndarray] = deque(maxlen=kept)
+        self.steps = 0
+
+    async def run(self) -> None:
+        """Greet, then play until the player leaves, is idle for too long, or is refused too often."""
+        await self.socket.send_json(self.card)
+        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._play())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception) and not isinstance(end, WebSocketDisconnect):
+                log.error("a player's session broke", exc_info=end)
+                await self._leave("error", "The world broke; the terminal it runs in says how.", BROKEN)
+                return
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self.limits.idle):
+                    message = await self.socket.receive()
+            except TimeoutError:
+                return await self._leave("bye", "You were away for long, so the seat was given back.", 1000)
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                self._spend()
+                if message.get("bytes") is not None:
+                    self._look(message["bytes"])
+                    await self.socket.send_json({"type": "picture"})
+                else:
+                    self._file(protocol.parse(message["text"], self.known))
+            except ReverieError as error:
+                self.strikes += 1
+                if self.strikes >= self.limits.strikes:
+                    return await self._leave("bye", f"Refused too often, at last because: {error}", POLICY)
+                await self.socket.send_json({"type": "error", "text": str(error)})
+
+    def _spend(self) -> None:
+        """Pay for one message out of an allowance that refills with time; raises ReverieError when there is none."""
+        now = time.monotonic()
+        rate = self.limits.rate
+        self.allowance, self.heard = min(rate, self.allowance + (now - self.heard) * rate), now
+        if self.allowance < 1:
+            raise ReverieError(f"At most {rate:g} messages per second, please.")
+        self.allowance -= 1
+
+    def _look(self, data: bytes) -> None:
+        if len(data) != np.prod(self.shape):
+            height, width, channels = self.shape
+            raise ReverieError(f"A picture is {height}x{width}x{channels} bytes, not {len(data)}.")
+        self.picture = np.frombuffer(data, np.uint8).reshape(1, *self.shape)
+
+    def _clip(self, start: int) -> Start:
+        if start != protocol.PICTURE:
+            return self.seats.starts[start]
+        if self.picture is None:
+            raise ReverieError("Send a picture first, or choose a start.")
+        return self.picture, None
+
+    def _file(self, command: dict[str, Any]) -> None:
+        """Let a command wait its turn; a reset makes what waits before it stale, steps do not pile up."""
+        if command["type"] == "reset":
+            command["clip"] = self._clip(command["start"])
+            self.waiting.clear()
+            self.begun = True
+        elif not self.begun:
+            raise ReverieError("Reset first: a dream begins from a start.")
+        elif command["type"] == "record" and any(waits["type"] == "record" for waits in self.waiting):
+            raise ReverieError("One recording at a time.")
+        steps = [index for index, waits in enumerate(self.waiting) if waits["type"] == "step"]
+        if command["type"] == "step" and len(steps) >= self.limits.queue:
+            self.waiting[steps[-1]] = command
+        else:
+            self.waiting.append(command)
+        self.news.set()
+
+    async def _play(self) -> None:
+        answers = {"reset": self._reset, "step": self._step, "record": self._record}
+        while True:
+            await self.news.wait()
+            while self.waiting:
+                command = self.waiting.popleft()
+                try:
+                    await answers[command["type"]](command)
+                except ReverieError as error:
+                    await self.socket.send_json({"type": "error", "text": str(error)})
+            self.news.clear()
+
+    async def _reset(self, command: dict[str, Any]) -> None:
+        def begin() -> np.ndarray:
+            self.session.seed = command["seed"]
+            return self.session.reset(*command["clip"])
+
+        self.frames.clear()
+        self.steps = 0
+        await self._show(await self.seats.run(begin), -1, command["id"])
+
+    async def _step(self, command: dict[str, Any]) -> None:
+        def step() -> np.ndarray:
+            self.session.temperature = command["temperature"] / 100
+            return self.session.step(command["action"])
+
+        frame = await self.seats.run(step)
+        self.steps += 1
+        await self._show(frame, command["action"], command["id"])
+
+    async def _show(self, frame: np.ndarray, action: int, id: int) -> None:
+        self.frames.append(frame)
+        await self.socket.send_bytes(protocol.pack(protocol.FRAME, self.steps, action, id, frame.tobytes()))
+
+    async def _record(self, command: dict[str, Any]) -> None:
+        frames, out = np.stack(self.frames), io.BytesIO()
+        write, kind, side = _RECORDERS[command["format"]]
+        scale = max(1, side // max(self.shape[:2]))
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self.seats.encoder, write, out, frames, self.card["fps"], scale)
+        await self.socket.send_bytes(protocol.pack(kind, self.steps, -1, command["id"], out.getvalue()))
+
+    async def _leave(self, kind: str, text: str, code: int) -> None:
+        """Say why, and close; the player may be gone already."""
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self.socket.send_json({"type": kind, "text": text})
+            await self.socket.close(code)

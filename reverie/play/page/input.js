@@ -1,0 +1,92 @@
+// What the player wants: keys and buttons, held or tapped, become actions.
+
+const GLYPHS = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "space", Enter: "⏎", Shift: "⇧" };
+const MOST_TAPS = 2; // taps that wait for their frame; a fast typist must not play into the next second
+
+export const glyph = (key) => GLYPHS[key] ?? (key.length === 1 ? key.toUpperCase() : key);
+const same = (key) => (key.length === 1 ? key.toLowerCase() : key);
+
+export class Input {
+  // pressed(action): told of every press, before it is taken.
+  constructor(world, pad, pressed) {
+    const { size, keys } = world.actions;
+    this.keys = new Map();
+    this.held = []; // [what holds it, action], the newest last
+    this.taps = []; // {action, since}
+    this.pressed = pressed;
+    for (let action = 0; action < Math.min(9, Math.max(size, 1)); action++) this.keys.set(String(action + 1), action);
+    if (size === 0) this.keys.set(" ", 0);
+    keys.forEach((key, action) => key && this.keys.set(same(key), action));
+    this.buttons = this.#draw(world, pad);
+  }
+
+  // The action to play now and when it was asked for, or null when nothing is.
+  next() {
+    if (this.taps.length) return this.taps.shift();
+    return this.held.length ? { action: this.held.at(-1)[1], since: null } : null;
+  }
+
+  press(holder, action) {
+    if (this.held.some(([other]) => other === holder)) return;
+    this.held.push([holder, action]);
+    if (this.taps.length < MOST_TAPS) this.taps.push({ action, since: performance.now() });
+    this.pressed(action);
+  }
+
+  release(holder) {
+    this.held = this.held.filter(([other]) => other !== holder);
+  }
+
+  releaseAll() {
+    this.held = [];
+    this.taps = [];
+  }
+
+  // Take a keyboard event; true when it was an action's key.
+  keydown(event) {
+    const action = this.keys.get(same(event.key));
+    if (action === undefined) return false;
+    if (!event.repeat) this.press(event.code, action);
+    return true;
+  }
+
+  show(action) {
+    this.buttons.forEach((button, index) => button.classList.toggle("on", index === action));
+  }
+
+  #draw({ actions: { size, names, keys } }, pad) {
+    const cross = document.createElement("div");
+    const others = document.createElement("div");
+    cross.className = "cross";
+    others.className = "others";
+    const buttons = Array.from({ length: Math.max(size, 1) }, (_, action) => {
+      const key = keys[action] || (size === 0 ? " " : action < 9 ? String(action + 1) : "");
+      const name = names[action] ?? (size === 0 ? "dream on" : `${action + 1}`);
+      const arrow = key.startsWith("Arrow");
+      const button = document.createElement("button");
+      button.dataset.action = action;
+      button.setAttribute("aria-label", name);
+      const cap = document.createElement("b");
+      cap.textContent = arrow ? glyph(key) : name;
+      button.append(cap);
+      if (arrow || (key && glyph(key) !== name)) {
+        const small = document.createElement("small");
+        small.textContent = arrow ? name : glyph(key);
+        button.append(small);
+      }
+      if (arrow) button.classList.add(key);
+      button.addEventListener("pointerdown", (event) => {
+        event.preventDefault();
+        button.setPointerCapture(event.pointerId);
+        this.press(`pointer ${event.pointerId}`, action);
+      });
+      for (const end of ["pointerup", "pointercancel", "lostpointercapture"])
+        button.addEventListener(end, (event) => this.release(`pointer ${event.pointerId}`));
+      button.addEventListener("contextmenu", (event) => event.preventDefault()); // a long touch is a long press
+      (arrow ? cross : others).append(button);
+      return button;
+    });
+    pad.replaceChildren(...[cross, others].filter((part) => part.childElementCount));
+    return buttons;
+  }
+}

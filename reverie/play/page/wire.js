@@ -1,0 +1,45 @@
+// The websocket: JSON objects out, JSON objects and binary messages in. Which there are is written in protocol.py.
+
+const HEADER = 16;
+const KINDS = ["frame", "gif", "mp4"];
+
+export class Wire {
+  // on: one function per type of message ("world", "frame", "gif", "mp4", "picture", "busy", "error", "bye"), and "closed".
+  constructor(on) {
+    this.on = on;
+    this.id = 0;
+    this.open();
+  }
+
+  open() {
+    this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`);
+    this.socket.binaryType = "arraybuffer";
+    this.socket.onclose = () => this.on.closed();
+    this.socket.onmessage = ({ data }) => {
+      if (typeof data === "string") {
+        const message = JSON.parse(data);
+        this.on[message.type]?.(message);
+        return;
+      }
+      const head = new DataView(data);
+      const [kind, step, action, id] = [
+        head.getUint32(0, true), head.getUint32(4, true), head.getInt32(8, true), head.getUint32(12, true),
+      ];
+      this.on[KINDS[kind]]?.({ step, action, id, bytes: new Uint8Array(data, HEADER) });
+    };
+  }
+
+  get ready() {
+    return this.socket.readyState === WebSocket.OPEN;
+  }
+
+  // Returns the id that the answer will carry.
+  send(command) {
+    this.socket.send(JSON.stringify({ ...command, id: ++this.id }));
+    return this.id;
+  }
+
+  sendPicture(bytes) {
+    this.socket.send(bytes);
+  }
+}

@@ -1,0 +1,68 @@
+"""What the page and the server say to each other.
+
+The page sends JSON objects, as text (see ``COMMANDS``), and one kind of binary message: the raw bytes of a picture of
+exactly the world's frame size, H*W*C uint8, which becomes start ``PICTURE``. The server answers with JSON objects
+(type "world", "picture", "busy", "error", "bye") and with binary messages: a header of 16 bytes (``pack``), then raw
+frame bytes or a finished GIF or mp4. Every frame carries the id of the command it answers, so that a page knows what
+it sees; of steps that come faster than the world can dream, only the newest is played.
+
+Everything that arrives is checked here, against a table, before anything acts on it.
+"""
+
+import json
+import struct
+from typing import Any
+
+from reverie.errors import ReverieError, did_you_mean
+
+VERSION = 1
+PICTURE = -1  # the start that is the picture the player sent
+SEEDS = range(2**31)
+TEMPERATURES = range(201)  # hundredths: whole numbers, so that a link says exactly what was played
+IDS = range(2**31)
+LONGEST = 512  # characters of a command; the longest honest one has about 80
+
+FRAME, GIF, MP4 = 0, 1, 2  # kinds of binary messages
+_HEADER = struct.Struct("<IIiI")  # little-endian: kind, step since the start, action that led here, id of the command
+
+
+def commands(actions: int, starts: int) -> dict[str, dict[str, range | tuple]]:
+    """Return the commands of a world with this many actions and starts: type -> field -> the values it may have."""
+    return {
+        "reset": {"id": IDS, "seed": SEEDS, "start": range(PICTURE, starts)},
+        "step": {"id": IDS, "action": range(max(actions, 1)), "temperature": TEMPERATURES},
+        "record": {"id": IDS, "format": ("gif", "mp4")},
+    }
+
+
+def parse(text: str, known: dict[str, dict[str, range | tuple]]) -> dict[str, Any]:
+    """Return the command in ``text``, every field checked; raises ReverieError on anything else."""
+    if len(text) > LONGEST:
+        raise ReverieError(f"A command has at most {LONGEST} characters, not {len(text)}.")
+    try:
+        command = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ReverieError("A command is one JSON object.") from None
+    if not isinstance(command, dict) or not isinstance(command.get("type"), str):
+        raise ReverieError("A command is one JSON object with a type.")
+    if command["type"] not in known:
+        raise ReverieError(f"There is no command '{command['type'][:20]}'.{did_you_mean(command['type'], known)}")
+    fields = known[command["type"]]
+    if set(command) != {"type", *fields}:
+        raise ReverieError(f"A {command['type']} has these fields and no others: {', '.join(fields)}.")
+    for name, values in fields.items():
+        kind = int if isinstance(values, range) else str
+        if type(command[name]) is not kind or command[name] not in values:  # isinstance would take True for 1
+            allowed = f"{values[0]} to {values[-1]}" if isinstance(values, range) else " or ".join(values)
+            raise ReverieError(f"{name} of a {command['type']} is {allowed}.")
+    return command
+
+
+def pack(kind: int, step: int, action: int, id: int, payload: bytes) -> bytes:
+    """Return a binary message of the server."""
+    return _HEADER.pack(kind, step, action, id) + payload
+
+
+def unpack(message: bytes) -> tuple[int, int, int, int, bytes]:
+    """Return (kind, step, action, id, payload) of a binary message of the server."""
+    return *_HEADER.unpack_from(message), message[_HEADER.size :]

@@ -1,0 +1,44 @@
+"""Where dreams may begin: moments of the data that a world was trained on, or that were packed along with it."""
+
+from pathlib import Path
+
+from reverie.data.episode import Dataset
+from reverie.data.loader import clips
+from reverie.data.store import open_dataset
+from reverie.errors import ReverieError
+from reverie.play.connection import Start
+from reverie.play.server import serve
+from reverie.training.checkpoint import find_run, load, read_record
+
+STARTS = "starts.npz"  # beside a world's runs: a small dataset of starts, for a world that travels without its data
+COUNT = 8
+
+
+def play(run: str | Path, **options) -> None:
+    """Load a world from its folder and ``serve`` it with starts of its own; ``options`` are those of ``serve``."""
+    run = Path(run)
+    world = load(run)
+    serve(world, **{"name": run.resolve().name, "starts": starts_of(run), **options})
+
+
+def starts_of(run: str | Path, count: int = COUNT) -> list[Start]:
+    """Return up to ``count`` held-out clips spread over a world's data; none when the data is not there any more."""
+    folder = find_run(run)
+    places = (folder.parent / STARTS, folder.parent / read_record(folder).run.data)
+    dataset = next((found for place in places if place.exists() and (found := _held_out(place))), None)
+    if dataset is None:
+        return []
+    length = int(min(8, dataset.lengths.max()))  # a few frames show what is moving, and where to
+    found = clips(dataset, length=length, count=min(count, int((dataset.lengths >= length).sum())), seed=0)
+    return list(zip(found["frames"], found["actions"], strict=True))
+
+
+def _held_out(place: Path) -> Dataset | None:
+    for split in ("val", "train"):
+        try:
+            dataset = open_dataset(place, split)
+        except ReverieError:
+            continue  # no such split, or data of a newer version: the world can be played without
+        if len(dataset.lengths):
+            return dataset
+    return None

@@ -1,0 +1,214 @@
+"""The page in a real browser: seen, pressed, touched, recorded, and replayed from a link.
+
+Needs Chromium (Debian: ``apt install chromium``; elsewhere set ``CHROMIUM`` to its path); without it these are skipped.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from playground import playing, some_starts, tiny_world
+
+from reverie.actions import ActionSpace
+
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = [  # a test machine is often root in a container, and stays on itself
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install it, or set CHROMIUM to its path")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return tiny_world()
+
+
+@pytest.fixture(scope="module")
+def place(world):
+    with playing(world) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open the page in a window of its own; what it writes to the console fails the test."""
+    windows, wrong = [], []
+
+    def open_page(address, **options):
+        window = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
+        windows.append(window)
+        page = window.new_page()
+        page.set_default_timeout(8000)
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#veil", state="hidden")
+        return page
+
+    yield open_page
+    for window in windows:
+        window.close()
+    assert not wrong, wrong
+
+
+def picture(page) -> str:
+    """Return a hash of the canvas's pixels."""
+    script = "Array.from(view.getContext('2d').getImageData(0, 0, view.width, view.height).data)"
+    return hashlib.sha256(bytes(page.evaluate(script))).hexdigest()
+
+
+def at_step(page, step: int) -> None:
+    page.wait_for_function("at => Number(document.getElementById('step').textContent) >= at", arg=step)
+
+
+def says(page, name: str, text: str) -> None:
+    """Wait until an element says something. (Functions only: the page's policy forbids evaluating strings.)"""
+    page.wait_for_function("([it, text]) => document.getElementById(it).textContent.includes(text)", arg=[name, text])
+
+
+def test_keys_play_and_the_picture_changes(open_page, place, tmp_path):
+    page = open_page(place)
+    first = picture(page)
+    assert page.inner_text("#step") == "0" and "Press a key" in page.inner_text("#badge")
+    page.keyboard.down("ArrowRight")
+    at_step(page, 8)
+    assert page.locator("#pad button.on").get_attribute("aria-label") == "right"
+    page.keyboard.up("ArrowRight")
+    at_step(page, int(page.inner_text("#step")) + 3)
+    assert page.locator("#pad button.on").get_attribute("aria-label") == "stay", "time goes on without a key"
+    assert picture(page) != first
+    page.wait_for_function("() => Number(document.getElementById('fps').textContent) > 0")
+    assert 0 < float(page.inner_text("#p50")) < 1000
+    assert page.screenshot(path=tmp_path / "play.png")
+    page.keyboard.press("r")
+    says(page, "badge", "Press a key")
+    assert page.inner_text("#step") == "0"
+    assert picture(page) == first
+
+
+def test_step_by_step_waits_for_keys(open_page, place):
+    page = open_page(place)
+    page.keyboard.press("t")
+    for step in (1, 2, 3):
+        page.keyboard.press("ArrowLeft")
+        says(page, "step", str(step))
+    page.wait_for_timeout(250)
+    assert page.inner_text("#step") == "3"
+
+
+def test_a_link_replays_bit_for_bit(open_page, place):
+    page = open_page(place)
+    page.fill("#seed", "123")
+    page.locator("#seed").blur()
+    page.keyboard.press("t")
+    page.locator("#starts button").nth(2).click()
+    page.wait_for_selector("#veil", state="hidden")
+    step = 0
+    for key in ("ArrowRight", " ", "ArrowLeft", "1"):
+        page.keyboard.down(key)
+        at_step(page, step + 2)
+        page.keyboard.up(key)
+        page.wait_for_timeout(100)
+        step = int(page.inner_text("#step"))
+        page.evaluate("value => { document.getElementById('temperature').value = value }", 100 - step)
+    page.click("#share")
+    page.wait_for_selector("#link", state="visible")
+    link = page.input_value("#link")
+    assert "seed=123&start=2&play=" in link and len(link) < 150
+    again = open_page(link)
+    again.wait_for_selector("#badge.good")
+    assert again.inner_text("#step") == str(step) and picture(again) == picture(page)
+    digits = link[-8:]
+    other = open_page(link.replace(digits, f"{int(digits, 16) ^ 1:08x}"))
+    other.wait_for_selector("#badge.bad")
+
+
+@pytest.mark.parametrize(
+    "link", ["seed=x", "seed=1&start=0&play=!&end=00000000", "seed=1&start=-1&picture=AAAA&end=00000000"]
+)
+def test_a_broken_link_is_said_and_the_world_is_playable(open_page, place, link):
+    page = open_page(f"{place}#{link}")
+    assert "link" in page.inner_text("#told")
+    page.keyboard.press("ArrowRight")
+    at_step(page, 1)
+
+
+def test_a_picture_of_ones_own_begins_a_dream_and_travels_in_the_link(open_page, place):
+    page = open_page(place)
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(file, "PNG")
+    before = picture(page)
+    page.set_input_files("#file", {"name": "own.png", "mimeType": "image/png", "buffer": file.getvalue()})
+    page.wait_for_selector("#starts button[aria-pressed=true][data-start='-1']")
+    page.keyboard.press("2")
+    at_step(page, 2)
+    page.keyboard.press("t")
+    page.wait_for_timeout(200)
+    assert picture(page) != before
+    page.click("#share")
+    page.wait_for_selector("#link", state="visible")
+    again = open_page(page.input_value("#link"))
+    again.wait_for_selector("#badge.good")
+    page.set_input_files("#file", {"name": "text.png", "mimeType": "image/png", "buffer": b"no picture"})
+    says(page, "told", "no picture")
+
+
+@pytest.mark.parametrize(("format", "magic"), [("gif", b"GIF89a"), ("mp4", b"ftyp")])
+def test_recordings_are_downloaded(open_page, place, format, magic):
+    page = open_page(place)
+    page.keyboard.press("ArrowRight")
+    at_step(page, 4)
+    with page.expect_download() as download:
+        page.click(f"#{format}")
+    assert download.value.suggested_filename == f"noise-0.{format}"
+    assert magic in download.value.path().read_bytes()[:12]
+
+
+def test_fits_a_phone_and_plays_by_touch(open_page, place, tmp_path):
+    page = open_page(place, has_touch=True, is_mobile=True, device_scale_factor=2)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.locator("#pad .ArrowRight").tap()
+    at_step(page, 2)
+    box = page.locator("#pad .ArrowRight").bounding_box()
+    assert box["height"] >= 44 and box["y"] + box["height"] < 844, "large enough for a thumb, and in sight"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing sticks out at the side"
+    assert page.screenshot(path=tmp_path / "phone.png")
+
+
+@pytest.mark.parametrize("kind", ["latent", "none"])
+def test_worlds_without_names_can_be_played(open_page, kind):
+    world = tiny_world(ActionSpace("latent", 4) if kind == "latent" else ActionSpace())
+    with playing(world, starts=some_starts(0 if kind == "none" else 1)) as (address, _):
+        page = open_page(address)
+        assert page.inner_text("#note")
+        page.keyboard.press("2" if kind == "latent" else " ")
+        at_step(page, 3)
+        page.goto("about:blank")
+
+
+def test_without_a_server_the_page_says_so_and_comes_back(open_page, world):
+    with playing(world) as (address, _):
+        page = open_page(address)
+        port = int(address.rstrip("/").rpartition(":")[2])
+    page.wait_for_selector("#veil", state="visible")
+    assert "out of reach" in page.inner_text("#veil-text")
+    with playing(world, port=port):
+        page.wait_for_selector("#veil", state="hidden")
+        page.goto("about:blank")

@@ -1,0 +1,38 @@
+"""Where a world's dreams may begin is found from its folder alone."""
+
+import numpy as np
+import pytest
+from playground import FPS, FRAME, STEER
+
+from reverie.actions import START
+from reverie.data.arrays import ArrayDataset
+from reverie.data.episode import Spec
+from reverie.errors import ReverieError
+from reverie.play.starts import STARTS, play, starts_of
+from reverie.training.checkpoint import Record, write_record
+from reverie.training.engine import Run
+
+
+def test_a_world_begins_in_its_own_data_or_in_what_was_packed_with_it(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def dataset(episodes):
+        arrays = {"frames": rng.integers(0, 256, (20 * episodes, *FRAME), np.uint8)}
+        arrays["actions"] = np.tile(np.r_[START, np.ones(19)], episodes).astype(np.int32)
+        return ArrayDataset(Spec(FRAME, STEER, FPS, "noise"), np.full(episodes, 20), arrays)
+
+    folder = tmp_path / "world" / "dynamics"
+    folder.mkdir(parents=True)
+    data = dataset(30)
+    write_record(folder, Record(Run(None, data="../there.npz"), data.spec, data.fingerprint))
+    assert starts_of(folder.parent) == [], "without its data a world can still be played"
+    data.save(tmp_path / "there.npz")
+    starts = starts_of(folder.parent)
+    assert 1 < len(starts) <= 8
+    for frames, actions in starts:
+        assert len(frames) == len(actions) and data.arrays["frames"].tobytes().find(frames.tobytes()) >= 0
+    packed = dataset(1)
+    packed.save(folder.parent / STARTS)
+    assert len(starts_of(folder.parent)) == 1
+    with pytest.raises(ReverieError, match="nothing at"):
+        play(tmp_path / "nowhere")
