@@ -8,6 +8,7 @@ VENV ?= .venv
 EXTRAS ?=
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 # One stamp file for each set of extras, so that set-up runs once.
 READY := $(VENV)/.ready$(EXTRAS:%=-%)
@@ -31,10 +32,10 @@ lint: $(READY_DEV)  ## style, types and floors
 	$(VENV)/bin/python -m pytest tests/test_floors.py
 
 bench: $(READY)  ## speed: one JSON line a measurement
-	for file in benchmarks/*.py; do $(VENV)/bin/python $$file || exit; done
+	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
 soak: $(READY_DEV)  ## the tests that take many minutes
-	$(VENV)/bin/python -m pytest -m soak $(TEST_ARGS)
+	$(VENV)/bin/python -m pytest -m soak tests tests/soak_*.py $(TEST_ARGS)
 
 lock:            ## write requirements.lock anew (needs uv)
 	uv lock --quiet --upgrade

@@ -8,7 +8,6 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Session", "__version__", "load"]
 
 _WHERE = {"load": "reverie.training.checkpoint", "Session": "reverie.world"}
 
@@ -20,4 +19,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*globals(), *_WHERE])

@@ -1,7 +1,7 @@
 """The command line: ``reverie COMMAND``. It reads words, calls one function, prints; everything heavy is imported late.
 
-Every flag of a preset and of a source is a field of its config (tyro makes them); a wrong word gets one line on stderr,
-status 2 and the word that was meant. ``REVERIE_DEBUG=1`` shows where an error came from.
+A wrong word gets one line on stderr, status 2 and the word that was meant; ``REVERIE_DEBUG=1`` shows where it came
+from. The flags of presets and sources are in ``reverie.flags``.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Help(argparse.Action):
 def demo(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.learn import demo
 
-    demo(args.out, play=args.play, minutes=args.minutes, port=args.port, browser=args.browser)
+    demo(args.out, play_it=args.play, minutes=args.minutes, port=args.port, browser=args.browser)
 
 
 def learn(args: argparse.Namespace, rest: list[str]) -> None:
@@ -50,11 +50,14 @@ def learn(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def train(args: argparse.Namespace, rest: list[str]) -> None:
-    from reverie.learn import train
+    from reverie.flags import flags
     from reverie.presets import preset
 
     recipe = preset(args.preset)
-    train(flags(type(recipe), rest, f"reverie train {args.preset}", default=recipe), args.out)
+    recipe = flags(type(recipe), rest, f"reverie train {args.preset}", default=recipe)
+    from reverie.learn import train
+
+    train(recipe, args.out or Path("runs") / args.preset)
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
@@ -66,15 +69,17 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def play(args: argparse.Namespace, rest: list[str]) -> None:
-    from reverie.play.server import serve
+    from reverie.play.starts import play
 
-    serve(args.run, host=args.host, port=args.port, browser=args.browser, seed=args.seed)
+    run = args.run or shipped()
+    play(run, host=args.host, port=args.port, expose=args.expose, open_browser=args.browser)
 
 
 def data(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.config import flatten, to_json
     from reverie.data.sources import sources
     from reverie.data.store import open_dataset, write_store
+    from reverie.flags import flags
 
     if args.source == "show":
         for split in ("train", "val"):
@@ -95,7 +100,7 @@ def list_(args: argparse.Namespace, rest: list[str]) -> None:
     def first_line(value: Any) -> str:
         return (value.__doc__ or "").strip().partition("\n")[0]
 
-    print("presets (reverie train NAME)\n" + table((n, p.about) for n, p in presets().items()))
+    print("presets (reverie train NAME)\n" + table((n, f"{p.about} ({p.takes})") for n, p in presets().items()))
     print("\nsources (reverie data NAME OUT)\n" + table((n, first_line(s)) for n, s in sources().items()))
 
 
@@ -114,24 +119,18 @@ def export(args: argparse.Namespace, rest: list[str]) -> None:
     print(f"{args.out}: 'reverie play {args.out}' plays it")
 
 
+def shipped() -> Path:
+    """The world that comes with the package."""
+    worlds = sorted(Path(__file__).parent.glob("worlds/*/"))
+    if not worlds:
+        raise ReverieError("this installation has no world of its own: 'reverie demo' makes one.")
+    return worlds[0]
+
+
 def named(options: dict[str, Any], name: str, kind: str) -> Any:
     if name not in options:
         raise ReverieError(f"there is no {kind} '{name}'.{did_you_mean(name, options)}")
     return options[name]
-
-
-def flags(config: type, args: list[str], prog: str, **default: Any) -> Any:
-    """Return a ``config`` in which every nested field may be given as a flag, ``--dynamics.depth 12``."""
-    import tyro
-
-    from reverie.config import flatten
-
-    no_pairs = (tyro.conf.FlagConversionOff,)  # `--x True`, not `--x` and `--no-x`
-    value, unknown = tyro.cli(config, args=args, prog=prog, config=no_pairs, return_unknown_args=True, **default)
-    if unknown:
-        known = [f"--{name.replace('_', '-')}" for name in flatten(value) if not name.endswith("class")]
-        raise ReverieError(f"{prog} does not know '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
-    return value
 
 
 def table(rows: Iterable[tuple[Any, Any]]) -> str:
@@ -197,7 +196,7 @@ def parser() -> tuple[Parser, dict[str, Any]]:
               "reverie play", "reverie play runs/demo", "reverie play runs/demo --port 9000 --no-browser")  # fmt: skip
     one.add_argument("run", type=Path, nargs="?", metavar="RUN")
     one.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
-    one.add_argument("--seed", type=int, default=0, help="which dream")
+    one.add_argument("--expose", action="store_true", help="allow a --host that others can reach")
     add_page(one)
 
     one = add("data", data, "Record or convert episodes into a store, or look into one.",

@@ -40,8 +40,11 @@ class WorldMemory(NamedTuple):
 class WorldModel(nnx.Module):
     """What ``reverie.load`` returns for a world. ``lam`` is None where actions were recorded (or there are none)."""
 
-    def __init__(self, config: WorldConfig, tokenizer: nnx.Module, lam: nnx.Module | None, dynamics: nnx.Module):
-        self.config, self.tokenizer, self.lam, self.dynamics = config, tokenizer, lam, dynamics
+    def __init__(self, config: WorldConfig, tokenizer: Any, lam: Any, dynamics: Any):
+        self.config = config
+        self.tokenizer: Any = tokenizer
+        self.lam: Any = lam
+        self.dynamics: Any = dynamics
 
     def encode(self, frames_BTHWC: Array) -> Array:
         """uint8 frames -> latents (B, T, N)."""
@@ -156,10 +159,15 @@ class Session:
             )
         if actions is None:
             actions = np.full(len(frames), UNLABELLED, np.int32)
-        actions = np.asarray(actions, np.int32)
+        actions = np.asarray(actions)
         if actions.shape != (len(frames),):
             raise ReverieError(f"{len(frames)} frames need as many actions, not {actions.shape}.")
-        frames, actions = frames[-c.context :], actions[-c.context :]
+        if not np.issubdtype(actions.dtype, np.integer):
+            raise ReverieError(f"actions are whole numbers, not {actions.dtype}.")
+        wrong = actions[(actions < UNLABELLED) | (actions >= self.actions.size)]
+        if wrong.size and self.world.lam is None:
+            raise ReverieError(f"there is no action {wrong[0]}: this world has {self.actions.size}, counted from 0.")
+        frames, actions = frames[-c.context :], actions[-c.context :].astype(np.int32)
         length = len(frames)
         spare = c.context - length
         # Padded at the end to one shape, so that a start of any length runs the same compiled program.

@@ -189,6 +189,16 @@ def test_a_run_goes_on_on_other_devices(tmp_path, monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
 
 
+def test_a_disk_without_room_is_told_beforehand(run, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh_of(1))
+    shutil.rmtree(run / "checkpoints" / "4")
+    full = type(shutil.disk_usage(run))(total=100, used=90, free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(ReverieError, match=r"the disk is full: .* The checkpoint of step 3 is intact"):
+        fit(toy_run(4, report_every=0, save_every=1, keep=3), run, dataset=DATA)
+    assert int(load(run).calls[...]) == 3
+
+
 def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(tmp_path, capfd):
     rng = np.random.default_rng(0)
     item = {"weights": {"w": jax.device_put(rng.normal(size=(256, 256)).astype(np.float32), HERE)}}

@@ -115,11 +115,22 @@ def test_list_names_every_preset_and_source(run):
 
 
 def test_flags_of_a_preset_are_its_fields(run):
+    from reverie.config import flatten
+    from reverie.flags import flags
     from reverie.presets import presets
 
-    status, out, _ = run("train", next(iter(presets())), "--help")
+    for name, recipe in presets().items():
+        assert flags(type(recipe), [], name, default=recipe) == recipe
+        depth, steps = "dynamics.objective.dynamics.transformer.depth", "tokenizer.steps"
+        other = flags(type(recipe), [f"--{depth}", "7", f"--{steps}", "11"], name, default=recipe)
+        was = flatten(recipe)
+        assert {key: new for key, new in flatten(other).items() if new != was[key]} == {depth: 7, steps: 11}
+    status, out, _ = run("train", name, "--help")
     assert status == 0
-    assert "--seed INT" in out
+    assert f"--{depth} INT" in out.replace("\n", "")
+    status, _, err = run("train", name, "--tokenizer.stesp", "3")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "Did you mean '--tokenizer.steps'?" in err
 
 
 def test_an_interrupt_is_130_and_leaves_nothing(tmp_path):

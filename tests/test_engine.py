@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 
 import jax
@@ -18,9 +19,14 @@ from reverie.training import checkpoint, flops, sharding
 from reverie.training.blueprint import Blueprint
 from reverie.training.checkpoint import load
 from reverie.training.engine import Interrupted, fit
+from reverie.training.log import Log
 from reverie.training.optim import OptimConfig
 
 DATA = toy_dataset()
+
+
+def here(shape):
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def weights(model) -> dict[str, np.ndarray]:
@@ -62,7 +68,7 @@ def test_a_run_learns_logs_reports_and_compiles_once(one, tmp_path, capsys):
 def test_frozen_means_frozen_and_what_the_loss_changes_is_kept(one, tmp_path):
     out = fit(toy_run(), tmp_path / "run", dataset=DATA)
     before = Blueprint(ToyObjective(), DATA.spec, 3, tmp_path)
-    start = before.build(lambda shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    start = before.build(here)
     saved = before.split(model := load(out), "frozen")
     assert saved, "there is something frozen"
     for name, leaf in saved.items():
@@ -71,7 +77,7 @@ def test_frozen_means_frozen_and_what_the_loss_changes_is_kept(one, tmp_path):
         assert not np.array_equal(before.split(model, "params")[name], start[name]), f"{name} was not trained"
     assert int(model.calls[...]) == 6
     assert float(jnp.abs(model.mean[...] - model.spread[...]).max()) > 0
-    _, found = checkpoint.restore(out, lambda shape: None, ("weights", "ema", "optimizer"))
+    _, found = checkpoint.restore(out, here, ("weights", "ema", "optimizer"))
     assert not [n for item in found.values() for n in item if "projection" in n], "frozen parts are not saved again"
 
 
@@ -81,6 +87,11 @@ def test_a_frozen_part_comes_from_the_run_that_trained_it(one, tmp_path):
     expected = weights(load(first).projection)
     for name, leaf in weights(load(second).projection).items():
         np.testing.assert_array_equal(leaf, expected[name])
+    fit(toy_run(2, ToyObjective(frozen=()), seed=9), first, dataset=DATA, fresh=True)
+    for use in (lambda: load(second), lambda: fit(toy_run(4, ToyObjective(other="../first")), second, dataset=DATA)):
+        with pytest.raises(ReverieError, match="another run that has changed since"):
+            use()
+    fit(toy_run(2, ToyObjective(frozen=())), first, dataset=DATA, fresh=True)
     (tmp_path / "elsewhere").mkdir()
     for run in (first, second):
         run.rename(tmp_path / "elsewhere" / run.name)
@@ -89,9 +100,7 @@ def test_a_frozen_part_comes_from_the_run_that_trained_it(one, tmp_path):
 
 def test_load_gives_the_averaged_weights(one, tmp_path):
     out = fit(toy_run(), tmp_path / "run", dataset=DATA)
-    _, found = checkpoint.restore(
-        out, lambda shape: jax.sharding.SingleDeviceSharding(jax.devices()[0]), ("weights", "ema")
-    )
+    _, found = checkpoint.restore(out, here, ("weights", "ema"))
     model = load(out)
     np.testing.assert_array_equal(model.out.kernel[...], found["ema"]["out.kernel"])
     assert not np.array_equal(model.out.kernel[...], found["weights"]["out.kernel"])
@@ -150,12 +159,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run(one, tmp_path):
 
 
 class Interrupting(ArrayDataset):
-    """Data during whose reading a signal arrives, before step ``at``."""
+    """Data during whose reading a signal arrives: in the batch of the step after ``at``."""
+
+    reads, at, number = 0, 0, 0
 
     def read(self, episode, start, length):
-        self.reads = getattr(self, "reads", 0) + 1
+        self.reads += 1
         if self.reads == 8 * self.at:
-            os.kill(os.getpid(), self.signal)
+            os.kill(os.getpid(), self.number)
         return super().read(episode, start, length)
 
 
@@ -163,7 +174,7 @@ class Interrupting(ArrayDataset):
 def test_a_signal_saves_before_leaving(one, tmp_path, capsys, number, code):
     run = toy_run(50, save_every=100, report_every=0)
     data = Interrupting(DATA.spec, DATA.lengths, DATA.arrays, DATA.fingerprint)
-    data.at, data.signal = 5, number
+    data.at, data.number = 5, number
     handler = signal.getsignal(number)
     with pytest.raises(Interrupted) as stopped:
         fit(run, tmp_path / "run", dataset=data, held_out=DATA)
@@ -186,6 +197,52 @@ def test_bad_settings_are_one_line_and_leave_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ReverieError, match="cannot write to"):
         fit(toy_run(), tmp_path / "file" / "run", dataset=DATA)
+
+
+def test_two_processes_cannot_train_in_one_folder(one, tmp_path):
+    with checkpoint.owned(tmp_path / "run"), pytest.raises(ReverieError, match="another process is training in"):
+        fit(toy_run(2), tmp_path / "run", dataset=DATA)
+    fit(toy_run(2), tmp_path / "run", dataset=DATA)
+
+
+def test_a_disk_that_refuses_is_one_line(one, tmp_path):
+    fit(toy_run(2), tmp_path / "warm", dataset=DATA)  # so that nothing is compiled, and cached, under the limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # run.json does not fit
+    try:
+        with pytest.raises(ReverieError, match="cannot write to") as error:
+            fit(toy_run(2), tmp_path / "full", dataset=DATA)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_that_are_not_finite_leave_valid_json(tmp_path):
+    with Log(tmp_path, steps=2, resume=0, frames=1, progress=False) as log:
+        log.metrics(1, {"psnr": np.inf, "loss": 0.0})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 0.0, "psnr": None}
+
+
+def test_a_log_that_was_cut_short_is_cut_back_to_the_checkpoint(tmp_path):
+    lines = [json.dumps({"step": step, "loss": step / 7}) + "\n" for step in (1, 2, 3, 4)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 5, "lo')
+    with Log(tmp_path, steps=9, resume=3, frames=1, progress=False):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:3])
+
+
+def test_a_terminal_gets_a_bar(one, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    fit(toy_run(4, report_every=0), tmp_path / "run", dataset=DATA)
+    said = capsys.readouterr().out
+    assert "4/4" in said and "steps/s" in said and "FLOP/s" in said
+
+
+def test_tensorboard_gets_numbers_and_pictures(one, tmp_path):
+    pytest.importorskip("tensorboardX")
+    out = fit(toy_run(2, loggers=("tensorboard",)), tmp_path / "run", dataset=DATA)
+    assert [file for file in (out / "tensorboard").iterdir() if file.stat().st_size > 100]
 
 
 def test_a_missing_logger_is_one_line(tmp_path, monkeypatch):

@@ -352,7 +352,7 @@ def test_says_where_it_is_and_leaves_on_ctrl_c(world, capfd):
     lines = []
 
     def interrupt():
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not lines:
             lines.extend(capfd.readouterr().out.splitlines())
             time.sleep(0.05)

@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -43,49 +42,67 @@ def same(one, other):
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
 
 
-def process(out: Path, steps: int) -> subprocess.Popen:
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(Path(__file__).parent),
-        "JAX_COMPILATION_CACHE_DIR": str(out.parent / "cache"),  # the first process compiles for all
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    code = f"import toy_objective; toy_objective.train({str(out)!r}, {steps})"
-    return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+class Standby:
+    """Processes that train when told where to; the next one imports while the one before it works."""
+
+    def __init__(self, cache: Path, steps: int):
+        self.env = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "JAX_COMPILATION_CACHE_DIR": str(cache),  # the first process compiles for all
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        self.code = f"import toy_objective; toy_objective.train(input(), {steps})"
+        self.waiting = self.spawn()
+
+    def spawn(self) -> subprocess.Popen:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", self.code]
+        return subprocess.Popen(command, env=self.env, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+    def train(self, out: Path) -> subprocess.Popen:
+        child, self.waiting = self.waiting, self.spawn()
+        assert child.stdin
+        child.stdin.write(f"{out}\n")
+        child.stdin.flush()
+        return child
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.waiting.kill()
+        self.waiting.communicate()
 
 
-def end(child: subprocess.Popen) -> str:
+def end(child: subprocess.Popen) -> None:
     try:
-        said = child.communicate(timeout=600)[0].decode()
+        said = child.communicate(timeout=600)[0]
     finally:
         child.kill()
     assert child.returncode == 0, said
-    return said
 
 
 def killed_run_equals_uninterrupted(folder: Path, kills: int, steps: int):
-    end(process(folder / "alone", steps))
     rng = random.Random(0)
-    log, killed, in_save = folder / "killed" / "metrics.jsonl", 0, 0
-    while killed < kills:
-        child = process(folder / "killed", steps)
-        # Wait until it makes progress, then for a random while: the instant falls anywhere in a step or a save.
-        before = log.stat().st_mtime_ns if log.exists() else 0
-        while child.poll() is None and (log.stat().st_mtime_ns if log.exists() else 0) == before:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.5 if kills > 3 else 0.2))
-        if child.poll() is not None:
-            end(child)
-            break
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        killed += 1
-        in_save += any("tmp" in file.name for file in (folder / "killed" / "checkpoints").glob("*"))
-    end(process(folder / "killed", steps))
-    assert killed == kills, "the run was over before it could be killed: make it longer"
-    print(f"{killed} kills, {in_save} of them while saving")
-    same(folder / "alone", folder / "killed")
+    killed, in_save = folder / "killed", 0
+    log = killed / "metrics.jsonl"
+    with Standby(folder / "cache", steps) as standby:
+        end(standby.train(folder / "alone"))
+        for _ in range(kills):
+            before = log.stat().st_mtime_ns if log.exists() else 0
+            child = standby.train(killed)
+            # Wait until it makes progress, then for a random while: the instant falls anywhere in a step or a save.
+            while child.poll() is None and (log.stat().st_mtime_ns if log.exists() else 0) == before:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.5 if kills > 3 else 0.2))
+            assert child.poll() is None, f"it ended before it was killed: {child.communicate()[0]}"
+            child.kill()
+            child.communicate()
+            in_save += any("tmp" in file.name for file in (killed / "checkpoints").glob("*"))
+        end(standby.train(killed))
+    print(f"{kills} kills, {in_save} of them while saving")
+    same(folder / "alone", killed)
 
 
 def test_killed_at_random_instants_and_resumed_is_bit_equal(tmp_path):

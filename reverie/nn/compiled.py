@@ -24,7 +24,7 @@ class compiled:
         def run(leaves: list[jax.Array], *args: Any) -> Any:
             return fn(nnx.merge(graph, jax.tree.unflatten(tree, leaves)), *args)
 
-        self._call = jax.jit(run, donate_argnums=tuple(1 + position for position in donate))
+        self._call: Any = jax.jit(run, donate_argnums=tuple(1 + position for position in donate))
 
     def __call__(self, *args: Any) -> Any:
         return self._call(self._leaves, *args)
@@ -37,7 +37,8 @@ class compiled:
 
 def cache_compilations() -> None:
     """Keep compiled programs between runs under the user's cache folder, unless JAX was told where to (or not to)."""
-    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+    asked = jax.config.values
+    if asked["jax_compilation_cache_dir"] is None and asked["jax_enable_compilation_cache"]:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reverie" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         # By default only programs that took a second are kept; a run starts with dozens that take a tenth.

@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+EXACT = jax.lax.Precision.HIGHEST  # left alone, TPUs and GPUs round a float32 matmul to 8 or 10 bits of mantissa
+
 
 class Quantised(NamedTuple):
     """What a quantiser returns; gradients pass ``vectors`` straight through, ``loss`` is its own."""
@@ -60,11 +62,11 @@ class VectorQuantiser(nnx.Module):
         self.counts = CodeStatistics(jnp.ones(config.codes))
         self.idle = CodeStatistics(jnp.zeros(config.codes, jnp.int32))
 
-    def __call__(self, x: Array, key: Array | None = None) -> Quantised:
-        """Quantise (..., L); with a ``key`` the codebook learns from ``x`` as well."""
+    def __call__(self, x: Array, key: Array | None = None, codes: Array | None = None) -> Quantised:
+        """Quantise (..., L); with a ``key`` the codebook learns from ``x`` as well. ``codes``: those to use instead."""
         x = unit(x.astype(jnp.float32))
-        similarity = jnp.einsum("...l,vl->...v", x, self.book[...])
-        codes = jnp.argmax(similarity, axis=-1).astype(jnp.int32)
+        similarity = jnp.einsum("...l,vl->...v", x, self.book[...], precision=EXACT)
+        codes = jnp.argmax(similarity, axis=-1).astype(jnp.int32) if codes is None else codes
         chosen = self.lookup(codes)
         loss = jnp.float32(self.config.commitment) * jnp.mean(jnp.square(x - chosen))
         if key is not None:
@@ -83,7 +85,7 @@ class VectorQuantiser(nnx.Module):
         one_hot = jax.nn.one_hot(codes, c.codes, dtype=jnp.float32)
         used = one_hot.sum(axis=0)
         counts = decay * self.counts[...] + (1 - decay) * used
-        sums = decay * self.sums[...] + (1 - decay) * (one_hot.T @ x)
+        sums = decay * self.sums[...] + (1 - decay) * jnp.matmul(one_hot.T, x, precision=EXACT)
         idle = jnp.where(used > 0, 0, self.idle[...] + 1)
         dead = idle > c.restart_after
         # Dead codes go where the codebook fits worst: by chance, most vectors are the sky, and so would most codes be.

@@ -69,6 +69,8 @@ class TransformerConfig:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
         if self.depth % self.group:
             raise ValueError(f"depth {self.depth} is not a multiple of time_every {self.time_every}")
+        if self.layout == "alternate" and self.time_every == 1 and self.space:
+            raise ValueError("alternate layers need time_every 2 or more: with 1 no layer would read the frame")
 
 
 class Attention(nnx.Module):
@@ -79,9 +81,9 @@ class Attention(nnx.Module):
         kv, dtype = config.kv_heads or config.heads, compute_dtype(config.dtype)
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
         # One wide matmul for queries, keys and values: on CPU three narrow ones cost up to twice as much.
-        self.qkv = nnx.Linear(
-            config.width, (config.heads + 2 * kv) * config.head, use_bias=False, dtype=dtype, rngs=rngs
-        )
+        # Its bias is what lets a token ask for a place ("my left neighbour") whatever stands there.
+        columns = (config.heads + 2 * kv) * config.head
+        self.qkv = nnx.Linear(config.width, columns, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
         if config.qk_norm:
             self.q_norm = nnx.RMSNorm(config.head, rngs=rngs)
@@ -94,7 +96,7 @@ class Attention(nnx.Module):
         qkv = rearrange(self.qkv(self.norm(x)), "... (k d) -> ... k d", d=c.head)
         q, k, v = qkv[..., : c.heads, :], qkv[..., c.heads : c.heads + kv, :], qkv[..., c.heads + kv :, :]
         if c.qk_norm:
-            q, k = self.q_norm(q).astype(q.dtype), self.k_norm(k).astype(k.dtype)
+            q, k = (norm(z.astype(jnp.float32)).astype(z.dtype) for norm, z in ((self.q_norm, q), (self.k_norm, k)))
         return q, k, v
 
     def merge(self, y: Array) -> Array:
@@ -173,9 +175,11 @@ class SpaceTimeTransformer(nnx.Module):
         self.config = config
         self.tokens = grid[0] * grid[1] + extra
         self.grid = grid
-        self.slots = nnx.Param(jax.random.normal(rngs.params(), (self.tokens, config.width)) * 0.02)
+        # Where tokens never meet there is nothing to tell apart, and a patch means the same wherever it lies.
+        meet = config.space or config.time_every
+        self.slots = nnx.Param(_small(rngs, self.tokens, config.width)) if meet else None
         if config.registers:
-            self.registers = nnx.Param(jax.random.normal(rngs.params(), (config.registers, config.width)) * 0.02)
+            self.registers = nnx.Param(_small(rngs, config.registers, config.width))
         groups = config.depth // config.group
         self.groups = nnx.vmap(lambda r: Group(config, rngs=r))(rngs.split(groups)) if groups else None
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
@@ -191,14 +195,30 @@ class SpaceTimeTransformer(nnx.Module):
         """A whole clip at once. ``mask_NN`` is True where token n may read token m of its own frame."""
         return self._run(x_BTNM, None, mask_NN, times)[0]
 
-    def step(self, x_BNM: Array, memory: Memory, mask_NN: Array | None = None) -> tuple[Array, Memory]:
+    def step(
+        self, x_BNM: Array, memory: Memory, mask_NN: Array | None = None, unstacked: list | None = None
+    ) -> tuple[Array, Memory]:
         """One frame, past frames from memory. Writes the frame's keys and values; ``memory.advance()`` makes it past."""
-        y, memory = self._run(x_BNM[:, None], memory, mask_NN)
+        y, memory = self._run(x_BNM[:, None], memory, mask_NN, unstacked=unstacked)
         return y[:, 0], memory
 
-    def _run(self, x: Array, memory: Memory | None, mask_NN: Array | None, times=None) -> tuple[Array, Any]:
+    def unstacked(self) -> list | None:
+        """Return each group's own weights, for a loop of steps to be given; None where groups are scanned.
+
+        A step cuts them out of the stack itself, but inside a loop it would copy all weights in every turn: more bytes
+        than a small frame's arithmetic needs.
+        """
+        if self.config.scan or self.groups is None:
+            return None
+        weights = nnx.split(self.groups)[1]
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], weights) for i in range(self.config.depth // self.config.group)]
+
+    def _run(
+        self, x: Array, memory: Memory | None, mask_NN: Array | None, times=None, unstacked: list | None = None
+    ) -> tuple[Array, Any]:
         c = self.config
-        x = x + self.slots[...].astype(x.dtype)[None, None]
+        if self.slots is not None:
+            x = x + self.slots[...].astype(x.dtype)[None, None]
         if c.registers:
             r = jnp.broadcast_to(self.registers[...].astype(x.dtype), (*x.shape[:2], c.registers, c.width))
             x = jnp.concatenate([x, r], axis=2)
@@ -221,12 +241,12 @@ class SpaceTimeTransformer(nnx.Module):
             if c.remat != "none":
                 policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
                 run = jax.checkpoint(run, policy=policy)
-            number, carry = c.depth // c.group, (x, rings)
+            carry = (x, rings)
             if c.scan:
-                carry, _ = jax.lax.scan(run, carry, (jnp.arange(number), weights))
+                carry, _ = jax.lax.scan(run, carry, (jnp.arange(c.depth // c.group), weights))
             else:
-                for i in range(number):
-                    carry, _ = run(carry, (i, jax.tree.map(lambda leaf, i=i: leaf[i], weights)))
+                for i, own in enumerate(unstacked or self.unstacked() or ()):
+                    carry, _ = run(carry, (i, own))
             x, rings = carry
         if rings is not None:
             memory = Memory(*rings, now)
@@ -261,6 +281,14 @@ def _group(config, group: Group, x, rings, index, space, time, now, mask_NN, see
     return x, rings
 
 
+def _small(rngs: nnx.Rngs, *shape: int) -> Array:
+    """Learned tokens start small and never at zero, where a norm's gradient explodes."""
+    return jax.random.normal(rngs.params(), shape) * 0.02
+
+
 def _admit(mask_NN, registers: int):
-    """Let registers read and be read by everyone."""
-    return mask_NN if mask_NN is None else jnp.pad(mask_NN, (0, registers), constant_values=True)
+    """Registers are read by everyone, so they read only what everyone may read: they carry no secrets."""
+    if mask_NN is None:
+        return None
+    open_to_all = jnp.broadcast_to(jnp.all(mask_NN, axis=0), (registers, mask_NN.shape[1]))
+    return jnp.pad(jnp.concatenate([mask_NN, open_to_all]), ((0, 0), (0, registers)), constant_values=True)

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+
+from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset
 from reverie.data.loader import clips
 from reverie.data.store import open_dataset
@@ -31,6 +34,17 @@ def starts_of(run: str | Path, count: int = COUNT) -> list[Start]:
     length = int(min(8, dataset.lengths.max()))  # a few frames show what is moving, and where to
     found = clips(dataset, length=length, count=min(count, int((dataset.lengths >= length).sum())), seed=0)
     return list(zip(found["frames"], found["actions"], strict=True))
+
+
+def write_starts(world: Path, count: int = COUNT) -> None:
+    """Pack starts along with a world, so that it can be played where its data is not."""
+    if (world / STARTS).exists():
+        return
+    spec = read_record(find_run(world)).spec
+    found = starts_of(world, count)
+    arrays = {"frames": np.concatenate([frames for frames, _ in found]), "actions": np.concatenate([a for _, a in found])}
+    lengths = np.array([len(frames) for frames, _ in found])
+    ArrayDataset(spec, lengths, arrays).save(world / STARTS)
 
 
 def _held_out(place: Path) -> Dataset | None:

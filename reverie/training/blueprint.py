@@ -1,13 +1,16 @@
 """A model before it is made: structure, names and shapes of its weights, and which part of training each belongs to."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
+from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Sharding
 
@@ -26,6 +29,10 @@ class Blueprint:
 
     def __init__(self, objective: Any, spec: Any, seed: int, folder: Path):
         self.ready: Weights = {}
+        self.names: list[str] = []
+        self.parts: dict[str, list[str]] = {"params": [], "rest": [], "frozen": []}
+        self._graph: Any = None
+        self._tree: Any = None
 
         def trace() -> Weights:
             # The step counts up from 0 (engine.py); the last number folded in belongs to the beginning.
@@ -35,7 +42,7 @@ class Blueprint:
             leaves, self._tree = jax.tree.flatten(state)
             self._read_structure(state, objective.frozen, model)
             weights = dict(zip(self.names, leaves, strict=True))
-            self.ready = {name: leaf for name, leaf in weights.items() if not isinstance(leaf, jax.core.Tracer)}
+            self.ready = {name: leaf for name, leaf in weights.items() if not isinstance(leaf, Tracer)}
             return {name: leaf for name, leaf in weights.items() if name not in self.ready}
 
         self._program, computed = jax.make_jaxpr(trace, return_shape=True)()
@@ -48,21 +55,28 @@ class Blueprint:
             if not hasattr(model, name):
                 raise ReverieError(f"'{name}' cannot be frozen: {type(model).__name__} has no such part.")
         for key, value in self._graph.attributes:
-            if isinstance(getattr(value, "value", None), jax.core.Tracer):
+            if isinstance(getattr(value, "value", None), Tracer):
                 raise TypeError(f"'{key}' is an array among a module's plain attributes: wrap it in an nnx.Variable")
-        self.parts: dict[str, list[str]] = {"params": [], "rest": [], "frozen": []}
         for path, variable in nnx.to_flat_state(state):
             name = ".".join(map(str, path))
             if isinstance(variable, nnx.RngState):
                 raise TypeError(f"'{name}' is random state: modules are given keys, they keep none")
             trained = "params" if isinstance(variable, nnx.Param) else "rest"
             self.parts["frozen" if path[0] in frozen else trained].append(name)
-        self.names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
+            self.names.append(name)
 
     @property
     def saved(self) -> list[str]:
         """Names of the weights that belong to this run's checkpoints."""
         return self.parts["params"] + self.parts["rest"]
+
+    def fingerprint(self) -> str:
+        """Return a hash of the frozen weights that other runs made: it changes when one of those is trained again."""
+        digest = hashlib.sha256()
+        for name in self.parts["frozen"]:
+            if name in self.ready:
+                digest.update(name.encode() + np.asarray(self.ready[name]).tobytes())
+        return digest.hexdigest()[:12]
 
     def build(self, place: Place, have: Weights | None = None) -> Weights:
         """Return all weights, each where it belongs; those somebody has already are taken, not computed."""

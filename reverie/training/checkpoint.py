@@ -41,7 +41,9 @@ FORMAT = 1  # of run.json and of what lies beside it
 RECORD, CHECKPOINTS = "run.json", "checkpoints"
 SEAL = "seal.json"  # sizes and checksums of a checkpoint's files
 COMMIT = "commit_success.txt"  # orbax writes it, and needs it on cloud storage only
-REFUSALS = {getattr(errno, name) for name in "ENOSPC EDQUOT EROFS EACCES EPERM ENOTDIR EEXIST EFBIG EIO".split()}
+# What a disk refuses: it is full, read-only, forbidden, or has a file where a folder should be.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 # What goes wrong in orbax is raised from here in one line; its own pages of traceback need not come before it.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
@@ -49,11 +51,12 @@ logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not 
 
 @dataclass(frozen=True)
 class Record:
-    """What ``run.json`` says: the run's config, the spec of its data and the fingerprint of their content."""
+    """What ``run.json`` says: the run's config, the spec of its data, what they and the frozen weights hash to."""
 
     run: Any
     spec: Any
     fingerprint: str
+    frozen: str = ""
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -64,6 +67,7 @@ def write_record(folder: Path, record: Record) -> None:
         "code": _code_hash(),
         "jax": jax.__version__,
         "data": record.fingerprint,
+        "frozen": record.frozen,
         "spec": config.to_json(record.spec),
         "run": config.to_json(record.run),
     }
@@ -81,7 +85,7 @@ def read_record(folder: Path) -> Record:
             raise ReverieError(
                 f"'{folder}' was made by Reverie {data['reverie']}, newer than this one: upgrade to use it."
             )
-        return Record(config.from_json(data["run"]), config.from_json(data["spec"]), data["data"])
+        return Record(config.from_json(data["run"]), config.from_json(data["spec"]), data["data"], data["frozen"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReverieError(
             f"'{folder / RECORD}' cannot be read ({error!r}): it is damaged or not Reverie's."
@@ -115,7 +119,7 @@ def owned(folder: Path) -> Iterator[None]:
                     raise ReverieError(f"another process is training in '{folder}': wait, or choose another.") from None
             yield
     except OSError as error:
-        if error.errno not in REFUSALS:
+        if error.errno not in FULL | CLOSED:
             raise
         raise ReverieError(f"cannot write to '{folder}': {error.strerror}.") from error
 
@@ -138,7 +142,17 @@ def _load(folder: Path) -> Any:
     blueprint = Blueprint(record.run.objective, record.spec, record.run.seed, folder)
     _, found = restore(folder, lambda shape: device, ("weights", "ema"))
     blueprint.check(folder, found["weights"])
+    check_frozen(folder, record, blueprint)
     return blueprint.merge(blueprint.build(lambda shape: device, found["weights"] | found["ema"]))
+
+
+def check_frozen(folder: Path, record: Record, blueprint: Blueprint) -> None:
+    """Raise ReverieError if a part that a run took from another one is no longer what it learned with."""
+    if record.frozen != blueprint.fingerprint():
+        raise ReverieError(
+            f"'{folder}' was trained on top of another run that has changed since (its "
+            f"{' or '.join(record.run.objective.frozen)}): train it again, or bring the old one back."
+        )
 
 
 def export(run: str | Path, out: str | Path) -> Path:
@@ -189,6 +203,10 @@ class Writer:
         """Copy the arrays off the devices and return; they are written while training goes on."""
         self.wait()
         with self._saving():
+            # A disk that fills up on the way is an error as well, but orbax makes a noise about it.
+            needed = sum(leaf.nbytes for item in items.values() for leaf in item.values())
+            if (free := shutil.disk_usage(self._folder).free) < needed:
+                raise OSError(f"the disk is full: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
             args = {name: ocp.args.StandardSave(item) for name, item in items.items() if item}
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
             self._unsealed = self._folder / str(step)

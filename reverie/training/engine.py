@@ -56,15 +56,15 @@ class Objective(Protocol):
         """Build the model for data like ``spec``. Paths to other runs are relative to ``folder``, this run's own."""
         ...
 
-    def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
+    def prepare(self, model: Any, dataset: Dataset, cache: Path) -> Dataset:
         """Return what the step reads: ``dataset``, or what a frozen part makes of it, computed once, kept in cache."""
         ...
 
-    def loss(self, model: nnx.Module, batch: dict[str, Array], key: Array) -> tuple[Array, Scalars]:
+    def loss(self, model: Any, batch: dict[str, Array], key: Array) -> tuple[Array, Scalars]:
         """Return the loss and numbers to log; cheap, paid every step. It may change variables that are not Params."""
         ...
 
-    def report(self, model: nnx.Module, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+    def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
         """Return costly numbers, and pictures (uint8 HWC), of held-out clips."""
         ...
 
@@ -137,7 +137,7 @@ def train_step(
         metrics = jax.tree.map(lambda values: jnp.mean(values, axis=0), each)
     norm = optax.tree.norm(grads)
     updates, opt = tx.update(grads, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     step = state.step + 1
     fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     broken = jnp.where((state.broken == 0) & ~fine, step, state.broken)
@@ -175,7 +175,7 @@ def fit(
             _clear(out)
         state, frozen = _state(run, out, blueprint, mesh, newest)
         if jax.process_index() == 0:
-            checkpoint.write_record(out, Record(run, dataset.spec, dataset.fingerprint))
+            checkpoint.write_record(out, Record(run, dataset.spec, dataset.fingerprint, blueprint.fingerprint()))
         model = blueprint.merge(frozen, state.params, state.rest)
         dataset = run.objective.prepare(model, dataset, out / "cache" / "train")
         held_out = run.objective.prepare(model, held_out, out / "cache" / "val")
@@ -358,6 +358,7 @@ def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | 
 
     step, found = 0, {}
     if newest is not None:
+        checkpoint.check_frozen(out, checkpoint.read_record(out), blueprint)
         step, found = checkpoint.restore(out, place, ("weights", "ema", "optimizer"), newest)
         blueprint.check(out, found["weights"])
         if not found["optimizer"]:

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from reverie.errors import ReverieError
 
 LoggerName = Literal["tensorboard", "wandb"]
+UNITS = {"steps": "steps", "frames": "frames", "flops": "FLOP"}  # what is counted per second, and how it is written
 QUIET = 10.0  # seconds between lines where there is no terminal to draw a bar on
 
 
@@ -74,7 +75,12 @@ class Log:
         self._bar = None
         self._plain = progress and writes and not console.is_terminal
         if progress and writes and console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=16),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=console)
             self._task = self._bar.add_task(folder.name, total=steps, completed=resume, text="")
             self._bar.start()
@@ -105,8 +111,9 @@ class Log:
         self._write(step, numbers)
         for logger in self._loggers:
             logger.scalars(step, numbers)
-        if self._plain and numbers:
-            print(f"step {step:>7}  " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items()), flush=True)
+        if numbers and (self._bar or self._plain):
+            said = f"step {step:>7}  " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+            self._bar.console.print(said, highlight=False) if self._bar else print(said, flush=True)
 
     def tick(self, step: int) -> None:
         """Move the bar."""
@@ -162,8 +169,7 @@ class Log:
         first = ["loss", *(name for name in numbers if name not in ("loss", "grad_norm", "learning_rate"))][:4]
         text = "  ".join(f"{name} {numbers[name]:.4g}" for name in first)
         if speed:
-            text += f"  {speed['steps_per_s']:.3g} steps/s  {si(speed['frames_per_s'])}frames/s"
-            text += f"  {si(speed['flops_per_s'])}FLOP/s"
+            text += "".join(f"  {si(speed[f'{unit}_per_s'])}{name}/s" for unit, name in UNITS.items())
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
         elif self._plain and (time.perf_counter() - self._said > QUIET or step == self._steps):

@@ -24,6 +24,7 @@ from reverie.models.tokenizers import TokenizerConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.patch import to_uint8
 from reverie.nn.quantise import usage
+from reverie.nn.transformer import TransformerConfig
 from reverie.training.checkpoint import load
 from reverie.training.tokens import Joined, cached
 from reverie.world import WorldConfig, WorldModel, rollout
@@ -129,10 +130,9 @@ class DynamicsObjective:
 
     def prepare(self, model: WorldModel, dataset: Dataset, cache: Path) -> Dataset:
         """Latents, and the actions the world obeys; frames as well only if the latent action model still learns."""
-        parts = [model.tokenizer.config.encoder]
-        if model.lam is not None and not self._together:
-            parts.append(model.lam.config.encoder)
-        lead = max(part.window - 1 if part.time_every else 0 for part in parts)
+        lead = _lookback(model.tokenizer.config.encoder)
+        if model.lam is not None and not self._together:  # whose every code says what happened since the frame before
+            lead = max(lead, 1 + _lookback(model.lam.config.encoder))
         tokens = cached(model, _encode_frames if self._together else _encode, dataset, lead, cache)
         return Joined(dataset, tokens) if self._together else tokens
 
@@ -169,6 +169,11 @@ class DynamicsObjective:
         copied = jnp.mean(psnr(truth[:, 1:], jnp.broadcast_to(truth[:, :1], truth[:, 1:].shape)))
         numbers |= {"psnr": near, "psnr_random_actions": far, "delta_psnr": near - far, "psnr_copy_first": copied}
         return numbers | {"picture": _sheet(truth, *dreams)}
+
+
+def _lookback(transformer: TransformerConfig) -> int:
+    """How many earlier frames a layer reads."""
+    return transformer.window - 1 if transformer.time_every else 0
 
 
 def _encode(world: WorldModel, batch: dict[str, Array]) -> dict[str, Array]:

@@ -76,11 +76,14 @@ class OptimConfig:
         both = optax.partition({"muon": muon, "adamw": adamw}, _kinds)
         clip = optax.clip_by_global_norm(self.clip) if self.clip else optax.identity()
         chain = optax.chain(clip, both if self.kind == "muon" else adamw)
-        update = _promoting(chain.update)
-        return optax.GradientTransformation(
-            lambda weights: chain.init(_float32(weights)),
-            lambda grads, state, weights=None: update(_float32(grads), state, _float32(weights)),
-        )
+
+        def init(params: Any) -> Any:
+            return chain.init(_float32(params))
+
+        def update(updates: Any, state: Any, params: Any = None) -> Any:
+            return _promoting(chain.update)(_float32(updates), state, _float32(params))
+
+        return optax.GradientTransformation(init, update)
 
 
 def _promoting(fn: Callable) -> Callable:
@@ -121,7 +124,7 @@ def _kinds(weights: Weights) -> dict[str, str]:
     return {name: "muon" if _is_hidden(name, weight) else "adamw" for name, weight in weights.items()}
 
 
-def _muon_axes(weights: Weights) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+def _muon_axes(weights: Any) -> Any:
     # The optimiser of one kind sees the weights of the other as MaskedNodes: all that are arrays are hidden matrices.
     axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return {name: axes if isinstance(weight, Array) else None for name, weight in weights.items()}

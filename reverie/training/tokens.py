@@ -47,18 +47,20 @@ def cached(
     have something to look back on.
     """
     key = {"data": dataset.fingerprint, "model": _digest(model), "lead": lead, "segment": SEGMENT}
-    if not _is_current(folder, key):
+    arrays = _kept(folder, key)
+    if arrays is None:
         half = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
         try:
             _write(model, encode, dataset, lead, half)
-            (half / KEY).write_text(json.dumps(key), encoding="utf-8")
+            names = sorted(path.stem for path in half.glob("*.npy"))
+            (half / KEY).write_text(json.dumps({**key, "arrays": names}), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(half, folder)
         finally:
             shutil.rmtree(half, ignore_errors=True)
-    arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+        arrays = _opened(folder)
     return ArrayDataset(dataset.spec, dataset.lengths, arrays, fingerprint=dataset.fingerprint)
 
 
@@ -107,8 +109,15 @@ def _digest(model: nnx.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _is_current(folder: Path, key: dict) -> bool:
+def _kept(folder: Path, key: dict) -> dict[str, np.ndarray] | None:
+    """Return the arrays in ``folder`` if they are those of ``key``, all there and whole."""
     try:
-        return json.loads((folder / KEY).read_text(encoding="utf-8")) == key
-    except (OSError, ValueError):
-        return False
+        found = json.loads((folder / KEY).read_text(encoding="utf-8"))
+        arrays = _opened(folder)
+    except (OSError, ValueError, EOFError):
+        return None
+    return arrays if found == {**key, "arrays": sorted(arrays)} else None
+
+
+def _opened(folder: Path) -> dict[str, np.ndarray]:
+    return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}

@@ -1,0 +1,31 @@
+"""``python -m benchmarks [NAME ...] [--out FILE]``: one JSON line per figure, all of them or those of some files."""
+
+import argparse
+import json
+from importlib import import_module
+
+from reverie.nn.compiled import cache_compilations
+
+NAMES = ("dispatch", "loader", "training", "play")
+
+
+def main() -> None:
+    """Print every figure as soon as it is known; with --out, append it to a file as well."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; all of them by default")
+    parser.add_argument("--out", help="a file to append the lines to, such as benchmarks/results.jsonl")
+    args = parser.parse_args()
+    if wrong := sorted(set(args.names) - set(NAMES)):
+        parser.error(f"there is no benchmark {wrong[0]!r}: choose from {', '.join(NAMES)}")
+    cache_compilations()
+    for name in args.names or NAMES:
+        for figure in import_module(f"benchmarks.{name}").measure():
+            line = json.dumps(figure.line())
+            print(line, flush=True)
+            if args.out:
+                with open(args.out, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

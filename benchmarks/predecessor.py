@@ -1,0 +1,109 @@
+"""A training step of dynamics as open replicas of Genie are built (Jasmine, Jafar), out of our own blocks.
+
+Only the structure is theirs: the frozen tokenizer and the frozen latent action model run inside every step; a condition
+on whether the actions are trained along keeps the latter's backward pass alive; every step paints what it predicted
+and measures it; activations are always recomputed; gradients, moments and weight decay are over all weights. Where
+replicas do a thing more dearly than we know how to (SSIM by convolutions, each top-k by itself, one network per layer
+instead of one stack), this does it our way, so that only the structure is compared.
+
+Shapes: B batch, T time, H W C image, N tokens per frame, V codes.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from reverie.actions import ActionSpace
+from reverie.data.episode import Dataset, Spec
+from reverie.evaluation.image import psnr, ssim
+from reverie.models.dynamics import DynamicsConfig
+from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.lam import LAMConfig
+from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.quantise import usage
+from reverie.world import WorldConfig, WorldModel
+
+
+def optimizer(_: int = 0) -> optax.GradientTransformation:
+    """AdamW as there: nothing clipped, everything decayed, frozen or not, kernel or not."""
+    return optax.adamw(3e-5, b1=0.9, b2=0.9, weight_decay=1e-4, mu_dtype=jnp.float32)
+
+
+@dataclass(frozen=True)
+class PredecessorObjective:
+    """An ``engine.Objective`` whose step does everything at once."""
+
+    tokenizer: VQVAEConfig
+    lam: LAMConfig
+    dynamics: MaskGITConfig
+    trains_actions: bool = False
+    frozen: tuple[str, ...] = ()  # that is the point: what is called frozen is known to the loss only
+
+    def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:
+        """Build all three models, activations recomputed; the action model's decoder is thrown away after training."""
+        tokenizer = replace(
+            self.tokenizer, encoder=_remat(self.tokenizer.encoder), decoder=_remat(self.tokenizer.decoder)
+        )
+        lam = replace(self.lam, encoder=_remat(self.lam.encoder), decoder=replace(self.lam.decoder, depth=0))
+        dynamics = replace(self.dynamics, transformer=_remat(self.dynamics.transformer))
+        return make_world(tokenizer, lam, dynamics, rngs)
+
+    def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
+        """The step reads pixels."""
+        return dataset
+
+    def loss(self, model: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+        """Return the dynamics' loss on frames uint8 (B, T, H, W, C), and all that is measured in every step."""
+        frames = batch["frames"]
+        tokens = jax.lax.stop_gradient(model.tokenizer.encode(frames))
+        actions, _, _ = model.lam.relaxed(frames, key)
+        # Both branches are differentiated, so the frozen one carries zeros back through the whole action model.
+        actions = jax.lax.cond(self.trains_actions, lambda x: x, jax.lax.stop_gradient, actions)
+        logits, hidden = model.dynamics._predict_hidden(tokens, actions, key)
+        target = tokens[:, 1:]
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        loss = jnp.sum(nats * hidden) / (jnp.sum(hidden) + 1e-6)
+        return loss, _measured(model, frames, tokens, actions, logits, hidden)
+
+    def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+        """Everything was measured in the step already."""
+        return {}
+
+
+def make_world(tokenizer: VQVAEConfig, lam: LAMConfig, dynamics: DynamicsConfig, rngs: nnx.Rngs) -> WorldModel:
+    """Return a world of latent actions, untrained."""
+    eyes, actor = tokenizer.make(rngs), lam.make(rngs)
+    actions = ActionSpace("latent", actor.codes)
+    return WorldModel(WorldConfig(tokenizer.frame, actions, 16), eyes, actor, dynamics.fitted(eyes, actions).make(rngs))
+
+
+def _remat(net: Any) -> Any:
+    return replace(net, remat="full")
+
+
+def _measured(model: Any, frames, tokens, actions, logits, hidden) -> dict[str, Array]:
+    def share(x: Array) -> Array:
+        return jnp.sum(x * hidden) / (jnp.sum(hidden) + 1e-6)
+
+    target = tokens[:, 1:]
+    painted = model.tokenizer.decode(tokens.at[:, 1:].set(jnp.argmax(logits, axis=-1).astype(jnp.int32)))
+    best = jax.lax.top_k(logits, min(16, logits.shape[-1]))[1]
+    found = best == target[..., None]
+    p = jax.nn.softmax(logits)
+    metrics = {f"top{k}": share(jnp.any(found[..., :k], axis=-1).astype(jnp.float32)) for k in (1, 2, 5, 16)}
+    return metrics | {
+        "select_logit": share(jnp.max(logits, axis=-1)),
+        "select_p": share(jnp.max(p, axis=-1)),
+        "entropy": share(-jnp.sum(p * jnp.log(p + 1e-10), axis=-1)),
+        "z_loss": jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1))),
+        "psnr": jnp.mean(psnr(frames, painted)),
+        "ssim": jnp.mean(ssim(frames, painted)),
+        "usage_tokens": usage(tokens, model.tokenizer.codes)["usage"],
+        "usage_actions": usage(jnp.argmax(actions, axis=-1), model.lam.codes)["usage"],
+    }

@@ -1,0 +1,153 @@
+"""A training step of the dynamics: frames a second beside the predecessor's structure, and its share of the machine.
+
+Shapes: B batch, T time, H W C image, N tokens per frame.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from benchmarks.predecessor import PredecessorObjective, make_world, optimizer
+from benchmarks.timing import Figure, interleaved, milliseconds, ratio
+from reverie.actions import ActionSpace
+from reverie.data.episode import Spec
+from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.lam import LAMConfig
+from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.compiled import compiled
+from reverie.nn.quantise import VQConfig
+from reverie.nn.transformer import TransformerConfig
+from reverie.training import flops
+from reverie.training.blueprint import Blueprint
+from reverie.training.engine import Run, TrainState, train_step
+from reverie.training.objectives import DynamicsObjective
+from reverie.training.optim import OptimConfig
+from reverie.world import WorldModel
+
+PEAK = 2048  # side of the square matmul a device's peak is measured with
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One size for both sides."""
+
+    frame: tuple[int, int, int] = (64, 64, 3)
+    patch: int = 16
+    width: int = 128
+    hidden: int = 512
+    depth: int = 4
+    heads: int = 4
+    codes: int = 1024
+    actions: int = 6
+    latent: int = 32
+    batch: int = 4
+    length: int = 16
+
+    def models(self, context: Literal["clean", "hidden"]) -> tuple[VQVAEConfig, LAMConfig, MaskGITConfig]:
+        """Return the tokenizer's, the action model's and the dynamics' config."""
+        net = TransformerConfig(
+            self.width, self.depth, self.heads, hidden=self.hidden, activation="gelu", window=self.length, qk_norm=False
+        )
+        codebook = VQConfig(self.codes, self.latent)
+        tokenizer = VQVAEConfig(self.frame, self.patch, net, net, codebook)
+        lam = LAMConfig(self.frame, self.patch, net, net, VQConfig(self.actions, self.latent))
+        return tokenizer, lam, MaskGITConfig(transformer=net, context=context)
+
+
+@dataclass(frozen=True)
+class UntrainedObjective(DynamicsObjective):
+    """Our own objective, the stages before it made here instead of loaded."""
+
+    sizes: Sizes = Sizes()
+
+    def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:
+        """Build tokenizer, action model and dynamics, in the predecessor's order and so with its weights."""
+        tokenizer, lam, _ = self.sizes.models("hidden")
+        return make_world(tokenizer, replace(lam, decoder=replace(lam.decoder, depth=0)), self.dynamics, rngs)
+
+
+class Side:
+    """A compiled step, its state, and the batch it reads again and again."""
+
+    def __init__(self, objective: Any, sizes: Sizes, batch: dict[str, Array], tx: Any = None):
+        spec = Spec(sizes.frame, ActionSpace("latent", sizes.actions), 10.0, "noise")
+        run = Run(objective, batch=sizes.batch, length=sizes.length, optimizer=OptimConfig())
+        tx = tx or run.optimizer.make(run.steps)
+        self.objective, self.blueprint = objective, Blueprint(objective, spec, 0, Path())
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        weights = self.blueprint.build(lambda shape: one)
+        parts = {part: {name: weights[name] for name in names} for part, names in self.blueprint.parts.items()}
+        params = parts["params"]
+        self.state = TrainState(jnp.int32(0), params, parts["rest"], {}, tx.init(params), jnp.int32(0))
+        self.frozen, self.batch, self.metrics = parts["frozen"], batch, {}
+        self.step = jax.jit(partial(train_step, run, self.blueprint, tx), donate_argnums=0)
+
+    def __call__(self) -> dict[str, Array]:
+        self.state, self.metrics = self.step(self.state, self.frozen, self.batch)
+        return self.metrics
+
+    def gflop(self) -> float:
+        """Return the arithmetic of one step."""
+        return flops.count(self.step.trace(self.state, self.frozen, self.batch).jaxpr) / 1e9
+
+
+def sides(sizes: Sizes) -> dict[str, Side]:
+    """Return the predecessor's step and ours, on the same clips, with the same weights; and ours with clean context."""
+    tokenizer, lam, hidden = sizes.models("hidden")
+    rng = np.random.default_rng(0)
+    frames = jnp.asarray(rng.integers(0, 256, (sizes.batch, sizes.length, *sizes.frame), np.uint8))
+    theirs = Side(PredecessorObjective(tokenizer, lam, hidden), sizes, {"frames": frames}, optimizer())
+    world = theirs.blueprint.merge(theirs.frozen, theirs.state.params, theirs.state.rest)
+    read = compiled(world, _encode)(frames)
+    ours = UntrainedObjective(hidden, lam="", sizes=sizes)
+    clean = replace(ours, dynamics=sizes.models("clean")[2])
+    return {"predecessor": theirs, "hidden": Side(ours, sizes, read), "clean": Side(clean, sizes, read)}
+
+
+def _encode(world: WorldModel, frames: Array) -> dict[str, Array]:
+    """What the token cache holds."""
+    return {
+        "latents": world.encode(frames),
+        "actions": world.actions_of(frames, jnp.zeros(frames.shape[:2], jnp.int32)),
+    }
+
+
+def matmul(side: int = PEAK) -> Callable[[], Array]:
+    """Return a square matmul of the type the models multiply in on this machine (float32 on CPU)."""
+    x, product = jnp.ones((side, side)), jax.jit(jnp.matmul)
+    return lambda: product(x, x)
+
+
+def measure(seconds: float = 12.0, sizes: tuple[Sizes, ...] = (Sizes(), Sizes(patch=8))) -> Iterator[Figure]:
+    """Yield the figures of every size."""
+    for size in sizes:
+        yield from figures(size, sides(size), seconds)
+
+
+def figures(size: Sizes, steps: dict[str, Side], seconds: float, peak: int = PEAK) -> Iterator[Figure]:
+    """Yield frames a second of each side, ratios, and what share of a matmul's rate our step reaches."""
+    work = {name: side.gflop() for name, side in steps.items()}
+    times = interleaved({**steps, "matmul": matmul(peak)}, seconds=seconds)
+    tokens = (size.frame[0] // size.patch) * (size.frame[1] // size.patch) + 1
+    about = vars(size) | {"frame": list(size.frame), "tokens": tokens}
+    rate = 2 * peak**3 / 1e9 / times["matmul"]
+    top = f"matmul_peak_{tokens}"  # as fast as the machine was while these steps ran
+    yield Figure(top, float(np.median(rate)), "GFLOP/s", config={"side": peak})
+    for name, gflop in work.items():
+        config = about | {"gflop": round(gflop, 2), "ms": round(milliseconds(times[name]), 2)}
+        frames = size.batch * size.length / float(np.median(times[name]))
+        yield Figure(f"train_step_{name}_{tokens}", frames, "frames/s", config=config)
+    for context in ("hidden", "clean"):
+        pair = (f"train_step_{context}_{tokens}", f"train_step_predecessor_{tokens}")
+        name = f"train_step_vs_predecessor_{context}_{tokens}"
+        yield Figure(name, ratio(times["predecessor"], times[context]), "x", pair, about | {"context": context})
+    share = float(np.median(work["hidden"] / times["hidden"] / rate))
+    yield Figure(f"train_step_share_of_peak_{tokens}", share, "of 1", (f"train_step_hidden_{tokens}", top), about)

@@ -1,0 +1,183 @@
+"""From a source of episodes to a world that can be played: data, tokenizer, latent actions, dynamics, evaluation.
+
+A world is a folder. Each stage has a folder in it and goes on from where it was left; what is done is not done again::
+
+    RUN/data/  RUN/tokenizer/  RUN/lam/  RUN/dynamics/  RUN/world.json  RUN/eval.json  RUN/eval/
+"""
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from reverie import config
+from reverie.data.episode import Dataset
+from reverie.data.sources import sources
+from reverie.data.sources.videos import VideosConfig
+from reverie.data.store import open_dataset, write_store
+from reverie.errors import ReverieError, did_you_mean
+from reverie.evaluation.measure import Numbers, evaluate as measure
+from reverie.evaluation.report import table, write_report
+from reverie.nn.compiled import cache_compilations
+from reverie.play.starts import play, write_starts
+from reverie.presets import Recipe, fitting, preset
+from reverie.training import checkpoint
+from reverie.training.engine import Run, fit
+
+WORLD = "world.json"
+DEMO = "toy-maskgit"
+MINUTES = 30.0  # what `learn` takes on videos unless told otherwise
+SHARES = {"tokenizer": 0.4, "lam": 0.25, "dynamics": 0.35}  # of the time for training
+TRIAL = 12  # steps by which a stage's speed is told
+
+
+def demo(out: Path, *, play_it: bool, minutes: float | None, port: int, browser: bool) -> None:
+    """Train a small world, then serve it."""
+    recipe = preset(DEMO)
+    train(recipe, out, minutes)
+    if play_it:
+        play(out, port=port, open_browser=browser)
+
+
+def learn(source: str, out: Path, minutes: float | None = None) -> Path:
+    """Make a world out of ``source``: videos (a folder or a file), a store, an .npz, or the name of a source.
+
+    ``minutes`` is how long training may take on this machine; steps and sizes follow from it.
+    """
+    made = _source(source)
+    path = Path(source)
+    spec = open_dataset(path).spec if made is None else made.spec()
+    minutes = MINUTES if minutes is None else minutes
+    recipe = fitting(spec, made or str(path.resolve()), minutes)
+    return train(recipe, out, minutes)
+
+
+def train(recipe: Recipe, out: Path, minutes: float | None = None) -> Path:
+    """Follow a recipe in the folder ``out``, skipping what is done; with ``minutes``, steps are as many as fit."""
+    cache_compilations()
+    began = time.perf_counter()
+    out = Path(out).absolute()
+    record(recipe, out)
+    dataset, held_out = open_dataset(out / "data", "train"), _held_out(out / "data")
+    runs = {"tokenizer": recipe.tokenizer, "lam": recipe.lam, "dynamics": recipe.dynamics}
+    runs = {name: _fitted(run, dataset) for name, run in runs.items() if run is not None}
+    for name, run in runs.items():
+        if minutes is not None:
+            run = _in_time(run, out, name, dataset, minutes, list(runs))
+        if _is_done(run, out / name):
+            _say(f"{name}: done before")
+            continue
+        _say(f"{name}: {run.steps} steps")
+        fit(run, out / name, dataset=dataset, held_out=held_out)
+    write_starts(out)
+    if not (out / "eval.json").exists() or not _is_newest(out / "eval.json", out / "dynamics" / checkpoint.RECORD):
+        evaluate(out, clips=recipe.clips, horizon=recipe.horizon)
+    _say(f"{out.name}: ready after {(time.perf_counter() - began) / 60:.1f} minutes")
+    return out
+
+
+def record(recipe: Recipe, out: Path) -> None:
+    """Make the world's folder and the data in it, unless they are there."""
+    text = json.dumps(config.to_json(recipe), indent=1) + "\n"
+    if isinstance(recipe.source, str):
+        open_dataset(Path(recipe.source))  # says at once if that cannot be
+    elif not (out / "data").exists():
+        _say("data: recording" if recipe.source.spec().simulator else "data: reading")
+        source = recipe.source
+        write_store(out / "data", source.spec(), source.episodes(), provenance=json.dumps(config.to_json(source)))
+    out.mkdir(parents=True, exist_ok=True)
+    if isinstance(recipe.source, str) and not (out / "data").exists():
+        (out / "data").symlink_to(Path(recipe.source), target_is_directory=Path(recipe.source).is_dir())
+    (out / WORLD).write_text(text, encoding="utf-8")
+
+
+def evaluate(run: Path, clips: int = 64, horizon: int = 16) -> Numbers:
+    """Measure a world on its held-out episodes; writes ``eval.json`` and pictures beside it, and returns the numbers."""
+    cache_compilations()
+    folder = checkpoint.find_run(run)
+    world = checkpoint.load(run)
+    place = folder.parent / checkpoint.read_record(folder).run.data
+    dataset = _held_out(place)
+    if not hasattr(world, "dynamics"):
+        raise ReverieError(f"'{run}' is a {type(world).__name__}, not a world: its report is in '{folder / 'report'}'.")
+    room = int(dataset.lengths.max()) - world.config.context
+    if room < 1:
+        raise ReverieError(f"the held-out episodes of '{place}' are too short to dream on from: record longer ones.")
+    numbers, pictures = measure(world, dataset, clips=clips, horizon=min(horizon, room))
+    write_report(numbers, pictures, folder.parent)
+    Console(file=sys.stderr).print(table(numbers))
+    return numbers
+
+
+def _source(source: str) -> Any:
+    """The config of a source, or None if ``source`` is a dataset already."""
+    path = Path(source)
+    if path.is_dir() and (path / "manifest.json").is_file() or path.suffix == ".npz":
+        return None
+    if path.exists():
+        return VideosConfig(path=str(path.resolve()))
+    known = sources()
+    if source in known and source != "videos":
+        return known[source]()
+    raise ReverieError(f"there is no folder, video or source '{source}'.{did_you_mean(source, set(known) - {'videos'})}")
+
+
+def _held_out(place: Path) -> Dataset:
+    """The held-out split; where an episode is all there is, the episodes trained on."""
+    try:
+        found = open_dataset(place, "val")
+    except ReverieError:
+        return open_dataset(place, "train")
+    return found if len(found.lengths) else open_dataset(place, "train")
+
+
+def _fitted(run: Run, dataset: Dataset) -> Run:
+    """A run whose clips are no longer than the data's longest episode."""
+    longest = int(dataset.lengths.max(initial=0))
+    if longest < 2:
+        raise ReverieError(f"the longest episode has {longest} frames: a world is learned from at least 2 in a row.")
+    return replace(run, length=min(run.length, longest))
+
+
+def _in_time(run: Run, out: Path, name: str, dataset: Dataset, minutes: float, stages: list[str]) -> Run:
+    """A run of as many steps as its share of ``minutes`` has room for, told by a few steps of it."""
+    if (out / name / checkpoint.RECORD).is_file() and checkpoint.steps(out / name):
+        return checkpoint.read_record(out / name).run  # begun before: it goes on as it was
+    _say(f"{name}: timing {TRIAL} steps")
+    trial = out / f".trial-{name}"
+    shutil.rmtree(trial, ignore_errors=True)
+    try:
+        short = replace(run, steps=TRIAL, log_every=2, report_every=0, save_every=0)
+        fit(short, trial, dataset=dataset, held_out=dataset, progress=False)
+        lines = [json.loads(line) for line in (trial / "timing.jsonl").read_text("utf-8").splitlines()]
+        if (trial / "cache").exists():  # tokens are as good for the run itself
+            (out / name).mkdir(exist_ok=True)
+            shutil.rmtree(out / name / "cache", ignore_errors=True)
+            shutil.move(trial / "cache", out / name / "cache")
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+    rate = max(line["steps_per_s"] for line in lines if "steps_per_s" in line)
+    share = SHARES[name] / sum(SHARES[stage] for stage in stages)
+    steps = max(TRIAL, int(rate * share * minutes * 60 * 0.85))  # the rest: compiling, reports, evaluation
+    clock = max(steps // 5, 1)
+    warmup = min(run.optimizer.warmup, max(steps // 10, 1))
+    return replace(run, steps=steps, report_every=clock, save_every=clock, optimizer=replace(run.optimizer, warmup=warmup))
+
+
+def _is_done(run: Run, folder: Path) -> bool:
+    if not (folder / checkpoint.RECORD).is_file() or run.steps not in checkpoint.steps(folder):
+        return False
+    return config.to_json(checkpoint.read_record(folder).run) == config.to_json(run)
+
+
+def _is_newest(path: Path, other: Path) -> bool:
+    return path.stat().st_mtime >= other.stat().st_mtime
+
+
+def _say(text: str) -> None:
+    print(f"\n== {text}", flush=True)

@@ -1,0 +1,94 @@
+"""The benchmarks run, and the two sides of each compute the same thing. How long they take is not a test's business."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import dispatch, loader, play, training
+from benchmarks.timing import interleaved, ratio
+from reverie.nn.transformer import TransformerConfig
+
+TINY = training.Sizes(frame=(16, 16, 3), patch=8, width=16, hidden=32, depth=1, heads=2, codes=16, batch=2, length=4)
+NET = TransformerConfig(width=16, depth=2, heads=2, window=3)
+
+
+@pytest.fixture(autouse=True)
+def optax_may_promote():
+    """The predecessor's optimiser is plain optax, which mixes integers with floats on purpose."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """Training steps of the smallest size, compiled once for this file."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return training.sides(TINY)
+
+
+def test_sides_take_turns_and_the_first_round_is_not_counted():
+    calls = []
+    times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, seconds=0, least=3)
+    assert calls == ["a", "b"] * 4
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 3, "b": 3}
+    assert ratio(np.array([2.0, 30.0, 8.0]), np.array([1.0, 10.0, 1.0])) == 3.0  # each round within itself
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (3, 4)])
+def test_a_frame_with_memory_is_the_frame_without(grid):
+    config = replace(play.SMALL, codes=16, grid=grid, transformer=NET, passes=3)
+    frames = {name: np.asarray(call()) for name, call in play.sides(config, context=5).items()}
+    np.testing.assert_array_equal(frames["cached"], frames["uncached"])
+
+
+def test_compiled_and_nnx_jit_compute_the_same():
+    results = [np.asarray(call()) for call in dispatch.sides(dispatch.model(width=8, depth=1)).values()]
+    np.testing.assert_allclose(*results, rtol=1e-6)
+
+
+def test_the_predecessors_step_and_ours_minimise_the_same_loss(steps):
+    """Same weights, tokens, actions and masks: the loss is equal, and so is its gradient in the dynamics."""
+    theirs, ours = steps["predecessor"], steps["hidden"]
+    assert set(ours.state.params) < set(theirs.state.params)
+    for name, weight in ours.state.params.items():
+        np.testing.assert_array_equal(weight, theirs.state.params[name], err_msg=name)
+
+    def gradient(side):
+        def loss(params):
+            model = side.blueprint.merge(side.frozen, params, side.state.rest)
+            return side.objective.loss(model, side.batch, jax.random.key(1))[0]
+
+        return jax.jit(jax.value_and_grad(loss))(side.state.params)
+
+    (their_loss, their_gradient), (our_loss, our_gradient) = gradient(theirs), gradient(ours)
+    np.testing.assert_allclose(our_loss, their_loss, rtol=1e-5)
+    for name, value in our_gradient.items():
+        np.testing.assert_allclose(value, their_gradient[name], rtol=1e-3, atol=1e-6, err_msg=name)
+    assert not any(np.asarray(value).any() for name, value in their_gradient.items() if name.startswith("tokenizer"))
+    assert theirs.gflop() > ours.gflop()  # the action model's backward pass, the tokenizer and the painting are there
+
+
+def test_every_figure_is_told_with_its_name_value_and_unit(steps):
+    figures = [
+        *dispatch.measure(seconds=0, calls=1),
+        *loader.measure(seconds=0, episodes=2, frames=6, batch=2, length=3),
+        *training.figures(TINY, steps, seconds=0, peak=16),
+        *play.remembering(replace(play.SMALL, codes=16, grid=(2, 2), transformer=NET, passes=2), seconds=0, context=3),
+        *play.demo(frames=3),
+    ]
+    assert all(np.isfinite(side.metrics["loss"]) for side in steps.values())
+    told = {figure.name for figure in figures}
+    for figure in figures:
+        line = json.loads(json.dumps(figure.line()))
+        assert set(line) == {"name", "value", "unit", "ratio_of", "config"} and line["value"] > 0
+        assert figure.ratio_of is None or set(figure.ratio_of) <= told
+
+
+def test_an_unknown_name_is_refused_with_those_there_are():
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "speed"], capture_output=True, text=True)
+    assert done.returncode == 2 and "dispatch, loader, training, play" in done.stderr

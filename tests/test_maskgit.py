@@ -1,0 +1,152 @@
+"""MaskGIT: what a hidden frame may be guessed from in training, and how a frame is filled."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts.tiny import ACTIONS, SMALL, clip, dynamics, tiny, tokenizer
+from flax import nnx
+
+from reverie.models.dynamics.maskgit import MaskGITConfig
+
+KEY = jax.random.key(3)
+WAYS = {
+    "plain": {},
+    "hidden": {"context": "hidden"},
+    "added, told what was": {"conditioning": "add", "previous": True},
+    "hidden, told what was": {"context": "hidden", "previous": True},
+}
+
+
+def make(transformer=SMALL, **changes):
+    config = dataclasses.replace(tiny(MaskGITConfig(), transformer), **changes)
+    return config.fitted(tokenizer(), ACTIONS).make(nnx.Rngs(1))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_hidden_frame_is_guessed_from_the_past_alone(way):
+    """Logits of frame t may know latents before t and actions up to t; of frame t itself only what is not hidden."""
+    model, (x, a), (y, b) = make(**WAYS[way]), clip(length=5), clip(length=5, seed=1)
+    run = jax.jit(lambda x, a: model._predict_hidden(x, a, KEY, share=1.0)[0])
+    full = run(x, a)
+    for t in (1, 2, 4):
+        mixed = run(jnp.concatenate([x[:, :t], y[:, t:]], axis=1), jnp.concatenate([a[:, : t + 1], b[:, t + 1 :]], axis=1))
+        np.testing.assert_array_equal(mixed[:, :t], full[:, :t])
+        past = run(x.at[:, t - 1].set(y[:, t - 1]), a)
+        if model.config.context == "clean" or model.config.previous:
+            assert (np.abs(past[:, t - 1] - full[:, t - 1]).max(axis=-1) > 0).all(), "the frame before is not seen"
+        led = run(x, a.at[:, t].set((a[:, t] + 1) % ACTIONS.size))
+        assert (np.abs(led[:, t - 1] - full[:, t - 1]).max(axis=-1) > 0).all(), "the action is not seen"
+
+
+@pytest.mark.parametrize("way", ["plain", "added, told what was"])
+def test_training_guesses_what_playing_guesses(way):
+    model, (x, a) = make(**WAYS[way]), clip(length=6)
+    hidden = jnp.full_like(x[:, 0], model.config.codes)
+
+    def play(memory, inputs):
+        latents, action = inputs
+        h, _ = model._step(memory, hidden, action)
+        return model.observe(memory, latents, action)[0], model._logits(h)
+
+    @jax.jit
+    def both(x, a):
+        trained = model._predict_hidden(x, a, KEY, share=1.0)[0]
+        _, played = jax.lax.scan(play, model.empty(len(x)), (jnp.swapaxes(x, 0, 1), a.T))
+        return trained, jnp.swapaxes(played, 0, 1)[:, 1:]
+
+    np.testing.assert_allclose(*both(x, a), atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["hidden", "added, told what was"])
+def test_memory_dreams_what_the_whole_past_dreams(way):
+    model, (x, a) = make(passes=4, **WAYS[way]), clip(length=8)
+
+    @jax.jit
+    def both(x, a):
+        def take_in(memory, inputs):
+            return model.observe(memory, *inputs)[0], None
+
+        memory, _ = jax.lax.scan(take_in, model.empty(len(x)), (jnp.swapaxes(x, 0, 1), a[:, :-1].T))
+        return model.imagine(memory, a[:, -1], KEY)[1], model.imagine_uncached(x, a, KEY)
+
+    np.testing.assert_array_equal(*both(x[:, :-1], a))
+
+
+def test_it_computes_in_bfloat16_and_scanned():
+    """As on accelerators: strict types hold, the loss is float32 and near that of float32."""
+    x, a = clip(length=4)
+    small = dataclasses.replace(SMALL, dtype="bfloat16", scan=True, remat="dots")
+    model = make(transformer=small)
+    loss, _ = jax.jit(model.loss)(x, a, KEY)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, jax.jit(make().loss)(x, a, KEY)[0], rtol=2e-2)
+    memory, latents, _ = jax.jit(model.imagine)(model.empty(2), a[:, 1], KEY)
+    assert memory.ring.keys_RBNSGD.dtype == jnp.bfloat16 and latents.dtype == jnp.int32
+
+
+def fill(logits, passes, temperature=1.0, rows=256, key=KEY):
+    """Sample frames whose logits (N, V) never change: what each pass was given, (K, rows, N), and the result."""
+    tokens, codes = logits.shape
+    model = dynamics().config
+    model = dataclasses.replace(model, codes=codes, grid=(tokens, 1), passes=passes).make(nnx.Rngs(0))
+
+    def predict(latents, memory):
+        seen, k = memory
+        return jnp.broadcast_to(logits[None], (rows, tokens, codes)), (seen.at[k].set(latents), k + 1)
+
+    start = jnp.zeros((passes, rows, tokens), jnp.int32), jnp.zeros((), jnp.int32)
+    latents, (seen, _) = jax.jit(lambda: model.sample(predict, start, rows, key, temperature))()
+    return np.concatenate([seen, latents[None]]), codes
+
+
+@pytest.mark.parametrize("passes", [1, 3, 25])
+def test_every_pass_keeps_what_was_kept_and_the_last_hides_nothing(passes):
+    given, hidden = fill(jax.random.normal(KEY, (16, 8)), passes)
+    left = (given == hidden).sum(axis=-1)
+    assert (left == left[:, :1]).all() and (np.diff(left[:, 0]) <= 0).all()
+    assert left[0, 0] == 16 and left[-1, 0] == 0
+    expected = np.floor(16 * np.cos(np.pi / 2 * np.arange(passes + 1) / passes) + 1e-6)
+    np.testing.assert_array_equal(left[:, 0], expected)
+    for before, after in zip(given, given[1:], strict=False):
+        np.testing.assert_array_equal(after[before != hidden], before[before != hidden])
+
+
+def test_temperature_zero_takes_the_likeliest_and_more_is_more_diverse():
+    logits = 2 * jax.random.normal(KEY, (16, 8))
+    best = np.broadcast_to(np.argmax(logits, axis=-1), (256, 16))
+    right = [np.mean(fill(logits, 4, temperature)[0][-1] == best) for temperature in (0.0, 0.5, 1.0, 3.0)]
+    assert right[0] == 1 and (np.diff(right) < -0.03).all()
+
+
+def test_one_pass_at_temperature_one_samples_what_the_logits_say():
+    logits = jax.random.normal(KEY, (16, 8))
+    drawn = fill(logits, 1, rows=2000)[0][-1]
+    shares = (drawn[..., None] == np.arange(8)).mean(axis=0)
+    np.testing.assert_allclose(shares, jax.nn.softmax(logits), atol=0.05)
+
+
+def test_early_passes_are_the_more_adventurous():
+    """Token n may be one of n + 1 codes, all alike, so it is the less sure the larger n: greedy passes go in order."""
+    logits = jnp.where(jnp.arange(16)[None] <= jnp.arange(16)[:, None], 0.0, -1e9)
+    passes = 8
+    given, hidden = fill(logits, passes, temperature=2.0)
+    in_order = []
+    for before, after in zip(given, given[1:-1], strict=False):
+        chosen, left = (before == hidden) & (after != hidden), after == hidden
+        pairs = chosen[:, :, None] & left[:, None, :]
+        in_order.append(np.mean((np.arange(16)[:, None] < np.arange(16))[None].repeat(256, 0)[pairs]))
+    assert in_order[-1] > in_order[0] + 0.1 and in_order[-1] > 0.9
+    assert np.mean(in_order[: passes // 2]) < np.mean(in_order[passes // 2 :])
+
+
+def test_a_loss_weighs_what_changes():
+    """With two tokens that differ from the frame before among many that do not, the weight moves the loss to them."""
+    x, a = clip(length=4)
+    still = jnp.repeat(x[:, :1], 4, axis=1)
+    plain, heavy = make(), make(changed_weight=50.0)
+    at = [jax.jit(lambda x, a, model=model: model.loss(x, a, KEY)[0]) for model in (plain, heavy)]
+    np.testing.assert_allclose(at[0](still, a), at[1](still, a), rtol=1e-6)
+    assert at[0](x, a) != at[1](still.at[:, 2, 0].set(x[:, 2, 0]), a)

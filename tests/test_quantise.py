@@ -1,0 +1,120 @@
+"""Quantisers: which code, what gradient, and a codebook that does not die."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts.tiny import state
+from flax import nnx
+
+from reverie.nn.quantise import FSQConfig, VQConfig, unit, usage
+
+KEY = jax.random.key(0)
+
+
+def book(codes=16, width=4, **changes):
+    return VQConfig(codes, width, **changes).make(nnx.Rngs(0))
+
+
+def learning(vq):
+    """One step of learning as a pure function of (statistics, x, key)."""
+    graph, statistics = nnx.split(vq)
+
+    @jax.jit
+    def step(statistics, x, key):
+        module = nnx.merge(graph, statistics)
+        q = module(x, key)
+        return nnx.state(module), q.codes
+
+    return statistics, step
+
+
+def test_gradients_pass_straight_through():
+    vq, x, w = book(), jax.random.normal(KEY, (3, 5, 4)), jax.random.normal(jax.random.key(1), (3, 5, 4))
+    through = jax.grad(lambda x: jnp.sum(vq(x).vectors * w))(x)
+    np.testing.assert_allclose(through, jax.grad(lambda x: jnp.sum(unit(x) * w))(x), atol=1e-6)
+    q = vq(x)
+    np.testing.assert_allclose(q.vectors, vq.lookup(q.codes), atol=1e-6)
+    assert np.isfinite(jax.grad(lambda x: vq(x).loss)(jnp.zeros((1, 4)))).all()
+
+
+def test_the_nearest_code_by_angle_is_chosen_whatever_the_length():
+    vq, x = book(), jax.random.normal(KEY, (100, 4))
+    near = np.argmax(np.asarray(x / jnp.linalg.norm(x, axis=-1, keepdims=True)) @ np.asarray(vq.book[...]).T, axis=-1)
+    for scale in (1.0, 0.01, 300.0):
+        np.testing.assert_array_equal(vq(x * scale).codes, near)
+    np.testing.assert_array_equal(vq(vq.book[...] * 3).codes, np.arange(16))
+
+
+def test_codes_are_chosen_in_float32():
+    """Codes 1e-3 apart are one and the same in bfloat16, also inside the matmuls of GPUs and TPUs."""
+    vq, x = book(codes=512), jax.random.normal(KEY, (200, 4)).astype(jnp.bfloat16)
+    q = vq(x)
+    assert (q.vectors.dtype, q.loss.dtype, q.similarity.dtype) == (jnp.float32,) * 3
+    np.testing.assert_array_equal(q.codes, vq(x.astype(jnp.float32)).codes)
+    exact = [e.params["precision"] for e in jax.make_jaxpr(lambda x: vq(x).codes)(x).eqns if e.primitive.name == "dot_general"]
+    assert exact and all(p is not None and p[0] == jax.lax.Precision.HIGHEST for p in exact)
+
+
+def test_statistics_change_only_with_a_key():
+    vq, x = book(), jax.random.normal(KEY, (100, 4))
+    before = state(vq)
+    vq(x)
+    assert all(np.array_equal(leaf, before[name]) for name, leaf in state(vq).items())
+    vq(x, KEY)
+    assert not np.array_equal(vq.book[...], before["book"])
+    np.testing.assert_allclose(jnp.linalg.norm(vq.book[...], axis=-1), np.ones(16), atol=1e-5)
+
+
+def test_codes_move_to_what_they_stand_for():
+    centres = unit(jnp.array([[1.0, 0, 0, 0.2], [0, 1, 0.3, 0], [0, 0, 1, 1], [-1, -1, 0, 0]]))
+    statistics, step = learning(book(codes=4, decay=0.8, restart_after=3))
+    for i in range(60):
+        x = centres[np.arange(64) % 4] + 0.02 * jax.random.normal(jax.random.fold_in(KEY, i), (64, 4))
+        statistics, codes = step(statistics, x, jax.random.fold_in(KEY, i))
+    assert len(np.unique(codes)) == 4
+    found = np.asarray(statistics["book"][...] @ centres.T).max(axis=0)
+    assert (found > 0.995).all()
+
+
+def test_a_collapsed_codebook_comes_back_to_life():
+    vq = book(restart_after=3, decay=0.9)
+    for name in ("book", "sums"):
+        getattr(vq, name)[...] = jnp.repeat(vq.book[...][:1], 16, axis=0)
+    x = jax.random.normal(KEY, (256, 4))
+    assert len(np.unique(vq(x).codes)) == 1
+    statistics, step = learning(vq)
+    for i in range(40):
+        statistics, codes = step(statistics, x, jax.random.fold_in(KEY, i))
+    assert len(np.unique(codes)) >= 15
+
+
+@pytest.mark.parametrize("levels", [(8, 6, 5, 5), (3,), (2, 2, 2), (7, 4)])
+def test_fsq_codes_are_numbers_of_places(levels):
+    """Every code has its own vector, and what lies at that vector gets that code back."""
+    fsq = FSQConfig(levels).make(nnx.Rngs(0))
+    codes = jnp.arange(fsq.codes)
+    vectors = np.asarray(fsq.lookup(codes))
+    assert fsq.codes == np.prod(levels) == len(np.unique(vectors, axis=0))
+    assert vectors.min() == -1 and vectors.max() <= 1
+    level = np.array(levels)
+    half, shift = (level - 1) * 1.001 / 2, np.where(level % 2 == 0, 0.5, 0)
+    x = np.arctanh((vectors * (level // 2) + shift) / half) - np.arctanh(shift / half)
+    q = fsq(jnp.asarray(x, jnp.float32))
+    np.testing.assert_array_equal(q.codes, codes)
+    np.testing.assert_allclose(q.vectors, vectors, atol=1e-6)
+
+
+def test_fsq_reaches_every_code_and_its_gradient_is_that_of_the_bound():
+    fsq = FSQConfig((5, 4)).make(nnx.Rngs(0))
+    x = 2 * jax.random.normal(KEY, (2000, 2))
+    assert set(np.asarray(fsq(x).codes).tolist()) == set(range(20))
+    np.testing.assert_array_equal(fsq(x.astype(jnp.bfloat16)).codes, fsq(x.astype(jnp.bfloat16).astype(jnp.float32)).codes)
+    grad = np.asarray(jax.grad(lambda x: jnp.sum(fsq(x).vectors))(x))
+    assert np.isfinite(grad).all() and (grad >= 0).all() and (grad[np.abs(x) < 1] > 0).all()
+
+
+def test_usage_counts():
+    even, one = usage(jnp.arange(8), 8), usage(jnp.zeros(5, jnp.int32), 8)
+    np.testing.assert_allclose([even["usage"], even["entropy"], even["perplexity"]], [1, 1, 8], rtol=1e-5)
+    np.testing.assert_allclose([one["usage"], one["entropy"], one["perplexity"]], [1 / 8, 0, 1], atol=1e-6)

@@ -1,0 +1,211 @@
+"""The space-time transformer: what it may see, what it must see, and that every way of running it is the same one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from reverie.nn.attention import attend, rotary_space, rotary_time, rotate
+from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
+
+B, T, N, M, S = 2, 8, 4, 16, 3
+SMALL = TransformerConfig(width=M, depth=2, heads=2, hidden=32, window=S)
+VARIANTS = {
+    "plain": {},
+    "one key head, capped, registers": {"kv_heads": 1, "soft_cap": 5.0, "registers": 2},
+    "alternate, gelu": {"layout": "alternate", "time_every": 2, "activation": "gelu", "qk_norm": False},
+    "every second layer looks back": {"time_every": 2, "depth": 4},
+    "no time": {"time_every": 0},
+    "no space, scanned": {"space": False, "scan": True},
+    "bfloat16, capped, scanned": {"dtype": "bfloat16", "soft_cap": 5.0, "kv_heads": 1, "scan": True},
+}
+
+
+def make(grid=(2, 2), extra=0, seed=0, **changes):
+    return SpaceTimeTransformer(dataclasses.replace(SMALL, **changes), grid, extra, rngs=nnx.Rngs(seed))
+
+
+def clip(seed=0, tokens=N, length=T):
+    return jax.random.normal(jax.random.key(seed), (B, length, tokens, M))
+
+
+def frame_by_frame(model, x, memory=None, unstacked=None):
+    def step(memory, x):
+        y, memory = model.step(x, memory, unstacked=unstacked)
+        return memory.advance(), y
+
+    memory, y = jax.lax.scan(step, model.empty(len(x)) if memory is None else memory, jnp.swapaxes(x, 0, 1))
+    return jnp.swapaxes(y, 0, 1)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request):
+    return make(**VARIANTS[request.param])
+
+
+def test_frame_by_frame_is_the_whole_clip(variant):
+    whole, steps = jax.jit(lambda x: (variant(x), frame_by_frame(variant, x, unstacked=variant.unstacked())))(clip())
+    # Eight bits of mantissa agree to a few hundredths; anything seen or missed that should not be is off by tenths.
+    rounding = 1e-4 if variant.config.dtype == "auto" else 0.1
+    np.testing.assert_allclose(steps, whole, atol=rounding)
+
+
+def test_all_of_the_window_is_seen_and_nothing_of_the_future(variant):
+    t, c = T - 2, variant.config
+
+    @jax.jit
+    def influence(x):
+        """Of every token of the clip on every token of frame t: (N, T, N)."""
+        y, pull = jax.vjp(lambda x: variant(x)[0, t], x)
+        weights = jax.random.normal(jax.random.key(1), y.shape)
+        pulled = jax.vmap(lambda n: pull(weights * (jnp.arange(N) == n)[:, None].astype(y.dtype))[0])(jnp.arange(N))
+        return jnp.abs(pulled).max(axis=-1)
+
+    seen = np.asarray(influence(clip()))
+    assert not seen[:, 1].any(), "rows are independent"
+    seen = seen[:, 0] > 0
+    layers_back = c.depth // c.group if c.time_every else 0
+    first = max(0, t - layers_back * (S - 1))
+    same = np.eye(N, dtype=bool)
+    assert not seen[:, t + 1 :].any(), "the future is seen"
+    assert not seen[:, :first].any(), "more than the window is seen"
+    for past in range(t - S + 1, t + 1) if c.time_every else (t,):
+        assert (seen[:, past] == (True if c.space else same)).all(), f"frame {past} is not seen whole"
+
+
+def test_changing_the_future_moves_no_bit_of_the_past():
+    model = make(registers=1)
+    run = jax.jit(model.__call__)
+    now, later = run(clip()), clip(1)
+    for t in range(1, T):
+        mixed = run(jnp.concatenate([clip()[:, :t], later[:, t:]], axis=1))
+        np.testing.assert_array_equal(mixed[:, :t], now[:, :t])
+        assert not np.array_equal(mixed[:, t], now[:, t])
+
+
+def value_and_grad(**changes):
+    graph, params = nnx.split(make(**changes))
+    weights = jnp.cos(jnp.arange(M, dtype=jnp.float32))
+
+    def loss(params, x):
+        return jnp.sum(nnx.merge(graph, params)(x) @ weights)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, clip(length=4))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return value_and_grad()
+
+
+@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": "full"}, {"remat": "dots", "scan": True}])
+def test_scanned_or_checkpointed_it_is_the_same_function(plain, changes):
+    other = value_and_grad(**changes)
+    assert jax.tree.structure(plain) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_a_draft_reads_what_it_will_read_when_played():
+    """Drafts of frames behind the finished ones: each is what one pass over its past and itself gives."""
+    model = make()
+    done, drafts = clip(), clip(1)
+    times = Times(T - 1, tuple(range(1, T)))
+    both = jax.jit(lambda a, b: model(jnp.concatenate([a[:, :-1], b[:, 1:]], axis=1), times=times))(done, drafts)
+    alone = jax.jit(model.__call__)
+    np.testing.assert_allclose(both[:, : T - 1], alone(done)[:, : T - 1], atol=1e-5)
+    for t in (1, 4, T - 1):
+        mixed = done.at[:, t].set(drafts[:, t])
+        np.testing.assert_allclose(both[:, T - 2 + t], alone(mixed)[:, t], atol=1e-5)
+
+
+def test_a_mask_over_tokens_hides_them_also_behind_registers():
+    """The extra token reads all, nobody reads it: it can watch a world without touching it."""
+    model = make(extra=1, registers=2, depth=3, scan=True)
+    mask = jnp.ones((N + 1, N + 1), bool).at[:N, N].set(False)
+    run = jax.jit(lambda x: model(x, mask))
+    x = clip(tokens=N + 1, length=3)
+    changed = run(x.at[:, :, N].add(1.0))
+    np.testing.assert_array_equal(changed[:, :, :N], run(x)[:, :, :N])
+    touched = run(x.at[:, :, 0].add(1.0))
+    assert (np.abs(np.asarray(touched - run(x))[:, :, N]).max(axis=-1) > 0).all()
+
+
+def test_time_and_space_are_different_places():
+    """A mark at frame 1, token 2 is not a mark at frame 2, token 1 (nor is row 0, column 1 row 1, column 0)."""
+    model = make(grid=(4, 1), window=4)
+    blank = jnp.ones((1, 4, 4, M)) * 0.1
+
+    @jax.jit
+    def seen(t, n):
+        return model(blank.at[0, t, n].add(1.0))[0, 3]
+
+    for a, b in (((1, 2), (2, 1)), ((0, 3), (3, 0))):
+        assert np.abs(np.asarray(seen(*a) - seen(*b))).max() > 1e-3
+    cos, sin = rotary_space(2, 2, 0, 8)
+    assert not np.allclose(sin[1], sin[2]) and not np.allclose(cos[1], cos[2])
+
+
+def test_rotary_phases_are_exact_at_any_age():
+    q, k = jax.random.normal(jax.random.key(0), (2, 6, 1, 8))
+
+    def scores(start):
+        positions = np.uint32(start) + np.arange(6, dtype=np.uint32)
+        table = rotary_time(positions, 8)
+        return jnp.einsum("qkd,skd->qs", rotate(q, *table), rotate(k, *table))
+
+    for start in (1, 100_000, 2**24 + 1, 2**31, 2**32 - 3):  # the last wraps to 0 in the middle
+        np.testing.assert_allclose(scores(start), scores(0), atol=2e-5)
+
+
+def test_a_world_that_is_very_old_goes_on_as_a_young_one():
+    model = make(window=4)
+    x = clip(length=12)
+    young = model.empty(B)
+    run = jax.jit(lambda memory: frame_by_frame(model, x, memory))
+    old = run(young._replace(time=jnp.uint32(2**31)))
+    # An old world's memory is full; until the last of what was in it is out of reach, the two differ.
+    np.testing.assert_allclose(old[:, 7:], run(young)[:, 7:], atol=1e-4)
+
+
+def test_attention_is_the_softmax_it_says():
+    q = jax.random.normal(jax.random.key(0), (2, 5, 4, 8))
+    k, v = jax.random.normal(jax.random.key(1), (2, 2, 5, 2, 8))
+    age = np.arange(5)[:, None] - np.arange(5)[None]
+    for window in (2, 9):
+        for cap in (0.0, 2.0):
+            logits = np.einsum("bqkd,bskd->bkqs", q, np.repeat(k, 2, axis=2)) / np.sqrt(8)
+            logits = cap * np.tanh(logits / cap) if cap else logits
+            logits = np.where((age >= 0) & (age < window), logits, -np.inf)
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            expected = np.einsum("bkqs,bskd->bqkd", weights, np.repeat(v, 2, axis=2))
+            band = jnp.asarray((age >= 0) & (age < window))
+            for arguments in ({"causal": True, "window": window}, {"mask_QS": band}):
+                np.testing.assert_allclose(attend(q, k, v, soft_cap=cap, **arguments), expected, atol=1e-5)
+
+
+def test_sizes_that_cannot_be_are_refused():
+    for changes in ({"heads": 3}, {"kv_heads": 3}, {"time_every": 3}, {"layout": "alternate"}):
+        with pytest.raises(ValueError):
+            dataclasses.replace(SMALL, **changes)
+
+
+def test_it_also_runs_where_modules_are_trees():
+    """Flax is about to make trees the default: no module may be found at two places of a model."""
+    plain = jax.jit(make(registers=1).__call__)(clip())
+    was = nnx.set_graph_mode.current_value()
+    with nnx.set_graph_mode(False):
+        graph, params = nnx.split(make(registers=1))
+
+        def loss(params):
+            y = nnx.merge(graph, params)(clip())
+            return jnp.sum(jnp.square(y)), y
+
+        grads, y = jax.jit(jax.grad(loss, has_aux=True))(params)
+    np.testing.assert_allclose(y, plain, atol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert nnx.set_graph_mode.current_value() is was
