@@ -21,7 +21,8 @@ from reverie.data.sources import sources
 from reverie.data.sources.videos import VideosConfig
 from reverie.data.store import open_dataset, write_store
 from reverie.errors import ReverieError, did_you_mean
-from reverie.evaluation.measure import Numbers, evaluate as measure
+from reverie.evaluation.measure import Numbers
+from reverie.evaluation.measure import evaluate as measure
 from reverie.evaluation.report import table, write_report
 from reverie.nn.compiled import cache_compilations
 from reverie.play.starts import play, write_starts
@@ -117,14 +118,16 @@ def evaluate(run: Path, clips: int = 64, horizon: int = 16) -> Numbers:
 def _source(source: str) -> Any:
     """The config of a source, or None if ``source`` is a dataset already."""
     path = Path(source)
-    if path.is_dir() and (path / "manifest.json").is_file() or path.suffix == ".npz":
+    if (path.is_dir() and (path / "manifest.json").is_file()) or path.suffix == ".npz":
         return None
     if path.exists():
         return VideosConfig(path=str(path.resolve()))
     known = sources()
     if source in known and source != "videos":
         return known[source]()
-    raise ReverieError(f"there is no folder, video or source '{source}'.{did_you_mean(source, set(known) - {'videos'})}")
+    raise ReverieError(
+        f"there is no folder, video or source '{source}'.{did_you_mean(source, set(known) - {'videos'})}"
+    )
 
 
 def _held_out(place: Path) -> Dataset:
@@ -166,7 +169,9 @@ def _in_time(run: Run, out: Path, name: str, dataset: Dataset, minutes: float, s
     steps = max(TRIAL, int(rate * share * minutes * 60 * 0.85))  # the rest: compiling, reports, evaluation
     clock = max(steps // 5, 1)
     warmup = min(run.optimizer.warmup, max(steps // 10, 1))
-    return replace(run, steps=steps, report_every=clock, save_every=clock, optimizer=replace(run.optimizer, warmup=warmup))
+    return replace(
+        run, steps=steps, report_every=clock, save_every=clock, optimizer=replace(run.optimizer, warmup=warmup)
+    )
 
 
 def _is_done(run: Run, folder: Path) -> bool:

@@ -7,6 +7,7 @@ used), dynamics. Names are (world)-(dynamics)-(variant).
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reverie import config
 from reverie.data.episode import Spec
 from reverie.data.sources.coinrun import CoinRunConfig
 from reverie.data.sources.platformer import PlatformerConfig
@@ -23,7 +24,7 @@ from reverie.training.optim import OptimConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a world is made: ``source`` gives the episodes, each run is one stage, ``lam`` is None with recorded actions."""
+    """How a world is made: ``source`` gives episodes, each run is a stage; no ``lam`` where actions are recorded."""
 
     about: str
     takes: str  # how long it takes, for people
@@ -40,8 +41,11 @@ def presets() -> dict[str, Recipe]:
     return {
         "toy-maskgit": toy(latent=False),
         "toy-maskgit-latent": toy(latent=True),
+        "toy-maskgit-shipped": shipped(),
         "toy-maskgit-smooth": smooth(),
-        "coinrun-maskgit-tiny": coinrun(width=128, depth=4, patch=8, steps=20_000, takes="hours on a CPU, minutes on a GPU"),
+        "coinrun-maskgit-tiny": coinrun(
+            width=128, depth=4, patch=8, steps=20_000, takes="hours on a CPU, minutes on a GPU"
+        ),
         "coinrun-maskgit-small": coinrun(width=256, depth=6, patch=8, steps=100_000, takes="hours on a GPU"),
         "coinrun-maskgit-base": coinrun(width=512, depth=8, patch=4, steps=200_000, takes="a day on a large GPU"),
         "coinrun-maskgit-jafar": jafar(),
@@ -55,6 +59,13 @@ def preset(name: str) -> Recipe:
     if name not in known:
         raise ReverieError(f"there is no preset '{name}'.{did_you_mean(name, known)}")
     return known[name]
+
+
+def _run(objective: Any, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int) -> Run:
+    """A run that reports and saves ``every`` so many steps."""
+    return Run(
+        objective, batch=batch, length=length, steps=steps, optimizer=optimizer, report_every=every, save_every=every
+    )
 
 
 def toy(latent: bool) -> Recipe:
@@ -78,19 +89,43 @@ def toy(latent: bool) -> Recipe:
     dynamics = MaskGITConfig(
         transformer=pair, context="hidden", previous=True, changed_weight=5.0, passes=6, temperature=0.0
     )
-    clocks = {"log_every": 50, "report_every": 500, "save_every": 500}
     return Recipe(
         about="tile platformer, " + ("latent actions: learned from pictures alone" if latent else "recorded actions"),
         takes="about five minutes on two CPU cores",
         source=PlatformerConfig(tiles=6, count=400, frames=48, themes=2),
-        tokenizer=Run(TokenizerObjective(tokenizer), batch=32, length=2, steps=500, optimizer=by_tile, **clocks),
-        lam=Run(LatentActionObjective(lam), batch=16, length=3, steps=1500, optimizer=optimizer, **clocks)
+        tokenizer=_run(TokenizerObjective(tokenizer), batch=32, length=2, steps=500, optimizer=by_tile, every=500),
+        lam=_run(LatentActionObjective(lam), batch=16, length=3, steps=1500, optimizer=optimizer, every=500)
         if latent
         else None,
-        dynamics=Run(
+        dynamics=_run(
             DynamicsObjective(dynamics, lam="../lam" if latent else None, context=1),
-            batch=8, length=4, steps=2000, optimizer=optimizer, **clocks,
-        ),  # fmt: skip
+            batch=8,
+            length=4,
+            steps=2000,
+            optimizer=optimizer,
+            every=500,
+        ),
+    )
+
+
+def shipped() -> Recipe:
+    """The world that comes with the package: larger levels, all six themes, trained longer, a memory of four frames."""
+    small = toy(latent=False)
+    source = PlatformerConfig(tiles=8, count=1000, frames=64, themes=6)
+    dynamics = config.replace(
+        small.dynamics.objective, context=3, **{"dynamics.transformer.time_every": 3, "dynamics.transformer.window": 4}
+    )
+    return replace(
+        small,
+        about="tile platformer, larger and longer: the world that 'reverie play' opens",
+        takes="about fifteen minutes on two CPU cores",
+        source=source,
+        tokenizer=replace(
+            small.tokenizer,
+            objective=config.replace(small.tokenizer.objective, **{"tokenizer.quantiser.codes": 512}),
+            steps=1500,
+        ),
+        dynamics=replace(small.dynamics, objective=dynamics, steps=5000, report_every=1000),
     )
 
 
@@ -99,17 +134,18 @@ def smooth() -> Recipe:
     net = TransformerConfig(width=128, depth=4, heads=4, window=8)
     see = replace(net, depth=2)
     optimizer = OptimConfig(rate=1e-3, warmup=200, decay=0.2, floor=0.02, weight_decay=1e-2)
-    clocks = {"log_every": 100, "report_every": 2000, "save_every": 2000}
     tokenizer = VQVAEConfig(patch=4, encoder=see, decoder=see, quantiser=VQConfig(1024, 32), motion_weight=10.0)
     dynamics = MaskGITConfig(transformer=net, changed_weight=5.0, passes=8)
     return Recipe(
         about="platformer with smooth motion, recorded actions",
         takes="a day on two CPU cores, an hour on a GPU",
         source=PlatformerConfig(speed=2, count=2000, frames=160),
-        tokenizer=Run(TokenizerObjective(tokenizer), batch=16, length=8, steps=20_000, optimizer=optimizer, **clocks),
+        tokenizer=_run(
+            TokenizerObjective(tokenizer), batch=16, length=8, steps=20_000, optimizer=optimizer, every=2000
+        ),
         lam=None,
-        dynamics=Run(
-            DynamicsObjective(dynamics, context=7), batch=16, length=8, steps=40_000, optimizer=optimizer, **clocks
+        dynamics=_run(
+            DynamicsObjective(dynamics, context=7), batch=16, length=8, steps=40_000, optimizer=optimizer, every=2000
         ),
     )
 
@@ -119,7 +155,6 @@ def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str) -> Re
     net = TransformerConfig(width=width, depth=depth, heads=width // 64, window=16, scan=True)
     see = replace(net, depth=max(2, depth // 2))
     optimizer = OptimConfig(rate=3e-4, warmup=steps // 50, decay=0.1, weight_decay=1e-2, ema=0.999)
-    clocks = {"log_every": 100, "report_every": 5000, "save_every": 5000}
     tokenizer = VQVAEConfig(patch=patch, encoder=see, decoder=see, quantiser=VQConfig(1024, 32), motion_weight=4.0)
     lam = LAMConfig(patch=8, encoder=see, decoder=see, quantiser=VQConfig(8, 32))
     dynamics = MaskGITConfig(transformer=net, changed_weight=4.0, passes=12)
@@ -127,18 +162,26 @@ def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str) -> Re
         about=f"CoinRun, latent actions, width {width}",
         takes=takes,
         source=CoinRunConfig(count=1000 if width < 256 else 10_000),
-        tokenizer=Run(TokenizerObjective(tokenizer), batch=32, length=16, steps=steps, optimizer=optimizer, **clocks),
-        lam=Run(LatentActionObjective(lam), batch=32, length=16, steps=steps // 2, optimizer=optimizer, **clocks),
-        dynamics=Run(
+        tokenizer=_run(
+            TokenizerObjective(tokenizer), batch=32, length=16, steps=steps, optimizer=optimizer, every=5000
+        ),
+        lam=_run(LatentActionObjective(lam), batch=32, length=16, steps=steps // 2, optimizer=optimizer, every=5000),
+        dynamics=_run(
             DynamicsObjective(dynamics, lam="../lam", context=15),
-            batch=32, length=16, steps=steps, optimizer=optimizer, **clocks,
-        ),  # fmt: skip
+            batch=32,
+            length=16,
+            steps=steps,
+            optimizer=optimizer,
+            every=5000,
+        ),
     )
 
 
 def jafar() -> Recipe:
     """The case study of Genie (arXiv 2402.15391, appendix F) with the hyper-parameters of its open replica, Jafar."""
-    net = TransformerConfig(width=512, depth=8, heads=8, hidden=512, activation="gelu", qk_norm=False, window=16, scan=True)
+    net = TransformerConfig(
+        width=512, depth=8, heads=8, hidden=512, activation="gelu", qk_norm=False, window=16, scan=True
+    )
     adam = OptimConfig(
         rate=3e-5, schedule="cosine", warmup=5000, floor=0.1, b1=0.9, b2=0.9, weight_decay=1e-4, clip=0.0
     )
@@ -155,7 +198,9 @@ def jafar() -> Recipe:
 
 def jasmine() -> Recipe:
     """The defaults of Jasmine (arXiv 2510.27002): fewer, wider layers, actions as tokens, WSD."""
-    net = TransformerConfig(width=512, depth=4, heads=8, hidden=2048, activation="gelu", qk_norm=False, window=16, scan=True)
+    net = TransformerConfig(
+        width=512, depth=4, heads=8, hidden=2048, activation="gelu", qk_norm=False, window=16, scan=True
+    )
     adam = OptimConfig(rate=3e-5, warmup=5000, decay=0.1, b1=0.9, b2=0.9, weight_decay=1e-4, clip=0.0)
     return _replica(
         about="CoinRun with Jasmine's defaults",
@@ -170,7 +215,6 @@ def jasmine() -> Recipe:
 
 def _replica(about, net, patch, dynamics, conditioning, tokenizer_rate, rate) -> Recipe:
     """What both replicas share: 64x64, 16 frames, 1024 codes of width 32, 6 actions, masks from 0.5, 25 passes."""
-    clocks = {"log_every": 50, "report_every": 20_000, "save_every": 5000}
     tokenizer = VQVAEConfig(patch=patch, encoder=net, decoder=net, quantiser=VQConfig(1024, 32))
     lam = LAMConfig(patch=16, encoder=net, decoder=net, quantiser=VQConfig(6, 32), motion_weight=0.0)
     maskgit = MaskGITConfig(transformer=dynamics, conditioning=conditioning, context="hidden", mask_min=0.5, passes=25)
@@ -178,14 +222,18 @@ def _replica(about, net, patch, dynamics, conditioning, tokenizer_rate, rate) ->
         about=about,
         takes="days on a GPU",
         source=CoinRunConfig(count=10_000, frames=1000),
-        tokenizer=Run(
-            TokenizerObjective(tokenizer), batch=48, length=16, steps=300_000, optimizer=tokenizer_rate, **clocks
+        tokenizer=_run(
+            TokenizerObjective(tokenizer), batch=48, length=16, steps=300_000, optimizer=tokenizer_rate, every=20000
         ),
-        lam=Run(LatentActionObjective(lam), batch=36, length=16, steps=200_000, optimizer=rate, **clocks),
-        dynamics=Run(
+        lam=_run(LatentActionObjective(lam), batch=36, length=16, steps=200_000, optimizer=rate, every=20000),
+        dynamics=_run(
             DynamicsObjective(maskgit, lam="../lam", context=15),
-            batch=36, length=16, steps=200_000, optimizer=rate, **clocks,
-        ),  # fmt: skip
+            batch=36,
+            length=16,
+            steps=200_000,
+            optimizer=rate,
+            every=20000,
+        ),
     )
 
 
@@ -196,29 +244,38 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     recorded they are used, where not they are inferred.
     """
     width = 96 if minutes < 20 else 128 if minutes < 120 else 256
-    patch = next((p for p in ((8, 4, 2) if minutes < 120 else (4, 2)) if not spec.frame[0] % p and not spec.frame[1] % p), 1)
+    patch = next(
+        (p for p in ((8, 4, 2) if minutes < 120 else (4, 2)) if not spec.frame[0] % p and not spec.frame[1] % p), 1
+    )
     look = TransformerConfig(width=width, depth=2, heads=width // 32, time_every=0)
     net = TransformerConfig(width=width, depth=4, heads=width // 32, time_every=2, window=8)
     optimizer = OptimConfig(kind="muon", rate=3e-3, warmup=100, decay=0.3, floor=0.02, weight_decay=1e-3)
     tokenizer = VQVAEConfig(patch=patch, encoder=look, decoder=look, quantiser=VQConfig(512, 16), motion_weight=8.0)
     lam = LAMConfig(
-        patch=patch, encoder=replace(look, time_every=1, window=2), decoder=look, quantiser=VQConfig(6, 8), motion_weight=20.0
+        patch=patch,
+        encoder=replace(look, time_every=1, window=2),
+        decoder=look,
+        quantiser=VQConfig(6, 8),
+        motion_weight=20.0,
     )
     maskgit = MaskGITConfig(
         transformer=net, context="hidden", previous=True, changed_weight=4.0, passes=8, temperature=0.5
     )
     latent = spec.actions.kind == "none"
-    clocks = {"log_every": 50, "report_every": 500, "save_every": 500}
     return Recipe(
         about=f"made for {spec.source}, {minutes:g} minutes",
         takes=f"{minutes:g} minutes",
         source=source,
-        tokenizer=Run(TokenizerObjective(tokenizer), batch=16, length=2, steps=2000, optimizer=optimizer, **clocks),
-        lam=Run(LatentActionObjective(lam), batch=12, length=3, steps=1500, optimizer=optimizer, **clocks)
+        tokenizer=_run(TokenizerObjective(tokenizer), batch=16, length=2, steps=2000, optimizer=optimizer, every=500),
+        lam=_run(LatentActionObjective(lam), batch=12, length=3, steps=1500, optimizer=optimizer, every=500)
         if latent
         else None,
-        dynamics=Run(
+        dynamics=_run(
             DynamicsObjective(maskgit, lam="../lam" if latent else None, context=7),
-            batch=8, length=8, steps=2000, optimizer=optimizer, **clocks,
-        ),  # fmt: skip
+            batch=8,
+            length=8,
+            steps=2000,
+            optimizer=optimizer,
+            every=500,
+        ),
     )

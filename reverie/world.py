@@ -155,7 +155,8 @@ class Session:
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[1:] != tuple(c.frame) or frames.dtype != np.uint8 or not len(frames):
             raise ReverieError(
-                f"a dream begins with uint8 frames (T, {', '.join(map(str, c.frame))}), not {frames.dtype} {frames.shape}."
+                f"a dream begins with uint8 frames (T, {', '.join(map(str, c.frame))}), "
+                f"not {frames.dtype} {frames.shape}."
             )
         if actions is None:
             actions = np.full(len(frames), UNLABELLED, np.int32)

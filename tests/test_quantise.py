@@ -31,7 +31,7 @@ def learning(vq):
 
 def test_gradients_pass_straight_through():
     vq, x, w = book(), jax.random.normal(KEY, (3, 5, 4)), jax.random.normal(jax.random.key(1), (3, 5, 4))
-    through = jax.grad(lambda x: jnp.sum(vq(x).vectors * w))(x)
+    through = jax.jit(jax.grad(lambda x: jnp.sum(vq(x).vectors * w)))(x)
     np.testing.assert_allclose(through, jax.grad(lambda x: jnp.sum(unit(x) * w))(x), atol=1e-6)
     q = vq(x)
     np.testing.assert_allclose(q.vectors, vq.lookup(q.codes), atol=1e-6)
@@ -52,7 +52,11 @@ def test_codes_are_chosen_in_float32():
     q = vq(x)
     assert (q.vectors.dtype, q.loss.dtype, q.similarity.dtype) == (jnp.float32,) * 3
     np.testing.assert_array_equal(q.codes, vq(x.astype(jnp.float32)).codes)
-    exact = [e.params["precision"] for e in jax.make_jaxpr(lambda x: vq(x).codes)(x).eqns if e.primitive.name == "dot_general"]
+    exact = [
+        e.params["precision"]
+        for e in jax.make_jaxpr(lambda x: vq(x).codes)(x).eqns
+        if e.primitive.name == "dot_general"
+    ]
     assert exact and all(p is not None and p[0] == jax.lax.Precision.HIGHEST for p in exact)
 
 
@@ -109,7 +113,9 @@ def test_fsq_reaches_every_code_and_its_gradient_is_that_of_the_bound():
     fsq = FSQConfig((5, 4)).make(nnx.Rngs(0))
     x = 2 * jax.random.normal(KEY, (2000, 2))
     assert set(np.asarray(fsq(x).codes).tolist()) == set(range(20))
-    np.testing.assert_array_equal(fsq(x.astype(jnp.bfloat16)).codes, fsq(x.astype(jnp.bfloat16).astype(jnp.float32)).codes)
+    np.testing.assert_array_equal(
+        fsq(x.astype(jnp.bfloat16)).codes, fsq(x.astype(jnp.bfloat16).astype(jnp.float32)).codes
+    )
     grad = np.asarray(jax.grad(lambda x: jnp.sum(fsq(x).vectors))(x))
     assert np.isfinite(grad).all() and (grad >= 0).all() and (grad[np.abs(x) < 1] > 0).all()
 

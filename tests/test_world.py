@@ -84,7 +84,7 @@ def test_a_start_shorter_than_the_context_is_not_padded_into_the_memory(world):
 
 def test_recorded_actions_are_obeyed_and_latent_ones_are_read_off(world):
     x, actions = frames(), np.stack([MOVES, MOVES])
-    obeyed = world.actions_of(jnp.asarray(x), jnp.asarray(actions))
+    obeyed = jax.jit(world.actions_of)(x, actions)
     assert obeyed.shape == (2, T) and obeyed.dtype == jnp.int32
     if world.lam is None:
         np.testing.assert_array_equal(obeyed, actions)

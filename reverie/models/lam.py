@@ -3,9 +3,9 @@
 The encoder reads frames up to t+1 and says which code leads from t to t+1; the decoder sees frames up to t and that
 code, and must paint frame t+1. So the code has to carry what the past does not tell: the action.
 
-Where we differ: the decoder begins as a copy of the last frame and the error counts what moved (``motion_weight``), since
-otherwise painting the scenery is worth more than knowing the action and codes collapse; the encoder is shown
-changes, not frames; and codes nothing chooses are restarted (see nn/quantise.py).
+Where we differ: the decoder begins as a copy of the last frame and the error counts what moved (``motion_weight``),
+since otherwise painting the scenery is worth more than knowing the action; the encoder is shown changes, not frames;
+the code of a step is, in training, the one that explains it best (``assign``); idle codes are restarted.
 
 Shapes: B batch, T time, H W C image, N patches per frame, M model width, V codes.
 """
@@ -22,7 +22,6 @@ from reverie.actions import START
 from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.quantise import VQConfig, usage
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
-
 
 SHARPNESS = 10.0  # of the softmax over cosine similarities
 

@@ -30,14 +30,14 @@ def attend(
     if soft_cap:
         return _capped(q_BQKD, k_BSGD, v_BSGD, _combine(mask_QS, causal, window, q_BQKD.shape[1]), soft_cap)
     flash = jax.default_backend() == "gpu" and q_BQKD.dtype in (jnp.bfloat16, jnp.float16)
-    banded = causal and window is not None and window < q_BQKD.shape[1]
+    band = (window - 1, 0) if causal and window is not None and window < q_BQKD.shape[1] else None
     return jax.nn.dot_product_attention(
         q_BQKD,
         k_BSGD,
         v_BSGD,
         mask=None if mask_QS is None else mask_QS[None, None],
         is_causal=causal,
-        local_window_size=(window - 1, 0) if banded else None,
+        local_window_size=band,
         implementation="cudnn" if flash else "xla",
     )
 

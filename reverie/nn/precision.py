@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """Return the type named, where "auto" is bfloat16 on accelerators and float32 on CPU (bfloat16 is 1-5x slower there)."""
+    """Return the type named; "auto" is bfloat16 on accelerators and float32 on CPU (there bfloat16 is 1-5x slower)."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)

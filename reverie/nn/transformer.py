@@ -191,21 +191,28 @@ class SpaceTimeTransformer(nnx.Module):
         tokens = self.tokens + c.registers
         return ring.empty(layers, batch, tokens, c.window, c.kv_heads or c.heads, c.head, compute_dtype(c.dtype))
 
-    def __call__(self, x_BTNM: Array, mask_NN: Array | None = None, *, times: Times | None = None) -> Array:
+    def __call__(
+        self,
+        x_BTNM: Array,
+        mask_NN: Array | None = None,
+        *,
+        times: Times | None = None,
+        unstacked: list | None = None,
+    ) -> Array:
         """A whole clip at once. ``mask_NN`` is True where token n may read token m of its own frame."""
-        return self._run(x_BTNM, None, mask_NN, times)[0]
+        return self._run(x_BTNM, None, mask_NN, times, unstacked)[0]
 
     def step(
         self, x_BNM: Array, memory: Memory, mask_NN: Array | None = None, unstacked: list | None = None
     ) -> tuple[Array, Memory]:
-        """One frame, past frames from memory. Writes the frame's keys and values; ``memory.advance()`` makes it past."""
+        """One frame, past ones from memory. Writes the frame's keys and values; ``memory.advance()`` makes it past."""
         y, memory = self._run(x_BNM[:, None], memory, mask_NN, unstacked=unstacked)
         return y[:, 0], memory
 
     def unstacked(self) -> list | None:
-        """Return each group's own weights, for a loop of steps to be given; None where groups are scanned.
+        """Return each group's own weights, to be given to what runs in a loop; None where groups are scanned.
 
-        A step cuts them out of the stack itself, but inside a loop it would copy all weights in every turn: more bytes
+        A run cuts them out of the stack itself, but inside a loop that would copy all weights in every turn: more bytes
         than a small frame's arithmetic needs.
         """
         if self.config.scan or self.groups is None:
@@ -234,9 +241,9 @@ class SpaceTimeTransformer(nnx.Module):
             graph, weights = nnx.split(self.groups)
 
             def run(carry, inputs):
-                index, weights = inputs
+                (x, rings), (index, weights) = carry, inputs
                 group = nnx.merge(graph, weights)
-                return _group(c, group, *carry, index, space, time, now, mask_NN, seen), None
+                return _group(c, group, x, rings, index, space, time, now, mask_NN, seen), None
 
             if c.remat != "none":
                 policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None

@@ -42,7 +42,10 @@ def write_starts(world: Path, count: int = COUNT) -> None:
         return
     spec = read_record(find_run(world)).spec
     found = starts_of(world, count)
-    arrays = {"frames": np.concatenate([frames for frames, _ in found]), "actions": np.concatenate([a for _, a in found])}
+    arrays = {
+        "frames": np.concatenate([frames for frames, _ in found]),
+        "actions": np.concatenate([np.asarray(actions) for _, actions in found]),
+    }
     lengths = np.array([len(frames) for frames, _ in found])
     ArrayDataset(spec, lengths, arrays).save(world / STARTS)
 

@@ -3,7 +3,6 @@
 Shapes: B batch, T time, H W C image, N tokens per frame.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from reverie import config
 from reverie.actions import START, ActionSpace
 from reverie.data.episode import Dataset, Spec
 from reverie.errors import ReverieError
@@ -42,7 +42,7 @@ class TokenizerObjective:
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
         """Return a new tokenizer for frames as ``spec`` says they are."""
-        return dataclasses.replace(self.tokenizer, frame=tuple(spec.frame)).make(rngs)
+        return config.replace(self.tokenizer, frame=spec.frame).make(rngs)
 
     def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
         """The step reads frames as they are."""
@@ -69,7 +69,7 @@ class LatentActionObjective:
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
         """Return a new latent action model for frames as ``spec`` says they are."""
-        return dataclasses.replace(self.lam, frame=tuple(spec.frame)).make(rngs)
+        return config.replace(self.lam, frame=spec.frame).make(rngs)
 
     def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
         """The step reads frames as they are."""
@@ -115,12 +115,12 @@ class DynamicsObjective:
             if part is not None and tuple(part.config.frame) != tuple(spec.frame):
                 raise ReverieError(f"the {name} was trained on frames {part.config.frame}, the data has {spec.frame}.")
         actions = spec.actions if lam is None else ActionSpace("latent", lam.codes)
-        world = WorldConfig(tuple(spec.frame), actions, self.context, spec.fps)
+        world = WorldConfig(spec.frame, actions, self.context, spec.fps)
         return WorldModel(world, tokenizer, lam, self.dynamics.fitted(tokenizer, actions).make(rngs))
 
     def _lam(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Any:
         if isinstance(self.lam, LAMConfig):
-            return dataclasses.replace(self.lam, frame=tuple(spec.frame)).make(rngs)
+            return config.replace(self.lam, frame=spec.frame).make(rngs)
         return None if self.lam is None else load(folder / self.lam)
 
     @property

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ class Joined:
 
 
 def cached(
-    model: nnx.Module, encode: Callable[[nnx.Module, dict], dict], dataset: Dataset, lead: int, folder: Path
+    model: nnx.Module, encode: Callable[[Any, dict], dict], dataset: Dataset, lead: int, folder: Path
 ) -> ArrayDataset:
     """Return ``encode(model, batch)`` of every frame of a dataset, from ``folder`` if it is there already.
 

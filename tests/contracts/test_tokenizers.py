@@ -31,10 +31,10 @@ def decode(model):
 def test_frames_become_latents_and_latents_frames(model, encode, decode):
     latents = encode(frames())
     assert latents.shape[:3] == (2, T, model.tokens) and model.tokens == model.grid[0] * model.grid[1]
-    assert latents.dtype != jnp.int32 or (0 <= latents.min() and latents.max() < model.codes)
+    assert latents.dtype != jnp.int32 or (latents.min() >= 0 and latents.max() < model.codes)
     painted = decode(latents)
     assert painted.shape == frames().shape and painted.dtype == jnp.float32
-    assert 0 <= painted.min() and painted.max() <= 1
+    assert painted.min() >= 0 and painted.max() <= 1
 
 
 def test_the_future_is_not_known(encode, decode):

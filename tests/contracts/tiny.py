@@ -48,7 +48,16 @@ def tokenizer(config: type = vqvae.VQVAEConfig, **changes) -> Any:
 
 def dynamics(config: type = maskgit.MaskGITConfig, actions: ActionSpace = ACTIONS, **changes) -> Any:
     """Return dynamics for the latents of ``tokenizer()``."""
-    return tiny(config(), **changes).fitted(tokenizer(), actions).make(nnx.Rngs(1))
+    return awake(tiny(config(), **changes).fitted(tokenizer(), actions).make(nnx.Rngs(1)))
+
+
+def awake(model: Any) -> Any:
+    """Grow weights that begin small as training would: a new head answers the same whatever it is asked."""
+    for _, weight in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        spread = float(jnp.std(weight[...]))
+        if 0 < spread < 0.05:
+            weight[...] = weight[...] * (0.5 / spread)
+    return model
 
 
 def world(config: type = maskgit.MaskGITConfig, latent: bool = False, context: int = 4) -> WorldModel:

@@ -1,7 +1,7 @@
 """Dynamics models, one file each: config, module, loss and sampler. A file put here is found by everything else.
 
-A file defines one config class, ``…Config``, with ``fitted(tokenizer, actions)`` and ``make(rngs)``; what it makes keeps
-the contract below, and ``tests/contracts`` checks that it does.
+A file defines one config class, ``…Config``, with ``fitted(tokenizer, actions)`` and ``make(rngs)``; what it makes
+keeps the contract below, and ``tests/contracts`` checks that it does.
 
 Shapes: B batch, T time, N tokens per frame, M model width.
 """

@@ -31,7 +31,7 @@ class MaskGITConfig:
 
     codes: int = 1024
     grid: tuple[int, int] = (16, 16)
-    actions: ActionSpace = ActionSpace()
+    actions: ActionSpace = field(default_factory=ActionSpace)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     conditioning: Literal["prepend", "add"] = "prepend"  # an action is a token of its frame, or added to all of them
     context: Literal["clean", "hidden"] = (
@@ -68,7 +68,9 @@ class MaskGIT(nnx.Module):
         self.prepend = config.conditioning == "prepend"
         self.tokens = config.grid[0] * config.grid[1]
         self.embed = nnx.Param(jax.random.normal(rngs.params(), (config.codes + 1, width)) * 0.5)
-        self.before = nnx.Param(jax.random.normal(rngs.params(), (config.codes + 1, width)) * 0.5) if config.previous else None
+        self.before = (
+            nnx.Param(jax.random.normal(rngs.params(), (config.codes + 1, width)) * 0.5) if config.previous else None
+        )
         self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
         self.transformer = SpaceTimeTransformer(config.transformer, config.grid, extra=int(self.prepend), rngs=rngs)
         self.head = nnx.Linear(width, config.codes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
@@ -116,7 +118,9 @@ class MaskGIT(nnx.Module):
             x = jnp.concatenate(x, axis=1)
             x = self.transformer(x, times=Times(length - 1, tuple(range(1, length))))[:, length - 1 :]
         else:
-            x = self._embed(jnp.concatenate([latents_BTN[:, :1], draft], axis=1), actions_BT, self._shift(latents_BTN)[:, :-1])
+            x = self._embed(
+                jnp.concatenate([latents_BTN[:, :1], draft], axis=1), actions_BT, self._shift(latents_BTN)[:, :-1]
+            )
             x = self.transformer(x)[:, 1:]
         return self._logits(x), hidden.astype(jnp.float32)
 
@@ -134,7 +138,7 @@ class MaskGIT(nnx.Module):
     def imagine(
         self, memory: Past, actions_B: Array, key: Array, temperature: float | Array = 1.0
     ) -> tuple[Past, Array, Array]:
-        """Dream the frame that ``actions_B`` leads to: (memory with it taken in, latents (B, N), features (B, N, M))."""
+        """Dream the frame ``actions_B`` leads to: (memory with it taken in, latents (B, N), features (B, N, M))."""
 
         unstacked = self.transformer.unstacked()
 
@@ -155,10 +159,12 @@ class MaskGIT(nnx.Module):
         For tests and benchmarks: it must dream the same frame, and shows what memory saves.
         """
 
+        unstacked = self.transformer.unstacked()
+
         def predict(latents_BN, _):
             x = jnp.concatenate([latents_BTN, latents_BN[:, None]], axis=1)
             x = self._embed(x, actions_BT, self._shift(latents_BTN))
-            return self._logits(self.transformer(x)[:, -1]), None
+            return self._logits(self.transformer(x, unstacked=unstacked)[:, -1]), None
 
         return self.sample(predict, None, len(latents_BTN), key, temperature)[0]
 
@@ -217,7 +223,7 @@ def _draw(key: Array, logits_BNV: Array, heat: Array) -> Array:
     By inverting the distribution function: one random number a token. Gumbel noise wants one for every code of every
     token, which on CPU took six times as long and a seventh of a large frame's time.
     """
-    weights = jnp.exp((logits_BNV - jnp.max(logits_BNV, axis=-1, keepdims=True)) / jnp.maximum(heat, 1e-6))
+    weights = jnp.exp((logits_BNV - jnp.max(logits_BNV, axis=-1, keepdims=True)) / jnp.maximum(heat, 1e-9))
     below = jnp.cumsum(weights, axis=-1)
     chance = jax.random.uniform(key, (*below.shape[:-1], 1)) * below[..., -1:]
     return jnp.sum((below <= chance).astype(jnp.int32), axis=-1)

@@ -11,7 +11,7 @@ from reverie.models.folder import configs
 
 
 class Tokenizer(Protocol):
-    """Frames to latents and back. ``tokens``: N; ``grid``: how they lie in the picture; ``codes``: how many there are."""
+    """Frames to latents and back. ``tokens``: N; ``grid``: how they lie in the picture; ``codes``: how many exist."""
 
     tokens: int
     grid: tuple[int, int]

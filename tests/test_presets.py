@@ -1,0 +1,123 @@
+"""Every named recipe is what it was, survives JSON, and can be followed: each stage trains and goes on, in miniature."""
+
+import json
+import os
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from reverie import config
+from reverie.actions import START
+from reverie.data.arrays import ArrayDataset
+from reverie.data.episode import Episode, Spec
+from reverie.errors import ReverieError
+from reverie.models.lam import LAMConfig
+from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.quantise import VQConfig
+from reverie.nn.transformer import TransformerConfig
+from reverie.presets import Recipe, fitting, preset, presets
+from reverie.training import checkpoint, sharding
+from reverie.training.engine import fit
+from reverie.world import WorldModel
+
+GOLDEN = Path(__file__).parent / "goldens" / "presets.txt"
+AGAIN = "If that was meant: REVERIE_GOLDENS=write python -m pytest tests/test_presets.py -k golden, and look at the diff."
+RECIPES = presets()
+
+
+def as_text(recipes: dict[str, Recipe]) -> str:
+    """One line per field: short diffs, and nothing to parse."""
+    sections = (
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.flatten(recipe).items())
+        for name, recipe in recipes.items()
+    )
+    return "\n".join(sections)
+
+
+def test_golden_text_of_every_preset():
+    text = as_text(RECIPES)
+    if os.environ.get("REVERIE_GOLDENS") == "write":
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8"), f"A preset changed. {AGAIN}"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json(name):
+    assert config.from_json(json.loads(json.dumps(config.to_json(RECIPES[name])))) == RECIPES[name] == preset(name)
+
+
+def test_an_unknown_preset_suggests():
+    with pytest.raises(ReverieError, match="no preset 'toy-maskgot'. Did you mean 'toy-maskgit'"):
+        preset("toy-maskgot")
+
+
+def small(value: Any, frame: tuple[int, int, int]) -> Any:
+    """Return a config with everything that makes it slow made small, and its pattern kept."""
+    if isinstance(value, TransformerConfig):
+        layers = value.group * (2 if value.scan else 1)  # a scan over one group would scan nothing
+        return replace(value, width=16, heads=2, hidden=32, depth=layers, window=min(value.window, 4))
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    value = replace(value, **{field.name: small(getattr(value, field.name), frame) for field in fields(value)})
+    if isinstance(value, VQConfig):
+        return replace(value, codes=min(value.codes, 16), width=8)
+    if isinstance(value, VQVAEConfig | LAMConfig):
+        return replace(value, patch=frame[0] // 2)
+    return replace(value, passes=2) if hasattr(value, "passes") else value
+
+
+def noise(spec: Spec) -> ArrayDataset:
+    """Return a few episodes with the right shapes and nothing in them to learn."""
+    rng, count, length = np.random.default_rng(0), 3, 6
+    episodes = []
+    for _ in range(count):
+        actions = rng.integers(0, spec.actions.size, length, np.int32)
+        actions[0] = START
+        none = np.zeros(length, np.float32)
+        episodes.append(Episode(rng.integers(0, 256, (length, *spec.frame), np.uint8), actions, none, none > 0))
+    return ArrayDataset.from_episodes(spec, episodes)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_stage_trains_and_goes_on(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "make_mesh", lambda: jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
+    recipe = RECIPES[name]
+    spec = recipe.source.spec()
+    data = noise(spec)
+    for stage in ("tokenizer", "lam", "dynamics"):
+        run = getattr(recipe, stage)
+        if run is None:
+            continue
+        # "constant": with a rate that falls, a longer run is another run.
+        optimizer = replace(run.optimizer, warmup=1, schedule="constant")
+        run = replace(run, objective=small(run.objective, spec.frame), optimizer=optimizer, batch=2, length=4)
+        for steps in (2, 4):
+            fit(
+                replace(run, steps=steps, log_every=1, report_every=0, save_every=0),
+                tmp_path / stage,
+                dataset=data,
+                progress=False,
+            )
+        lines = [json.loads(line) for line in (tmp_path / stage / "metrics.jsonl").read_text("utf-8").splitlines()]
+        told = [line["step"] for line in lines]
+        assert told == sorted(set(told)) and told[-1] == checkpoint.steps(tmp_path / stage)[-1] == 4
+        assert all(np.isfinite(line["loss"]) for line in lines)
+    world = checkpoint.load(tmp_path)
+    assert isinstance(world, WorldModel)
+    assert (world.config.actions.kind == "latent") == (recipe.lam is not None)
+    assert world.config.context < recipe.dynamics.length, "a dream begins with no more frames than a clip has"
+
+
+@pytest.mark.parametrize("minutes", [1, 30, 240])
+def test_a_recipe_fits_data_of_any_frame(minutes):
+    for side in (24, 64, 90, 45):
+        spec = replace(RECIPES["toy-maskgit"].source.spec(), frame=(side, 2 * side, 3))
+        recipe = fitting(spec, "data", minutes)
+        patch = recipe.tokenizer.objective.tokenizer.patch
+        assert side % patch == 0 and recipe.lam is None
+        assert config.from_json(config.to_json(recipe)) == recipe
