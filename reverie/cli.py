@@ -45,8 +45,9 @@ def demo(args: argparse.Namespace, rest: list[str]) -> None:
 def learn(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.learn import learn
 
-    learn(args.source, args.out, args.minutes)
-    print(f"{args.out}: step into it with 'reverie play {args.out}'")
+    out = args.out or Path("runs") / Path(args.source).resolve().stem
+    learn(args.source, out, args.minutes)
+    print(f"{out}: step into it with 'reverie play {out}'")
 
 
 def train(args: argparse.Namespace, rest: list[str]) -> None:
@@ -247,6 +248,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader (head, less) has seen enough; keep the interpreter's last flush quiet too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a disk that is full or read-only, a file where a folder should be
+        if os.environ.get("REVERIE_DEBUG") == "1":
+            raise
+        place = f"'{error.filename}'" if error.filename else "a file"
+        print(f"reverie: error: cannot use {place}: {error.strerror or error}.", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,6 +1,9 @@
 """Configs as flags: every nested field is one, ``--dynamics.objective.dynamics.transformer.depth 12``."""
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import typing
 from typing import Any
 
@@ -20,13 +23,26 @@ def flags(config: type, args: list[str], prog: str, **default: Any) -> Any:
     registry.struct_rule(_filled_protocol)
     # `--x True` instead of `--x` and `--no-x`; what may be None keeps the kind it has in the preset.
     style = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
-    value, unknown = tyro.cli(
-        config, args=args, prog=prog, config=style, registry=registry, return_unknown_args=True, **default
-    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            value, unknown = tyro.cli(
+                config, args=args, prog=prog, config=style, registry=registry, return_unknown_args=True, **default
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise ReverieError(f"{_first_words(complaint.getvalue())}. '{prog} --help' lists every flag.") from None
     if unknown:
         known = [f"--{name.replace('_', '-')}" for name in flatten(value) if not name.endswith("class")]
         raise ReverieError(f"{prog} does not know '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
     return value
+
+
+def _first_words(box: str) -> str:
+    """What tyro complains about, out of the box it draws: all before the first rule across it."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    return " ".join(itertools.takewhile(lambda line: line.strip("─╰╯"), lines)).rstrip(".")
 
 
 def _filled_protocol(info: StructTypeInfo) -> StructConstructorSpec | None:

@@ -5,6 +5,7 @@ A world is a folder. Each stage has a folder in it and goes on from where it was
     RUN/data/  RUN/tokenizer/  RUN/lam/  RUN/dynamics/  RUN/world.json  RUN/eval.json  RUN/eval/
 """
 
+import contextlib
 import json
 import shutil
 import sys
@@ -54,6 +55,8 @@ def learn(source: str, out: Path, minutes: float | None = None) -> Path:
     path = Path(source)
     spec = open_dataset(path).spec if made is None else made.spec()
     minutes = MINUTES if minutes is None else minutes
+    if not 0 < minutes < float("inf"):
+        raise ReverieError(f"a world cannot be learned in {minutes:g} minutes: give a number above 0.")
     recipe = fitting(spec, made or str(path.resolve()), minutes)
     return train(recipe, out, minutes)
 
@@ -85,20 +88,38 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None) -> Path:
 def record(recipe: Recipe, out: Path) -> None:
     """Make the world's folder and the data in it, unless they are there."""
     text = json.dumps(config.to_json(recipe), indent=1) + "\n"
+    _check_source(recipe, out)
     if isinstance(recipe.source, str):
-        open_dataset(Path(recipe.source))  # says at once if that cannot be
+        _fitted(recipe.tokenizer, open_dataset(Path(recipe.source)))  # says at once if that cannot be
     elif not (out / "data").exists():
         _say("data: recording" if recipe.source.spec().simulator else "data: reading")
         source = recipe.source
-        write_store(out / "data", source.spec(), source.episodes(), provenance=json.dumps(config.to_json(source)))
+        try:
+            write_store(out / "data", source.spec(), source.episodes(), provenance=json.dumps(config.to_json(source)))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # if it is empty
+            raise
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(recipe.source, str) and not (out / "data").exists():
         (out / "data").symlink_to(Path(recipe.source), target_is_directory=Path(recipe.source).is_dir())
     (out / WORLD).write_text(text, encoding="utf-8")
 
 
+def _check_source(recipe: Recipe, out: Path) -> None:
+    """ReverieError if the data in a world's folder are not those of its recipe."""
+    if not ((out / "data").exists() and (out / WORLD).is_file()):
+        return
+    try:
+        made = json.loads((out / WORLD).read_text(encoding="utf-8"))["source"]
+    except (ValueError, KeyError, TypeError):
+        raise ReverieError(f"'{out / WORLD}' is damaged: remove it to go on with the data beside it.") from None
+    if made != config.to_json(recipe.source):
+        raise ReverieError(f"'{out}' was made from other data, or otherwise recorded: choose another --out.")
+
+
 def evaluate(run: Path, clips: int = 64, horizon: int = 16) -> Numbers:
-    """Measure a world on its held-out episodes; writes ``eval.json`` and pictures beside it, and returns the numbers."""
+    """Measure a world on its held-out episodes; write ``eval.json`` and pictures beside it; return the numbers."""
     cache_compilations()
     folder = checkpoint.find_run(run)
     world = checkpoint.load(run)

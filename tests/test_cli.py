@@ -122,9 +122,9 @@ def test_flags_of_a_preset_are_its_fields(run):
     for name, recipe in presets().items():
         assert flags(type(recipe), [], name, default=recipe) == recipe
         depth, steps = "dynamics.objective.dynamics.transformer.depth", "tokenizer.steps"
-        other = flags(type(recipe), [f"--{depth}", "7", f"--{steps}", "11"], name, default=recipe)
+        other = flags(type(recipe), [f"--{depth}", "24", f"--{steps}", "11"], name, default=recipe)
         was = flatten(recipe)
-        assert {key: new for key, new in flatten(other).items() if new != was[key]} == {depth: 7, steps: 11}
+        assert {key: new for key, new in flatten(other).items() if new != was[key]} == {depth: 24, steps: 11}
     status, out, _ = run("train", name, "--help")
     assert status == 0
     assert f"--{depth} INT" in out.replace("\n", "")

@@ -81,7 +81,7 @@ def test_it_finds_the_actions_of_a_world_it_was_never_told():
     # A patch is the whole picture: where things go is one layer's work then, and what is left to find is the action.
     small = dataclasses.replace(SMALL, width=32, hidden=128, depth=1, window=2)
     config = LAMConfig((8, 8, 3), 8, small, small, VQConfig(2, 4, restart_after=10, decay=0.9))
-    graph, params, rest = nnx.split(config.make(nnx.Rngs(0)), nnx.Param, ...)
+    graph, params, rest = nnx.split(config.make(nnx.Rngs(1)), nnx.Param, ...)
     leaves, tree = jax.tree.flatten(params)
     weights = {str(i): leaf for i, leaf in enumerate(leaves)}
     tx = OptimConfig(rate=1e-2, warmup=20, weight_decay=0.0).make(STEPS)

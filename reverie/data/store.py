@@ -9,6 +9,7 @@ ArrayRecord has no build for some systems; there a dataset is one .npz file (``r
 that ends in .npz is all one has to say.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -93,7 +94,8 @@ def write_store(
         part.replace(path)
     finally:
         for writer in writers.values():
-            writer.close()
+            with contextlib.suppress(ReverieError):  # why it failed has been told
+                writer.close()
         shutil.rmtree(part, ignore_errors=True)
     return path
 
@@ -108,7 +110,7 @@ def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = Fa
     if not path.exists():
         near = [p.name for p in path.parent.glob("*") if _is_dataset(p)] if path.parent.is_dir() else []
         raise ReverieError(f"there is no dataset at '{path}'.{did_you_mean(path.name, near)}")
-    if path.suffix == ".npz":
+    if path.resolve().suffix == ".npz":  # a link to one need not be named so
         whole = ArrayDataset.load(path)
         chosen = [i for i, (name, _) in enumerate(_with_splits(range(len(whole.lengths)), VAL)) if name == split]
         if not chosen:
@@ -248,10 +250,15 @@ class _SplitWriter:
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            writer, self.writer = self.writer, None
             file = self.folder / _file_name(self.split, len(self.files))
+            try:
+                writer.close()
+            except RuntimeError as error:  # ArrayRecord's OSError: most often the disk is full
+                problem = str(error).partition(";")[0]
+                raise ReverieError(f"cannot write '{self.folder.parent}' ({problem}): is the disk full?") from error
             self.files.append({"records": self.records, "bytes": file.stat().st_size, "sha256": _sha256(file)})
-            self.writer, self.records, self.size = None, 0, 0
+            self.records, self.size = 0, 0
 
     def finish(self) -> dict[str, Any]:
         self.close()

@@ -240,23 +240,20 @@ class SpaceTimeTransformer(nnx.Module):
         if self.groups is not None:
             graph, weights = nnx.split(self.groups)
 
-            def run(carry, inputs):
+            def run(carry: Any, inputs: Any) -> Any:
                 (x, rings), (index, weights) = carry, inputs
                 group = nnx.merge(graph, weights)
                 return _group(c, group, x, rings, index, space, time, now, mask_NN, seen), None
 
-            if c.remat != "none":
-                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
-                run = jax.checkpoint(run, policy=policy)
-            carry = (x, rings)
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+            step = run if c.remat == "none" else jax.checkpoint(run, policy=policy)
             if c.scan:
-                carry, _ = jax.lax.scan(run, carry, (jnp.arange(c.depth // c.group), weights))
+                (x, rings), _ = jax.lax.scan(step, (x, rings), (jnp.arange(c.depth // c.group), weights))
             else:
                 for i, own in enumerate(unstacked or self.unstacked() or ()):
-                    carry, _ = run(carry, (i, own))
-            x, rings = carry
+                    (x, rings), _ = step((x, rings), (i, own))
         if rings is not None:
-            memory = Memory(*rings, now)
+            memory = Memory(rings[0], rings[1], now)
         return self.norm(x[:, :, : self.tokens]), memory
 
 

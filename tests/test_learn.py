@@ -1,0 +1,173 @@
+"""From files to a world that can be played, as a user goes: learn, learn again, eval, step into it."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from test_presets import miniature
+from test_videos import write
+
+import reverie
+from reverie import cli
+from reverie.data.arrays import ArrayDataset
+from reverie.data.sources.square import SquareConfig
+from reverie.data.sources.videos import VideosConfig
+from reverie.errors import ReverieError
+from reverie.learn import learn, train
+from reverie.presets import Recipe, fitting
+from reverie.training import checkpoint, sharding
+from reverie.training.engine import Interrupted
+
+STAGES = ("tokenizer", "lam", "dynamics")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    """One device, as a user's machine has, and little optimising: these worlds live for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda: jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def films(folder: Path, count: int = 3, frames: int = 20) -> Path:
+    """Write videos of a bright square that wanders, 32 x 32 pixels."""
+    folder.mkdir()
+    for index in range(count):
+        rng, place, pictures = np.random.default_rng(index), np.array([12, 12]), []
+        for _ in range(frames):
+            place = np.clip(place + rng.integers(-4, 5, 2), 0, 24)
+            pictures.append(np.full((32, 32, 3), 40, np.uint8))
+            pictures[-1][place[0] : place[0] + 8, place[1] : place[1] + 8] = (250, 220, 60)
+        write(folder / f"{index}.mkv", pictures, 10)
+    return folder
+
+
+def shrunk(recipe: Recipe) -> Recipe:
+    """The same recipe, small enough to be followed here."""
+    return dataclasses.replace(recipe, clips=2, horizon=4, **miniature(recipe))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Recipe, Path]:
+    """A world learned from three videos."""
+    place = tmp_path_factory.mktemp("learn")
+    source = VideosConfig(str(films(place / "clips")), size=(32, 32))
+    recipe = shrunk(fitting(source.spec(), source, 1.0))
+    return recipe, train(recipe, place / "world")
+
+
+def stamps(world: Path) -> dict[str, int]:
+    return {str(p.relative_to(world)): p.stat().st_mtime_ns for p in world.glob("*/checkpoints/*/seal.json")}
+
+
+def test_videos_become_a_world_that_is_played(made):
+    _, out = made
+    world = reverie.load(out)
+    assert world.config.actions.kind == "latent"
+    session = reverie.Session(world, seed=1)
+    session.reset(None, None)
+    pictures = [session.step(action) for action in range(3)]
+    assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in pictures)
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [
+        "data",
+        "dynamics",
+        "eval",
+        "lam",
+        "tokenizer",
+    ]
+    assert len(ArrayDataset.load(out / "starts.npz").lengths)
+
+
+def test_its_numbers_are_those_of_a_world_without_a_simulator(made):
+    numbers = json.loads((made[1] / "eval.json").read_text("utf-8"))
+    assert numbers["action_source"] == "latent"
+    assert numbers["swap_accuracy"] is None
+    for curve in ("psnr", "ssim", "copy_last_psnr", "floor_psnr"):
+        assert len(numbers[curve]) == 4 and np.isfinite(numbers[curve]).all()
+    for number in ("delta_psnr_4", "code_usage", "top1", "top16", "frames_per_second", "frames_per_second_uncached"):
+        assert np.isfinite(numbers[number]), number
+    assert list((made[1] / "eval").glob("*.png")) and list((made[1] / "eval").glob("*.gif"))
+
+
+def test_what_is_done_is_not_done_again(made, capfd):
+    recipe, out = made
+    before, numbers = stamps(out), (out / "eval.json").stat().st_mtime_ns
+    assert {name.partition("/")[0] for name in before} == set(STAGES)
+    train(recipe, out)
+    assert stamps(out) == before and (out / "eval.json").stat().st_mtime_ns == numbers
+    assert capfd.readouterr().out.count("done before") == 3
+
+
+def test_what_was_cut_short_goes_on(made, tmp_path):
+    recipe, done = made
+    out = Path(shutil.copytree(done, tmp_path / "world", symlinks=True))
+    shutil.rmtree(out / "dynamics")
+    shutil.rmtree(out / "lam/checkpoints/4")
+    (out / "eval.json").unlink()
+    before = stamps(out)
+    train(recipe, out)
+    after = stamps(out)
+    assert before.items() <= after.items() and len(after) > len(before)
+    assert checkpoint.steps(out / "lam") == checkpoint.steps(out / "dynamics") == [2, 4]
+    assert (out / "eval.json").is_file()
+    whole, resumed = (json.loads((place / "eval.json").read_text("utf-8")) for place in (done, out))
+    assert whole["psnr"] == resumed["psnr"], "a world that was cut short is another one"
+
+
+def test_other_data_do_not_go_into_the_same_world(made, tmp_path):
+    recipe, out = made
+    with pytest.raises(ReverieError, match="made from .*choose another"):
+        train(dataclasses.replace(recipe, source=SquareConfig(count=4)), out)
+
+
+def test_eval_prints_one_object(made, capsys):
+    assert cli.main(["eval", str(made[1]), "--json"]) == 0
+    out, err = capsys.readouterr()
+    numbers = json.loads(out)
+    assert out.count("\n") == 1 and numbers["action_source"] == "latent"
+    assert "psnr" in err
+
+
+@pytest.mark.parametrize("kind", ["store", "npz"])
+def test_a_dataset_that_is_there_already_is_read_where_it_is(tmp_path, kind):
+    source = SquareConfig(count=4, frames=12)
+    path = tmp_path / ("data.npz" if kind == "npz" else "store")
+    reverie.data.store.write_store(path, source.spec(), source.episodes())
+    recipe = shrunk(fitting(source.spec(), str(path), 1.0))
+    out = train(recipe, tmp_path / "world")
+    world: Any = reverie.load(out)
+    assert world.config.actions == source.spec().actions
+    assert world.lam is None and not (out / "lam").exists()
+
+
+def test_an_interrupted_learn_says_so_and_goes_on(tmp_path, monkeypatch):
+    """``learn`` itself, in no time: every stage is timed, then does its fewest steps."""
+    from reverie import learn as module
+
+    source, kept = SquareConfig(count=6, frames=12), module.fit
+    monkeypatch.setattr(module, "fitting", lambda *args: shrunk(fitting(*args)))
+    monkeypatch.setattr(module, "SHARES", dict.fromkeys(STAGES, 1.0))
+
+    def stopped(run, out, **options):
+        if Path(out).name == "dynamics":
+            raise Interrupted(143)
+        return kept(run, out, **options)
+
+    store = reverie.data.store.write_store(tmp_path / "store", source.spec(), source.episodes())
+    monkeypatch.setattr(module, "fit", stopped)
+    with pytest.raises(SystemExit):
+        learn(str(store), tmp_path / "world", minutes=0.001)
+    assert not list((tmp_path / "world").glob(".*")), "the trial is gone"
+    before = stamps(tmp_path / "world")
+    monkeypatch.setattr(module, "fit", kept)
+    learn(str(store), tmp_path / "world", minutes=0.001)
+    assert before and before.items() <= stamps(tmp_path / "world").items()
+    assert checkpoint.steps(tmp_path / "world/dynamics")[-1] == module.TRIAL
