@@ -58,7 +58,7 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
     recipe = flags(type(recipe), rest, f"reverie train {args.preset}", default=recipe)
     from reverie.learn import train
 
-    train(recipe, args.out or Path("runs") / args.preset)
+    train(recipe, args.out or Path("runs") / args.preset, args.minutes)
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
@@ -187,6 +187,7 @@ def parser() -> tuple[Parser, dict[str, Any]]:
               "reverie train PRESET --out runs/mine", "reverie train PRESET --help", flags_of="preset")  # fmt: skip
     one.add_argument("preset", metavar="PRESET", help="a name from 'reverie list'")
     add_out(one)
+    one.add_argument("--minutes", type=float, help="as many steps as fit in this time, instead of the preset's")
 
     one = add("eval", evaluate, "Measure a world: how sharp it is, and whether it obeys.",
               "reverie eval runs/demo", "reverie eval runs/demo --json > numbers.json")  # fmt: skip

@@ -109,12 +109,9 @@ def toy(latent: bool) -> Recipe:
 
 
 def shipped() -> Recipe:
-    """The world that comes with the package: larger levels, all six themes, trained longer, a memory of four frames."""
+    """The world that comes with the package: larger levels, all six themes, trained longer."""
     small = toy(latent=False)
     source = PlatformerConfig(tiles=8, count=1000, frames=64, themes=6)
-    dynamics = config.replace(
-        small.dynamics.objective, context=3, **{"dynamics.transformer.time_every": 3, "dynamics.transformer.window": 4}
-    )
     return replace(
         small,
         about="tile platformer, larger and longer: the world that 'reverie play' opens",
@@ -125,13 +122,13 @@ def shipped() -> Recipe:
             objective=config.replace(small.tokenizer.objective, **{"tokenizer.quantiser.codes": 512}),
             steps=1500,
         ),
-        dynamics=replace(small.dynamics, objective=dynamics, steps=5000, report_every=1000),
+        dynamics=replace(small.dynamics, steps=5000, report_every=1000),
     )
 
 
 def smooth() -> Recipe:
     """The platformer as games move: two pixels a frame, tokens that look around and back."""
-    net = TransformerConfig(width=128, depth=4, heads=4, window=8)
+    net = TransformerConfig(width=128, depth=4, heads=4, window=4)
     see = replace(net, depth=2)
     optimizer = OptimConfig(rate=1e-3, warmup=200, decay=0.2, floor=0.02, weight_decay=1e-2)
     tokenizer = VQVAEConfig(patch=4, encoder=see, decoder=see, quantiser=VQConfig(1024, 32), motion_weight=10.0)
@@ -145,14 +142,14 @@ def smooth() -> Recipe:
         ),
         lam=None,
         dynamics=_run(
-            DynamicsObjective(dynamics, context=7), batch=16, length=8, steps=40_000, optimizer=optimizer, every=2000
+            DynamicsObjective(dynamics, context=4), batch=16, length=8, steps=40_000, optimizer=optimizer, every=2000
         ),
     )
 
 
 def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str) -> Recipe:
     """CoinRun by our own lights: clean context, EMA weights, tokens no larger than what moves, latent actions."""
-    net = TransformerConfig(width=width, depth=depth, heads=width // 64, window=16, scan=True)
+    net = TransformerConfig(width=width, depth=depth, heads=width // 64, window=8, scan=True)
     see = replace(net, depth=max(2, depth // 2))
     optimizer = OptimConfig(rate=3e-4, warmup=steps // 50, decay=0.1, weight_decay=1e-2, ema=0.999)
     tokenizer = VQVAEConfig(patch=patch, encoder=see, decoder=see, quantiser=VQConfig(1024, 32), motion_weight=4.0)
@@ -167,7 +164,7 @@ def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str) -> Re
         ),
         lam=_run(LatentActionObjective(lam), batch=32, length=16, steps=steps // 2, optimizer=optimizer, every=5000),
         dynamics=_run(
-            DynamicsObjective(dynamics, lam="../lam", context=15),
+            DynamicsObjective(dynamics, lam="../lam", context=8),
             batch=32,
             length=16,
             steps=steps,
@@ -248,7 +245,8 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         (p for p in ((8, 4, 2) if minutes < 120 else (4, 2)) if not spec.frame[0] % p and not spec.frame[1] % p), 1
     )
     look = TransformerConfig(width=width, depth=2, heads=width // 32, time_every=0)
-    net = TransformerConfig(width=width, depth=4, heads=width // 32, time_every=2, window=8)
+    # A window shorter than the clips: else every frame in training sees its clip's beginning, and is lost without it.
+    net = TransformerConfig(width=width, depth=4, heads=width // 32, time_every=2, window=4)
     optimizer = OptimConfig(kind="muon", rate=3e-3, warmup=100, decay=0.3, floor=0.02, weight_decay=1e-3)
     tokenizer = VQVAEConfig(patch=patch, encoder=look, decoder=look, quantiser=VQConfig(512, 16), motion_weight=8.0)
     lam = LAMConfig(
@@ -271,7 +269,7 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         if latent
         else None,
         dynamics=_run(
-            DynamicsObjective(maskgit, lam="../lam" if latent else None, context=7),
+            DynamicsObjective(maskgit, lam="../lam" if latent else None, context=4),
             batch=8,
             length=8,
             steps=2000,

@@ -15,11 +15,15 @@ from test_videos import write
 
 import reverie
 from reverie import cli
+from reverie import learn as module
 from reverie.data.arrays import ArrayDataset
+from reverie.data.episode import Spec
 from reverie.data.sources.square import SquareConfig
 from reverie.data.sources.videos import VideosConfig
+from reverie.data.store import write_store
 from reverie.errors import ReverieError
-from reverie.learn import learn, train
+from reverie.learn import train
+from reverie.play.starts import starts_of
 from reverie.presets import Recipe, fitting
 from reverie.training import checkpoint, sharding
 from reverie.training.engine import Interrupted
@@ -50,9 +54,11 @@ def films(folder: Path, count: int = 3, frames: int = 20) -> Path:
     return folder
 
 
-def shrunk(recipe: Recipe) -> Recipe:
+def shrunk(recipe: Recipe, spec: Spec) -> Recipe:
     """The same recipe, small enough to be followed here."""
-    return dataclasses.replace(recipe, clips=2, horizon=4, **miniature(recipe))
+    objective = dataclasses.replace(recipe.dynamics.objective, context=3)
+    recipe = dataclasses.replace(recipe, dynamics=dataclasses.replace(recipe.dynamics, objective=objective))
+    return dataclasses.replace(recipe, clips=2, horizon=4, **miniature(recipe, spec.frame))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def made(tmp_path_factory) -> tuple[Recipe, Path]:
     """A world learned from three videos."""
     place = tmp_path_factory.mktemp("learn")
     source = VideosConfig(str(films(place / "clips")), size=(32, 32))
-    recipe = shrunk(fitting(source.spec(), source, 1.0))
+    recipe = shrunk(fitting(source.spec(), source, 1.0), source.spec())
     return recipe, train(recipe, place / "world")
 
 
@@ -73,16 +79,10 @@ def test_videos_become_a_world_that_is_played(made):
     world = reverie.load(out)
     assert world.config.actions.kind == "latent"
     session = reverie.Session(world, seed=1)
-    session.reset(None, None)
+    session.reset(*starts_of(out)[0])
     pictures = [session.step(action) for action in range(3)]
     assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in pictures)
-    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [
-        "data",
-        "dynamics",
-        "eval",
-        "lam",
-        "tokenizer",
-    ]
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"data", "eval", *STAGES}
     assert len(ArrayDataset.load(out / "starts.npz").lengths)
 
 
@@ -116,7 +116,7 @@ def test_what_was_cut_short_goes_on(made, tmp_path):
     train(recipe, out)
     after = stamps(out)
     assert before.items() <= after.items() and len(after) > len(before)
-    assert checkpoint.steps(out / "lam") == checkpoint.steps(out / "dynamics") == [2, 4]
+    assert checkpoint.steps(out / "lam")[-1] == checkpoint.steps(out / "dynamics")[-1] == 4
     assert (out / "eval.json").is_file()
     whole, resumed = (json.loads((place / "eval.json").read_text("utf-8")) for place in (done, out))
     assert whole["psnr"] == resumed["psnr"], "a world that was cut short is another one"
@@ -140,34 +140,31 @@ def test_eval_prints_one_object(made, capsys):
 def test_a_dataset_that_is_there_already_is_read_where_it_is(tmp_path, kind):
     source = SquareConfig(count=4, frames=12)
     path = tmp_path / ("data.npz" if kind == "npz" else "store")
-    reverie.data.store.write_store(path, source.spec(), source.episodes())
-    recipe = shrunk(fitting(source.spec(), str(path), 1.0))
+    write_store(path, source.spec(), source.episodes())
+    recipe = shrunk(fitting(source.spec(), str(path), 1.0), source.spec())
     out = train(recipe, tmp_path / "world")
     world: Any = reverie.load(out)
     assert world.config.actions == source.spec().actions
     assert world.lam is None and not (out / "lam").exists()
 
 
-def test_an_interrupted_learn_says_so_and_goes_on(tmp_path, monkeypatch):
-    """``learn`` itself, in no time: every stage is timed, then does its fewest steps."""
-    from reverie import learn as module
+def test_learn_in_no_time_and_interrupted(tmp_path, monkeypatch):
+    """``learn`` itself: every stage is timed, then does its fewest steps; stopped on the way, it goes on from there."""
+    clips, out, kept = films(tmp_path / "clips"), tmp_path / "world", module.fit
+    monkeypatch.setattr(module, "fitting", lambda spec, *args: shrunk(fitting(spec, *args), spec))
 
-    source, kept = SquareConfig(count=6, frames=12), module.fit
-    monkeypatch.setattr(module, "fitting", lambda *args: shrunk(fitting(*args)))
-    monkeypatch.setattr(module, "SHARES", dict.fromkeys(STAGES, 1.0))
-
-    def stopped(run, out, **options):
-        if Path(out).name == "dynamics":
+    def stopped(run, folder, **options):
+        if folder.name == "dynamics":
             raise Interrupted(143)
-        return kept(run, out, **options)
+        return kept(run, folder, **options)
 
-    store = reverie.data.store.write_store(tmp_path / "store", source.spec(), source.episodes())
     monkeypatch.setattr(module, "fit", stopped)
     with pytest.raises(SystemExit):
-        learn(str(store), tmp_path / "world", minutes=0.001)
-    assert not list((tmp_path / "world").glob(".*")), "the trial is gone"
-    before = stamps(tmp_path / "world")
+        module.learn(str(clips), out, minutes=0.0001)
+    assert not list(out.glob(".*")), "the trial is gone"
+    before = stamps(out)
     monkeypatch.setattr(module, "fit", kept)
-    learn(str(store), tmp_path / "world", minutes=0.001)
-    assert before and before.items() <= stamps(tmp_path / "world").items()
-    assert checkpoint.steps(tmp_path / "world/dynamics")[-1] == module.TRIAL
+    assert cli.main(["learn", str(clips), "--out", str(out), "--minutes", "0.0001"]) == 0
+    assert before and before.items() <= stamps(out).items()
+    assert [checkpoint.steps(out / stage)[-1] for stage in STAGES] == [module.TRIAL] * 3
+    assert json.loads((out / "eval.json").read_text("utf-8"))["action_source"] == "latent"

@@ -175,7 +175,7 @@ def export(run: str | Path, out: str | Path) -> Path:
                 writer.save(step, {"weights": found["weights"] | found["ema"]})
         for note in half.rglob(COMMIT):
             note.unlink()  # it names the folder it was written to
-        for extra in source.glob("*.json"):
+        for extra in (*source.glob("*.json"), *source.glob("*.npz")):
             shutil.copyfile(extra, half / extra.name)
         os.replace(half, out)
     finally:
