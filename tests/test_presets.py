@@ -107,7 +107,13 @@ def quick_compiling():
 MINIATURES = {repr(miniature(recipe, recipe.source.spec().frame)): name for name, recipe in RECIPES.items()}
 
 
-@pytest.mark.parametrize("name", MINIATURES.values())
+# Each takes half a minute to a minute to compile on two busy cores; `make soak` runs them all.
+QUICK = ("toy-maskgit", "coinrun-maskgit-base")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.soak) for name in MINIATURES.values()]
+)
 def test_every_stage_trains_and_goes_on(name, tmp_path, monkeypatch, quick_compiling):
     monkeypatch.setattr(sharding, "make_mesh", lambda: jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
     recipe = RECIPES[name]

@@ -42,6 +42,8 @@ def write_starts(world: Path, count: int = COUNT) -> None:
         return
     spec = read_record(find_run(world)).spec
     found = starts_of(world, count)
+    if not found:
+        return
     arrays = {
         "frames": np.concatenate([frames for frames, _ in found]),
         "actions": np.concatenate([np.asarray(actions) for _, actions in found]),
@@ -51,6 +53,8 @@ def write_starts(world: Path, count: int = COUNT) -> None:
 
 
 def _held_out(place: Path) -> Dataset | None:
+    if place.name == STARTS:
+        return ArrayDataset.load(place)  # all of them were chosen to be begun from
     for split in ("val", "train"):
         try:
             dataset = open_dataset(place, split)
