@@ -72,12 +72,12 @@ def toy(latent: bool) -> Recipe:
     """A world two CPU cores learn in minutes: everything moves by whole tiles, and a token is a tile.
 
     Sizes are as small as the world allows, since many small steps, not few big ones, teach it to obey: one picture
-    tells all there is to know, so two frames are the whole memory; tiles do not depend on their neighbours, so the
+    tells all there is to know, so the frame before is the whole memory; tiles do not depend on their neighbours, so the
     tokenizer looks at one at a time.
     """
     tile = TransformerConfig(width=64, depth=1, heads=2, hidden=256, space=False, time_every=0)
     scene = TransformerConfig(width=64, depth=2, heads=2, hidden=256, window=2)
-    pair = replace(scene, depth=3, time_every=0)
+    now = replace(scene, depth=3, time_every=0)
     optimizer = OptimConfig(kind="muon", rate=4e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
     by_tile = OptimConfig(rate=6e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
     tokenizer = VQVAEConfig(patch=8, encoder=tile, decoder=tile, quantiser=VQConfig(256, 16), motion_weight=10.0)
@@ -87,11 +87,11 @@ def toy(latent: bool) -> Recipe:
     # A world without chance is played without it: at a higher temperature what is rare in training happens too often,
     # since `changed_weight` teaches the model to expect change.
     dynamics = MaskGITConfig(
-        transformer=pair, context="hidden", previous=True, changed_weight=5.0, passes=6, temperature=0.0
+        transformer=now, context="hidden", previous=True, changed_weight=5.0, passes=6, temperature=0.0
     )
     return Recipe(
         about="tile platformer, " + ("latent actions: learned from pictures alone" if latent else "recorded actions"),
-        takes="about five minutes on two CPU cores",
+        takes="minutes on two CPU cores",
         source=PlatformerConfig(tiles=6, count=400, frames=48, themes=2),
         tokenizer=_run(TokenizerObjective(tokenizer), batch=32, length=2, steps=500, optimizer=by_tile, every=500),
         lam=_run(LatentActionObjective(lam), batch=16, length=3, steps=1500, optimizer=optimizer, every=500)
@@ -213,7 +213,7 @@ def jasmine() -> Recipe:
 def _replica(about, net, patch, dynamics, conditioning, tokenizer_rate, rate) -> Recipe:
     """What both replicas share: 64x64, 16 frames, 1024 codes of width 32, 6 actions, masks from 0.5, 25 passes."""
     tokenizer = VQVAEConfig(patch=patch, encoder=net, decoder=net, quantiser=VQConfig(1024, 32))
-    lam = LAMConfig(patch=16, encoder=net, decoder=net, quantiser=VQConfig(6, 32), motion_weight=0.0)
+    lam = LAMConfig(patch=16, encoder=net, decoder=net, quantiser=VQConfig(6, 32), motion_weight=0.0, assign="nearest")
     maskgit = MaskGITConfig(transformer=dynamics, conditioning=conditioning, context="hidden", mask_min=0.5, passes=25)
     return Recipe(
         about=about,

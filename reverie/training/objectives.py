@@ -120,13 +120,15 @@ class DynamicsObjective:
 
     def _lam(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Any:
         if isinstance(self.lam, LAMConfig):
+            if not self._together:
+                raise ReverieError("a latent action model made from nothing must be trained: take 'lam' out of frozen.")
             return config.replace(self.lam, frame=spec.frame).make(rngs)
         return None if self.lam is None else load(folder / self.lam)
 
     @property
     def _together(self) -> bool:
         """Whether the latent action model is trained along."""
-        return self.lam is not None and (isinstance(self.lam, LAMConfig) or "lam" not in self.frozen)
+        return self.lam is not None and "lam" not in self.frozen
 
     def prepare(self, model: WorldModel, dataset: Dataset, cache: Path) -> Dataset:
         """Latents, and the actions the world obeys; frames as well only if the latent action model still learns."""
