@@ -117,6 +117,7 @@ def test_latent_actions_that_still_learn_are_not_kept(tmp_path):
     ("changes", "says"),
     [
         ({"tokenizer": "../lam"}, "is no tokenizer but a LatentActionModel"),
+        ({"lam": tiny(LAMConfig(), PAIR)}, "take 'lam' out of frozen"),
         ({"tokenizer": "../latent"}, "is no tokenizer but a WorldModel"),
         ({"lam": "../tokenizer"}, "is no latent action model but a VQVAE"),
         ({"tokenizer": "../nowhere"}, "nowhere"),
