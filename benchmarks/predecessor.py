@@ -24,7 +24,7 @@ from reverie.data.episode import Dataset, Spec
 from reverie.evaluation.image import psnr, ssim
 from reverie.models.dynamics import DynamicsConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
-from reverie.models.lam import LAMConfig
+from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import usage
 from reverie.world import WorldConfig, WorldModel
@@ -40,7 +40,7 @@ class PredecessorObjective:
     """An ``engine.Objective`` whose step does everything at once."""
 
     tokenizer: VQVAEConfig
-    lam: LAMConfig
+    lam: PixelLAMConfig
     dynamics: MaskGITConfig
     trains_actions: bool = False
     frozen: tuple[str, ...] = ()  # that is the point: what is called frozen is known to the loss only
@@ -58,7 +58,7 @@ class PredecessorObjective:
         """The step reads pixels."""
         return dataset
 
-    def loss(self, model: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, model: Any, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
         """Return the dynamics' loss on frames uint8 (B, T, H, W, C), and all that is measured in every step."""
         frames = batch["frames"]
         tokens = jax.lax.stop_gradient(model.tokenizer.encode(frames))
@@ -76,7 +76,7 @@ class PredecessorObjective:
         return {}
 
 
-def make_world(tokenizer: VQVAEConfig, lam: LAMConfig, dynamics: DynamicsConfig, rngs: nnx.Rngs) -> WorldModel:
+def make_world(tokenizer: VQVAEConfig, lam: PixelLAMConfig, dynamics: DynamicsConfig, rngs: nnx.Rngs) -> WorldModel:
     """Return a world of latent actions, untrained."""
     eyes, actor = tokenizer.make(rngs), lam.make(rngs)
     actions = ActionSpace("latent", actor.codes)

@@ -20,7 +20,7 @@ from benchmarks.timing import Figure, interleaved, milliseconds, ratio
 from reverie.actions import ActionSpace
 from reverie.data.episode import Spec
 from reverie.models.dynamics.maskgit import MaskGITConfig
-from reverie.models.lam import LAMConfig
+from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.compiled import compiled
 from reverie.nn.quantise import VQConfig
@@ -51,14 +51,14 @@ class Sizes:
     batch: int = 4
     length: int = 16
 
-    def models(self, context: Literal["clean", "hidden"]) -> tuple[VQVAEConfig, LAMConfig, MaskGITConfig]:
+    def models(self, context: Literal["clean", "hidden"]) -> tuple[VQVAEConfig, PixelLAMConfig, MaskGITConfig]:
         """Return the tokenizer's, the action model's and the dynamics' config."""
         net = TransformerConfig(
             self.width, self.depth, self.heads, hidden=self.hidden, activation="gelu", window=self.length, qk_norm=False
         )
         codebook = VQConfig(self.codes, self.latent)
         tokenizer = VQVAEConfig(self.frame, self.patch, net, net, codebook)
-        lam = LAMConfig(self.frame, self.patch, net, net, VQConfig(self.actions, self.latent))
+        lam = PixelLAMConfig(self.frame, self.patch, net, net, VQConfig(self.actions, self.latent))
         return tokenizer, lam, MaskGITConfig(transformer=net, context=context)
 
 

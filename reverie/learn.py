@@ -32,7 +32,7 @@ from reverie.training import checkpoint
 from reverie.training.engine import Run, fit
 
 WORLD = "world.json"
-DEMO = "toy-maskgit"
+DEMO = "toy-maskgit-latent"
 MINUTES = 30.0  # what `learn` takes on videos unless told otherwise
 SHARES = {"tokenizer": 0.4, "lam": 0.25, "dynamics": 0.35}  # of the time for training
 TRIAL = 12  # steps by which a stage's speed is told
@@ -55,14 +55,14 @@ def learn(source: str, out: Path, minutes: float | None = None) -> Path:
     path = Path(source)
     spec = open_dataset(path).spec if made is None else made.spec()
     minutes = MINUTES if minutes is None else minutes
-    if not 0 < minutes < float("inf"):
-        raise ReverieError(f"a world cannot be learned in {minutes:g} minutes: give a number above 0.")
+    _check_minutes(minutes)
     recipe = fitting(spec, made or str(path.resolve()), minutes)
     return train(recipe, out, minutes)
 
 
 def train(recipe: Recipe, out: Path, minutes: float | None = None) -> Path:
     """Follow a recipe in the folder ``out``, skipping what is done; with ``minutes``, steps are as many as fit."""
+    _check_minutes(minutes)
     cache_compilations()
     began = time.perf_counter()
     out = Path(out).absolute()
@@ -134,6 +134,11 @@ def evaluate(run: Path, clips: int = 64, horizon: int = 16) -> Numbers:
     write_report(numbers, pictures, folder.parent)
     Console(file=sys.stderr).print(table(numbers))
     return numbers
+
+
+def _check_minutes(minutes: float | None) -> None:
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise ReverieError(f"a world cannot be learned in {minutes:g} minutes: give a number above 0.")
 
 
 def _source(source: str) -> Any:

@@ -13,7 +13,8 @@ from reverie.data.sources.coinrun import CoinRunConfig
 from reverie.data.sources.platformer import PlatformerConfig
 from reverie.errors import ReverieError, did_you_mean
 from reverie.models.dynamics.maskgit import MaskGITConfig
-from reverie.models.lam import LAMConfig
+from reverie.models.lams.pixels import PixelLAMConfig
+from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
@@ -76,14 +77,12 @@ def toy(latent: bool) -> Recipe:
     tokenizer looks at one at a time.
     """
     tile = TransformerConfig(width=64, depth=1, heads=2, hidden=256, space=False, time_every=0)
-    scene = TransformerConfig(width=64, depth=2, heads=2, hidden=256, window=2)
-    now = replace(scene, depth=3, time_every=0)
+    now = TransformerConfig(width=64, depth=3, heads=2, hidden=256, time_every=0)
     optimizer = OptimConfig(kind="muon", rate=4e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
     by_tile = OptimConfig(rate=6e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
     tokenizer = VQVAEConfig(patch=8, encoder=tile, decoder=tile, quantiser=VQConfig(256, 16), motion_weight=10.0)
-    lam = LAMConfig(
-        patch=8, encoder=scene, decoder=replace(scene, time_every=0), quantiser=VQConfig(6, 8), motion_weight=30.0
-    )
+    glance = replace(now, depth=2)
+    lam = TokenLAMConfig(actions=6, encoder=replace(glance, places=False), decoder=now)
     # A world without chance is played without it: at a higher temperature what is rare in training happens too often,
     # since `changed_weight` teaches the model to expect change.
     dynamics = MaskGITConfig(
@@ -94,7 +93,7 @@ def toy(latent: bool) -> Recipe:
         takes="minutes on two CPU cores",
         source=PlatformerConfig(tiles=6, count=400, frames=48, themes=2),
         tokenizer=_run(TokenizerObjective(tokenizer), batch=32, length=2, steps=500, optimizer=by_tile, every=500),
-        lam=_run(LatentActionObjective(lam), batch=16, length=3, steps=1500, optimizer=optimizer, every=500)
+        lam=_run(LatentActionObjective(lam), batch=16, length=3, steps=3000, optimizer=optimizer, every=500)
         if latent
         else None,
         dynamics=_run(
@@ -153,7 +152,7 @@ def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str) -> Re
     see = replace(net, depth=max(2, depth // 2))
     optimizer = OptimConfig(rate=3e-4, warmup=steps // 50, decay=0.1, weight_decay=1e-2, ema=0.999)
     tokenizer = VQVAEConfig(patch=patch, encoder=see, decoder=see, quantiser=VQConfig(1024, 32), motion_weight=4.0)
-    lam = LAMConfig(patch=8, encoder=see, decoder=see, quantiser=VQConfig(8, 32))
+    lam = TokenLAMConfig(actions=8, encoder=replace(see, places=False), decoder=see)
     dynamics = MaskGITConfig(transformer=net, changed_weight=4.0, passes=12)
     return Recipe(
         about=f"CoinRun, latent actions, width {width}",
@@ -213,7 +212,7 @@ def jasmine() -> Recipe:
 def _replica(about, net, patch, dynamics, conditioning, tokenizer_rate, rate) -> Recipe:
     """What both replicas share: 64x64, 16 frames, 1024 codes of width 32, 6 actions, masks from 0.5, 25 passes."""
     tokenizer = VQVAEConfig(patch=patch, encoder=net, decoder=net, quantiser=VQConfig(1024, 32))
-    lam = LAMConfig(patch=16, encoder=net, decoder=net, quantiser=VQConfig(6, 32), motion_weight=0.0, assign="nearest")
+    lam = PixelLAMConfig(patch=16, encoder=net, decoder=net, quantiser=VQConfig(6, 32), motion_weight=0.0)
     maskgit = MaskGITConfig(transformer=dynamics, conditioning=conditioning, context="hidden", mask_min=0.5, passes=25)
     return Recipe(
         about=about,
@@ -222,7 +221,14 @@ def _replica(about, net, patch, dynamics, conditioning, tokenizer_rate, rate) ->
         tokenizer=_run(
             TokenizerObjective(tokenizer), batch=48, length=16, steps=300_000, optimizer=tokenizer_rate, every=20000
         ),
-        lam=_run(LatentActionObjective(lam), batch=36, length=16, steps=200_000, optimizer=rate, every=20000),
+        lam=_run(
+            LatentActionObjective(lam, tokenizer="", frozen=()),
+            batch=36,
+            length=16,
+            steps=200_000,
+            optimizer=rate,
+            every=20000,
+        ),
         dynamics=_run(
             DynamicsObjective(maskgit, lam="../lam", context=15),
             batch=36,
@@ -249,13 +255,7 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     net = TransformerConfig(width=width, depth=4, heads=width // 32, time_every=2, window=4)
     optimizer = OptimConfig(kind="muon", rate=3e-3, warmup=100, decay=0.3, floor=0.02, weight_decay=1e-3)
     tokenizer = VQVAEConfig(patch=patch, encoder=look, decoder=look, quantiser=VQConfig(512, 16), motion_weight=8.0)
-    lam = LAMConfig(
-        patch=patch,
-        encoder=replace(look, time_every=1, window=2),
-        decoder=look,
-        quantiser=VQConfig(6, 8),
-        motion_weight=20.0,
-    )
+    lam = TokenLAMConfig(actions=6, encoder=replace(look, places=False), decoder=look)
     maskgit = MaskGITConfig(
         transformer=net, context="hidden", previous=True, changed_weight=4.0, passes=8, temperature=0.5
     )

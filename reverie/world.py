@@ -75,7 +75,7 @@ class WorldModel(nnx.Module):
         return jax.lax.fori_loop(0, count, take_in, self.empty(len(frames_BTHWC)))
 
     def imagine(
-        self, memory: WorldMemory, actions_B: Array, key: Array, temperature: float | Array = 1.0
+        self, memory: WorldMemory, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[WorldMemory, Array, Array, Array]:
         """Dream one frame: (memory, frames (B, H, W, C) float32 in 0..1, latents, features the agents read)."""
         dynamics, latents, h = self.dynamics.imagine(memory.dynamics, actions_B, key, temperature)
@@ -98,7 +98,7 @@ def rollout(
     act: Callable | Array,
     key: Array,
     length: int,
-    temperature: float = 1.0,
+    temperature: float | None = None,
 ) -> tuple[Any, Step]:
     """Dream ``length`` frames: (memory, Step).
 
@@ -121,14 +121,18 @@ _players: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # compiled on
 
 
 class Session:
-    """One player in a world. The same seed, start, actions and temperature give the same frames, bit for bit."""
+    """One player in a world. The same seed, start, actions and temperature give the same frames, bit for bit.
 
-    def __init__(self, world: WorldModel, seed: int = 0, temperature: float = 1.0):
+    ``temperature``: how much is left to chance, 0 for nothing; None for what the world was made for.
+    """
+
+    def __init__(self, world: WorldModel, seed: int = 0, temperature: float | None = None):
         if not isinstance(world, WorldModel):
             raise ReverieError(
                 f"only a world can be played, and this is a {type(world).__name__}: load a world's folder."
             )
-        self.world, self.seed, self.temperature = world, seed, temperature
+        self.world, self.seed = world, seed
+        self.temperature = world.dynamics.temperature if temperature is None else temperature
         self.actions = world.config.actions
         if world not in _players:
             _players[world] = compiled(world, _begin), compiled(world, _continue, donate=(0,))

@@ -131,6 +131,16 @@ def learn_in_endless_time(world):
     return "learn store --minutes nan --out run"
 
 
+@case("in 0 minutes: give a number above 0")
+def a_demo_in_no_time(world):
+    return "demo --no-play --minutes 0 --out run"
+
+
+@case("in -1 minutes: give a number above 0")
+def train_in_negative_time(world):
+    return "train toy-maskgit --minutes -1 --out run"
+
+
 @case("--minutes: invalid .* 'long'")
 def learn_for_long(world):
     return "learn store --minutes long --out run"

@@ -61,7 +61,7 @@ def test_the_predecessors_step_and_ours_minimise_the_same_loss(steps):
     def gradient(side):
         def loss(params):
             model = side.blueprint.merge(side.frozen, params, side.state.rest)
-            return side.objective.loss(model, side.batch, jax.random.key(1))[0]
+            return side.objective.loss(model, side.batch, jax.random.key(1), np.float32(0))[0]
 
         return jax.jit(jax.value_and_grad(loss))(side.state.params)
 

@@ -22,7 +22,7 @@ from reverie.evaluation.image import LEAST_ERROR, SIGMA, WINDOW, psnr, ssim
 from reverie.evaluation.measure import evaluate
 from reverie.evaluation.report import MEANING, table, write_report
 from reverie.models.dynamics.maskgit import MaskGITConfig
-from reverie.models.lam import LAMConfig
+from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import FSQConfig, VQConfig
 from reverie.nn.transformer import TransformerConfig
@@ -220,6 +220,8 @@ class Pixels(nnx.Module):
 class Planted(nnx.Module):
     """Dynamics that look up where they are and ask the simulator, with the player's actions replaced by ``obey``."""
 
+    temperature = 0.0
+
     def __init__(self, obey):
         self.obey = obey
 
@@ -312,7 +314,7 @@ def tiny_world(latent: bool) -> WorldModel:
     spec, rngs = PLATFORMER.spec(), nnx.Rngs(0)
     net = TransformerConfig(width=32, depth=1, heads=2, window=CONTEXT + 1)
     tokenizer = VQVAEConfig(spec.frame, 4, net, net, FSQConfig((4, 4, 4))).make(rngs)
-    lam = LAMConfig(spec.frame, 8, net, net, VQConfig(codes=3, width=8)).make(rngs) if latent else None
+    lam = PixelLAMConfig(spec.frame, 8, net, net, VQConfig(codes=3, width=8)).make(rngs) if latent else None
     space = ActionSpace("latent", 3) if latent else spec.actions
     dynamics = MaskGITConfig(tokenizer.codes, tokenizer.grid, space, net, passes=3).make(rngs)
     return WorldModel(WorldConfig(spec.frame, space, CONTEXT, spec.fps), tokenizer, lam, dynamics)

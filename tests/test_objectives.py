@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from contracts.tiny import ACTIONS, FRAME, SMALL, frames, state, tiny, tokenizer
 from contracts.tiny import dynamics as tiny_dynamics
+from contracts.tiny import lam as tiny_lam
 from flax import nnx
 
 from reverie.actions import START, ActionSpace
@@ -14,7 +15,8 @@ from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Episode, Spec
 from reverie.errors import ReverieError
 from reverie.models.dynamics.maskgit import MaskGITConfig
-from reverie.models.lam import LAMConfig
+from reverie.models.lams.pixels import PixelLAMConfig
+from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.training import checkpoint, sharding
 from reverie.training.checkpoint import load
@@ -52,7 +54,7 @@ def stages(tmp_path_factory):
     """A folder with a tokenizer, a latent action model and dynamics over both, two steps old each."""
     folder = tmp_path_factory.mktemp("world")
     tok = TokenizerObjective(tiny(VQVAEConfig(), GLANCE))
-    lam = LatentActionObjective(tiny(LAMConfig(), PAIR))
+    lam = LatentActionObjective(tiny(TokenLAMConfig(), PAIR))
     dreams = DynamicsObjective(tiny(MaskGITConfig(), PAIR), context=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda: jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
@@ -85,7 +87,7 @@ def test_a_world_knows_how_it_is_played(stages):
 
 
 def world_of(glance=GLANCE, lam=None):
-    lam = tiny(LAMConfig(), lam).make(nnx.Rngs(2)) if lam else None
+    lam = tiny_lam(PixelLAMConfig, lam) if lam else None
     actions = ActionSpace("latent", lam.codes) if lam else ACTIONS
     return WorldModel(
         WorldConfig(FRAME, actions, 4), tokenizer(transformer=glance), lam, tiny_dynamics(actions=actions)
@@ -106,7 +108,7 @@ def test_what_a_step_reads_is_what_the_frozen_models_say_of_whole_episodes(tmp_p
 
 
 def test_latent_actions_that_still_learn_are_not_kept(tmp_path):
-    objective = DynamicsObjective(lam=tiny(LAMConfig(), PAIR), frozen=("tokenizer",))
+    objective = DynamicsObjective(lam=tiny(PixelLAMConfig(), PAIR), frozen=("tokenizer",))
     kept = objective.prepare(world_of(lam=PAIR), DATA, tmp_path / "cache")
     assert set(kept.cache.arrays) == {"latents"}
     window = kept.read(0, 3, 6)
@@ -116,8 +118,9 @@ def test_latent_actions_that_still_learn_are_not_kept(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"tokenizer": "../lam"}, "is no tokenizer but a LatentActionModel"),
-        ({"lam": tiny(LAMConfig(), PAIR)}, "take 'lam' out of frozen"),
+        ({"tokenizer": "../lam"}, "is no tokenizer but a TokenLAM"),
+        ({"lam": tiny(PixelLAMConfig(), PAIR)}, "take 'lam' out of frozen"),
+        ({"lam": "../lam", "frozen": ("tokenizer",)}, "a TokenLAM is trained before the dynamics"),
         ({"tokenizer": "../latent"}, "is no tokenizer but a WorldModel"),
         ({"lam": "../tokenizer"}, "is no latent action model but a VQVAE"),
         ({"tokenizer": "../nowhere"}, "nowhere"),

@@ -16,7 +16,7 @@ from reverie.actions import START
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Episode, Spec
 from reverie.errors import ReverieError
-from reverie.models.lam import LAMConfig
+from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
@@ -67,7 +67,7 @@ def small(value: Any, frame: tuple[int, int, int]) -> Any:
     value = replace(value, **{field.name: small(getattr(value, field.name), frame) for field in fields(value)})
     if isinstance(value, VQConfig):
         return replace(value, codes=min(value.codes, 16), width=8)
-    if isinstance(value, VQVAEConfig | LAMConfig):
+    if isinstance(value, VQVAEConfig | PixelLAMConfig):
         return replace(value, patch=frame[0] // 2)
     return replace(value, passes=2) if hasattr(value, "passes") else value
 

@@ -7,7 +7,7 @@ import reverie
 from reverie.data.sources.square import SquareConfig
 from reverie.data.store import write_store
 from reverie.models.dynamics.maskgit import MaskGITConfig
-from reverie.models.lam import LAMConfig
+from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
@@ -17,7 +17,7 @@ from reverie.training.objectives import DynamicsObjective, LatentActionObjective
 NET = TransformerConfig(width=16, depth=1, heads=2, window=4)
 STAGES = {
     "tokenizer": TokenizerObjective(VQVAEConfig(patch=8, encoder=NET, decoder=NET, quantiser=VQConfig(32, 8))),
-    "lam": LatentActionObjective(LAMConfig(encoder=NET, decoder=NET, quantiser=VQConfig(4, 8))),
+    "lam": LatentActionObjective(TokenLAMConfig(actions=4, encoder=NET, decoder=NET)),
     "dynamics": DynamicsObjective(MaskGITConfig(transformer=NET, passes=2), lam="../lam", context=4),
 }
 

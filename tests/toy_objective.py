@@ -85,7 +85,7 @@ class ToyObjective:
     def prepare(self, model, dataset, cache: Path):
         return dataset
 
-    def loss(self, model: Autoencoder, batch, key):
+    def loss(self, model: Autoencoder, batch, key, progress):
         traces.append("loss")
         x, y, made = model(batch["frames"], key)
         flat = jax.lax.stop_gradient(rearrange(y, "b t f -> (b t) f"))

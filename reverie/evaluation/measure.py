@@ -67,7 +67,7 @@ def evaluate(
     context: int | None = None,
     horizon: int = 16,
     seed: int = 0,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     speed: bool = True,
 ) -> tuple[Numbers, Pictures]:
     """Return (numbers, pictures) of a world on held-out episodes, for ``report.write_report``.
@@ -82,6 +82,7 @@ def evaluate(
     context = world.config.context if context is None else context
     if context < 1 or horizon < 1:
         raise ReverieError(f"a dream needs a real frame and a frame to dream at least, not {context} and {horizon}.")
+    temperature = world.dynamics.temperature if temperature is None else temperature
     length = context + horizon
     different = int(np.maximum(dataset.lengths - length + 1, 0).sum())
     found = held_out(dataset, length=length, count=min(clips, max(different, 1)), seed=seed)

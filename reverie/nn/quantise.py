@@ -62,11 +62,11 @@ class VectorQuantiser(nnx.Module):
         self.counts = CodeStatistics(jnp.ones(config.codes))
         self.idle = CodeStatistics(jnp.zeros(config.codes, jnp.int32))
 
-    def __call__(self, x: Array, key: Array | None = None, codes: Array | None = None) -> Quantised:
-        """Quantise (..., L); with a ``key`` the codebook learns from ``x`` as well. ``codes``: those to use instead."""
+    def __call__(self, x: Array, key: Array | None = None) -> Quantised:
+        """Quantise (..., L); with a ``key`` the codebook learns from ``x`` as well."""
         x = unit(x.astype(jnp.float32))
         similarity = jnp.einsum("...l,vl->...v", x, self.book[...], precision=EXACT)
-        codes = jnp.argmax(similarity, axis=-1).astype(jnp.int32) if codes is None else codes
+        codes = jnp.argmax(similarity, axis=-1).astype(jnp.int32)
         chosen = self.lookup(codes)
         loss = jnp.float32(self.config.commitment) * jnp.mean(jnp.square(x - chosen))
         if key is not None:

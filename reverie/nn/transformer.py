@@ -42,6 +42,7 @@ class TransformerConfig:
     window: int = (
         16  # how many frames a time layer reads, the current one included; play for ever needs trained == played
     )
+    places: bool = True  # a learned vector for each token, beside rotary positions; False: only relative positions
     space: bool = True  # False: tokens of a frame do not read each other (a patch-wise network)
     qk_norm: bool = True
     soft_cap: float = 0.0  # 0: off
@@ -61,6 +62,11 @@ class TransformerConfig:
     def head(self) -> int:
         """Width of one head."""
         return self.width // self.heads
+
+    @property
+    def lookback(self) -> int:
+        """How many earlier frames a layer reads."""
+        return self.window - 1 if self.time_every else 0
 
     def __post_init__(self):
         if self.width % self.heads or self.head % 2:
@@ -177,7 +183,7 @@ class SpaceTimeTransformer(nnx.Module):
         self.grid = grid
         # Where tokens never meet there is nothing to tell apart, and a patch means the same wherever it lies.
         meet = config.space or config.time_every
-        self.slots = nnx.Param(_small(rngs, self.tokens, config.width)) if meet else None
+        self.slots = nnx.Param(_small(rngs, self.tokens, config.width)) if meet and config.places else None
         if config.registers:
             self.registers = nnx.Param(_small(rngs, config.registers, config.width))
         groups = config.depth // config.group

@@ -213,6 +213,7 @@ def _card(world: WorldModel, name: str, note: str, seed: int, starts: int) -> di
         "fps": world.config.fps,
         "actions": {"kind": actions.kind, "size": actions.size, "names": actions.names, "keys": actions.keys},
         "idle": idle,
+        "temperature": round(100 * world.dynamics.temperature),
         "starts": starts,
         "seed": seed,
         "notes": [text for text in (notes.get(actions.kind), note) if text],

@@ -60,8 +60,11 @@ class Objective(Protocol):
         """Return what the step reads: ``dataset``, or what a frozen part makes of it, computed once, kept in cache."""
         ...
 
-    def loss(self, model: Any, batch: dict[str, Array], key: Array) -> tuple[Array, Scalars]:
-        """Return the loss and numbers to log; cheap, paid every step. It may change variables that are not Params."""
+    def loss(self, model: Any, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
+        """Return the loss and numbers to log; cheap, paid every step. It may change variables that are not Params.
+
+        ``progress``: the share of the run that is done, 0..1, for what has a schedule.
+        """
         ...
 
     def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
@@ -113,10 +116,11 @@ def train_step(
 ) -> tuple[TrainState, Scalars]:
     """Make one update; pure, and all there is to training."""
     key = jax.random.fold_in(jax.random.key(run.seed), state.step)
+    progress = state.step.astype(jnp.float32) / run.steps
 
     def loss(params: Weights, rest: Weights, batch: dict, key: Array):
         model = blueprint.merge(frozen, params, rest)
-        value, metrics = run.objective.loss(model, batch, key)
+        value, metrics = run.objective.loss(model, batch, key, progress)
         return value, ({**metrics, "loss": value}, blueprint.split(model, "rest"))
 
     gradient = jax.grad(loss, has_aux=True)

@@ -19,12 +19,13 @@ from reverie.errors import ReverieError
 from reverie.evaluation.image import psnr
 from reverie.models.dynamics import DynamicsConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
-from reverie.models.lam import LAMConfig, LatentActionModel
+from reverie.models.lams import LAMConfig
+from reverie.models.lams.pixels import PixelLAMConfig
+from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers import TokenizerConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.patch import to_uint8
 from reverie.nn.quantise import usage
-from reverie.nn.transformer import TransformerConfig
 from reverie.training.checkpoint import load
 from reverie.training.tokens import Joined, cached
 from reverie.world import WorldConfig, WorldModel, rollout
@@ -48,7 +49,7 @@ class TokenizerObjective:
         """The step reads frames as they are."""
         return dataset
 
-    def loss(self, model: Any, batch: dict[str, Array], key: Array) -> tuple[Array, Scalars]:
+    def loss(self, model: Any, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
         """The tokenizer's own."""
         return model.loss(batch["frames"], key)
 
@@ -62,24 +63,34 @@ class TokenizerObjective:
 
 @dataclass(frozen=True)
 class LatentActionObjective:
-    """Learn what happened between frames, as one of a few codes."""
+    """Learn what happened between frames, as one of a few codes.
 
-    lam: LAMConfig = field(default_factory=LAMConfig)
-    frozen: tuple[str, ...] = ()
+    ``tokenizer`` is the folder of the run that made it, relative to this run's folder; "" for models that read pixels.
+    """
+
+    lam: LAMConfig = field(default_factory=TokenLAMConfig)
+    tokenizer: str = "../tokenizer"
+    frozen: tuple[str, ...] = ("tokenizer",)
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
         """Return a new latent action model for frames as ``spec`` says they are."""
-        return config.replace(self.lam, frame=spec.frame).make(rngs)
+        tokenizer = _tokenizer(folder / self.tokenizer, spec) if self.tokenizer else None
+        model = self.lam.fitted(spec.frame, tokenizer).make(rngs)
+        if tokenizer is not None:
+            model.tokenizer = tokenizer
+        return model
 
-    def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
-        """The step reads frames as they are."""
-        return dataset
+    def prepare(self, model: Any, dataset: Dataset, cache: Path) -> Dataset:
+        """Tokens where the model reads those; frames as they are where it does not."""
+        if not self.tokenizer:
+            return dataset
+        return Joined(dataset, cached(model, _see, dataset, model.tokenizer.lookback, cache))
 
-    def loss(self, model: LatentActionModel, batch: dict[str, Array], key: Array) -> tuple[Array, Scalars]:
+    def loss(self, model: Any, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
         """The model's own."""
-        return model.loss(batch["frames"], key)
+        return model.loss(batch["latents" if self.tokenizer else "frames"], key, progress)
 
-    def report(self, model: LatentActionModel, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+    def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
         """How well the next frame is told from the past and a code, how codes are used, and a picture."""
         painted = to_uint8(model.predict(batch["frames"]))
         codes = model.infer(batch["frames"])[:, 1:]
@@ -94,36 +105,36 @@ class DynamicsObjective:
 
     ``tokenizer`` and ``lam`` are folders of the runs that made them, relative to this run's folder. With ``lam`` the
     actions are the latent ones; without, those recorded. Take "lam" out of ``frozen`` to train it together with the
-    dynamics, or give a config instead of a folder to train it from nothing.
+    dynamics (over pixels), or give a config instead of a folder to train it from nothing.
     """
 
     dynamics: DynamicsConfig = field(default_factory=MaskGITConfig)
     tokenizer: str = "../tokenizer"
-    lam: str | LAMConfig | None = None
+    lam: str | PixelLAMConfig | None = None
     context: int = 16  # real frames a dream begins with, at most: no more than a clip in training has
     frozen: tuple[str, ...] = ("tokenizer", "lam")
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:
         """Return a world: frozen parts loaded, dynamics new."""
-        tokenizer = load(folder / self.tokenizer)
-        lam = self._lam(rngs, spec, folder)
-        if not hasattr(tokenizer, "decode_frame"):
-            raise ReverieError(f"'{folder / self.tokenizer}' is no tokenizer but a {type(tokenizer).__name__}.")
-        if lam is not None and not isinstance(lam, LatentActionModel):
-            raise ReverieError(f"'{folder / str(self.lam)}' is no latent action model but a {type(lam).__name__}.")
-        for name, part in (("tokenizer", tokenizer), ("latent action model", lam)):
-            if part is not None and tuple(part.config.frame) != tuple(spec.frame):
-                raise ReverieError(f"the {name} was trained on frames {part.config.frame}, the data has {spec.frame}.")
+        tokenizer, lam = _tokenizer(folder / self.tokenizer, spec), self._lam(rngs, spec, folder)
         actions = spec.actions if lam is None else ActionSpace("latent", lam.codes)
         world = WorldConfig(spec.frame, actions, self.context, spec.fps)
         return WorldModel(world, tokenizer, lam, self.dynamics.fitted(tokenizer, actions).make(rngs))
 
     def _lam(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Any:
-        if isinstance(self.lam, LAMConfig):
-            if not self._together:
-                raise ReverieError("a latent action model made from nothing must be trained: take 'lam' out of frozen.")
-            return config.replace(self.lam, frame=spec.frame).make(rngs)
-        return None if self.lam is None else load(folder / self.lam)
+        if self.lam is None:
+            return None
+        if isinstance(self.lam, str):
+            lam = _fitting(load(folder / self.lam), "infer", "latent action model", folder / self.lam, spec)
+        elif self._together:
+            lam = self.lam.fitted(spec.frame, None).make(rngs)
+        else:
+            raise ReverieError("a latent action model made from nothing must be trained: take 'lam' out of frozen.")
+        if self._together and not hasattr(lam, "relaxed"):
+            raise ReverieError(
+                f"a {type(lam).__name__} is trained before the dynamics, not with them: give its folder."
+            )
+        return lam
 
     @property
     def _together(self) -> bool:
@@ -132,13 +143,13 @@ class DynamicsObjective:
 
     def prepare(self, model: WorldModel, dataset: Dataset, cache: Path) -> Dataset:
         """Latents, and the actions the world obeys; frames as well only if the latent action model still learns."""
-        lead = _lookback(model.tokenizer.config.encoder)
+        lead = model.tokenizer.lookback
         if model.lam is not None and not self._together:  # whose every code says what happened since the frame before
-            lead = max(lead, 1 + _lookback(model.lam.config.encoder))
+            lead = max(lead, model.lam.lookback)
         tokens = cached(model, _encode_frames if self._together else _encode, dataset, lead, cache)
         return Joined(dataset, tokens) if self._together else tokens
 
-    def loss(self, model: WorldModel, batch: dict[str, Array], key: Array) -> tuple[Array, Scalars]:
+    def loss(self, model: WorldModel, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
         """The dynamics' own, plus the latent action model's where it is trained along."""
         if not self._together:
             return model.dynamics.loss(batch["latents"], batch["actions"], key)
@@ -173,9 +184,21 @@ class DynamicsObjective:
         return numbers | {"picture": _sheet(truth, *dreams)}
 
 
-def _lookback(transformer: TransformerConfig) -> int:
-    """How many earlier frames a layer reads."""
-    return transformer.window - 1 if transformer.time_every else 0
+def _tokenizer(path: Path, spec: Spec) -> Any:
+    return _fitting(load(path), "decode_frame", "tokenizer", path, spec)
+
+
+def _fitting(model: Any, ability: str, kind: str, path: Path, spec: Spec) -> Any:
+    """Return a loaded model; ReverieError unless it is of its kind and was trained on frames like the data's."""
+    if not hasattr(model, ability):
+        raise ReverieError(f"'{path}' is no {kind} but a {type(model).__name__}.")
+    if tuple(model.config.frame) != tuple(spec.frame):
+        raise ReverieError(f"the {kind} was trained on frames {model.config.frame}, the data has {spec.frame}.")
+    return model
+
+
+def _see(model: Any, batch: dict[str, Array]) -> dict[str, Array]:
+    return {"latents": model.see(batch["frames"])}
 
 
 def _encode(world: WorldModel, batch: dict[str, Array]) -> dict[str, Array]:

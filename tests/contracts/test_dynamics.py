@@ -93,6 +93,13 @@ def test_temperature_zero_leaves_nothing_to_chance(dream):
     assert len(np.unique(dream(latents[:, :T], actions)[2], axis=0)) > 1
 
 
+def test_untold_the_temperature_is_the_models_own(model, dream):
+    latents, actions = clip(length=T + 1)
+    memory, _ = watch(model, latents[:, :T], actions[:, :-1])
+    untold = jax.jit(model.imagine)(memory, actions[:, -1], KEY)[1]
+    np.testing.assert_array_equal(untold, dream(latents[:, :T], actions, KEY, model.temperature)[2])
+
+
 def test_a_loss_teaches_every_weight_and_is_the_same_on_many_devices(model):
     latents, actions = clip(batch=8, length=4)
     graph, params, rest = nnx.split(model, nnx.Param, ...)

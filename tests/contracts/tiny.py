@@ -15,7 +15,7 @@ from jax import Array
 
 from reverie.actions import START, ActionSpace
 from reverie.models.dynamics import maskgit
-from reverie.models.lam import LAMConfig
+from reverie.models.lams import tokens
 from reverie.models.tokenizers import vqvae
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
@@ -60,10 +60,19 @@ def awake(model: Any) -> Any:
     return model
 
 
+def lam(config: type = tokens.TokenLAMConfig, transformer: TransformerConfig = SMALL, **changes) -> Any:
+    """Return a latent action model for what ``tokenizer()`` sees, whose codes lie anywhere."""
+    small = dataclasses.replace(tiny(config(), transformer), **changes)
+    model = small.fitted(FRAME, tokenizer()).make(nnx.Rngs(2))
+    if hasattr(model, "sums"):
+        model.sums[...] = jax.random.normal(jax.random.key(0), model.sums.shape)
+    return model
+
+
 def world(config: type = maskgit.MaskGITConfig, latent: bool = False, context: int = 4) -> WorldModel:
-    lam = tiny(LAMConfig()).make(nnx.Rngs(2)) if latent else None
-    actions = ActionSpace("latent", lam.codes) if lam else ACTIONS
-    return WorldModel(WorldConfig(FRAME, actions, context), tokenizer(), lam, dynamics(config, actions))
+    eyes = lam() if latent else None
+    actions = ActionSpace("latent", eyes.codes) if eyes else ACTIONS
+    return WorldModel(WorldConfig(FRAME, actions, context), tokenizer(), eyes, dynamics(config, actions))
 
 
 def frames(batch: int = 2, length: int = T, seed: int = 0) -> np.ndarray:

@@ -15,7 +15,12 @@ from reverie.models.folder import configs
 
 
 class Dynamics(Protocol):
-    """What comes next. Latents are what the tokenizer gives; actions are ints, or weights over actions (B, T, size)."""
+    """What comes next. Latents are what the tokenizer gives; actions are ints, or weights over actions (B, T, size).
+
+    ``temperature``: how much is left to chance (0: nothing) where nobody asks for another.
+    """
+
+    temperature: float
 
     def loss(self, latents: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Return what to minimise on clips, and cheap numbers about it."""
@@ -34,13 +39,13 @@ class Dynamics(Protocol):
         ...
 
     def imagine(
-        self, memory: Any, actions_B: Array, key: Array, temperature: float | Array = 1.0
+        self, memory: Any, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[Any, Array, Array]:
         """Dream the frame an action leads to: (memory, latents, features)."""
         ...
 
     def imagine_uncached(
-        self, latents: Array, actions_BT: Array, key: Array, temperature: float | Array = 1.0
+        self, latents: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
     ) -> Array:
         """Dream the same frame without memory, from latents (B, T, ...) and actions (B, T+1); slow, for comparison."""
         ...

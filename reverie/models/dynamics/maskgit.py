@@ -66,7 +66,7 @@ class MaskGIT(nnx.Module):
         self.config = config
         width = config.transformer.width
         self.prepend = config.conditioning == "prepend"
-        self.tokens = config.grid[0] * config.grid[1]
+        self.tokens, self.temperature = config.grid[0] * config.grid[1], config.temperature
         self.embed = nnx.Param(jax.random.normal(rngs.params(), (config.codes + 1, width)) * 0.5)
         self.before = (
             nnx.Param(jax.random.normal(rngs.params(), (config.codes + 1, width)) * 0.5) if config.previous else None
@@ -136,7 +136,7 @@ class MaskGIT(nnx.Module):
         return Past(memory.ring.advance(), latents_BN), h
 
     def imagine(
-        self, memory: Past, actions_B: Array, key: Array, temperature: float | Array = 1.0
+        self, memory: Past, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[Past, Array, Array]:
         """Dream the frame ``actions_B`` leads to: (memory with it taken in, latents (B, N), features (B, N, M))."""
 
@@ -152,7 +152,7 @@ class MaskGIT(nnx.Module):
         return memory, latents, h
 
     def imagine_uncached(
-        self, latents_BTN: Array, actions_BT: Array, key: Array, temperature: float | Array = 1.0
+        self, latents_BTN: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
     ) -> Array:
         """``imagine`` by running the whole past in every pass: latents (B, T, N) and actions (B, T+1) -> (B, N).
 
@@ -168,13 +168,13 @@ class MaskGIT(nnx.Module):
 
         return self.sample(predict, None, len(latents_BTN), key, temperature)[0]
 
-    def sample(self, predict, memory, batch: int, key: Array, temperature: float | Array = 1.0):
+    def sample(self, predict, memory, batch: int, key: Array, temperature: float | Array | None = None):
         """Fill a hidden frame in K passes: (latents (B, N), memory).
 
         ``predict`` takes a partly hidden frame (B, N) and the memory, and gives logits (B, N, V) and the memory.
         """
         c, tokens = self.config, self.tokens
-        heat = jnp.asarray(temperature, jnp.float32) * jnp.float32(c.temperature)
+        heat = jnp.asarray(self.temperature if temperature is None else temperature, jnp.float32)
         # Tokens still hidden after pass k: cosine schedule, none after the last.
         left = np.floor(tokens * np.cos(np.pi / 2 * np.arange(1, c.passes + 1) / c.passes) + 1e-6).astype(np.int32)
 

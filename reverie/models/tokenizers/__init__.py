@@ -11,11 +11,16 @@ from reverie.models.folder import configs
 
 
 class Tokenizer(Protocol):
-    """Frames to latents and back. ``tokens``: N; ``grid``: how they lie in the picture; ``codes``: how many exist."""
+    """Frames to latents and back.
+
+    ``tokens``: N; ``grid``: how they lie in the picture; ``codes``: how many exist; ``lookback``: how many earlier
+    frames a frame's latents depend on.
+    """
 
     tokens: int
     grid: tuple[int, int]
     codes: int
+    lookback: int
 
     def encode(self, frames_BTHWC: Array) -> Array:
         """uint8 frames -> latents: int32 codes (B, T, N)."""

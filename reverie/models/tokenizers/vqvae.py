@@ -47,6 +47,7 @@ class VQVAE(nnx.Module):
         pixels = config.patch**2 * channels
         self.quantiser = config.quantiser.make(rngs)
         self.codes = self.quantiser.codes
+        self.lookback = config.encoder.lookback
         self.patches = nnx.Linear(pixels, config.encoder.width, rngs=rngs)
         self.encoder = SpaceTimeTransformer(config.encoder, self.grid, rngs=rngs)
         self.to_code = nnx.Linear(config.encoder.width, self.quantiser.width, rngs=rngs)

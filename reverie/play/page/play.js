@@ -38,6 +38,8 @@ const wire = new Wire({
     $("name").textContent = world.name;
     $("note").textContent = world.notes.join(" ");
     if (!met) $("seed").value = world.seed;
+    if (!met) $("temperature").value = world.temperature;
+    showTemperature();
     met = true;
     input = new Input(world, $("pad"), pressed);
     dream.start = world.starts ? Math.min(Math.max(dream.start, 0), world.starts - 1) : -1;
@@ -349,6 +351,9 @@ $("seed").onchange = () => {
   $("seed").value = Math.min(2 ** 31 - 1, Math.max(0, Math.floor(Number($("seed").value)) || 0));
   restart();
 };
-$("temperature").oninput = () => ($("temperature-shown").textContent = ($("temperature").value / 100).toFixed(2));
+function showTemperature() {
+  $("temperature-shown").textContent = ($("temperature").value / 100).toFixed(2);
+}
+$("temperature").oninput = showTemperature;
 $("temperature").onchange = () => $("temperature").blur(); // so that arrows are the world's again
 requestAnimationFrame(tick);

@@ -1,17 +1,18 @@
-"""Latent action model: what happened between two frames, as one of a few codes (Genie, arXiv 2402.15391, section 2.1).
+"""Latent actions over pixels: what happened between two frames, as one of a few codes (Genie, arXiv 2402.15391, 2.1).
 
 The encoder reads frames up to t+1 and says which code leads from t to t+1; the decoder sees frames up to t and that
 code, and must paint frame t+1. So the code has to carry what the past does not tell: the action.
 
 Where we differ: the decoder begins as a copy of the last frame and the error counts what moved (``motion_weight``),
 since otherwise painting the scenery is worth more than knowing the action; the encoder is shown changes, not frames;
-the code of a step is, in training, the one that explains it best (``assign``); idle codes are restarted.
+idle codes are restarted. In minutes on a CPU it finds no actions; ``tokens`` does.
 
 Shapes: B batch, T time, H W C image, N patches per frame, M model width, V codes.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ SHARPNESS = 10.0  # of the softmax over cosine similarities
 
 
 @dataclass(frozen=True)
-class LAMConfig:
+class PixelLAMConfig:
     """A latent action model over frames (H, W, C)."""
 
     frame: tuple[int, int, int] = (64, 64, 3)
@@ -36,22 +37,25 @@ class LAMConfig:
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
     quantiser: VQConfig = field(default_factory=lambda: VQConfig(codes=6, width=32))
     motion_weight: float = 10.0
-    assign: Literal["best", "nearest"] = "best"  # training's code of a step: which explains it best, or Genie's nearest
 
-    def make(self, rngs: nnx.Rngs) -> "LatentActionModel":
+    def fitted(self, frame: tuple[int, int, int], tokenizer: Any) -> "PixelLAMConfig":
+        """Return this config for frames (H, W, C)."""
+        return dataclasses.replace(self, frame=frame)
+
+    def make(self, rngs: nnx.Rngs) -> "PixelLAM":
         """Return the module."""
-        return LatentActionModel(self, rngs=rngs)
+        return PixelLAM(self, rngs=rngs)
 
 
-class LatentActionModel(nnx.Module):
+class PixelLAM(nnx.Module):
     """Encoder and decoder around a codebook of actions; after training only the encoder is used."""
 
-    def __init__(self, config: LAMConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: PixelLAMConfig, *, rngs: nnx.Rngs):
         self.config = config
         height, width, channels = config.frame
         pixels = config.patch**2 * channels
         self.grid = grid(height, width, config.patch)
-        self.codes = config.quantiser.codes
+        self.codes, self.lookback = config.quantiser.codes, 1 + config.encoder.lookback
         self.patches = nnx.Linear(pixels, config.encoder.width, rngs=rngs)
         self.encoder = SpaceTimeTransformer(config.encoder, self.grid, extra=1, rngs=rngs)
         self.to_code = nnx.Linear(config.encoder.width, config.quantiser.width, rngs=rngs)
@@ -61,6 +65,10 @@ class LatentActionModel(nnx.Module):
         self.decoder = SpaceTimeTransformer(config.decoder, self.grid, rngs=rngs)
         self.pixels = nnx.Linear(config.decoder.width, pixels, rngs=rngs)
         self.moved = nnx.Linear(config.decoder.width, pixels, bias_init=nnx.initializers.constant(-3.0), rngs=rngs)
+
+    def see(self, frames_BTHWC: Array) -> Array:
+        """The loss reads frames as they are."""
+        return frames_BTHWC
 
     def infer(self, frames_BTHWC: Array) -> Array:
         """Frames (B, T, H, W, C) -> codes (B, T): the action that led to each frame, START for the first."""
@@ -80,29 +88,14 @@ class LatentActionModel(nnx.Module):
         loss, metrics = self.loss(frames_BTHWC, key)
         return jnp.pad(weights, ((0, 0), (1, 0), (0, 0))), loss, metrics
 
-    def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Weighted squared error of the frames predicted from the past and the code, plus the quantiser's own loss.
-
-        With ``assign="best"`` the code of a step is the one that explains it best: all are tried, the decoder learns
-        to explain with the best and the encoder to name it. Left to themselves (``"nearest"``), encoder and decoder
-        ignore each other for thousands of steps: codes name the scene, since the decoder has no use for them yet.
-        """
-        x = self._happened(frames_BTHWC)
-        if self.config.assign == "best":
-            codes = balanced_best(jax.lax.stop_gradient(self._errors(frames_BTHWC)))
-            q = self.quantiser(x, key, codes)
-            named = jax.nn.log_softmax(q.similarity * SHARPNESS)
-            own = -jnp.mean(jnp.take_along_axis(named, codes[..., None], axis=-1)) * jnp.float32(0.1)
-            vectors = self.quantiser.lookup(codes)
-        else:
-            q = self.quantiser(x, key)
-            codes, own, vectors = q.codes, q.loss, q.vectors
-        error = jnp.square(self._paint(frames_BTHWC, vectors) - unit_range(frames_BTHWC[:, 1:]))
+    def loss(self, frames_BTHWC: Array, key: Array, progress: Array | float = 0.0) -> tuple[Array, dict[str, Array]]:
+        """Weighted squared error of the frames predicted from the past and the code, plus the quantiser's own loss."""
+        q = self.quantiser(self._happened(frames_BTHWC), key)
+        error = jnp.square(self._paint(frames_BTHWC, q.vectors) - unit_range(frames_BTHWC[:, 1:]))
         weights = motion_weights(frames_BTHWC, self.config.motion_weight)[:, 1:]
-        named_right = jnp.mean((jnp.argmax(q.similarity, axis=-1) == codes).astype(jnp.float32))
-        metrics = {"psnr": -10 * jnp.log10(jnp.mean(error) + 1e-10), "quantiser": own, "named": named_right}
-        metrics |= {f"code_{name}": value for name, value in usage(codes, self.codes).items()}
-        return jnp.mean(error * weights) + own, metrics
+        metrics = {"psnr": -10 * jnp.log10(jnp.mean(error) + 1e-10), "quantiser": q.loss}
+        metrics |= {f"code_{name}": value for name, value in usage(q.codes, self.codes).items()}
+        return jnp.mean(error * weights) + q.loss, metrics
 
     def predict(self, frames_BTHWC: Array) -> Array:
         """Frames 1..T-1 as painted from those before and the inferred codes, float32 in 0..1."""
@@ -118,16 +111,6 @@ class LatentActionModel(nnx.Module):
         x = self.encoder(jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0))))  # the extra slot has its own learned embedding
         return self.to_code(x[:, 1:, -1])
 
-    def _errors(self, frames_BTHWC):
-        """How badly each code explains each step, (B, T-1, V)."""
-        truth, weights = unit_range(frames_BTHWC[:, 1:]), motion_weights(frames_BTHWC, self.config.motion_weight)[:, 1:]
-
-        def error(code):
-            vectors = jnp.broadcast_to(self.quantiser.lookup(code), (*truth.shape[:2], self.quantiser.width))
-            return jnp.mean(jnp.square(self._paint(frames_BTHWC, vectors) - truth) * weights, axis=(-3, -2, -1))
-
-        return jnp.moveaxis(jax.lax.map(error, jnp.arange(self.codes)), 0, -1)
-
     def _paint(self, frames_BTHWC, vectors_BTL):
         """Frames 1..T-1, float32 in 0..1, from those before and a code's vector for each step."""
         height, width, _ = self.config.frame
@@ -137,19 +120,3 @@ class LatentActionModel(nnx.Module):
         past = past * 0.5 + 0.5
         painted = past + jax.nn.sigmoid(self.moved(x)) * (jax.nn.sigmoid(self.pixels(x)) - past)
         return unpatchify(painted, height, width, self.config.patch)
-
-
-def balanced_best(errors: Array, rounds: int = 4, damping: float = 0.7) -> Array:
-    """Return for each step the code with the least error (..., V) -> (...), int32, prices making crowded codes dearer.
-
-    Prices are those of optimal transport (Sinkhorn's rounds, as in SwAV, arXiv 2006.09882), damped, so that no code
-    starves and none is forced on steps it does not explain.
-    """
-    flat = errors.reshape(-1, errors.shape[-1])
-    best = flat.min(axis=-1, keepdims=True)
-    scores = -(flat - best) / (jnp.mean(flat - best) + 1e-8)  # in units of what the choice matters
-    price = jnp.zeros((1, flat.shape[-1]))
-    for _ in range(rounds):
-        share = jnp.mean(jax.nn.softmax((scores - price) * 4, axis=-1), axis=0, keepdims=True)
-        price = price + jnp.float32(damping) * jnp.log(share * flat.shape[-1] + 1e-6) / 4
-    return jnp.argmax(scores - price, axis=-1).astype(jnp.int32).reshape(errors.shape[:-1])
