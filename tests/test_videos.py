@@ -184,7 +184,7 @@ def test_bad_files_are_named_and_the_rest_is_used(tmp_path, caplog):
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
     with caplog.at_level(logging.WARNING):
-        episodes = list(config(tmp_path).episodes())
+        episodes = list(config(tmp_path, fit="crop").episodes())
     assert [episode.source for episode in episodes] == ["my vidéos ☃/part: 1%d/b ü.mp4", "my vidéos ☃/z.gif"]
     for name, why in {
         "one.mkv": "a single frame",
@@ -196,7 +196,7 @@ def test_bad_files_are_named_and_the_rest_is_used(tmp_path, caplog):
     }.items():
         assert any(f"{name}: " in line and why in line for line in caplog.messages), (name, caplog.messages)
     assert "skipped 6 of 8 videos" in caplog.text
-    again = list(config(tmp_path).episodes())
+    again = list(config(tmp_path, fit="crop").episodes())
     assert all((a.frames == b.frames).all() for a, b in zip(episodes, again, strict=True))
 
 

@@ -42,7 +42,7 @@ class VideosConfig:
     path: str
     size: tuple[int, int] = (64, 64)
     fps: float = 0.0
-    fit: Fit = "crop"
+    fit: Fit = "stretch"
     shortest: int = 16
     frames: int = 128
     cuts: float = 14.0
