@@ -96,12 +96,17 @@ def data(args: argparse.Namespace, rest: list[str]) -> None:
 
 def list_(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.data.sources import sources
-    from reverie.presets import presets
+    from reverie.presets import parameters, presets
 
     def first_line(value: Any) -> str:
         return (value.__doc__ or "").strip().partition("\n")[0]
 
-    print("presets (reverie train NAME)\n" + table((n, f"{p.about} ({p.takes})") for n, p in presets().items()))
+    def facts(recipe: Any) -> str:
+        stages = [run for run in (recipe.tokenizer, recipe.lam, recipe.dynamics) if run]
+        size, steps = parameters(recipe), sum(run.steps for run in stages)
+        return f"{size / 1e6:6.1f} M parameters  {steps:7,} steps  {recipe.about} ({recipe.takes})"
+
+    print("presets (reverie train NAME)\n" + table((name, facts(recipe)) for name, recipe in presets().items()))
     print("\nsources (reverie data NAME OUT)\n" + table((n, first_line(s)) for n, s in sources().items()))
 
 

@@ -7,11 +7,15 @@ used), dynamics. Names are (world)-(dynamics)-(variant).
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flax import nnx
+
 from reverie import config
+from reverie.actions import ActionSpace
 from reverie.data.episode import Spec
 from reverie.data.sources.coinrun import CoinRunConfig
 from reverie.data.sources.platformer import PlatformerConfig
 from reverie.errors import ReverieError, did_you_mean
+from reverie.models.dynamics.causal import CausalConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig
@@ -40,8 +44,9 @@ class Recipe:
 def presets() -> dict[str, Recipe]:
     """Return every named recipe."""
     return {
-        "toy-maskgit": toy(latent=False),
+        "toy-maskgit": toy(),
         "toy-maskgit-latent": toy(latent=True),
+        "toy-causal": causal(),
         "toy-maskgit-shipped": shipped(),
         "toy-maskgit-smooth": smooth(),
         "coinrun-maskgit-tiny": coinrun(
@@ -62,6 +67,27 @@ def preset(name: str) -> Recipe:
     return known[name]
 
 
+def parameters(recipe: Recipe) -> int:
+    """Return how many weights a recipe's models have together; nothing is computed, only shapes are looked at."""
+    spec = recipe.source.spec()
+
+    def shapes(made: Any) -> Any:
+        return nnx.eval_shape(lambda: made.make(nnx.Rngs(0)))
+
+    tokenizer = shapes(config.replace(recipe.tokenizer.objective.tokenizer, frame=spec.frame))
+    models = [tokenizer]
+    if recipe.lam is not None:
+        models.append(shapes(recipe.lam.objective.lam.fitted(spec.frame, tokenizer)))
+    actions = ActionSpace("latent", models[1].codes) if recipe.lam is not None else spec.actions
+    models.append(shapes(recipe.dynamics.objective.dynamics.fitted(tokenizer, actions)))
+    return sum(
+        leaf.size
+        for model in models
+        for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
+        if path[0] != "tokenizer" or model is tokenizer
+    )
+
+
 def _run(objective: Any, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int) -> Run:
     """A run that reports and saves ``every`` so many steps."""
     return Run(
@@ -69,7 +95,7 @@ def _run(objective: Any, batch: int, length: int, steps: int, optimizer: OptimCo
     )
 
 
-def toy(latent: bool) -> Recipe:
+def toy(latent: bool = False) -> Recipe:
     """A world two CPU cores learn in minutes: everything moves by whole tiles, and a token is a tile.
 
     Sizes are as small as the world allows, since many small steps, not few big ones, teach it to obey: one picture
@@ -90,7 +116,7 @@ def toy(latent: bool) -> Recipe:
     )
     return Recipe(
         about="tile platformer, " + ("latent actions: learned from pictures alone" if latent else "recorded actions"),
-        takes="minutes on two CPU cores",
+        takes=f"{'five' if latent else 'two'} minutes on two CPU cores",
         source=PlatformerConfig(tiles=6, count=400, frames=48, themes=2),
         tokenizer=_run(TokenizerObjective(tokenizer), batch=32, length=2, steps=500, optimizer=by_tile, every=500),
         lam=_run(LatentActionObjective(lam), batch=16, length=3, steps=3000, optimizer=optimizer, every=500)
@@ -107,9 +133,26 @@ def toy(latent: bool) -> Recipe:
     )
 
 
+def causal() -> Recipe:
+    """The same world, a frame's tokens one after another."""
+    small = toy()
+    masked = small.dynamics.objective.dynamics
+    dynamics = CausalConfig(
+        transformer=replace(masked.transformer, time_every=3, window=2),
+        changed_weight=masked.changed_weight,
+        temperature=masked.temperature,
+    )
+    return replace(
+        small,
+        about="tile platformer, recorded actions, token by token",
+        takes="four minutes on two CPU cores",
+        dynamics=replace(small.dynamics, objective=replace(small.dynamics.objective, dynamics=dynamics)),
+    )
+
+
 def shipped() -> Recipe:
     """The world that comes with the package: larger levels, all six themes, trained longer."""
-    small = toy(latent=False)
+    small = toy()
     source = PlatformerConfig(tiles=8, count=1000, frames=64, themes=6)
     return replace(
         small,

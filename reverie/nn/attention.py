@@ -14,14 +14,15 @@ def attend(
     k_BSGD: Float[Array, "b s g d"],
     v_BSGD: Float[Array, "b s g d"],
     *,
-    mask_QS: Bool[Array, "q s"] | None = None,
+    mask_QS: Bool[Array, "q s"] | Bool[Array, "b q s"] | None = None,
     causal: bool = False,
     window: int | None = None,
     soft_cap: float = 0.0,
 ) -> Float[Array, "b q k d"]:
     """Softmax attention with grouped heads; logits and softmax in float32.
 
-    ``causal`` lets query i read keys max(0, i - window + 1)..i. ``mask_QS`` is True where query q may read key s.
+    ``causal`` lets query i read keys max(0, i - window + 1)..i. ``mask_QS`` is True where query q may read key s,
+    the same for all rows or (B, Q, S).
     ``soft_cap`` > 0 squashes logits to cap * tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2).
 
     On NVIDIA GPUs in 16-bit types cuDNN's flash kernels do the work; capped logits have no such kernel, they are
@@ -35,7 +36,7 @@ def attend(
         q_BQKD,
         k_BSGD,
         v_BSGD,
-        mask=None if mask_QS is None else mask_QS[None, None],
+        mask=None if mask_QS is None else mask_QS.reshape(-1, 1, *mask_QS.shape[-2:]),
         is_causal=causal,
         local_window_size=band,
         implementation="cudnn" if flash else "xla",
@@ -83,7 +84,7 @@ def _combine(mask_QS, causal: bool, window: int | None, length: int):
         return mask_QS
     age = np.arange(length)[:, None] - np.arange(length)[None]
     band = jnp.asarray((age >= 0) & (age < (window or length)))
-    return band if mask_QS is None else band & mask_QS
+    return band if mask_QS is None else jnp.broadcast_to(band, mask_QS.shape) & mask_QS
 
 
 def _capped(q, k, v, mask_QS, cap: float):
@@ -92,7 +93,7 @@ def _capped(q, k, v, mask_QS, cap: float):
     logits = jnp.einsum("bqgrd,bsgd->bgrqs", q, k, preferred_element_type=jnp.float32) * np.float32(q.shape[-1] ** -0.5)
     logits = np.float32(cap) * jnp.tanh(logits / np.float32(cap))
     if mask_QS is not None:
-        logits = jnp.where(mask_QS[None, None, None], logits, np.float32(-1e30))
+        logits = jnp.where(mask_QS.reshape(-1, 1, 1, *mask_QS.shape[-2:]), logits, np.float32(-1e30))
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum("bgrqs,bsgd->bqgrd", weights, v)
     return out.reshape(*out.shape[:2], -1, out.shape[-1])

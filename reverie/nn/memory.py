@@ -28,6 +28,13 @@ class Memory(NamedTuple):
         return self._replace(time=self.time + jnp.uint32(1))
 
 
+class Past(NamedTuple):
+    """What dynamics over codes remember: their transformer's ring, and the last finished frame."""
+
+    ring: Memory
+    last_BN: Array
+
+
 def empty(layers: int, batch: int, tokens: int, frames: int, heads: int, width: int, dtype: jnp.dtype) -> Memory:
     """Return a memory of nothing: shapes as the letters above say, time 0."""
     shape = (layers, batch, tokens, frames, heads, width)

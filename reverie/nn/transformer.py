@@ -205,7 +205,7 @@ class SpaceTimeTransformer(nnx.Module):
         times: Times | None = None,
         unstacked: list | None = None,
     ) -> Array:
-        """A whole clip at once. ``mask_NN`` is True where token n may read token m of its own frame."""
+        """A whole clip at once. ``mask_NN`` is True where token n may read token m of its own frame; or (T, N, N)."""
         return self._run(x_BTNM, None, mask_NN, times, unstacked)[0]
 
     def step(
@@ -214,6 +214,54 @@ class SpaceTimeTransformer(nnx.Module):
         """One frame, past ones from memory. Writes the frame's keys and values; ``memory.advance()`` makes it past."""
         y, memory = self._run(x_BNM[:, None], memory, mask_NN, unstacked=unstacked)
         return y[:, 0], memory
+
+    def nothing_kept(self, batch: int) -> tuple[Array, Array]:
+        """Return keys and values of no token yet, for ``tokens_step``: each (layers that read a frame, B, N, G, D)."""
+        c = self.config
+        layers = sum(layer.space is not None for layer in self.groups.layers) * (c.depth // c.group)
+        shape = (layers, batch, self.tokens, c.kv_heads or c.heads, c.head)
+        return jnp.zeros(shape, compute_dtype(c.dtype)), jnp.zeros(shape, compute_dtype(c.dtype))
+
+    def tokens_step(
+        self, x_BnM: Array, first: Array, mask_nN: Array, memory: Memory, kept: tuple, unstacked: list | None = None
+    ) -> tuple[Array, tuple]:
+        """Some tokens of the frame being made, those at ``first`` and after: (B, n, M) and what is kept of them.
+
+        Their frame's other tokens are read from ``kept``, where ``mask_nN`` is True, past frames from memory; so a
+        frame made token by token costs as much as one made at once. Registers are not for frames made so.
+        """
+        c, (count, now) = self.config, (x_BnM.shape[1], memory.time)
+        place = first + jnp.arange(count)
+        x = x_BnM if self.slots is None else x_BnM + self.slots[...][place].astype(x_BnM.dtype)[None]
+        extra = self.tokens - self.grid[0] * self.grid[1]
+        space = tuple(jnp.asarray(table)[place] for table in rotary_space(*self.grid, extra, c.head))
+        time = rotary_time(now[None], c.head)
+        seen = jnp.arange(c.window, dtype=jnp.uint32) <= now
+        slot = (now % jnp.uint32(c.window)).astype(jnp.int32)
+        graph, _ = nnx.split(self.groups)
+        read = 0
+        for index, own in enumerate(unstacked or self.unstacked() or ()):
+            for layer in nnx.merge(graph, own).layers:
+                if layer.space is not None:
+                    q, k, v = layer.space.project(x)
+                    fresh = (rotate(k, *space), v)
+                    kept = tuple(
+                        jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), (read, 0, first, 0, 0))
+                        for old, new in zip(kept, fresh, strict=True)
+                    )
+                    y = attend(rotate(q, *space), kept[0][read], kept[1][read], mask_QS=mask_nN, soft_cap=c.soft_cap)
+                    x, read = x + layer.space.merge(y).astype(x.dtype), read + 1
+                if layer.time is not None:
+                    q, k, v = layer.time.project(rearrange(x, "b n m -> (b n) 1 m"))
+                    pair = []
+                    for ring_of, new in zip(memory[:2], (rotate(k, *time), v), strict=True):
+                        past = jax.lax.dynamic_slice_in_dim(ring_of[index], first, count, axis=1)
+                        past = rearrange(past, "b n s g d -> (b n) s g d")
+                        pair.append(jax.lax.dynamic_update_slice_in_dim(past, new.astype(past.dtype), slot, axis=1))
+                    y = attend(rotate(q, *time), *pair, mask_QS=seen[None], soft_cap=c.soft_cap)
+                    x = x + rearrange(layer.time.merge(y), "(b n) 1 m -> b n m", n=count).astype(x.dtype)
+                x = x + layer.mlp(x).astype(x.dtype)
+        return self.norm(x), kept
 
     def unstacked(self) -> list | None:
         """Return each group's own weights, to be given to what runs in a loop; None where groups are scanned.
@@ -236,6 +284,8 @@ class SpaceTimeTransformer(nnx.Module):
             r = jnp.broadcast_to(self.registers[...].astype(x.dtype), (*x.shape[:2], c.registers, c.width))
             x = jnp.concatenate([x, r], axis=2)
             mask_NN = _admit(mask_NN, c.registers)
+        if mask_NN is not None and mask_NN.ndim == 3:  # one for each frame, the same in every row
+            mask_NN = jnp.tile(mask_NN, (x.shape[0], 1, 1))
         extra = self.tokens - self.grid[0] * self.grid[1] + c.registers
         space = tuple(jnp.asarray(table) for table in rotary_space(*self.grid, extra, c.head))
         now = jnp.zeros((), jnp.uint32) if memory is None else memory.time
@@ -300,5 +350,7 @@ def _admit(mask_NN, registers: int):
     """Registers are read by everyone, so they read only what everyone may read: they carry no secrets."""
     if mask_NN is None:
         return None
-    open_to_all = jnp.broadcast_to(jnp.all(mask_NN, axis=0), (registers, mask_NN.shape[1]))
-    return jnp.pad(jnp.concatenate([mask_NN, open_to_all]), ((0, 0), (0, registers)), constant_values=True)
+    open_to_all = jnp.all(mask_NN, axis=-2, keepdims=True)
+    open_to_all = jnp.broadcast_to(open_to_all, (*mask_NN.shape[:-2], registers, mask_NN.shape[-1]))
+    wide = jnp.concatenate([mask_NN, open_to_all], axis=-2)
+    return jnp.pad(wide, [(0, 0)] * (wide.ndim - 1) + [(0, registers)], constant_values=True)

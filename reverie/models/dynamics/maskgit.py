@@ -11,7 +11,7 @@ Shapes: B batch, T time, N tokens per frame, M model width, V codes, K passes.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import START, ActionSpace
+from reverie.nn.codes import draw, likelihood, ranking, surprise
 from reverie.nn.embed import ActionEmbedding
-from reverie.nn.memory import Memory
+from reverie.nn.memory import Past
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 
@@ -52,13 +53,6 @@ class MaskGITConfig:
         return MaskGIT(self, rngs=rngs)
 
 
-class Past(NamedTuple):
-    """What MaskGIT remembers: the transformer's ring, and the last finished frame (all hidden before the first)."""
-
-    ring: Memory
-    last_BN: Array
-
-
 class MaskGIT(nnx.Module):
     """A space-time transformer over token embeddings, with one more code for "hidden"."""
 
@@ -80,26 +74,12 @@ class MaskGIT(nnx.Module):
     def loss(self, latents_BTN: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Cross-entropy of the hidden tokens of every frame but the first, (B, T, N) int32 codes."""
         logits, hidden = self._predict_hidden(latents_BTN, actions_BT, key)
-        target = latents_BTN[:, 1:]
-        changed = (target != latents_BTN[:, :-1]).astype(jnp.float32)
-        weights = hidden * (1 + jnp.float32(self.config.changed_weight) * changed)
-        nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
-        right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
-        metrics = {
-            "accuracy": jnp.sum(right * hidden) / (jnp.sum(hidden) + 1e-6),
-            "accuracy_changed": jnp.sum(right * hidden * changed) / (jnp.sum(hidden * changed) + 1e-6),
-        }
-        return jnp.sum(nats * weights) / (jnp.sum(weights) + 1e-6), metrics
+        return likelihood(logits, latents_BTN, hidden, self.config.changed_weight)
 
     def report(self, latents_BTN: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
         """Top-k accuracy of frames that are hidden completely, and of those of their tokens that change."""
         logits, _ = self._predict_hidden(latents_BTN, actions_BT, key, share=1.0)
-        target = latents_BTN[:, 1:]
-        rank = jnp.sum(logits > jnp.take_along_axis(logits, target[..., None], axis=-1), axis=-1)
-        changed = (target != latents_BTN[:, :-1]).astype(jnp.float32)
-        result = {f"top{k}": jnp.mean((rank < k).astype(jnp.float32)) for k in (1, 2, 5, 16)}
-        first = (rank == 0).astype(jnp.float32)
-        return result | {"changed_top1": jnp.sum(first * changed) / (jnp.sum(changed) + 1e-6)}
+        return ranking(logits, latents_BTN)
 
     def _predict_hidden(self, latents_BTN, actions_BT, key, share: float | None = None):
         """Return logits (B, T-1, N, V) of frames 1..T-1 with tokens hidden, and which were, float (B, T-1, N)."""
@@ -182,8 +162,8 @@ class MaskGIT(nnx.Module):
             latents, memory = carry
             key_code, key_order = jax.random.split(jax.random.fold_in(key, k))
             logits, memory = predict(latents, memory)
-            codes = _draw(key_code, logits, heat)
-            confidence = jnp.take_along_axis(jax.nn.log_softmax(logits), codes[..., None], axis=-1)[..., 0]
+            codes = draw(key_code, logits, heat)
+            confidence = -surprise(logits, codes)
             cooling = heat * (1 - (k + 1).astype(jnp.float32) / c.passes)
             confidence = confidence + cooling * jax.random.gumbel(key_order, confidence.shape)
             hidden = latents == c.codes
@@ -215,15 +195,3 @@ class MaskGIT(nnx.Module):
 
     def _logits(self, x):
         return self.head(x[..., : self.tokens, :]).astype(jnp.float32)
-
-
-def _draw(key: Array, logits_BNV: Array, heat: Array) -> Array:
-    """Draw codes (B, N) from softmax(logits / heat), the likeliest for heat 0.
-
-    By inverting the distribution function: one random number a token. Gumbel noise wants one for every code of every
-    token, which on CPU took six times as long and a seventh of a large frame's time.
-    """
-    weights = jnp.exp((logits_BNV - jnp.max(logits_BNV, axis=-1, keepdims=True)) / jnp.maximum(heat, 1e-9))
-    below = jnp.cumsum(weights, axis=-1)
-    chance = jax.random.uniform(key, (*below.shape[:-1], 1)) * below[..., -1:]
-    return jnp.sum((below <= chance).astype(jnp.int32), axis=-1)

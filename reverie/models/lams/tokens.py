@@ -25,6 +25,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import START
+from reverie.nn.codes import changed, surprise
 from reverie.nn.quantise import CodeStatistics, usage
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 
@@ -169,7 +170,7 @@ class TokenLAM(nnx.Module):
         table = self.change[...]
         now, before = seen_BTN[:, 1:], seen_BTN[:, :-1]
         y = self.encoder(table[now] - table[before])
-        moved = (now != before).astype(jnp.float32)[..., None]
+        moved = changed(seen_BTN)[..., None]
         y = jnp.sum(y * moved, axis=2) / (jnp.sum(moved, axis=2) + 1)
         mean, log_std = jnp.split(self.to_latent(y), 2, axis=-1)
         return mean, jnp.clip(log_std, -6.0, 1.0)
@@ -182,12 +183,12 @@ class TokenLAM(nnx.Module):
     def _told(self, seen_BTN, happened_BTL):
         """Weighted nats per token of each frame but the first, (B, T-1), and metrics."""
         target, logits = seen_BTN[:, 1:], self._tell(seen_BTN, happened_BTL).astype(jnp.float32)
-        changed = (target != seen_BTN[:, :-1]).astype(jnp.float32)
-        weights = 1 + jnp.float32(self.config.changed_weight) * changed
-        nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
+        moved = changed(seen_BTN)
+        weights = 1 + jnp.float32(self.config.changed_weight) * moved
         right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
-        metrics = {"accuracy_changed": jnp.sum(right * changed) / (jnp.sum(changed) + 1e-6)}
-        return jnp.sum(nats * weights, axis=-1) / jnp.mean(jnp.sum(weights, axis=-1)), metrics
+        metrics = {"accuracy_changed": jnp.sum(right * moved) / (jnp.sum(moved) + 1e-6)}
+        nats = surprise(logits, target) * weights
+        return jnp.sum(nats, axis=-1) / jnp.mean(jnp.sum(weights, axis=-1)), metrics
 
 
 def kmeans(points_PL: Array, groups: int, key: Array, tries: int = 8, rounds: int = 30) -> Array:
