@@ -67,7 +67,7 @@ def preset(name: str) -> Recipe:
     return known[name]
 
 
-def parameters(recipe: Recipe) -> int:
+def parameters(recipe: Any) -> int:
     """Return how many weights a recipe's models have together; nothing is computed, only shapes are looked at."""
     spec = recipe.source.spec()
 
@@ -136,7 +136,8 @@ def toy(latent: bool = False) -> Recipe:
 def causal() -> Recipe:
     """The same world, a frame's tokens one after another."""
     small = toy()
-    masked = small.dynamics.objective.dynamics
+    objective: Any = small.dynamics.objective
+    masked = objective.dynamics
     dynamics = CausalConfig(
         transformer=replace(masked.transformer, time_every=3, window=2),
         changed_weight=masked.changed_weight,
@@ -146,7 +147,7 @@ def causal() -> Recipe:
         small,
         about="tile platformer, recorded actions, token by token",
         takes="four minutes on two CPU cores",
-        dynamics=replace(small.dynamics, objective=replace(small.dynamics.objective, dynamics=dynamics)),
+        dynamics=replace(small.dynamics, objective=replace(objective, dynamics=dynamics)),
     )
 
 

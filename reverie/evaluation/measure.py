@@ -82,19 +82,19 @@ def evaluate(
     context = world.config.context if context is None else context
     if context < 1 or horizon < 1:
         raise ReverieError(f"a dream needs a real frame and a frame to dream at least, not {context} and {horizon}.")
-    temperature = world.dynamics.temperature if temperature is None else temperature
+    heat: float = world.dynamics.temperature if temperature is None else temperature
     length = context + horizon
     different = int(np.maximum(dataset.lengths - length + 1, 0).sum())
     found = held_out(dataset, length=length, count=min(clips, max(different, 1)), seed=seed)
     frames, recorded = found["frames"], found["actions"]
-    dreams = Dreams(world, batch=min(BATCH, len(frames)), seed=seed, temperature=temperature)
+    dreams = Dreams(world, batch=min(BATCH, len(frames)), seed=seed, temperature=heat)
     given = _Clips(frames, recorded, dreams.actions(frames, recorded), context)
     config: Any = spec.simulator
     exact = _Exact(config.make(), found["states"][:, context - 1]) if config and "states" in found else None
 
     numbers: Numbers = {
         "action_source": _SOURCES[space.kind], "clips": len(frames), "context": context, "horizon": horizon,
-        "seed": seed, "temperature": temperature, "dataset": spec.source, "fingerprint": dataset.fingerprint,
+        "seed": seed, "temperature": heat, "dataset": spec.source, "fingerprint": dataset.fingerprint,
         "fps": spec.fps, "device": jax.devices()[0].device_kind, **dict.fromkeys(MEANING),
     }  # fmt: skip
     tokens, rebuilt = dreams.reconstruct(frames)

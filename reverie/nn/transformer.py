@@ -217,8 +217,9 @@ class SpaceTimeTransformer(nnx.Module):
 
     def nothing_kept(self, batch: int) -> tuple[Array, Array]:
         """Return keys and values of no token yet, for ``tokens_step``: each (layers that read a frame, B, N, G, D)."""
-        c = self.config
-        layers = sum(layer.space is not None for layer in self.groups.layers) * (c.depth // c.group)
+        c, groups = self.config, self.groups
+        reading = sum(layer.space is not None for layer in groups.layers) if groups else 0
+        layers = reading * (c.depth // c.group)
         shape = (layers, batch, self.tokens, c.kv_heads or c.heads, c.head)
         return jnp.zeros(shape, compute_dtype(c.dtype)), jnp.zeros(shape, compute_dtype(c.dtype))
 
@@ -238,10 +239,10 @@ class SpaceTimeTransformer(nnx.Module):
         time = rotary_time(now[None], c.head)
         seen = jnp.arange(c.window, dtype=jnp.uint32) <= now
         slot = (now % jnp.uint32(c.window)).astype(jnp.int32)
-        graph, _ = nnx.split(self.groups)
-        read = 0
+        graph, read = nnx.split(self.groups)[0], 0
         for index, own in enumerate(unstacked or self.unstacked() or ()):
-            for layer in nnx.merge(graph, own).layers:
+            group: Any = nnx.merge(graph, own)
+            for layer in group.layers:
                 if layer.space is not None:
                     q, k, v = layer.space.project(x)
                     fresh = (rotate(k, *space), v)
