@@ -16,9 +16,11 @@ from reverie.data.sources.coinrun import CoinRunConfig
 from reverie.data.sources.platformer import PlatformerConfig
 from reverie.errors import ReverieError, did_you_mean
 from reverie.models.dynamics.causal import CausalConfig
+from reverie.models.dynamics.diffusion import DiffusionConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig
+from reverie.models.tokenizers.mae import MAEConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
@@ -47,6 +49,7 @@ def presets() -> dict[str, Recipe]:
         "toy-maskgit": toy(),
         "toy-maskgit-latent": toy(latent=True),
         "toy-causal": causal(),
+        "toy-diffusion": diffusion(),
         "toy-maskgit-shipped": shipped(),
         "toy-maskgit-smooth": smooth(),
         "coinrun-maskgit-tiny": coinrun(
@@ -148,6 +151,22 @@ def causal() -> Recipe:
         about="tile platformer, recorded actions, token by token",
         takes="four minutes on two CPU cores",
         dynamics=replace(small.dynamics, objective=replace(objective, dynamics=dynamics)),
+    )
+
+
+def diffusion() -> Recipe:
+    """The same world, a frame's latents out of noise: a tile is a vector."""
+    small = toy()
+    seen: Any = small.tokenizer.objective
+    tile, now = seen.tokenizer.encoder, replace(seen.tokenizer.encoder, space=True, depth=3, time_every=3, window=2)
+    tokenizer = MAEConfig(patch=8, width=8, encoder=tile, decoder=tile, mask_max=0.0, motion_weight=10.0)
+    dynamics = DiffusionConfig(transformer=now, changed_weight=5.0, passes=6, temperature=0.0)
+    return replace(
+        small,
+        about="tile platformer, recorded actions, out of noise",
+        takes="four minutes on two CPU cores",
+        tokenizer=replace(small.tokenizer, objective=TokenizerObjective(tokenizer)),
+        dynamics=replace(small.dynamics, objective=DynamicsObjective(dynamics, context=1)),
     )
 
 

@@ -1,11 +1,14 @@
-"""Embeddings of actions: one table for every action space, with rows for "none yet" and "unlabelled"."""
+"""Embeddings of actions (one table for every space, with rows for "none yet" and "unlabelled"), and of noise levels."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from reverie.actions import CODES, ActionSpace
+
+FREQUENCIES = 8  # the fastest tells levels 1/256 apart
 
 
 class ActionEmbedding(nnx.Module):
@@ -20,3 +23,15 @@ class ActionEmbedding(nnx.Module):
             none = jnp.all(actions == 0, axis=-1, keepdims=True)  # a row without weight: no action yet
             return jnp.where(none, self.table[...][1][None, None], known)
         return self.table[...][actions + CODES]
+
+
+class LevelEmbedding(nnx.Module):
+    """Levels in 0..1 (...) -> (..., M): sines and cosines of eight frequencies, mixed."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.mix = nnx.Linear(2 * FREQUENCIES, width, rngs=rngs)
+
+    def __call__(self, levels: Array) -> Array:
+        turns = np.pi * 2.0 ** np.arange(FREQUENCIES)
+        angles = levels[..., None] * jnp.asarray(turns, jnp.float32).reshape((1,) * levels.ndim + (-1,))
+        return self.mix(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1))

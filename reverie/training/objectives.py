@@ -58,7 +58,8 @@ class TokenizerObjective:
         latents = model.encode(batch["frames"])
         painted = to_uint8(model.decode(latents))
         sharp = jnp.mean(psnr(batch["frames"], painted))
-        return {"psnr": sharp, **_codes(latents, model.codes), "picture": _sheet(batch["frames"], painted)}
+        used = _codes(latents, model.codes) if model.codes else {}
+        return {"psnr": sharp, **used, "picture": _sheet(batch["frames"], painted)}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """What every dynamics family promises, whatever it does inside."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contracts.tiny import ACTIONS, SMALL, T, clip, dynamics, rows_over_devices, state, watch
+from contracts.tiny import ACTIONS, SMALL, T, dynamics, other, rows_over_devices, state, watch
+from contracts.tiny import clip as any_clip
 from flax import nnx
 
 from reverie.models.dynamics import families
@@ -15,6 +18,12 @@ KEY = jax.random.key(7)
 @pytest.fixture(scope="module", params=sorted(families()))
 def model(request):
     return dynamics(families()[request.param])
+
+
+@pytest.fixture(scope="module")
+def clip(model):
+    """Latents such as the family takes, and actions."""
+    return partial(any_clip, of=model.config)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +38,7 @@ def dream(model):
     return lambda latents, actions, key=KEY, temperature=1.0: dream(latents, actions, key, np.float32(temperature))
 
 
-def test_memory_changes_nothing_but_the_time_it_takes(model, dream):
+def test_memory_changes_nothing_but_the_time_it_takes(model, dream, clip):
     """T is more than twice the window: what has left it was overwritten several times."""
     latents, actions = clip(length=T + 1)
     slow = jax.jit(model.imagine_uncached)
@@ -38,7 +47,7 @@ def test_memory_changes_nothing_but_the_time_it_takes(model, dream):
         np.testing.assert_allclose(dream(latents[:, :T], actions, KEY, temperature)[2], expected, atol=1e-4)
 
 
-def test_a_dream_is_remembered_as_if_it_had_been_watched(model, dream):
+def test_a_dream_is_remembered_as_if_it_had_been_watched(model, dream, clip):
     """However often a frame is refined: nothing else that is remembered may change."""
     latents, actions = clip(length=T + 1)
     before, after, dreamed, h = dream(latents[:, :T], actions)
@@ -47,20 +56,20 @@ def test_a_dream_is_remembered_as_if_it_had_been_watched(model, dream):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_every_token_of_the_past_in_the_window_is_seen_by_every_token(model):
+def test_every_token_of_the_past_in_the_window_is_seen_by_every_token(model, clip):
     latents, actions = clip(batch=1)
     tokens = latents.shape[2]
     changed = [(t, n) for t in range(T - SMALL.window, T - 1) for n in range(tokens)]
     rows = jnp.repeat(latents, 1 + len(changed), axis=0)
     for row, (t, n) in enumerate(changed):
-        rows = rows.at[row + 1, t, n].set((latents[0, t, n] + 1) % 32)
+        rows = rows.at[row + 1, t, n].set(other(latents[0, t, n]))
     h = jax.jit(lambda x, a: watch(model, x, a)[1][-1])(rows, jnp.repeat(actions, len(rows), axis=0))
     seen = np.abs(np.asarray(h[1:] - h[:1])).max(axis=-1)
     assert seen.shape == (len(changed), tokens)
     assert (seen > 1e-7).all(), "some token of some past frame can be changed unnoticed"
 
 
-def test_actions_of_the_past_and_the_present_are_seen(model):
+def test_actions_of_the_past_and_the_present_are_seen(model, clip):
     latents, actions = clip(batch=1)
     rows = jnp.repeat(actions, SMALL.window + 1, axis=0)
     for row, t in enumerate(range(T - SMALL.window, T)):
@@ -69,7 +78,7 @@ def test_actions_of_the_past_and_the_present_are_seen(model):
     assert (np.abs(np.asarray(h[1:] - h[:1])).max(axis=-1) > 1e-7).all()
 
 
-def test_rows_do_not_know_of_each_other(dream):
+def test_rows_do_not_know_of_each_other(dream, clip):
     latents, actions = clip(batch=4, length=T + 1)
     others, acted = clip(batch=4, length=T + 1, seed=1)
     mixed = dream(others.at[2].set(latents[2])[:, :T], acted.at[2].set(actions[2]))
@@ -78,14 +87,14 @@ def test_rows_do_not_know_of_each_other(dream):
         assert not np.array_equal(a[1], b[1])
 
 
-def test_the_same_key_dreams_the_same_and_another_does_not(dream):
+def test_the_same_key_dreams_the_same_and_another_does_not(dream, clip):
     latents, actions = clip(batch=4, length=T + 1)
     first, again = dream(latents[:, :T], actions), dream(latents[:, :T], actions)
     np.testing.assert_array_equal(first[2], again[2])
     assert not np.array_equal(first[2], dream(latents[:, :T], actions, jax.random.key(8))[2])
 
 
-def test_temperature_zero_leaves_nothing_to_chance(dream):
+def test_temperature_zero_leaves_nothing_to_chance(dream, clip):
     latents, actions = (jnp.repeat(x, 16, axis=0) for x in clip(batch=1, length=T + 1))
     still = dream(latents[:, :T], actions, KEY, 0.0)[2]
     np.testing.assert_array_equal(still, dream(latents[:, :T], actions, jax.random.key(8), 0.0)[2])
@@ -93,14 +102,14 @@ def test_temperature_zero_leaves_nothing_to_chance(dream):
     assert len(np.unique(dream(latents[:, :T], actions)[2], axis=0)) > 1
 
 
-def test_untold_the_temperature_is_the_models_own(model, dream):
+def test_untold_the_temperature_is_the_models_own(model, dream, clip):
     latents, actions = clip(length=T + 1)
     memory, _ = watch(model, latents[:, :T], actions[:, :-1])
     untold = jax.jit(model.imagine)(memory, actions[:, -1], KEY)[1]
-    np.testing.assert_array_equal(untold, dream(latents[:, :T], actions, KEY, model.temperature)[2])
+    np.testing.assert_allclose(untold, dream(latents[:, :T], actions, KEY, model.temperature)[2], atol=1e-4)
 
 
-def test_a_loss_teaches_every_weight_and_is_the_same_on_many_devices(model):
+def test_a_loss_teaches_every_weight_and_is_the_same_on_many_devices(model, clip):
     latents, actions = clip(batch=8, length=4)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
@@ -123,7 +132,7 @@ def test_a_loss_teaches_every_weight_and_is_the_same_on_many_devices(model):
         np.testing.assert_array_equal(leaf, before[name])
 
 
-def test_actions_may_be_weights_through_which_gradients_pass(model):
+def test_actions_may_be_weights_through_which_gradients_pass(model, clip):
     """One-hot weights are the actions they stand for, and none at all are no action yet."""
     latents, actions = clip(length=4)
     weights = jax.nn.one_hot(actions, ACTIONS.size)
@@ -136,12 +145,12 @@ def test_actions_may_be_weights_through_which_gradients_pass(model):
     assert (np.abs(np.asarray(grad[:, 1:])).max(axis=-1) > 0).all()
 
 
-def test_what_led_to_the_first_frame_of_a_clip_is_before_its_time(model):
+def test_what_led_to_the_first_frame_of_a_clip_is_before_its_time(model, clip):
     latents, actions = clip(length=4)
     loss = jax.jit(lambda a: model.loss(latents, a, KEY)[0])
     assert loss(actions) == loss(actions.at[:, 0].set(2))
 
 
-def test_reports_are_finite_numbers(model):
+def test_reports_are_finite_numbers(model, clip):
     numbers = jax.jit(model.report)(*clip(length=4), KEY)
     assert all(np.isfinite(number) and np.ndim(number) == 0 for number in numbers.values())

@@ -16,7 +16,7 @@ from jax import Array
 from reverie.actions import START, ActionSpace
 from reverie.models.dynamics import maskgit
 from reverie.models.lams import tokens
-from reverie.models.tokenizers import vqvae
+from reverie.models.tokenizers import mae, vqvae
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
 from reverie.world import WorldConfig, WorldModel
@@ -47,8 +47,14 @@ def tokenizer(config: type = vqvae.VQVAEConfig, **changes) -> Any:
 
 
 def dynamics(config: type = maskgit.MaskGITConfig, actions: ActionSpace = ACTIONS, **changes) -> Any:
-    """Return dynamics for the latents of ``tokenizer()``."""
-    return awake(tiny(config(), **changes).fitted(tokenizer(), actions).make(nnx.Rngs(1)))
+    """Return dynamics for the latents of ``eyes(config)``."""
+    return awake(tiny(config(), **changes).fitted(eyes(config), actions).make(nnx.Rngs(1)))
+
+
+def eyes(config: Any) -> Any:
+    """Return a tokenizer whose latents dynamics of ``config`` are made for: codes, or vectors."""
+    codes = any(field.name == "codes" for field in dataclasses.fields(config))
+    return tokenizer(vqvae.VQVAEConfig if codes else mae.MAEConfig)
 
 
 def awake(model: Any) -> Any:
@@ -70,9 +76,9 @@ def lam(config: type = tokens.TokenLAMConfig, transformer: TransformerConfig = S
 
 
 def world(config: type = maskgit.MaskGITConfig, latent: bool = False, context: int = 4) -> WorldModel:
-    eyes = lam() if latent else None
-    actions = ActionSpace("latent", eyes.codes) if eyes else ACTIONS
-    return WorldModel(WorldConfig(FRAME, actions, context), tokenizer(), eyes, dynamics(config, actions))
+    acts = lam() if latent else None
+    actions = ActionSpace("latent", acts.codes) if acts else ACTIONS
+    return WorldModel(WorldConfig(FRAME, actions, context), eyes(config), acts, dynamics(config, actions))
 
 
 def frames(batch: int = 2, length: int = T, seed: int = 0) -> np.ndarray:
@@ -82,12 +88,17 @@ def frames(batch: int = 2, length: int = T, seed: int = 0) -> np.ndarray:
     return (patches + rng.integers(0, 16, (batch, length, *FRAME))).astype(np.uint8)
 
 
-def clip(batch: int = 2, length: int = T, seed: int = 0) -> tuple[Array, Array]:
-    """Latents of random frames, and actions that led to them."""
+def clip(batch: int = 2, length: int = T, seed: int = 0, of: Any = maskgit.MaskGITConfig) -> tuple[Array, Array]:
+    """Latents of random frames for dynamics of a config, and actions that led to them."""
     rng = np.random.default_rng(seed)
     actions = rng.integers(0, ACTIONS.size, (batch, length)).astype(np.int32)
     actions[:, 0] = START
-    return jax.jit(tokenizer().encode)(frames(batch, length, seed)), jnp.asarray(actions)
+    return jax.jit(eyes(of).encode)(frames(batch, length, seed)), jnp.asarray(actions)
+
+
+def other(latent: Array) -> Array:
+    """Another latent: another code, or a vector elsewhere."""
+    return (latent + 1) % 32 if jnp.issubdtype(latent.dtype, jnp.integer) else latent + 0.5
 
 
 def watch(model: Any, latents: Array, actions: Array) -> tuple[Any, Array]:

@@ -13,8 +13,8 @@ from reverie.models.folder import configs
 class Tokenizer(Protocol):
     """Frames to latents and back.
 
-    ``tokens``: N; ``grid``: how they lie in the picture; ``codes``: how many exist; ``lookback``: how many earlier
-    frames a frame's latents depend on.
+    ``tokens``: N; ``grid``: how they lie in the picture; ``codes``: how many exist, 0 where latents are vectors (of
+    ``width`` numbers); ``lookback``: how many earlier frames a frame's latents depend on.
     """
 
     tokens: int
@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
     lookback: int
 
     def encode(self, frames_BTHWC: Array) -> Array:
-        """uint8 frames -> latents: int32 codes (B, T, N)."""
+        """uint8 frames -> latents: int32 codes (B, T, N), or vectors (B, T, N, L)."""
         ...
 
     def decode(self, latents: Array) -> Array:

@@ -1,0 +1,202 @@
+"""Diffusion-forcing dynamics: the next frame's latents out of noise, step by step (arXiv 2407.01392; as in Jasmine).
+
+Every frame of a clip has its own level of noise, and the network, told the level, predicts the clean frame. With
+``context="forcing"`` frames read each other as noisy as they are; with ``"clean"`` a noisy draft reads finished frames
+as it will when played (slightly noised, and labelled so), at twice the frames per step. At the sizes of a laptop the
+former learns to clean each frame by itself and to ignore context and actions.
+
+Where we differ from open replicas: the sampler steps to the next level instead of re-noising its own prediction, and
+tells the network the level it *has*; a remembered frame is noised once, by a noise that depends on its time alone, so
+memory is exact.
+
+Shapes: B batch, T time, N tokens per frame, L latent width, M model width, K passes.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from reverie.actions import START, ActionSpace
+from reverie.nn.embed import ActionEmbedding, LevelEmbedding
+from reverie.nn.flow import data_of, denoise, noised, ramp
+from reverie.nn.memory import Memory
+from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
+
+CHANGED = 0.1  # how far a latent moves, root mean square, when what it shows has changed
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Dynamics over a grid of vectors. The first three fields follow from the tokenizer and data: see ``fitted``."""
+
+    width: int = 32
+    grid: tuple[int, int] = (4, 4)
+    actions: ActionSpace = field(default_factory=ActionSpace)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    context: Literal["clean", "forcing"] = "clean"
+    predict: Literal["x", "v"] = "x"  # the clean frame, or the flow towards it
+    previous: bool = True  # a token is told the latent in its place a frame before, as noisy as it is remembered
+    context_level: float = 0.9  # share of data in a remembered frame
+    changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
+    passes: int = 8  # K
+    temperature: float = 1.0  # the noise a dream begins from, as a share of that in training
+
+    def fitted(self, tokenizer: Any, actions: ActionSpace) -> "DiffusionConfig":
+        """Return this config for a tokenizer's vectors and a space of actions."""
+        return dataclasses.replace(self, width=tokenizer.width, grid=tokenizer.grid, actions=actions)
+
+    def make(self, rngs: nnx.Rngs) -> "Diffusion":
+        """Return the module."""
+        return Diffusion(self, rngs=rngs)
+
+
+class Remembered(NamedTuple):
+    """The transformer's ring, and the last finished frame as it was remembered."""
+
+    ring: Memory
+    last_BNL: Array
+
+
+class Diffusion(nnx.Module):
+    """A space-time transformer over noisy latents, their level and the actions."""
+
+    def __init__(self, config: DiffusionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width = config.transformer.width
+        self.tokens, self.temperature = config.grid[0] * config.grid[1], config.temperature
+        self.embed = nnx.Linear(config.width, width, rngs=rngs)
+        self.before = nnx.Linear(config.width, width, rngs=rngs) if config.previous else None
+        self.level = LevelEmbedding(width, rngs=rngs)
+        self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
+        self.transformer = SpaceTimeTransformer(config.transformer, config.grid, rngs=rngs)
+        self.head = nnx.Linear(width, config.width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def loss(self, latents_BTNL: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+        """Squared error of every frame but the first, told from a noisy one of random level, weighted by ``ramp``."""
+        level, data, target = self._predict(latents_BTNL, actions_BT, key)
+        error = jnp.mean(jnp.square(data - target), axis=-1)
+        moved = self._moved(latents_BTNL)
+        weights = ramp(level)[..., None] * (1 + jnp.float32(self.config.changed_weight) * moved)
+        metrics = {"error": jnp.mean(error), "error_changed": jnp.sum(error * moved) / (jnp.sum(moved) + 1e-6)}
+        if self.config.predict == "v":  # the error of the flow: that of the data, larger the less noise there is
+            error = error / jnp.square(jnp.maximum(1 - level, 0.05))[..., None]
+        return jnp.mean(error * weights) / jnp.mean(weights), metrics
+
+    def report(self, latents_BTNL: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
+        """Squared error from noise alone, and that of tokens which changed."""
+        _, data, target = self._predict(latents_BTNL, actions_BT, key, level=0.0)
+        error, moved = jnp.mean(jnp.square(data - target), axis=-1), self._moved(latents_BTNL)
+        return {"error": jnp.mean(error), "error_changed": jnp.sum(error * moved) / (jnp.sum(moved) + 1e-6)}
+
+    def _moved(self, latents_BTNL):
+        step = jnp.mean(jnp.square(latents_BTNL[:, 1:] - latents_BTNL[:, :-1]), axis=-1)
+        return (step > CHANGED**2).astype(jnp.float32)
+
+    def _predict(self, latents_BTNL, actions_BT, key, level: float | None = None):
+        """Return levels (B, T-1), predicted and true latents (B, T-1, N, L) of frames 1..T-1."""
+        batch, length = latents_BTNL.shape[:2]
+        actions_BT = actions_BT if actions_BT.ndim == 3 else actions_BT.at[:, 0].set(START)
+        key_level, key_noise, key_past = jax.random.split(key, 3)
+        target = latents_BTNL[:, 1:]
+        levels = jax.random.uniform(key_level, (batch, length - 1))
+        levels = levels if level is None else jnp.full_like(levels, level)
+        draft = noised(target, jax.random.normal(key_noise, target.shape), levels[..., None, None])
+        kept = jnp.float32(self.config.context_level)
+        past = noised(latents_BTNL, jax.random.normal(key_past, latents_BTNL.shape), kept)
+        past_levels = jnp.full((batch, length), kept)
+        if self.config.context == "clean":
+            done = self._embed(past[:, :-1], past_levels[:, :-1], actions_BT[:, :-1], self._shift(past)[:, :-2])
+            drafts = self._embed(draft, levels, actions_BT[:, 1:], past[:, :-1])
+            x = jnp.concatenate([done, drafts], axis=1)
+            y = self.transformer(x, times=Times(length - 1, tuple(range(1, length))))[:, length - 1 :]
+        else:
+            seen = jnp.concatenate([past[:, :1], draft], axis=1)
+            levels_BT = jnp.concatenate([past_levels[:, :1], levels], axis=1)
+            y = self.transformer(self._embed(seen, levels_BT, actions_BT, self._shift(seen)[:, :-1]))[:, 1:]
+        return levels, self._data(y, draft, levels[..., None, None]), target
+
+    # -- one frame at a time -----------------------------------------------------------------------------------------
+
+    def empty(self, batch: int) -> Remembered:
+        """Return the memory with which a world begins."""
+        return Remembered(self.transformer.empty(batch), jnp.zeros((batch, self.tokens, self.config.width)))
+
+    def observe(self, memory: Remembered, latents_BNL: Array, actions_B: Array) -> tuple[Remembered, Array]:
+        """Take in a finished frame and the action that led to it; returns features (B, N, M) too."""
+        past = self._remembered(latents_BNL, memory.ring.time)
+        h, ring = self._step(memory, past, jnp.float32(self.config.context_level), actions_B)
+        return Remembered(ring.advance(), past), h
+
+    def imagine(
+        self, memory: Remembered, actions_B: Array, key: Array, temperature: float | Array | None = None
+    ) -> tuple[Remembered, Array, Array]:
+        """Dream the frame ``actions_B`` leads to: (memory with it taken in, latents (B, N, L), features (B, N, M))."""
+        unstacked = self.transformer.unstacked()
+
+        def predict(point, level, ring):
+            # Passes write the same slot of the ring again and again; only `observe` below moves on to the next.
+            h, ring = self._step(Remembered(ring, memory.last_BNL), point, level, actions_B, unstacked)
+            return self._data(h, point, level), ring
+
+        noise = self._noise(key, len(actions_B), temperature)
+        latents, ring = denoise(predict, noise, self.config.passes, memory.ring)
+        memory, h = self.observe(Remembered(ring, memory.last_BNL), latents, actions_B)
+        return memory, latents, h
+
+    def imagine_uncached(
+        self, latents_BTNL: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
+    ) -> Array:
+        """``imagine`` by running the whole past in every pass: latents (B, T, N, L), actions (B, T+1) -> (B, N, L).
+
+        For tests and benchmarks: it must dream the same frame, and shows what memory saves.
+        """
+        batch, length = latents_BTNL.shape[:2]
+        past = jnp.stack([self._remembered(latents_BTNL[:, t], jnp.uint32(t)) for t in range(length)], axis=1)
+        before = self._shift(past)
+        unstacked = self.transformer.unstacked()
+
+        def predict(point, level, _):
+            x = jnp.concatenate([past, point[:, None]], axis=1)
+            levels = jnp.full((batch, length + 1), self.config.context_level).at[:, -1].set(level)
+            y = self.transformer(self._embed(x, levels, actions_BT, before), unstacked=unstacked)[:, -1]
+            return self._data(y, point, level), None
+
+        return denoise(predict, self._noise(key, batch, temperature), self.config.passes, None)[0]
+
+    # -- latents in, latents out -------------------------------------------------------------------------------------
+
+    def _noise(self, key, batch: int, temperature):
+        heat = jnp.asarray(self.temperature if temperature is None else temperature, jnp.float32)
+        return heat * jax.random.normal(key, (batch, self.tokens, self.config.width))
+
+    def _remembered(self, latents_BNL, time):
+        """A finished frame with the noise of its time: the same whenever it is asked for, and in every row."""
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), time), latents_BNL.shape[1:])
+        return noised(latents_BNL, noise[None], jnp.float32(self.config.context_level))
+
+    def _step(self, memory, point_BNL, level, actions_B, unstacked=None):
+        levels = jnp.full((len(point_BNL), 1), level)
+        x = self._embed(point_BNL[:, None], levels, actions_B[:, None], memory.last_BNL[:, None])[:, 0]
+        return self.transformer.step(x, memory.ring, unstacked=unstacked)
+
+    def _embed(self, x_BTNL, levels_BT, actions, before_BTNL):
+        x = self.embed(x_BTNL)
+        if self.before is not None:
+            x = x + self.before(before_BTNL)
+        return x + (self.level(levels_BT) + self.actions(actions))[:, :, None]
+
+    def _shift(self, latents_BTNL):
+        """The frame before each frame, and before the one to come: (B, T+1, N, L), nothing before the first."""
+        return jnp.pad(latents_BTNL, ((0, 0), (1, 0), (0, 0), (0, 0)))
+
+    def _data(self, features, point, level):
+        """What the network takes the clean latents to be."""
+        out = self.head(features).astype(jnp.float32)
+        return out if self.config.predict == "x" else data_of(out, point, level)

@@ -1,0 +1,95 @@
+"""Masked-autoencoder tokenizer: every patch of a frame a vector in (-1, 1) (as in Jasmine, arXiv 2510.27002).
+
+In training a share of each frame's patches, drawn anew per frame, is hidden from the encoder (MAE, arXiv 2111.06377),
+and all of them must be painted; in use nothing is hidden. A norm stands before the bottleneck's projection, as before
+the VQ-VAE's: without it tanh saturates and the latents die.
+
+Shapes: B batch, T time, H W C image, N tokens per frame, L latent width, M model width.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from reverie.nn.memory import Memory
+from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
+from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
+
+
+@dataclass(frozen=True)
+class MAEConfig:
+    """A tokenizer of ``frame`` (H, W, C) into H/patch * W/patch vectors."""
+
+    frame: tuple[int, int, int] = (64, 64, 3)
+    patch: int = 16
+    width: int = 32  # L
+    encoder: TransformerConfig = field(default_factory=TransformerConfig)
+    decoder: TransformerConfig = field(default_factory=TransformerConfig)
+    mask_max: float = 0.9  # the share of hidden patches is drawn from U(0, mask_max), one draw per frame
+    motion_weight: float = 0.0  # extra weight of pixels that differ from the frame before
+
+    def make(self, rngs: nnx.Rngs) -> "MAE":
+        """Return the module."""
+        return MAE(self, rngs=rngs)
+
+
+class MAE(nnx.Module):
+    """Encoder, bottleneck, decoder; both networks are causal in time."""
+
+    def __init__(self, config: MAEConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        height, width, channels = config.frame
+        self.grid = grid(height, width, config.patch)
+        self.tokens = self.grid[0] * self.grid[1]
+        self.codes, self.width, self.lookback = 0, config.width, config.encoder.lookback
+        pixels = config.patch**2 * channels
+        self.patches = nnx.Linear(pixels, config.encoder.width, rngs=rngs)
+        self.hidden = nnx.Param(jax.random.normal(rngs.params(), (config.encoder.width,)) * 0.02)
+        self.encoder = SpaceTimeTransformer(config.encoder, self.grid, rngs=rngs)
+        self.to_latent = nnx.Linear(config.encoder.width, config.width, rngs=rngs)
+        self.from_latent = nnx.Linear(config.width, config.decoder.width, rngs=rngs)
+        self.decoder = SpaceTimeTransformer(config.decoder, self.grid, rngs=rngs)
+        self.pixels = nnx.Linear(config.decoder.width, pixels, rngs=rngs)
+
+    def encode(self, frames_BTHWC: Array) -> Array:
+        """uint8 frames (B, T, H, W, C) -> latents (B, T, N, L), float32 in (-1, 1)."""
+        return self._latents(self._seen(frames_BTHWC))
+
+    def decode(self, latents_BTNL: Array) -> Array:
+        """Latents (B, T, N, L) -> frames (B, T, H, W, C), float32 in 0..1."""
+        return self._paint(self.decoder(self.from_latent(latents_BTNL)))
+
+    def empty(self, batch: int) -> Memory:
+        """Return the memory with which ``decode_frame`` starts."""
+        return self.decoder.empty(batch)
+
+    def decode_frame(self, memory: Memory, latents_BNL: Array) -> tuple[Memory, Array]:
+        """Decode the next frame, (B, H, W, C) float32 in 0..1; frame by frame equals ``decode`` of the whole."""
+        x, memory = self.decoder.step(self.from_latent(latents_BNL), memory)
+        return memory.advance(), self._paint(x[:, None])[:, 0]
+
+    def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+        """Weighted squared error of whole frames painted from those of their patches that were not hidden."""
+        key_share, key_patch = jax.random.split(key)
+        x = self._seen(frames_BTHWC)
+        share = jax.random.uniform(key_share, (*x.shape[:2], 1)) * jnp.float32(self.config.mask_max)
+        hidden = jax.random.uniform(key_patch, x.shape[:3]) < share
+        x = jnp.where(hidden[..., None], self.hidden[...][None, None, None], x)
+        latents = self._latents(x)
+        error = jnp.square(self.decode(latents) - unit_range(frames_BTHWC))
+        weights = motion_weights(frames_BTHWC, self.config.motion_weight)
+        metrics = {"psnr": -10 * jnp.log10(jnp.mean(error) + 1e-10), "spread": jnp.std(latents)}
+        return jnp.mean(error * weights), metrics
+
+    def _seen(self, frames_BTHWC):
+        return self.patches(patchify(to_float(frames_BTHWC), self.config.patch))
+
+    def _latents(self, x_BTNM):
+        return jnp.tanh(self.to_latent(self.encoder(x_BTNM)).astype(jnp.float32))
+
+    def _paint(self, x_BTNM):
+        height, width, _ = self.config.frame
+        return jax.nn.sigmoid(unpatchify(self.pixels(x_BTNM), height, width, self.config.patch))

@@ -1,0 +1,99 @@
+"""Flows and the diffusion dynamics: samplers against analytic denoisers, each beside a mistake it must catch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts.tiny import T, clip, dynamics, other
+from flax import nnx
+
+from reverie.models.dynamics.diffusion import DiffusionConfig
+from reverie.nn.flow import data_of, denoise, noised, ramp
+
+KEY = jax.random.key(0)
+
+
+def test_an_oracle_is_believed():
+    data, noise = jnp.sign(jax.random.normal(KEY, (64,))), jax.random.normal(jax.random.key(1), (64,))
+    for passes in (1, 4, 32):
+        found, _ = denoise(lambda point, level, memory: (data, memory), noise, passes, None)
+        np.testing.assert_allclose(found, data, atol=1e-3)
+
+
+def test_the_sampler_tells_the_level_it_has():
+    """An oracle walks straight, so where it is says at which level; told the level it goes to, it would notice."""
+    data, noise = jnp.ones(64), jax.random.normal(KEY, (64,)) - 3
+    for ahead, most in ((0.0, 1e-5), (1 / 8, 1 / 8)):
+
+        def predict(point, level, off, ahead=ahead):
+            lies = jnp.mean((point - noise) / (data - noise))
+            return data, jnp.maximum(off, jnp.abs(level + ahead - lies))
+
+        _, off = denoise(predict, noise, 8, jnp.zeros(()))
+        assert (off <= most * 1.001) and (off >= most * 0.999 or not ahead)
+
+
+def test_exact_denoisers_of_a_bell_curve_give_it_its_spread():
+    """Not so a sampler that noises its own prediction anew at every level, and tells the level before."""
+    spread, noise, passes = 0.5, jax.random.normal(KEY, (20_000,)), 64
+
+    def mean(point, level):
+        return level * spread**2 * point / (level**2 * spread**2 + (1 - level) ** 2)
+
+    found, _ = denoise(lambda point, level, memory: (mean(point, level), memory), noise, passes, None)
+    assert abs(float(jnp.std(found)) / spread - 1) < 0.03
+    point = noise
+    for k in range(passes):
+        point = noised(mean(point, k / passes), noise, jnp.float32(k / passes))
+    assert abs(float(jnp.std(point)) / spread - 1) > 0.3
+
+
+def test_two_half_steps_are_a_whole_one_along_a_straight_flow():
+    start, flow = jax.random.normal(KEY, (16,)), jax.random.normal(jax.random.key(1), (16,))
+    level = jnp.float32(0.25)
+    half = noised(data_of(flow, start, level), start, jnp.float32(0.5 / 0.75 * 0.5))
+    np.testing.assert_allclose(data_of(flow, half, jnp.float32(0.5)), data_of(flow, start, level), atol=1e-5)
+
+
+def test_the_error_of_data_is_that_of_the_flow_times_the_noise_squared():
+    data, noise, guess = (jax.random.normal(jax.random.key(i), (32,)) for i in range(3))
+    for level in (0.0, 0.3, 0.9):
+        at = noised(data, noise, jnp.float32(level))
+        error = jnp.square(data_of(guess, at, jnp.float32(level)) - data)
+        np.testing.assert_allclose(error, (1 - level) ** 2 * jnp.square(guess - (data - noise)), atol=1e-5)
+    np.testing.assert_allclose(ramp(jnp.array([0.0, 1.0])), [0.1, 1.0], rtol=1e-6)
+
+
+@pytest.fixture(scope="module", params=[("clean", "x"), ("forcing", "x"), ("clean", "v")], ids="-".join)
+def model(request):
+    context, predict = request.param
+    config = dynamics(DiffusionConfig).config
+    return dataclasses.replace(config, context=context, predict=predict).make(nnx.Rngs(1))
+
+
+def test_a_frame_is_told_from_the_past_alone_and_from_all_of_it(model):
+    latents, actions = clip(batch=1, length=5, of=DiffusionConfig)
+    predict = jax.jit(lambda x, a: model._predict(x, a, KEY)[1])
+    plain = np.asarray(predict(latents, actions))
+    for t in range(5):
+        moved = np.abs(np.asarray(predict(latents.at[0, t, 1].set(other(latents[0, t, 1])), actions)) - plain)[0]
+        for frame in range(1, 5):
+            if frame < t:
+                assert (moved[frame - 1] == 0).all(), "the future is known"
+            elif frame == t + 1:
+                assert (moved[frame - 1].max(axis=-1) > 0).all(), "the past is not seen"
+
+
+def test_remembered_noise_is_drawn_once(model):
+    latents, actions = clip(length=T, of=DiffusionConfig)
+    memory = model.empty(2)
+    step = jax.jit(model.observe)
+    first, again = (step(memory, latents[:, 0], actions[:, 0])[0] for _ in range(2))
+    np.testing.assert_array_equal(first.last_BNL, again.last_BNL)
+    level = model.config.context_level
+    noise = (first.last_BNL - level * latents[:, 0]) / (1 - level)
+    np.testing.assert_allclose(noise[0], noise[1], atol=1e-4)
+    later = step(first, latents[:, 0], actions[:, 0])[0]
+    assert not np.allclose(later.last_BNL, first.last_BNL)
