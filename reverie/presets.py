@@ -18,6 +18,7 @@ from reverie.errors import ReverieError, did_you_mean
 from reverie.models.dynamics.causal import CausalConfig
 from reverie.models.dynamics.diffusion import DiffusionConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers.mae import MAEConfig
@@ -50,6 +51,7 @@ def presets() -> dict[str, Recipe]:
         "toy-maskgit-latent": toy(latent=True),
         "toy-causal": causal(),
         "toy-diffusion": diffusion(),
+        "toy-shortcut": shortcut(),
         "toy-maskgit-shipped": shipped(),
         "toy-maskgit-smooth": smooth(),
         "coinrun-maskgit-tiny": coinrun(
@@ -167,6 +169,21 @@ def diffusion() -> Recipe:
         takes="four minutes on two CPU cores",
         tokenizer=replace(small.tokenizer, objective=TokenizerObjective(tokenizer)),
         dynamics=replace(small.dynamics, objective=DynamicsObjective(dynamics, context=1)),
+    )
+
+
+def shortcut() -> Recipe:
+    """The same world, a frame out of noise in four steps."""
+    slow = diffusion()
+    objective: Any = slow.dynamics.objective
+    of = objective.dynamics
+    dynamics = ShortcutConfig(
+        transformer=of.transformer, changed_weight=of.changed_weight, temperature=of.temperature, levels=8
+    )
+    return replace(
+        slow,
+        about="tile platformer, recorded actions, out of noise in four steps",
+        dynamics=replace(slow.dynamics, objective=replace(objective, dynamics=dynamics)),
     )
 
 

@@ -10,6 +10,7 @@ from contracts.tiny import T, clip, dynamics, other
 from flax import nnx
 
 from reverie.models.dynamics.diffusion import DiffusionConfig
+from reverie.models.dynamics.shortcut import ShortcutConfig, two_half_steps
 from reverie.nn.flow import data_of, denoise, noised, ramp
 
 KEY = jax.random.key(0)
@@ -97,3 +98,45 @@ def test_remembered_noise_is_drawn_once(model):
     np.testing.assert_allclose(noise[0], noise[1], atol=1e-4)
     later = step(first, latents[:, 0], actions[:, 0])[0]
     assert not np.allclose(later.last_BNL, first.last_BNL)
+
+
+def test_sizes_and_levels_lie_on_their_grid():
+    model = dataclasses.replace(dynamics(ShortcutConfig).config, levels=8, bootstrap=0.5).make(nnx.Rngs(0))
+    size, level = (np.asarray(x) for x in jax.jit(lambda a, b: model.draw(a, b, (400, 5)))(KEY, jax.random.key(1)))
+    assert set(np.unique(size[:200])) == {0.25, 0.5, 1.0} and (size[200:] == 0.125).all()
+    assert ((level / size) % 1 == 0).all() and (level >= 0).all() and (level + size <= 1).all()
+    assert set(np.unique(level[200:])) == set(np.arange(8) / 8)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.25, 0.5])
+def test_two_half_steps_of_an_exact_flow_lead_to_its_data(level):
+    """Along a straight flow they end where it ends; a teacher told the level it goes to does not."""
+    data, noise = jax.random.normal(KEY, (1, 1, 4, 2)), jax.random.normal(jax.random.key(1), (1, 1, 4, 2))
+    at, size = jnp.full((1, 1), level), jnp.full((1, 1), 0.5)
+    draft = noised(data, noise, jnp.float32(level))
+
+    def exact(point, level, size):
+        assert size.shape == (1, 1)
+        return data
+
+    def ahead(point, level, size):
+        return point + (data - noise) * (1 - level - size)[..., None, None]
+
+    found = [two_half_steps(each, draft, at, size, steepest=100.0) for each in (exact, ahead)]
+    np.testing.assert_allclose(found[0], data, atol=1e-5)
+    assert float(jnp.abs(found[1] - data).max()) > 0.1
+
+
+def test_a_shortcut_knows_how_far_it_steps():
+    model = dynamics(ShortcutConfig)
+    latents, actions = clip(length=T, of=ShortcutConfig)
+    denoise = jax.jit(
+        lambda size: model._denoiser(latents, actions, KEY)(latents[:, 1:], jnp.ones((2, T - 1)) / 2, size)
+    )
+    small, large = (denoise(jnp.full((2, T - 1), size)) for size in (1 / 64, 1 / 2))
+    assert float(jnp.abs(small - large).max()) > 1e-3
+
+
+def test_passes_and_levels_are_powers_of_two():
+    with pytest.raises(ValueError, match="powers of two"):
+        dataclasses.replace(dynamics(ShortcutConfig).config, passes=3).make(nnx.Rngs(0))

@@ -26,12 +26,13 @@ class ActionEmbedding(nnx.Module):
 
 
 class LevelEmbedding(nnx.Module):
-    """Levels in 0..1 (...) -> (..., M): sines and cosines of eight frequencies, mixed."""
+    """Numbers in 0..1 (..., S) -> (..., M): sines and cosines of eight frequencies each, mixed."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.mix = nnx.Linear(2 * FREQUENCIES, width, rngs=rngs)
+    def __init__(self, numbers: int, width: int, *, rngs: nnx.Rngs):
+        self.mix = nnx.Linear(2 * FREQUENCIES * numbers, width, rngs=rngs)
 
     def __call__(self, levels: Array) -> Array:
         turns = np.pi * 2.0 ** np.arange(FREQUENCIES)
         angles = levels[..., None] * jnp.asarray(turns, jnp.float32).reshape((1,) * levels.ndim + (-1,))
-        return self.mix(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1))
+        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        return self.mix(waves.reshape(*levels.shape[:-1], -1))

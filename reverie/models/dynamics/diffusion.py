@@ -9,7 +9,7 @@ Where we differ from open replicas: the sampler steps to the next level instead 
 tells the network the level it *has*; a remembered frame is noised once, by a noise that depends on its time alone, so
 memory is exact.
 
-Shapes: B batch, T time, N tokens per frame, L latent width, M model width, K passes.
+Shapes: B batch, T time, N tokens per frame, L latent width, M model width, K passes, S labels.
 """
 
 import dataclasses
@@ -65,13 +65,15 @@ class Remembered(NamedTuple):
 class Diffusion(nnx.Module):
     """A space-time transformer over noisy latents, their level and the actions."""
 
+    labels = 1  # how many numbers the network is told of a frame's noise
+
     def __init__(self, config: DiffusionConfig, *, rngs: nnx.Rngs):
         self.config = config
         width = config.transformer.width
         self.tokens, self.temperature = config.grid[0] * config.grid[1], config.temperature
         self.embed = nnx.Linear(config.width, width, rngs=rngs)
         self.before = nnx.Linear(config.width, width, rngs=rngs) if config.previous else None
-        self.level = LevelEmbedding(width, rngs=rngs)
+        self.level = LevelEmbedding(self.labels, width, rngs=rngs)
         self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
         self.transformer = SpaceTimeTransformer(config.transformer, config.grid, rngs=rngs)
         self.head = nnx.Linear(width, config.width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
@@ -101,26 +103,39 @@ class Diffusion(nnx.Module):
 
     def _predict(self, latents_BTNL, actions_BT, key, level: float | None = None):
         """Return levels (B, T-1), predicted and true latents (B, T-1, N, L) of frames 1..T-1."""
-        batch, length = latents_BTNL.shape[:2]
-        actions_BT = actions_BT if actions_BT.ndim == 3 else actions_BT.at[:, 0].set(START)
         key_level, key_noise, key_past = jax.random.split(key, 3)
         target = latents_BTNL[:, 1:]
-        levels = jax.random.uniform(key_level, (batch, length - 1))
+        levels = jax.random.uniform(key_level, target.shape[:2])
         levels = levels if level is None else jnp.full_like(levels, level)
         draft = noised(target, jax.random.normal(key_noise, target.shape), levels[..., None, None])
+        return levels, self._denoiser(latents_BTNL, actions_BT, key_past)(draft, levels), target
+
+    def _denoiser(self, latents_BTNL, actions_BT, key, rows: int | None = None):
+        """Return a function from drafts (B, T-1, N, L) of frames 1..T-1, at levels (B, T-1), to the data they show.
+
+        A third argument goes to ``_label``; ``rows``: only of so many first ones. The past is noised once, by ``key``.
+        """
+        length = latents_BTNL.shape[1]
+        actions_BT = actions_BT if actions_BT.ndim == 3 else actions_BT.at[:, 0].set(START)
         kept = jnp.float32(self.config.context_level)
-        past = noised(latents_BTNL, jax.random.normal(key_past, latents_BTNL.shape), kept)
-        past_levels = jnp.full((batch, length), kept)
-        if self.config.context == "clean":
-            done = self._embed(past[:, :-1], past_levels[:, :-1], actions_BT[:, :-1], self._shift(past)[:, :-2])
-            drafts = self._embed(draft, levels, actions_BT[:, 1:], past[:, :-1])
+        past = noised(latents_BTNL, jax.random.normal(key, latents_BTNL.shape), kept)
+        past, latents_BTNL, actions_BT = past[:rows], latents_BTNL[:rows], actions_BT[:rows]
+        label = self._label(jnp.full(latents_BTNL.shape[:2], kept))
+
+        def clean(draft, levels, *told):
+            done = self._embed(past[:, :-1], label[:, :-1], actions_BT[:, :-1], self._shift(past)[:, :-2])
+            drafts = self._embed(draft, self._label(levels, *told), actions_BT[:, 1:], past[:, :-1])
             x = jnp.concatenate([done, drafts], axis=1)
             y = self.transformer(x, times=Times(length - 1, tuple(range(1, length))))[:, length - 1 :]
-        else:
+            return self._data(y, draft, levels[..., None, None])
+
+        def forcing(draft, levels, *told):
             seen = jnp.concatenate([past[:, :1], draft], axis=1)
-            levels_BT = jnp.concatenate([past_levels[:, :1], levels], axis=1)
-            y = self.transformer(self._embed(seen, levels_BT, actions_BT, self._shift(seen)[:, :-1]))[:, 1:]
-        return levels, self._data(y, draft, levels[..., None, None]), target
+            labels = jnp.concatenate([label[:, :1], self._label(levels, *told)], axis=1)
+            y = self.transformer(self._embed(seen, labels, actions_BT, self._shift(seen)[:, :-1]))[:, 1:]
+            return self._data(y, draft, levels[..., None, None])
+
+        return clean if self.config.context == "clean" else forcing
 
     # -- one frame at a time -----------------------------------------------------------------------------------------
 
@@ -131,7 +146,7 @@ class Diffusion(nnx.Module):
     def observe(self, memory: Remembered, latents_BNL: Array, actions_B: Array) -> tuple[Remembered, Array]:
         """Take in a finished frame and the action that led to it; returns features (B, N, M) too."""
         past = self._remembered(latents_BNL, memory.ring.time)
-        h, ring = self._step(memory, past, jnp.float32(self.config.context_level), actions_B)
+        h, ring = self._step(memory, past, self._label(jnp.float32(self.config.context_level)), actions_B)
         return Remembered(ring.advance(), past), h
 
     def imagine(
@@ -142,7 +157,8 @@ class Diffusion(nnx.Module):
 
         def predict(point, level, ring):
             # Passes write the same slot of the ring again and again; only `observe` below moves on to the next.
-            h, ring = self._step(Remembered(ring, memory.last_BNL), point, level, actions_B, unstacked)
+            label = self._label(level, 1 / self.config.passes)
+            h, ring = self._step(Remembered(ring, memory.last_BNL), point, label, actions_B, unstacked)
             return self._data(h, point, level), ring
 
         noise = self._noise(key, len(actions_B), temperature)
@@ -164,8 +180,10 @@ class Diffusion(nnx.Module):
 
         def predict(point, level, _):
             x = jnp.concatenate([past, point[:, None]], axis=1)
-            levels = jnp.full((batch, length + 1), self.config.context_level).at[:, -1].set(level)
-            y = self.transformer(self._embed(x, levels, actions_BT, before), unstacked=unstacked)[:, -1]
+            labels = self._label(jnp.full((batch, length), self.config.context_level))
+            now = jnp.broadcast_to(self._label(level, 1 / self.config.passes), (batch, 1, labels.shape[-1]))
+            x = self._embed(x, jnp.concatenate([labels, now], axis=1), actions_BT, before)
+            y = self.transformer(x, unstacked=unstacked)[:, -1]
             return self._data(y, point, level), None
 
         return denoise(predict, self._noise(key, batch, temperature), self.config.passes, None)[0]
@@ -181,16 +199,20 @@ class Diffusion(nnx.Module):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), time), latents_BNL.shape[1:])
         return noised(latents_BNL, noise[None], jnp.float32(self.config.context_level))
 
-    def _step(self, memory, point_BNL, level, actions_B, unstacked=None):
-        levels = jnp.full((len(point_BNL), 1), level)
-        x = self._embed(point_BNL[:, None], levels, actions_B[:, None], memory.last_BNL[:, None])[:, 0]
+    def _step(self, memory, point_BNL, label, actions_B, unstacked=None):
+        labels = jnp.broadcast_to(label, (len(point_BNL), 1, label.shape[-1]))
+        x = self._embed(point_BNL[:, None], labels, actions_B[:, None], memory.last_BNL[:, None])[:, 0]
         return self.transformer.step(x, memory.ring, unstacked=unstacked)
 
-    def _embed(self, x_BTNL, levels_BT, actions, before_BTNL):
+    def _label(self, level: Array, size: Array | float = 0.0) -> Array:
+        """What the network is told of the noise in a frame, (..., 1): its level; not how far the sampler steps."""
+        return level[..., None]
+
+    def _embed(self, x_BTNL, labels_BTS, actions, before_BTNL):
         x = self.embed(x_BTNL)
         if self.before is not None:
             x = x + self.before(before_BTNL)
-        return x + (self.level(levels_BT) + self.actions(actions))[:, :, None]
+        return x + (self.level(labels_BTS) + self.actions(actions))[:, :, None]
 
     def _shift(self, latents_BTNL):
         """The frame before each frame, and before the one to come: (B, T+1, N, L), nothing before the first."""

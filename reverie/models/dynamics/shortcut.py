@@ -1,0 +1,99 @@
+"""Shortcut forcing: diffusion told how far it steps, which so learns to step far (Dreamer 4, arXiv 2509.24527, 3.2).
+
+A step of size d must lead where two steps of half the size lead; the smallest step is taught by the data (shortcut
+models, arXiv 2410.12557, with a level of noise of its own for every frame). Four steps then make a frame.
+
+What the paper leaves open is a field here, with who chose what: the number of levels, the share of rows that learn from
+their own half steps, whether drafts read finished frames (4ku's clean context, our default) or noisy ones (the paper).
+Level and size enter as one embedding added to every token of a frame, not as a token.
+
+Shapes: B batch, T time, N tokens per frame, L latent width.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from reverie.models.dynamics.diffusion import Diffusion, DiffusionConfig
+from reverie.nn.flow import noised, ramp
+
+
+@dataclass(frozen=True)
+class ShortcutConfig(DiffusionConfig):
+    """Dynamics over a grid of vectors; the fields of diffusion dynamics, and the grid of levels and sizes."""
+
+    levels: int = 64  # K_max, a power of two: the smallest step is 1 / levels (lucidrains, V; others 8 or 256)
+    bootstrap: float = 0.25  # share of rows taught by their own half steps (E, N, 4ku); the rest by the data
+    steepest: float = 4.0  # bound of a half step's velocity (open-dreamer)
+    passes: int = 4  # K
+
+    def make(self, rngs: nnx.Rngs) -> "Shortcut":
+        """Return the module; ValueError where passes or levels are no power of two."""
+        if self.levels & (self.levels - 1) or self.passes & (self.passes - 1) or self.passes > self.levels:
+            raise ValueError(f"{self.passes} passes and {self.levels} levels must be powers of two, passes the fewer")
+        return Shortcut(dataclasses.replace(self, predict="x"), rngs=rngs)
+
+
+class Shortcut(Diffusion):
+    """Diffusion dynamics with a second label, the size of the step."""
+
+    labels = 2
+    config: ShortcutConfig
+
+    def loss(self, latents_BTNL: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+        """Squared error of clean latents: true ones for the smallest step, those of two half steps for larger ones."""
+        key_size, key_level, key_noise, key_past = jax.random.split(key, 4)
+        target = latents_BTNL[:, 1:]
+        size, level = self.draw(key_size, key_level, target.shape[:2])
+        draft = noised(target, jax.random.normal(key_noise, target.shape), level[..., None, None])
+        rows = self._taught_by_itself(len(target))
+        denoise = self._denoiser(latents_BTNL, actions_BT, key_past)
+        data = denoise(draft, level, size)
+        if rows:
+            few = self._denoiser(latents_BTNL, actions_BT, key_past, rows)
+            own = two_half_steps(few, draft[:rows], level[:rows], size[:rows], self.config.steepest)
+            target = jnp.concatenate([jax.lax.stop_gradient(own), target[rows:]])
+        error = jnp.mean(jnp.square(data - target), axis=-1)
+        moved = self._moved(latents_BTNL)
+        weights = ramp(level)[..., None] * (1 + jnp.float32(self.config.changed_weight) * moved)
+        metrics = {"error": jnp.mean(error[rows:]), "error_own": jnp.mean(error[:rows]) if rows else jnp.zeros(())}
+        return jnp.mean(error * weights) / jnp.mean(weights), metrics
+
+    def draw(self, key_size: Array, key_level: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Return sizes and levels (B, T-1): rows that learn from the data at the smallest size, the rest at all others.
+
+        A level is a multiple of its size, below 1: from there one step of that size does not go too far.
+        """
+        finest = self.config.levels.bit_length() - 1
+        own = (jnp.arange(shape[0]) < self._taught_by_itself(shape[0]))[:, None]
+        power = jnp.where(own, jax.random.randint(key_size, shape, 0, max(finest, 1)), finest)  # size = 2 ** -power
+        size = jnp.exp2(-power.astype(jnp.float32))
+        return size, jnp.floor(jax.random.uniform(key_level, shape) / size) * size
+
+    def _taught_by_itself(self, batch: int) -> int:
+        return int(batch * self.config.bootstrap) if self.config.levels > 1 else 0
+
+    def _label(self, level: Array, size: Array | float | None = None) -> Array:
+        """The level, and the size from 0 (the smallest) to 1 (all at once)."""
+        finest = np.float32(max(np.log2(self.config.levels), 1))
+        smallest = 1 / self.config.levels
+        size = jnp.full_like(level, smallest) if size is None else jnp.broadcast_to(jnp.float32(size), level.shape)
+        return jnp.stack([level, 1 + jnp.log2(size) / finest], axis=-1)
+
+
+def two_half_steps(denoise, draft: Array, level: Array, size: Array, steepest: float) -> Array:
+    """Return the data (B, T, N, L) to which two half steps lead on: a target without division by 1 - level."""
+
+    def velocity(point, level):
+        rest = jnp.maximum(1 - level, 1e-6)[..., None, None]
+        return jnp.clip((denoise(point, level, size / 2) - point) / rest, -steepest, steepest)
+
+    first = velocity(draft, level)
+    half = draft + first * (size / 2)[..., None, None]
+    second = velocity(half, level + size / 2)
+    return draft + (1 - level)[..., None, None] * (first + second) / 2
