@@ -15,7 +15,10 @@ from jax import Array
 
 from benchmarks.timing import Figure, interleaved, milliseconds, ratio
 from reverie.actions import ActionSpace
-from reverie.models.dynamics.maskgit import MaskGIT, MaskGITConfig
+from reverie.models.dynamics.causal import CausalConfig
+from reverie.models.dynamics.diffusion import DiffusionConfig
+from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.nn.compiled import compiled
 from reverie.nn.transformer import TransformerConfig
 from reverie.presets import Recipe, preset
@@ -23,21 +26,29 @@ from reverie.world import Session, WorldConfig, WorldModel
 
 CONTEXT = 16  # frames
 NET = TransformerConfig(width=256, depth=4, heads=4, window=CONTEXT)
-SMALL = MaskGITConfig(grid=(4, 4), actions=ActionSpace("discrete", 6), transformer=NET, passes=25)
+ACTIONS = ActionSpace("discrete", 6)
+SMALL = MaskGITConfig(grid=(4, 4), actions=ACTIONS, transformer=NET, passes=25)
 LARGE = replace(SMALL, grid=(16, 16), passes=10)
+OTHERS = [
+    family(grid=(4, 4), actions=ACTIONS, transformer=NET) for family in (CausalConfig, DiffusionConfig, ShortcutConfig)
+]
 
 
-def sides(config: MaskGITConfig, context: int = CONTEXT) -> dict[str, Callable[[], Array]]:
+def sides(config: Any, context: int = CONTEXT) -> dict[str, Callable[[], Array]]:
     """Return the same dynamics dreaming one frame after ``context`` others in two ways; the first time, the same frame.
 
     "cached" goes on from its memory, donated as a player's is; "uncached" runs context and new frame in every pass.
     """
     dynamics = config.make(nnx.Rngs(0))
     key = jax.random.key(0)
-    latents = jax.random.randint(key, (1, context, dynamics.tokens), 0, config.codes)
+    shape = (1, context, dynamics.tokens)
+    vectors = hasattr(config, "width")
+    latents = (
+        jax.random.normal(key, (*shape, config.width)) if vectors else jax.random.randint(key, shape, 0, config.codes)
+    )
     actions = jnp.zeros((1, context + 1), jnp.int32)
 
-    def take_in(dynamics: MaskGIT, latents: Array, actions: Array):
+    def take_in(dynamics: Any, latents: Array, actions: Array):
         def observe(t: Array, memory):
             return dynamics.observe(memory, latents[:, t], actions[:, t])[0]
 
@@ -55,16 +66,27 @@ def sides(config: MaskGITConfig, context: int = CONTEXT) -> dict[str, Callable[[
     return {"uncached": lambda: without(latents, actions, key), "cached": cached}
 
 
-def remembering(config: MaskGITConfig, seconds: float, context: int = CONTEXT) -> Iterator[Figure]:
+def remembering(config: Any, seconds: float, context: int = CONTEXT) -> Iterator[Figure]:
     """Yield ms per dreamed frame with and without memory, and their ratio."""
-    net, tokens = config.transformer, config.grid[0] * config.grid[1] + 1
+    family = type(config).__module__.rpartition(".")[2]
+    net, tokens = (
+        config.transformer,
+        config.grid[0] * config.grid[1] + (family == "maskgit"),
+    )  # an action is a token there
+    named = tokens if family == "maskgit" else f"{family}_{tokens}"
     times = interleaved(sides(config, context), seconds=seconds, least=3)
-    about = {"tokens": tokens, "context": context, "passes": config.passes, "width": net.width, "depth": net.depth}
-    names = {side: f"play_{side}_{tokens}" for side in times}
+    about = {
+        "tokens": tokens,
+        "context": context,
+        "passes": getattr(config, "passes", tokens),
+        "width": net.width,
+        "depth": net.depth,
+    }
+    names = {side: f"play_{side}_{named}" for side in times}
     for side, name in names.items():
         yield Figure(name, milliseconds(times[side]), "ms/frame", config=about)
     gain = ratio(times["uncached"], times["cached"])
-    yield Figure(f"play_cached_vs_uncached_{tokens}", gain, "x", (names["uncached"], names["cached"]), about)
+    yield Figure(f"play_cached_vs_uncached_{named}", gain, "x", (names["uncached"], names["cached"]), about)
 
 
 def untrained(recipe: Recipe) -> WorldModel:
@@ -101,3 +123,5 @@ def measure(seconds: float = 10.0) -> Iterator[Figure]:
     yield from demo()
     yield from remembering(SMALL, seconds)
     yield from remembering(LARGE, 2 * seconds)
+    for config in OTHERS:
+        yield from remembering(config, seconds)
