@@ -113,32 +113,19 @@ def learn_from_nowhere(world):
     return "learn clips/of/mine --out run"
 
 
-@case("in 0 minutes: give a number above 0")
-def learn_in_no_time(world):
-    stored()
-    return "learn store --minutes 0 --out run"
+def impossible_times():
+    words = ["learn store --minutes 0", "learn store --minutes -5", "learn store --minutes nan"]
+    for word in [*words, "demo --no-play --minutes 0", "train toy-maskgit --minutes -1"]:
+
+        def typed(world, word=word):
+            stored()
+            return f"{word} --out run"
+
+        typed.__name__ = word.replace(" ", "_")
+        case(f"in {word.rpartition(' ')[2]} minutes: give a number above 0")(typed)
 
 
-@case("in -5 minutes: give a number above 0")
-def learn_in_negative_time(world):
-    stored()
-    return "learn store --minutes -5 --out run"
-
-
-@case("in nan minutes: give a number above 0")
-def learn_in_endless_time(world):
-    stored()
-    return "learn store --minutes nan --out run"
-
-
-@case("in 0 minutes: give a number above 0")
-def a_demo_in_no_time(world):
-    return "demo --no-play --minutes 0 --out run"
-
-
-@case("in -1 minutes: give a number above 0")
-def train_in_negative_time(world):
-    return "train toy-maskgit --minutes -1 --out run"
+impossible_times()
 
 
 @case("--minutes: invalid .* 'long'")
