@@ -29,9 +29,7 @@ NET = TransformerConfig(width=256, depth=4, heads=4, window=CONTEXT)
 ACTIONS = ActionSpace("discrete", 6)
 SMALL = MaskGITConfig(grid=(4, 4), actions=ACTIONS, transformer=NET, passes=25)
 LARGE = replace(SMALL, grid=(16, 16), passes=10)
-OTHERS = [
-    family(grid=(4, 4), actions=ACTIONS, transformer=NET) for family in (CausalConfig, DiffusionConfig, ShortcutConfig)
-]
+OTHERS = {"causal": CausalConfig, "diffusion": DiffusionConfig, "shortcut": ShortcutConfig}
 
 
 def sides(config: Any, context: int = CONTEXT) -> dict[str, Callable[[], Array]]:
@@ -66,14 +64,10 @@ def sides(config: Any, context: int = CONTEXT) -> dict[str, Callable[[], Array]]
     return {"uncached": lambda: without(latents, actions, key), "cached": cached}
 
 
-def remembering(config: Any, seconds: float, context: int = CONTEXT) -> Iterator[Figure]:
+def remembering(config: Any, seconds: float, context: int = CONTEXT, family: str = "") -> Iterator[Figure]:
     """Yield ms per dreamed frame with and without memory, and their ratio."""
-    family = type(config).__module__.rpartition(".")[2]
-    net, tokens = (
-        config.transformer,
-        config.grid[0] * config.grid[1] + (family == "maskgit"),
-    )  # an action is a token there
-    named = tokens if family == "maskgit" else f"{family}_{tokens}"
+    net, tokens = config.transformer, config.make(nnx.Rngs(0)).transformer.tokens
+    named = f"{family}{tokens}"
     times = interleaved(sides(config, context), seconds=seconds, least=3)
     about = {
         "tokens": tokens,
@@ -123,5 +117,5 @@ def measure(seconds: float = 10.0) -> Iterator[Figure]:
     yield from demo()
     yield from remembering(SMALL, seconds)
     yield from remembering(LARGE, 2 * seconds)
-    for config in OTHERS:
-        yield from remembering(config, seconds)
+    for family, other in OTHERS.items():
+        yield from remembering(other(grid=(4, 4), actions=ACTIONS, transformer=NET), seconds, family=f"{family}_")

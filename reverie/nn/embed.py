@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from reverie.actions import CODES, ActionSpace
+from reverie.actions import CODES, START, ActionSpace
 
 FREQUENCIES = 8  # the fastest tells levels 1/256 apart
 
@@ -23,6 +23,11 @@ class ActionEmbedding(nnx.Module):
             none = jnp.all(actions == 0, axis=-1, keepdims=True)  # a row without weight: no action yet
             return jnp.where(none, self.table[...][1][None, None], known)
         return self.table[...][actions + CODES]
+
+
+def from_start(actions: Array) -> Array:
+    """What led to the first frame of a clip is before its time: START (weights over actions already weigh nothing)."""
+    return actions if actions.ndim == 3 else actions.at[:, 0].set(START)
 
 
 class LevelEmbedding(nnx.Module):

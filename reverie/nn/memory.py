@@ -35,6 +35,11 @@ class Past(NamedTuple):
     last_BN: Array
 
 
+def earlier(frames: Array, before: float) -> Array:
+    """The frame before each frame, and before the one to come: (B, T, ...) -> (B, T+1, ...), ``before`` the first."""
+    return jnp.pad(frames, ((0, 0), (1, 0), *[(0, 0)] * (frames.ndim - 2)), constant_values=before)
+
+
 def empty(layers: int, batch: int, tokens: int, frames: int, heads: int, width: int, dtype: jnp.dtype) -> Memory:
     """Return a memory of nothing: shapes as the letters above say, time 0."""
     shape = (layers, batch, tokens, frames, heads, width)

@@ -21,10 +21,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from reverie.actions import START, ActionSpace
+from reverie.actions import ActionSpace
 from reverie.nn.codes import draw, likelihood, ranking
-from reverie.nn.embed import ActionEmbedding
-from reverie.nn.memory import Past
+from reverie.nn.embed import ActionEmbedding, from_start
+from reverie.nn.memory import Past, earlier
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 
@@ -93,8 +93,8 @@ class Causal(nnx.Module):
     def _predict(self, latents_BTN, actions_BT):
         """Return logits (B, T-1, N, V) of frames 1..T-1."""
         length = latents_BTN.shape[1]
-        actions_BT = actions_BT if actions_BT.ndim == 3 else actions_BT.at[:, 0].set(START)
-        done = self._finished(latents_BTN[:, :-1], actions_BT[:, :-1], self._shift(latents_BTN)[:, :-2])
+        actions_BT = from_start(actions_BT)
+        done = self._finished(latents_BTN[:, :-1], actions_BT[:, :-1], earlier(latents_BTN, self.config.codes)[:, :-2])
         late = jnp.pad(latents_BTN[:, 1:], ((0, 0), (0, 0), (self.config.block, 0)), constant_values=self.config.codes)[
             ..., : self.tokens
         ]
@@ -179,7 +179,3 @@ class Causal(nnx.Module):
     def _told(self, x_BTNM, actions_BT, before_BTN):
         x = x_BTNM if self.before is None else x_BTNM + self.before[...][before_BTN]
         return x + self.actions(actions_BT)[:, :, None]
-
-    def _shift(self, latents_BTN):
-        """The frame before each frame, and before the one to come: (B, T+1, N), hidden before the first."""
-        return jnp.pad(latents_BTN, ((0, 0), (1, 0), (0, 0)), constant_values=self.config.codes)

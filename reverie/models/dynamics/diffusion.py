@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from reverie.actions import START, ActionSpace
-from reverie.nn.embed import ActionEmbedding, LevelEmbedding
+from reverie.actions import ActionSpace
+from reverie.nn.embed import ActionEmbedding, LevelEmbedding, from_start
 from reverie.nn.flow import data_of, denoise, noised, ramp
-from reverie.nn.memory import Memory
+from reverie.nn.memory import Memory, earlier
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 CHANGED = 0.1  # how far a latent moves, root mean square, when what it shows has changed
@@ -84,18 +84,26 @@ class Diffusion(nnx.Module):
         """Squared error of every frame but the first, told from a noisy one of random level, weighted by ``ramp``."""
         level, data, target = self._predict(latents_BTNL, actions_BT, key)
         error = jnp.mean(jnp.square(data - target), axis=-1)
-        moved = self._moved(latents_BTNL)
-        weights = ramp(level)[..., None] * (1 + jnp.float32(self.config.changed_weight) * moved)
-        metrics = {"error": jnp.mean(error), "error_changed": jnp.sum(error * moved) / (jnp.sum(moved) + 1e-6)}
+        metrics = self._told(error, latents_BTNL)
         if self.config.predict == "v":  # the error of the flow: that of the data, larger the less noise there is
             error = error / jnp.square(jnp.maximum(1 - level, 0.05))[..., None]
-        return jnp.mean(error * weights) / jnp.mean(weights), metrics
+        return self._weighted(error, level, latents_BTNL), metrics
 
     def report(self, latents_BTNL: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
         """Squared error from noise alone, and that of tokens which changed."""
         _, data, target = self._predict(latents_BTNL, actions_BT, key, level=0.0)
-        error, moved = jnp.mean(jnp.square(data - target), axis=-1), self._moved(latents_BTNL)
-        return {"error": jnp.mean(error), "error_changed": jnp.sum(error * moved) / (jnp.sum(moved) + 1e-6)}
+        return self._told(jnp.mean(jnp.square(data - target), axis=-1), latents_BTNL)
+
+    def _told(self, error_BTN, latents_BTNL):
+        moved = self._moved(latents_BTNL)
+        changed = jnp.sum(error_BTN * moved) / (jnp.sum(moved) + 1e-6)
+        return {"error": jnp.mean(error_BTN), "error_changed": changed}
+
+    def _weighted(self, error_BTN, level_BT, latents_BTNL):
+        """The mean error, by level and by what changed."""
+        weights = 1 + jnp.float32(self.config.changed_weight) * self._moved(latents_BTNL)
+        weights = ramp(level_BT)[..., None] * weights
+        return jnp.mean(error_BTN * weights) / jnp.mean(weights)
 
     def _moved(self, latents_BTNL):
         step = jnp.mean(jnp.square(latents_BTNL[:, 1:] - latents_BTNL[:, :-1]), axis=-1)
@@ -116,14 +124,14 @@ class Diffusion(nnx.Module):
         A third argument goes to ``_label``; ``rows``: only of so many first ones. The past is noised once, by ``key``.
         """
         length = latents_BTNL.shape[1]
-        actions_BT = actions_BT if actions_BT.ndim == 3 else actions_BT.at[:, 0].set(START)
+        actions_BT = from_start(actions_BT)
         kept = jnp.float32(self.config.context_level)
         past = noised(latents_BTNL, jax.random.normal(key, latents_BTNL.shape), kept)
         past, latents_BTNL, actions_BT = past[:rows], latents_BTNL[:rows], actions_BT[:rows]
         label = self._label(jnp.full(latents_BTNL.shape[:2], kept))
 
         def clean(draft, levels, *told):
-            done = self._embed(past[:, :-1], label[:, :-1], actions_BT[:, :-1], self._shift(past)[:, :-2])
+            done = self._embed(past[:, :-1], label[:, :-1], actions_BT[:, :-1], earlier(past, 0)[:, :-2])
             drafts = self._embed(draft, self._label(levels, *told), actions_BT[:, 1:], past[:, :-1])
             x = jnp.concatenate([done, drafts], axis=1)
             y = self.transformer(x, times=Times(length - 1, tuple(range(1, length))))[:, length - 1 :]
@@ -132,7 +140,7 @@ class Diffusion(nnx.Module):
         def forcing(draft, levels, *told):
             seen = jnp.concatenate([past[:, :1], draft], axis=1)
             labels = jnp.concatenate([label[:, :1], self._label(levels, *told)], axis=1)
-            y = self.transformer(self._embed(seen, labels, actions_BT, self._shift(seen)[:, :-1]))[:, 1:]
+            y = self.transformer(self._embed(seen, labels, actions_BT, earlier(seen, 0)[:, :-1]))[:, 1:]
             return self._data(y, draft, levels[..., None, None])
 
         return clean if self.config.context == "clean" else forcing
@@ -175,7 +183,7 @@ class Diffusion(nnx.Module):
         """
         batch, length = latents_BTNL.shape[:2]
         past = jnp.stack([self._remembered(latents_BTNL[:, t], jnp.uint32(t)) for t in range(length)], axis=1)
-        before = self._shift(past)
+        before = earlier(past, 0)
         unstacked = self.transformer.unstacked()
 
         def predict(point, level, _):
@@ -213,10 +221,6 @@ class Diffusion(nnx.Module):
         if self.before is not None:
             x = x + self.before(before_BTNL)
         return x + (self.level(labels_BTS) + self.actions(actions))[:, :, None]
-
-    def _shift(self, latents_BTNL):
-        """The frame before each frame, and before the one to come: (B, T+1, N, L), nothing before the first."""
-        return jnp.pad(latents_BTNL, ((0, 0), (1, 0), (0, 0), (0, 0)))
 
     def _data(self, features, point, level):
         """What the network takes the clean latents to be."""

@@ -19,10 +19,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from reverie.actions import START, ActionSpace
+from reverie.actions import ActionSpace
 from reverie.nn.codes import draw, likelihood, ranking, surprise
-from reverie.nn.embed import ActionEmbedding
-from reverie.nn.memory import Past
+from reverie.nn.embed import ActionEmbedding, from_start
+from reverie.nn.memory import Past, earlier
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 
@@ -84,8 +84,7 @@ class MaskGIT(nnx.Module):
     def _predict_hidden(self, latents_BTN, actions_BT, key, share: float | None = None):
         """Return logits (B, T-1, N, V) of frames 1..T-1 with tokens hidden, and which were, float (B, T-1, N)."""
         batch, length, tokens = latents_BTN.shape
-        # What led to the first frame of a clip is before its time (relaxed actions already weigh nothing there).
-        actions_BT = actions_BT if actions_BT.ndim == 3 else actions_BT.at[:, 0].set(START)
+        actions_BT = from_start(actions_BT)
         key_share, key_mask = jax.random.split(key)
         low = jnp.float32(self.config.mask_min)
         rate = low + (1 - low) * jax.random.uniform(key_share, (batch, length - 1, 1))
@@ -94,12 +93,17 @@ class MaskGIT(nnx.Module):
         draft = jnp.where(hidden, self.config.codes, latents_BTN[:, 1:])
         if self.config.context == "clean":  # the last finished frame is nobody's past: T-1 of them, and T-1 drafts
             done, acted = latents_BTN[:, :-1], (actions_BT[:, :-1], actions_BT[:, 1:])
-            x = [self._embed(done, acted[0], self._shift(done)[:, :-1]), self._embed(draft, acted[1], done)]
+            x = [
+                self._embed(done, acted[0], earlier(done, self.config.codes)[:, :-1]),
+                self._embed(draft, acted[1], done),
+            ]
             x = jnp.concatenate(x, axis=1)
             x = self.transformer(x, times=Times(length - 1, tuple(range(1, length))))[:, length - 1 :]
         else:
             x = self._embed(
-                jnp.concatenate([latents_BTN[:, :1], draft], axis=1), actions_BT, self._shift(latents_BTN)[:, :-1]
+                jnp.concatenate([latents_BTN[:, :1], draft], axis=1),
+                actions_BT,
+                earlier(latents_BTN, self.config.codes)[:, :-1],
             )
             x = self.transformer(x)[:, 1:]
         return self._logits(x), hidden.astype(jnp.float32)
@@ -143,7 +147,7 @@ class MaskGIT(nnx.Module):
 
         def predict(latents_BN, _):
             x = jnp.concatenate([latents_BTN, latents_BN[:, None]], axis=1)
-            x = self._embed(x, actions_BT, self._shift(latents_BTN))
+            x = self._embed(x, actions_BT, earlier(latents_BTN, self.config.codes))
             return self._logits(self.transformer(x, unstacked=unstacked)[:, -1]), None
 
         return self.sample(predict, None, len(latents_BTN), key, temperature)[0]
@@ -183,10 +187,6 @@ class MaskGIT(nnx.Module):
             x = x + self.before[...][before_BTN]
         action = self.actions(actions)[:, :, None]
         return jnp.concatenate([x, action], axis=2) if self.prepend else x + action
-
-    def _shift(self, latents_BTN):
-        """The frame before each frame, and before the one to come: (B, T+1, N), hidden before the first."""
-        return jnp.pad(latents_BTN, ((0, 0), (1, 0), (0, 0)), constant_values=self.config.codes)
 
     def _step(self, memory, latents_BN, actions_B, unstacked=None):
         x = self._embed(latents_BN[:, None], actions_B[:, None], memory.last_BN[:, None])[:, 0]

@@ -20,7 +20,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.models.dynamics.diffusion import Diffusion, DiffusionConfig
-from reverie.nn.flow import noised, ramp
+from reverie.nn.flow import noised
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,8 @@ class Shortcut(Diffusion):
             own = two_half_steps(few, draft[:rows], level[:rows], size[:rows], self.config.steepest)
             target = jnp.concatenate([jax.lax.stop_gradient(own), target[rows:]])
         error = jnp.mean(jnp.square(data - target), axis=-1)
-        moved = self._moved(latents_BTNL)
-        weights = ramp(level)[..., None] * (1 + jnp.float32(self.config.changed_weight) * moved)
         metrics = {"error": jnp.mean(error[rows:]), "error_own": jnp.mean(error[:rows]) if rows else jnp.zeros(())}
-        return jnp.mean(error * weights) / jnp.mean(weights), metrics
+        return self._weighted(error, level, latents_BTNL), metrics
 
     def draw(self, key_size: Array, key_level: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
         """Return sizes and levels (B, T-1): rows that learn from the data at the smallest size, the rest at all others.

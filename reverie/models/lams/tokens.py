@@ -145,11 +145,10 @@ class TokenLAM(nnx.Module):
         std = jnp.exp(log_std)
         nats = jnp.mean(jnp.sum((jnp.square(mean) + jnp.square(std) - 1) / 2 - log_std, axis=-1))
         told, metrics = self._told(seen_BTN, mean + std * jax.random.normal(key, mean.shape))
-        named = jnp.zeros(())
         price = self.price[...]
         loss = jnp.mean(told) + price * nats
         price = jnp.clip(price * jnp.exp(jnp.float32(HASTE) * (jax.lax.stop_gradient(nats) - wanted)), *PRICES)
-        return _nearest(mean, book), price, loss, metrics | {"nats": nats, "price": price, "named": named}
+        return _nearest(mean, book), price, loss, metrics | {"nats": nats, "named": jnp.zeros(())}
 
     def _coded_loss(self, seen_BTN, mean, book):
         """What happened is the code that tells the next frame best and lies near: (codes, price, loss, metrics)."""
@@ -161,8 +160,7 @@ class TokenLAM(nnx.Module):
         unnamed = -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(-2 * away), codes[..., None], axis=-1))
         named = jnp.mean((_nearest(mean, book) == codes).astype(jnp.float32))
         loss = jnp.mean(told) + jnp.float32(NAMING) * unnamed
-        price = self.price[...]
-        return codes, price, loss, metrics | {"nats": unnamed, "price": price, "named": named}
+        return codes, self.price[...], loss, metrics | {"nats": jnp.zeros(()), "named": named}
 
     def _happened(self, seen_BTN):
         """Where each step lies among all that may happen: mean and log of standard deviation, both (B, T-1, L)."""
