@@ -96,7 +96,8 @@ def data(args: argparse.Namespace, rest: list[str]) -> None:
 
 def list_(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.data.sources import sources
-    from reverie.presets import parameters, presets
+    from reverie.presets import presets
+    from reverie.presets.recipe import parameters
 
     def first_line(value: Any) -> str:
         return (value.__doc__ or "").strip().partition("\n")[0]
