@@ -78,6 +78,9 @@ def test_vectors_come_to_mean_0_and_variance_1_and_back():
     assert np.abs(z.mean(axis=0)[alive]).max() < 0.2 and np.abs(z.std(axis=0)[alive] - 1).max() < 0.1
     assert np.abs(z[:, ~alive]).max() < 0.1, "what does not vary is not blown up"
     np.testing.assert_allclose(moments.restore(jnp.asarray(z)), data[-200:].reshape(-1, 3, 2), atol=1e-5)
+    early, _ = through(RunningMoments(3, 2), data[:20], lambda moments, x: moments.learn(x))
+    np.testing.assert_allclose(early.mean[...], data[:20].mean(axis=(0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(early.square[...], np.square(data[:20]).mean(axis=(0, 1, 2)), atol=1e-5)
 
 
 def test_before_anything_is_seen_nothing_is_changed():

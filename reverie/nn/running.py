@@ -42,8 +42,8 @@ class RunningRMS(nnx.Module):
 class RunningMoments(nnx.Module):
     """Mean and spread of vectors over their leading axes: brings them to mean 0 and variance 1, and back.
 
-    It begins as the identity and nothing that is trained passes through it, so early steps are as safe as late ones.
-    A number that hardly varies is not blown up: its spread counts as at least ``least``.
+    It begins as the identity; the first steps are averaged evenly, later ones by ``decay``. Nothing that is trained
+    passes through it. A number that hardly varies is not blown up: its spread counts as at least ``least``.
     """
 
     decay, least = 0.99, 0.05
@@ -51,14 +51,16 @@ class RunningMoments(nnx.Module):
     def __init__(self, *shape: int):
         self.mean = Statistics(jnp.zeros(shape))
         self.square = Statistics(jnp.ones(shape))
+        self.steps = Statistics(jnp.zeros(()))
 
     def learn(self, x: Array) -> None:
         """Take in (..., S)."""
         x = jax.lax.stop_gradient(x)
         axes = tuple(range(x.ndim - self.mean.ndim))
-        keep = jnp.float32(self.decay)
+        keep = jnp.minimum(jnp.float32(self.decay), self.steps[...] / (1 + self.steps[...]))
         self.mean[...] = keep * self.mean[...] + (1 - keep) * jnp.mean(x, axis=axes)
         self.square[...] = keep * self.square[...] + (1 - keep) * jnp.mean(jnp.square(x), axis=axes)
+        self.steps[...] = self.steps[...] + 1
 
     def normalise(self, x: Array) -> Array:
         """(..., S) -> about mean 0 and variance 1."""

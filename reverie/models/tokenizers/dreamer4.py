@@ -1,9 +1,17 @@
 """The causal tokenizer of Dreamer 4 (arXiv 2509.24527, section 3.1): a frame in a few learned latent tokens.
 
-WIP
+Learned tokens beside a frame's patches read them, pass a bottleneck (a projection and tanh), and from them alone the
+patches are painted again by learned queries, one for each place. In the encoder patches read patches and latents read
+everything; in the decoder latents read latents and patches read everything: so all that is painted went through the
+bottleneck. In training a share of each frame's patches is hidden from the encoder (MAE, arXiv 2111.06377).
 
-Shapes: B batch, T time, H W C image, P patches per frame, Q latent tokens (the paper's N_b), D width of their bottleneck
-(D_b), N tokens and L width as dynamics see them (N_z = Q / packing, D * packing), M model width.
+What the paper leaves open: the error is that of whole frames, hidden or not, since in use nothing is hidden; a norm
+stands before the bottleneck, without which half of a replica's latents began at the ends of tanh. Dynamics are given
+latents of about unit variance, as their noise has. Learned with AdamW at usual rates, small models of this kind stay
+where only colours come through; with Muon they leave within minutes (docs/log.md).
+
+Shapes: B batch, T time, H W C image, P patches per frame, Q latent tokens (the paper's N_b), D width of the bottleneck
+(D_b), N tokens and L width as dynamics see them (N_z = Q / packing, L = D * packing), M model width.
 """
 
 from dataclasses import dataclass, field
@@ -30,15 +38,17 @@ class Dreamer4Config:
     patch: int = 16
     latents: int = 32  # Q
     bottleneck: int = 16  # D
-    packing: int = 2
+    packing: int = 2  # so many latent tokens are one token to dynamics
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
-    mask_max: float = 0.9
-    motion_weight: float = 0.0
-    perceptual: str = ""
+    mask_max: float = 0.9  # the share of hidden patches is drawn from U(0, mask_max), one draw per frame
+    motion_weight: float = 0.0  # extra weight of pixels that differ from the frame before
+    perceptual: str = ""  # a file of LPIPS weights, for which see nn/perceptual.py; "": squared error alone
     perceptual_weight: float = 0.2
-    std: float = 1.0
-    qstd: float = 1.0
+
+    def __post_init__(self):
+        if self.packing < 1 or self.latents % self.packing:
+            raise ValueError(f"{self.latents} latents cannot be packed by {self.packing} evenly")
 
     def make(self, rngs: nnx.Rngs) -> "Dreamer4":
         """Return the module."""
@@ -46,15 +56,15 @@ class Dreamer4Config:
 
 
 def encoder_mask(patches: int, latents: int) -> np.ndarray:
-    """Who reads whom in the encoder, (P + Q, P + Q): patches read patches, latents read everything."""
-    is_latent = np.arange(patches + latents) >= patches
-    return is_latent[:, None] | ~is_latent[None]
+    """Who reads whom in the encoder, bool (P + Q, P + Q): patches read patches, latents read everything."""
+    latent = np.arange(patches + latents) >= patches
+    return latent[:, None] | ~latent[None]
 
 
 def decoder_mask(patches: int, latents: int) -> np.ndarray:
-    """Who reads whom in the decoder, (P + Q, P + Q): latents read latents, patches read everything."""
-    is_latent = np.arange(patches + latents) >= patches
-    return ~is_latent[:, None] | is_latent[None]
+    """Who reads whom in the decoder, bool (P + Q, P + Q): latents read latents, patches read everything."""
+    latent = np.arange(patches + latents) >= patches
+    return ~latent[:, None] | latent[None]
 
 
 class Dreamer4(nnx.Module):
@@ -66,18 +76,18 @@ class Dreamer4(nnx.Module):
         places = grid(height, width, config.patch)
         self.patches = places[0] * places[1]
         self.tokens = config.latents // config.packing
-        self.grid = (1, self.tokens)
+        self.grid = (1, self.tokens)  # latents have no place in the picture: they stand in a row
         self.codes, self.width, self.lookback = 0, config.bottleneck * config.packing, config.encoder.lookback
         pixels = config.patch**2 * channels
         see, paint = config.encoder.width, config.decoder.width
         self.embed = nnx.Linear(pixels, see, rngs=rngs)
-        self.hidden = nnx.Param(jax.random.normal(rngs.params(), (see,)) * 0.5)
-        self.latents = nnx.Param(jax.random.normal(rngs.params(), (config.latents, see)) * config.std)
+        self.hidden = _learned(rngs, see)
+        self.latents = _learned(rngs, config.latents, see)
         self.encoder = SpaceTimeTransformer(config.encoder, places, extra=config.latents, rngs=rngs)
         self.to_latent = nnx.Linear(see, config.bottleneck, rngs=rngs)
         self.moments = RunningMoments(config.latents, config.bottleneck)
         self.from_latent = nnx.Linear(config.bottleneck, paint, rngs=rngs)
-        self.queries = nnx.Param(jax.random.normal(rngs.params(), (self.patches, paint)) * config.qstd)
+        self.queries = _learned(rngs, self.patches, paint)
         self.decoder = SpaceTimeTransformer(config.decoder, places, extra=config.latents, rngs=rngs)
         self.pixels = nnx.Linear(paint, pixels, rngs=rngs)
         self.error_scale = RunningRMS()
@@ -85,13 +95,12 @@ class Dreamer4(nnx.Module):
 
     def encode(self, frames_BTHWC: Array) -> Array:
         """uint8 frames (B, T, H, W, C) -> latents (B, T, N, L), float32, of about mean 0 and variance 1."""
-        z = self.moments.normalise(self._bottleneck(self._seen(frames_BTHWC)))
+        z = self.moments.normalise(self.squeezed(self.looked(self.embedded(frames_BTHWC))))
         return rearrange(z, "b t (n k) d -> b t n (k d)", k=self.config.packing)
 
     def decode(self, latents_BTNL: Array) -> Array:
         """Latents (B, T, N, L) -> frames (B, T, H, W, C), float32 in 0..1."""
-        x = self._asked(self._unpacked(latents_BTNL))
-        return self._paint(self.decoder(x, self._decoder_mask))
+        return self._paint(self.recalled(self._unpacked(latents_BTNL)))
 
     def empty(self, batch: int) -> Memory:
         """Return the memory with which ``decode_frame`` starts."""
@@ -104,16 +113,10 @@ class Dreamer4(nnx.Module):
         return memory.advance(), self._paint(x[:, None])[:, 0]
 
     def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Weighted squared error of whole frames painted from those of their patches that were not hidden."""
-        key_share, key_patch = jax.random.split(key)
-        x = self._seen(frames_BTHWC)
-        share = jax.random.uniform(key_share, (*x.shape[:2], 1)) * jnp.float32(self.config.mask_max)
-        hidden = jax.random.uniform(key_patch, x.shape[:3]) < share
-        x = jnp.where(hidden[..., None], self.hidden[...][None, None, None], x)
-        z = self._bottleneck(x)
+        """Weighted squared error of whole frames painted from patches not hidden, and LPIPS, each over its own RMS."""
+        z = self.squeezed(self.looked(self.hide(self.embedded(frames_BTHWC), key)))
         self.moments.learn(z)
-        painted = self._paint(self.decoder(self._asked(z), self._decoder_mask))
-        truth = unit_range(frames_BTHWC)
+        painted, truth = self._paint(self.recalled(z)), unit_range(frames_BTHWC)
         error = jnp.square(painted - truth)
         weights = motion_weights(frames_BTHWC, self.config.motion_weight)
         metrics = {
@@ -123,34 +126,60 @@ class Dreamer4(nnx.Module):
         }
         loss = self.error_scale(jnp.mean(error * weights))
         if self.perceptual_scale is not None:
-            flat = [rearrange(x, "b t h w c -> (b t) h w c") for x in (painted, truth)]
-            metrics["lpips"] = jnp.mean(perceptual.read(self.config.perceptual)(*flat))
+            pictures = (rearrange(x, "b t h w c -> (b t) h w c") for x in (painted, truth))
+            metrics["lpips"] = jnp.mean(perceptual.read(self.config.perceptual)(*pictures))
             loss += jnp.float32(self.config.perceptual_weight) * self.perceptual_scale(metrics["lpips"])
         return loss, metrics
+
+    # -- the way of a frame, step by step ----------------------------------------------------------------------------
+
+    def embedded(self, frames_BTHWC: Array) -> Array:
+        """uint8 frames -> patches (B, T, P, M)."""
+        return self.embed(patchify(to_float(frames_BTHWC), self.config.patch))
+
+    def hide(self, x_BTPM: Array, key: Array) -> Array:
+        """Put the learned vector in the place of some patches: of a share drawn for every frame of every clip."""
+        key_share, key_patch = jax.random.split(key)
+        share = jax.random.uniform(key_share, (*x_BTPM.shape[:2], 1)) * jnp.float32(self.config.mask_max)
+        hidden = jax.random.uniform(key_patch, x_BTPM.shape[:3]) < share
+        return jnp.where(hidden[..., None], self.hidden[...].astype(x_BTPM.dtype)[None, None, None], x_BTPM)
+
+    def looked(self, x_BTPM: Array) -> Array:
+        """Patches -> all tokens of the encoder (B, T, P + Q, M): patches, then latents."""
+        x = jnp.concatenate([x_BTPM, _everywhere(self.latents, x_BTPM)], axis=2)
+        return self.encoder(x, jnp.asarray(encoder_mask(self.patches, self.config.latents)))
+
+    def squeezed(self, x_BTSM: Array) -> Array:
+        """All tokens of the encoder -> the bottleneck (B, T, Q, D), float32 in (-1, 1)."""
+        return jnp.tanh(self.to_latent(x_BTSM[:, :, self.patches :]).astype(jnp.float32))
+
+    def recalled(self, z_BTQD: Array) -> Array:
+        """The bottleneck -> all tokens of the decoder (B, T, P + Q, M): patches, then latents."""
+        return self.decoder(self._asked(z_BTQD), self._decoder_mask)
 
     @property
     def _decoder_mask(self) -> Array:
         return jnp.asarray(decoder_mask(self.patches, self.config.latents))
 
-    def _seen(self, frames_BTHWC):
-        return self.embed(patchify(to_float(frames_BTHWC), self.config.patch))
-
-    def _bottleneck(self, x_BTPM):
-        latents = jnp.broadcast_to(self.latents[...][None, None], (*x_BTPM.shape[:2], *self.latents.shape))
-        x = jnp.concatenate([x_BTPM, latents.astype(x_BTPM.dtype)], axis=2)
-        h = self.encoder(x, jnp.asarray(encoder_mask(self.patches, self.config.latents)))[:, :, self.patches :]
-        return jnp.tanh(self.to_latent(h).astype(jnp.float32))
-
-    def _unpacked(self, latents_BTNL):
+    def _unpacked(self, latents_BTNL: Array) -> Array:
         z = rearrange(latents_BTNL, "b t n (k d) -> b t (n k) d", k=self.config.packing)
         return self.moments.restore(z)
 
-    def _asked(self, z_BTQD):
+    def _asked(self, z_BTQD: Array) -> Array:
         x = self.from_latent(z_BTQD)
-        queries = jnp.broadcast_to(self.queries[...][None, None], (*x.shape[:2], *self.queries.shape))
-        return jnp.concatenate([queries.astype(x.dtype), x], axis=2)
+        return jnp.concatenate([_everywhere(self.queries, x), x], axis=2)
 
-    def _paint(self, x_BTNM):
+    def _paint(self, x_BTSM: Array) -> Array:
         height, width, _ = self.config.frame
-        patches = self.pixels(x_BTNM[:, :, : self.patches])
+        patches = self.pixels(x_BTSM[:, :, : self.patches])
         return jax.nn.sigmoid(unpatchify(patches, height, width, self.config.patch))
+
+
+def _learned(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    """Learned tokens start small and never at zero, where a norm's gradient explodes."""
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * 0.02)
+
+
+def _everywhere(tokens: nnx.Param, like_BTNM: Array) -> Array:
+    """The same learned tokens in every frame of every clip."""
+    return jnp.broadcast_to(tokens[...].astype(like_BTNM.dtype)[None, None], (*like_BTNM.shape[:2], *tokens.shape))
