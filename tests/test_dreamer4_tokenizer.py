@@ -19,6 +19,7 @@ from reverie.data.episode import Episode, Spec
 from reverie.errors import ReverieError
 from reverie.models.tokenizers import dreamer4
 from reverie.models.tokenizers.dreamer4 import Dreamer4Config
+from reverie.nn.patch import hide
 from reverie.nn.perceptual import ALEXNET
 from reverie.training import sharding
 from reverie.training.checkpoint import load
@@ -73,7 +74,7 @@ def leaks(net, clip):
     """How much of what they may not know patches of the encoder know, and latents of the decoder."""
     model = made(net)
     x = model.embedded(clip)
-    z = model.squeezed(model.looked(x))
+    z = model.bottleneck(x)
     return {
         "patches of the encoder know latents": slope(
             lambda latents: with_token(model, "latents", latents).looked(x)[:, :, :P], model.latents[...]
@@ -95,8 +96,8 @@ def test_latents_read_all_patches_and_patches_all_latents(net, monkeypatch):
     def blind():
         model = made(net)
         x = model.embedded(frames())
-        seen = slope(lambda x: model.squeezed(model.looked(x))[:, -1], x)[:, -1]
-        z = model.squeezed(model.looked(x))
+        seen = slope(lambda x: model.bottleneck(x)[:, -1], x)[:, -1]
+        z = model.bottleneck(x)
         told = slope(lambda z: model.recalled(z)[:, -1, :P], z)[:, -1]
         return min(seen.max(-1).min(), told.max(-1).min())
 
@@ -108,8 +109,8 @@ def test_latents_read_all_patches_and_patches_all_latents(net, monkeypatch):
 def test_no_gradient_comes_from_the_future(net):
     model, t = made(net), T // 2
     x = model.embedded(frames())
-    z = model.squeezed(model.looked(x))
-    for function, given in ((lambda x: model.squeezed(model.looked(x)), x), (model.recalled, z)):
+    z = model.bottleneck(x)
+    for function, given in ((lambda x: model.bottleneck(x), x), (model.recalled, z)):
         change = slope(lambda given, function=function: function(given)[:, t], given).max(axis=(0, 2, 3))
         assert (change[t + 1 :] == 0).all() and change[t] > 0 and change[t - 1] > 0
 
@@ -118,30 +119,40 @@ def test_frames_are_painted_from_the_bottleneck_alone():
     """Where latents say the same, frames are the same; and a frame's latents do not know what is hidden of it."""
     model = made()
     np.testing.assert_array_equal(*np.asarray(model.recalled(jnp.zeros((2, 1, Q, D)))))
-    blind = made(mask_max=0.0)
-    blind.config = dataclasses.replace(blind.config, mask_max=1e9)  # more than 1: every patch
-    looks = [blind.squeezed(blind.looked(blind.hide(blind.embedded(frames(seed=i)), KEY))) for i in (0, 1)]
-    np.testing.assert_array_equal(*looks)
+    hidden = [hide(model.embedded(frames(seed=i)), model.hidden[...], (1.0, 1.0), KEY) for i in (0, 1)]
+    np.testing.assert_array_equal(*map(model.bottleneck, hidden))
 
 
-def shares(hide, batch=64, length=16, patches=256):
+def shares(least, most, batch=64, length=16, patches=256):
     """The share of patches hidden in every frame."""
-    x = hide(jnp.ones((batch, length, patches, SMALL.width)), KEY)
-    return np.asarray(jnp.mean((x != 1).any(-1).astype(jnp.float32), axis=-1))
+    x = hide(jnp.ones((batch, length, patches, 2)), jnp.zeros(2), (least, most), KEY)
+    assert set(np.unique(x)) <= {0, 1} and (x[..., 0] == x[..., 1]).all()
+    return 1 - np.asarray(jnp.mean(x[..., 0], axis=-1))
 
 
 def test_every_frame_has_a_share_of_hidden_patches_of_its_own():
-    found = shares(made().hide)
+    found = shares(0.0, 0.9)
     quantiles = np.quantile(found, [0.1, 0.3, 0.5, 0.7, 0.9])
     np.testing.assert_allclose(quantiles, 0.9 * np.array([0.1, 0.3, 0.5, 0.7, 0.9]), atol=0.05)
     assert found.std(axis=1).min() > 0.1, "the frames of a clip have one share"
-    assert (shares(made(mask_max=0.0).hide) == 0).all()
+    assert (shares(0.0, 0.0) == 0).all() and abs(shares(0.9, 0.9).mean() - 0.9) < 0.01
+
+
+def test_the_loss_hides_as_much_as_the_config_says():
+    """A learned vector has a gradient where it stands, and none where nothing is hidden."""
+    for share, learns in ((0.9, True), (0.0, False)):
+        graph, params, rest = nnx.split(made(mask_max=share), nnx.Param, ...)
+
+        def loss(params, graph=graph, rest=rest):
+            return nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, rest)).loss(frames(), KEY)[0]
+
+        assert bool(jnp.any(jax.jit(jax.grad(loss))(params)["hidden"][...])) == learns
 
 
 def test_latents_are_packed_in_order():
     model = made(packing=3)
     assert (model.tokens, model.grid, model.width) == (2, (1, 2), 3 * D)
-    packed, z = model.encode(frames()), model.squeezed(model.looked(model.embedded(frames())))
+    packed, z = model.encode(frames()), model.bottleneck(model.embedded(frames()))
     for n in range(2):
         for k in range(3):
             np.testing.assert_allclose(packed[:, :, n, k * D : (k + 1) * D], z[:, :, 3 * n + k], atol=1e-6)
@@ -176,13 +187,17 @@ def test_the_bottleneck_begins_wide_awake():
     """Not at the ends of tanh, and no two latent tokens alike: a replica began with 52 % and .04 (see the file)."""
     net = dataclasses.replace(SMALL, width=64, depth=2, heads=4, hidden=192)
     model = tiny(Dreamer4Config(), net).make(nnx.Rngs(0))
-    x = model.looked(model.embedded(frames(8)))
+    x = model.embedded(frames(8))
 
-    def state(z):
+    def awake(z):
         return np.mean(np.abs(z) > 0.99) < 0.05 and 0.3 < np.std(z) < 0.8 and np.std(z, axis=2).mean() > 0.3
 
-    assert state(np.asarray(model.squeezed(x)))
-    assert not state(np.asarray(model.squeezed(10 * x)))  # planted: no norm before it
+    assert awake(np.asarray(model.bottleneck(x)))
+    h = model.to_latent(4 * model.looked(x)[:, :, P:])  # planted: no norm before it
+    assert not awake(np.tanh(h))
+    model.latents[...] = jnp.broadcast_to(model.latents[...][:1], model.latents.shape)  # planted: tokens all alike
+    model.encoder.slots = None
+    assert not awake(np.asarray(model.bottleneck(x)))
 
 
 # -- with LPIPS ---------------------------------------------------------------------------------------------------

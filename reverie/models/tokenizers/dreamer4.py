@@ -5,10 +5,11 @@ patches are painted again by learned queries, one for each place. In the encoder
 everything; in the decoder latents read latents and patches read everything: so all that is painted went through the
 bottleneck. In training a share of each frame's patches is hidden from the encoder (MAE, arXiv 2111.06377).
 
-What the paper leaves open: the error is that of whole frames, hidden or not, since in use nothing is hidden; a norm
-stands before the bottleneck, without which half of a replica's latents began at the ends of tanh. Dynamics are given
-latents of about unit variance, as their noise has. Learned with AdamW at usual rates, small models of this kind stay
-where only colours come through; with Muon they leave within minutes (docs/log.md).
+What the paper leaves open: the error is that of whole frames, hidden or not, since in use nothing is hidden. A norm
+stands before the bottleneck's projection, without which half of a replica's latents began at the ends of tanh, and all
+numbers of a frame have one scale behind it, without which they shrink to where tanh does nothing. Dynamics are given
+latents of about unit variance, as their noise has. With AdamW at usual rates small models of this kind stay where only
+colours come through; with Muon they leave within minutes (docs/log.md).
 
 Shapes: B batch, T time, H W C image, P patches per frame, Q latent tokens (the paper's N_b), D width of the bottleneck
 (D_b), N tokens and L width as dynamics see them (N_z = Q / packing, L = D * packing), M model width.
@@ -25,7 +26,7 @@ from jax import Array
 
 from reverie.nn import perceptual
 from reverie.nn.memory import Memory
-from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
+from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.running import RunningMoments, RunningRMS
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 
@@ -95,12 +96,12 @@ class Dreamer4(nnx.Module):
 
     def encode(self, frames_BTHWC: Array) -> Array:
         """uint8 frames (B, T, H, W, C) -> latents (B, T, N, L), float32, of about mean 0 and variance 1."""
-        z = self.moments.normalise(self.squeezed(self.looked(self.embedded(frames_BTHWC))))
+        z = self.moments.normalise(self.bottleneck(self.embedded(frames_BTHWC)))
         return rearrange(z, "b t (n k) d -> b t n (k d)", k=self.config.packing)
 
     def decode(self, latents_BTNL: Array) -> Array:
         """Latents (B, T, N, L) -> frames (B, T, H, W, C), float32 in 0..1."""
-        return self._paint(self.recalled(self._unpacked(latents_BTNL)))
+        return self.painted(self._unpacked(latents_BTNL))
 
     def empty(self, batch: int) -> Memory:
         """Return the memory with which ``decode_frame`` starts."""
@@ -109,14 +110,15 @@ class Dreamer4(nnx.Module):
     def decode_frame(self, memory: Memory, latents_BNL: Array) -> tuple[Memory, Array]:
         """Decode the next frame, (B, H, W, C) float32 in 0..1; frame by frame equals ``decode`` of the whole."""
         x = self._asked(self._unpacked(latents_BNL[:, None]))[:, 0]
-        x, memory = self.decoder.step(x, memory, self._decoder_mask)
+        x, memory = self.decoder.step(x, memory, self._told())
         return memory.advance(), self._paint(x[:, None])[:, 0]
 
     def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Weighted squared error of whole frames painted from patches not hidden, and LPIPS, each over its own RMS."""
-        z = self.squeezed(self.looked(self.hide(self.embedded(frames_BTHWC), key)))
+        x = hide(self.embedded(frames_BTHWC), self.hidden[...], (0.0, self.config.mask_max), key)
+        z = self.bottleneck(x)
         self.moments.learn(z)
-        painted, truth = self._paint(self.recalled(z)), unit_range(frames_BTHWC)
+        painted, truth = self.painted(z), unit_range(frames_BTHWC)
         error = jnp.square(painted - truth)
         weights = motion_weights(frames_BTHWC, self.config.motion_weight)
         metrics = {
@@ -137,28 +139,25 @@ class Dreamer4(nnx.Module):
         """uint8 frames -> patches (B, T, P, M)."""
         return self.embed(patchify(to_float(frames_BTHWC), self.config.patch))
 
-    def hide(self, x_BTPM: Array, key: Array) -> Array:
-        """Put the learned vector in the place of some patches: of a share drawn for every frame of every clip."""
-        key_share, key_patch = jax.random.split(key)
-        share = jax.random.uniform(key_share, (*x_BTPM.shape[:2], 1)) * jnp.float32(self.config.mask_max)
-        hidden = jax.random.uniform(key_patch, x_BTPM.shape[:3]) < share
-        return jnp.where(hidden[..., None], self.hidden[...].astype(x_BTPM.dtype)[None, None, None], x_BTPM)
-
     def looked(self, x_BTPM: Array) -> Array:
         """Patches -> all tokens of the encoder (B, T, P + Q, M): patches, then latents."""
         x = jnp.concatenate([x_BTPM, _everywhere(self.latents, x_BTPM)], axis=2)
         return self.encoder(x, jnp.asarray(encoder_mask(self.patches, self.config.latents)))
 
-    def squeezed(self, x_BTSM: Array) -> Array:
-        """All tokens of the encoder -> the bottleneck (B, T, Q, D), float32 in (-1, 1)."""
-        return jnp.tanh(self.to_latent(x_BTSM[:, :, self.patches :]).astype(jnp.float32))
+    def bottleneck(self, x_BTPM: Array) -> Array:
+        """Patches, some of them perhaps hidden -> (B, T, Q, D), float32 in (-1, 1)."""
+        h = self.to_latent(self.looked(x_BTPM)[:, :, self.patches :]).astype(jnp.float32)
+        return jnp.tanh(h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + 1e-6))
 
     def recalled(self, z_BTQD: Array) -> Array:
-        """The bottleneck -> all tokens of the decoder (B, T, P + Q, M): patches, then latents."""
-        return self.decoder(self._asked(z_BTQD), self._decoder_mask)
+        """What passed the bottleneck -> all tokens of the decoder (B, T, P + Q, M): patches, then latents."""
+        return self.decoder(self._asked(z_BTQD), self._told())
 
-    @property
-    def _decoder_mask(self) -> Array:
+    def painted(self, z_BTQD: Array) -> Array:
+        """What passed the bottleneck -> frames (B, T, H, W, C), float32 in 0..1."""
+        return self._paint(self.recalled(z_BTQD))
+
+    def _told(self) -> Array:
         return jnp.asarray(decoder_mask(self.patches, self.config.latents))
 
     def _unpacked(self, latents_BTNL: Array) -> Array:
