@@ -3,74 +3,51 @@
 As MineWorld (arXiv 2504.08388) does with a large one. Many actions do nothing that can be seen (walking against a
 wall), so what it gets on real frames is the most that a dream can get; the commonest action alone is the least.
 
-Legend: B clips, T time, H W C image, P patches, M width, A actions.
+Legend: B clips or pairs of frames, T time, H W C image, A actions.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from einops import rearrange
-from flax import nnx
 from jax import Array
 
 from reverie.data.episode import Dataset
 from reverie.data.loader import clips
 from reverie.evaluation.image import shrunk
+from reverie.training.optim import OptimConfig, Weights
 
 CLIPS, LENGTH, BYTES = 256, 17, 2**28  # what is learned from: so many clips at most, frames of each, bytes in all
-STEPS, BATCH, RATE = 300, 64, 3e-3  # seconds on two cores
-GRID = 8  # patches along the longer side: a few matmuls, where convolutions inside a loop take minutes on a CPU
-
-
-class Probe(nnx.Module):
-    """Names the action between two frames: patches of both, three by three of them, the picture's mean and maximum."""
-
-    def __init__(self, frame: tuple[int, int, int], actions: int, width: int = 32, *, rngs: nnx.Rngs):
-        height, width_, channels = frame
-        self.patch = -(-max(height, width_) // GRID)
-        self.look = nnx.Linear(self.patch**2 * channels * 2, width, rngs=rngs)
-        self.around = nnx.Linear(9 * width, width, rngs=rngs)
-        self.whole = nnx.Linear(2 * width, 4 * width, rngs=rngs)
-        self.name = nnx.Linear(4 * width, actions, rngs=rngs)
-
-    def __call__(self, before_BHWC: Array, after_BHWC: Array) -> Array:
-        """uint8 frames -> logits (B, A)."""
-        before, after = (x.astype(jnp.float32) / 255 for x in (before_BHWC, after_BHWC))
-        x = jnp.concatenate([before - 0.5, 2 * (after - before)], axis=-1)
-        spare = [-size % self.patch for size in x.shape[1:3]]
-        x = jnp.pad(x, ((0, 0), (0, spare[0]), (0, spare[1]), (0, 0)))
-        x = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
-        x = jax.nn.relu(self.look(x))
-        height, width = x.shape[1:3]
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = jnp.concatenate([x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=-1)
-        x = jax.nn.relu(self.around(x))
-        x = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
-        return self.name(jax.nn.relu(self.whole(x)))
+STEPS, BATCH, WIDTH = 300, 64, 32  # seconds on two cores
+GRID = 12  # patches along the longer side: a few matmuls, where convolutions inside a loop take minutes on a CPU
+TOGETHER = 256  # transitions read at once
 
 
 class Reader:
-    """A probe that has learned; ``None`` comes of ``learned`` where there is nothing to learn."""
+    """A network that has learned which action lies between two frames, from clips and the actions in them."""
 
     def __init__(self, frames_BTHWC: np.ndarray, actions_BT: np.ndarray, size: int, seed: int = 0):
         frames = shrunk(frames_BTHWC)
-        probe = Probe(frames.shape[2:], size, rngs=nnx.Rngs(seed))
-        graph, weights = nnx.split(probe)
+        rng = np.random.default_rng(seed)
         places = np.argwhere(actions_BT[:, 1:] >= 0) + [0, 1]  # the first frame has none before it
-        picks = places[np.random.default_rng(seed).integers(0, len(places), (STEPS, BATCH))]
-
-        def name(weights, before_BHWC, after_BHWC):
-            return nnx.merge(graph, weights)(before_BHWC, after_BHWC)
-
-        self._weights = _learn(name, weights, frames, actions_BT, picks)
+        picks = places[rng.integers(0, len(places), (STEPS, BATCH))]
+        patch = -(-max(frames.shape[2:4]) // GRID)
+        name = partial(_name, patch)
+        self._weights = _learn(name, _drawn(rng, patch**2 * frames.shape[-1], size), frames, actions_BT, picks)
         self._name = jax.jit(lambda *given: name(*given).argmax(-1))
 
     def actions(self, frames_BTHWC: np.ndarray) -> np.ndarray:
         """Return the actions it reads between the frames of clips, (B, T-1)."""
         frames = shrunk(frames_BTHWC)
-        read = [self._name(self._weights, clip[:-1], clip[1:]) for clip in frames]
-        return np.stack([np.asarray(row) for row in read])
+        before, after = (rearrange(x, "b t h w c -> (b t) h w c") for x in (frames[:, :-1], frames[:, 1:]))
+        parts = []
+        for start in range(0, len(before), TOGETHER):
+            rows = np.minimum(np.arange(start, start + TOGETHER), len(before) - 1)  # one shape, one program
+            parts.append(np.asarray(self._name(self._weights, before[rows], after[rows])))
+        return np.concatenate(parts)[: len(before)].reshape(len(frames), -1)
 
 
 def learned(practice: Dataset, seed: int = 0) -> Reader | None:
@@ -92,8 +69,38 @@ def read(reader: Reader, frames_BTHWC: np.ndarray, actions_BT: np.ndarray) -> di
     return {"right": right.sum(1), "asked": (true >= 0).sum(1)}
 
 
+def _drawn(rng: np.random.Generator, inputs: int, actions: int) -> Weights:
+    widths = {
+        "look": (2 * inputs, WIDTH), "around": (9 * WIDTH, WIDTH),
+        "whole": (2 * WIDTH, 4 * WIDTH), "name": (4 * WIDTH, actions),
+    }  # fmt: skip
+    kernels = {f"{layer}.kernel": rng.normal(size=(a, b)) * np.sqrt(2 / a) for layer, (a, b) in widths.items()}
+    biases = {f"{layer}.bias": np.zeros(b) for layer, (_, b) in widths.items()}
+    return {name: jnp.asarray(weight, jnp.float32) for name, weight in (kernels | biases).items()}
+
+
+def _name(patch: int, weights: Weights, before_BHWC: Array, after_BHWC: Array) -> Array:
+    """Logits (B, A): patches of both frames, three by three of them, the picture's mean and maximum."""
+
+    def layer(name, x):
+        return x @ weights[f"{name}.kernel"] + weights[f"{name}.bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+    before, after = (x.astype(jnp.float32) / 255 for x in (before_BHWC, after_BHWC))
+    x = jnp.concatenate([before - 0.5, 2 * (after - before)], axis=-1)
+    spare = [-size % patch for size in x.shape[1:3]]
+    x = jnp.pad(x, ((0, 0), (0, spare[0]), (0, spare[1]), (0, 0)))
+    x = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=patch, q=patch)
+    x = jax.nn.relu(layer("look", x))
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = jnp.concatenate([x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=-1)
+    x = jax.nn.relu(layer("around", x))
+    x = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
+    return layer("name", jax.nn.relu(layer("whole", x)))
+
+
 def _learn(name, weights, frames, actions, picks):
-    update = optax.adamw(optax.cosine_decay_schedule(RATE, STEPS), weight_decay=1e-3)
+    optimizer = OptimConfig(rate=3e-3, schedule="cosine", warmup=10, weight_decay=1e-3).make(STEPS)
 
     @jax.jit
     def run(weights, frames_BTHWC, actions_BT, picks):
@@ -105,9 +112,9 @@ def _learn(name, weights, frames, actions, picks):
                 logits = name(weights, frames_BTHWC[clip, time - 1], frames_BTHWC[clip, time])
                 return optax.softmax_cross_entropy_with_integer_labels(logits, actions_BT[clip, time]).mean()
 
-            changes, moments = update.update(jax.grad(loss)(weights), moments, weights)
+            changes, moments = optimizer.update(jax.grad(loss)(weights), moments, weights)
             return (optax.apply_updates(weights, changes), moments), None
 
-        return jax.lax.scan(step, (weights, update.init(weights)), picks)[0][0]
+        return jax.lax.scan(step, (weights, optimizer.init(weights)), picks)[0][0]
 
     return run(weights, frames, actions, picks)
