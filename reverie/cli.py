@@ -65,7 +65,8 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.learn import evaluate
 
     with contextlib.redirect_stdout(sys.stderr):  # progress; stdout is for the numbers alone
-        numbers = evaluate(args.run)
+        horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
+        numbers = evaluate(args.run, args.clips, **horizon, features=args.features)
     print(json.dumps(numbers) if args.json else "\n".join(f"{k:32} {v}" for k, v in numbers.items()))
 
 
@@ -208,8 +209,12 @@ def parser() -> tuple[Parser, dict[str, Any]]:
     one.add_argument("--minutes", type=float, help="as many steps as fit in this time, instead of the preset's")
 
     one = add("eval", evaluate, "Measure a world: how sharp it is, and whether it obeys.",
-              "reverie eval runs/demo", "reverie eval runs/demo --json > numbers.json")  # fmt: skip
+              "reverie eval runs/demo", "reverie eval runs/demo --json > numbers.json",
+              "reverie eval runs/demo --horizon 64 --clips 32")  # fmt: skip
     one.add_argument("run", type=Path, metavar="RUN")
+    one.add_argument("--clips", type=int, default=64, help="held-out clips, at most (64)")
+    one.add_argument("--horizon", type=int, help="frames dreamed (16, or as many as the longest episode has room for)")
+    one.add_argument("--features", metavar="MODULE:FUNCTION", help="your features of clips, for a Frechet distance")
     one.add_argument("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
 
     one = add("play", play, "Step into a world; without RUN, one that came with Reverie.",
