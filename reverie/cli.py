@@ -65,7 +65,8 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.learn import evaluate
 
     with contextlib.redirect_stdout(sys.stderr):  # progress; stdout is for the numbers alone
-        numbers = evaluate(args.run)
+        horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
+        numbers = evaluate(args.run, args.clips, **horizon, features=args.features)
     print(json.dumps(numbers) if args.json else "\n".join(f"{k:32} {v}" for k, v in numbers.items()))
 
 
@@ -92,6 +93,18 @@ def data(args: argparse.Namespace, rest: list[str]) -> None:
     notes = {"licence": args.licence, "provenance": json.dumps(to_json(source))}
     write_store(args.path, source.spec(), source.episodes(), val=args.val, **notes)
     print(f"{args.path}: look at it with 'reverie data show {args.path}'")
+
+
+def compare(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.flags import flags
+    from reverie.presets.comparison import comparison
+
+    made = comparison(args.name)
+    made = flags(type(made), rest, f"reverie compare {args.name}", default=made)
+    from reverie.compare import compare
+
+    out = compare(made, args.out or Path("runs") / f"compare-{args.name}", args.seeds, args.jobs)
+    print((out / "table.md").read_text(encoding="utf-8"))
 
 
 def list_(args: argparse.Namespace, rest: list[str]) -> None:
@@ -196,8 +209,12 @@ def parser() -> tuple[Parser, dict[str, Any]]:
     one.add_argument("--minutes", type=float, help="as many steps as fit in this time, instead of the preset's")
 
     one = add("eval", evaluate, "Measure a world: how sharp it is, and whether it obeys.",
-              "reverie eval runs/demo", "reverie eval runs/demo --json > numbers.json")  # fmt: skip
+              "reverie eval runs/demo", "reverie eval runs/demo --json > numbers.json",
+              "reverie eval runs/demo --horizon 64 --clips 32")  # fmt: skip
     one.add_argument("run", type=Path, metavar="RUN")
+    one.add_argument("--clips", type=int, default=64, help="held-out clips, at most (64)")
+    one.add_argument("--horizon", type=int, help="frames dreamed (16, or as many as the longest episode has room for)")
+    one.add_argument("--features", metavar="MODULE:FUNCTION", help="your features of clips, for a Frechet distance")
     one.add_argument("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
 
     one = add("play", play, "Step into a world; without RUN, one that came with Reverie.",
@@ -214,6 +231,13 @@ def parser() -> tuple[Parser, dict[str, Any]]:
     one.add_argument("path", type=Path, metavar="PATH", help="the store to write, or to look into")
     one.add_argument("--val", type=float, default=0.1, help="share of the episodes held out (0.1)")
     one.add_argument("--licence", default="", help="the licence to note in the store")
+
+    one = add("compare", compare, "Train families of dynamics alike, with equal arithmetic; write one table.",
+              "reverie compare --out runs/compare", "reverie compare coinrun --seeds 5", flags_of="name")  # fmt: skip
+    one.add_argument("name", nargs="?", default="toy", metavar="NAME", help="toy (minutes on a CPU) or coinrun")
+    add_out(one)
+    one.add_argument("--seeds", type=int, default=3, help="how often each row is trained (3)")
+    one.add_argument("--jobs", type=int, default=2, help="rows at a time (2)")
 
     add("list", list_, "Name every preset and source.", "reverie list")
     one = add("show", show, "Tell what a run is: its config, data and state.", "reverie show runs/demo")

@@ -22,6 +22,7 @@ from reverie.data.sources import sources
 from reverie.data.sources.videos import VideosConfig
 from reverie.data.store import open_dataset, write_store
 from reverie.errors import ReverieError, did_you_mean
+from reverie.evaluation.frechet import user_features
 from reverie.evaluation.measure import Numbers
 from reverie.evaluation.measure import evaluate as measure
 from reverie.evaluation.report import table, write_report
@@ -120,19 +121,37 @@ def _check_source(recipe: Recipe, out: Path) -> None:
         raise ReverieError(f"'{out}' was made from other data, or otherwise recorded: choose another --out.")
 
 
-def evaluate(run: Path, clips: int = 64, horizon: int = 16) -> Numbers:
-    """Measure a world on its held-out episodes; write ``eval.json`` and pictures beside it; return the numbers."""
+def evaluate(
+    run: Path, clips: int = 64, horizon: int = 16, *, shorten: bool = True, features: str | None = None
+) -> Numbers:
+    """Measure a world on its held-out episodes; write ``eval.json`` and pictures beside it; return the numbers.
+
+    ``shorten``: dream fewer frames than ``horizon`` where no episode has room for them, instead of a ReverieError.
+    ``features``: "MODULE:FUNCTION" of a function whose features are compared as well, see ``evaluation.frechet``.
+    """
+    if clips < 1 or horizon < 1:
+        raise ReverieError(f"a world is measured on 1 clip and 1 dreamed frame at least, not {clips} and {horizon}.")
+    function = user_features(features) if features is not None else None
     cache_compilations()
     folder = checkpoint.find_run(run)
     world = checkpoint.load(run)
-    place = folder.parent / checkpoint.read_record(folder).run.data
+    trained = checkpoint.read_record(folder).run
+    place = folder.parent / trained.data
     dataset = _held_out(place)
     if not hasattr(world, "dynamics"):
         raise ReverieError(f"'{run}' is a {type(world).__name__}, not a world: its report is in '{folder / 'report'}'.")
     room = int(dataset.lengths.max()) - world.config.context
     if room < 1:
         raise ReverieError(f"the held-out episodes of '{place}' are too short to dream on from: record longer ones.")
-    numbers, pictures = measure(world, dataset, clips=clips, horizon=min(horizon, room))
+    if horizon > room and not shorten:
+        raise ReverieError(
+            f"the longest held-out episode of '{place}' has room for {room} dreamed frames after {world.config.context} "
+            f"real ones, not for {horizon}: choose --horizon {room} or less."
+        )
+    numbers, pictures = measure(
+        world, dataset, clips=clips, horizon=min(horizon, room), trained=trained.length,
+        practice=open_dataset(place, "train"), features=function,
+    )  # fmt: skip
     write_report(numbers, pictures, folder.parent)
     Console(file=sys.stderr).print(table(numbers))
     return numbers

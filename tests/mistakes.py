@@ -346,6 +346,48 @@ def eval_on_episodes_shorter_than_the_context(world):
     return "eval mine"
 
 
+@case("longest held-out episode of '.*' has room for 9 dreamed frames after 3 real ones, not for 64: .*--horizon 9")
+def eval_farther_than_episodes_go(world):
+    return f"eval {copy(world)} --horizon 64"
+
+
+@case("on 1 clip and 1 dreamed frame at least, not 0 and 16")
+def eval_on_no_clips(world):
+    return f"eval {copy(world)} --clips 0"
+
+
+@case("on 1 clip and 1 dreamed frame at least, not 64 and -2")
+def eval_backwards(world):
+    return f"eval {copy(world)} --horizon -2"
+
+
+@case("--horizon: invalid int value: 'far'")
+def eval_far(world):
+    return f"eval {copy(world)} --horizon far"
+
+
+@case("features are named MODULE:FUNCTION, not 'i3d'")
+def eval_with_features_of_no_function(world):
+    return f"eval {copy(world)} --features i3d"
+
+
+@case("the module 'my_features' with features cannot be imported: No module named 'my_features'")
+def eval_with_features_of_no_module(world):
+    return f"eval {copy(world)} --features my_features:i3d"
+
+
+@case("'my_features_b' has no function 'i3b'. Did you mean 'i3d'")
+def eval_with_features_misspelt(world):
+    Path("my_features_b.py").write_text("def i3d(clips): return clips")
+    return f"eval {copy(world)} --features my_features_b:i3b"
+
+
+@case("the module 'my_features_c' with features cannot be imported: ")
+def eval_with_features_that_are_no_python(world):
+    Path("my_features_c.py").write_text("def i3d(clips) return clips")
+    return f"eval {copy(world)} --features my_features_c:i3d"
+
+
 @case("nothing at '.*/nowhere'")
 def play_nothing(world):
     return "play nowhere --no-browser"

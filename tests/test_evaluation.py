@@ -229,12 +229,23 @@ class Planted(nnx.Module):
         return jnp.zeros((batch, 10), jnp.int32)
 
     def observe(self, memory, latents, actions):
+        memory = jax.ShapeDtypeStruct((len(latents), 10), jnp.int32)
         return jax.pure_callback(_recognise, memory, latents), None
 
     def imagine(self, memory, actions, key, temperature):
         like = jax.ShapeDtypeStruct((len(actions), math.prod(PLATFORMER.spec().frame)), jnp.int32)
         memory, latents = jax.pure_callback(_simulate, (memory, like), memory, self.obey(actions))
         return memory, latents, jnp.zeros((len(actions), 1))
+
+    def loss(self, latents, actions, key):
+        """How much of a frame is not what it expects, and a little for surprise at all."""
+        time_first = jnp.moveaxis(latents, 1, 0), self.obey(actions.T)
+        wrong = jax.lax.map(lambda pair: self._wrong(*pair), (time_first[0][:-1], time_first[0][1:], time_first[1][1:]))
+        return 0.01 + jnp.mean(wrong), {}
+
+    def _wrong(self, seen, following, actions):
+        memory, _ = self.observe(None, seen, None)
+        return jnp.mean((self.imagine(memory, actions, None, None)[1] != following).astype(jnp.float32))
 
     def report(self, latents, actions, key):
         return {"seen": latents[0, 0, 0].astype(jnp.float32), "picture": latents}
@@ -278,7 +289,13 @@ def judged(dataset):
     config = WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps)
     return {
         obey.__name__: evaluate(
-            WorldModel(config, Pixels(), None, Planted(obey)), dataset, clips=40, horizon=6, speed=False
+            WorldModel(config, Pixels(), None, Planted(obey)),
+            dataset,
+            clips=40,
+            horizon=6,
+            speed=False,
+            trained=3,
+            practice=dataset,
         )
         for obey in (obedient, blind, mixed_up)
     }
@@ -309,6 +326,57 @@ def test_a_world_of_mixed_up_actions_is_found_out(judged):
     assert abs(numbers["delta_psnr_4"]) < 4 and numbers["psnr"][3] < judged["obedient"][0]["psnr"][3] - 10
 
 
+def test_actions_lower_the_loss_of_an_obedient_world_alone(judged):
+    ratios = {name: numbers["action_shuffle_ratio"] for name, (numbers, _) in judged.items()}
+    assert ratios["blind"] == 1 and judged["blind"][0]["action_shuffle_ratio_ci"] == [1, 1]
+    assert judged["obedient"][0]["action_shuffle_ratio_ci"][0] > 2 > ratios["mixed_up"]
+
+
+def test_actions_are_read_off_dreams_of_an_obedient_world_alone(judged):
+    """From worlds as real as the real one; the ceiling is that of the real frames, to the digit."""
+    for numbers, _ in judged.values():
+        assert numbers["idm_accuracy_real"] == numbers["idm_accuracy_floor"] > 0.7
+        assert numbers["idm_chance"] < 0.4
+    read = {name: numbers["idm_accuracy"] for name, (numbers, _) in judged.items()}
+    assert read["obedient"] == judged["obedient"][0]["idm_accuracy_real"]
+    assert judged["blind"][0]["idm_accuracy_ci"][1] < 0.5 and judged["mixed_up"][0]["idm_accuracy_ci"][1] < 0.5
+
+
+def test_dreams_of_the_simulator_do_not_drift(judged):
+    for name in ("obedient", "mixed_up"):
+        numbers, _ = judged[name]
+        assert numbers["drift_frames"] == 12 and numbers["drift_ci"][0] < 2 * numbers["drift_floor"]
+        assert numbers["drift"] < 1 and numbers["frechet_random"] < 2 * numbers["frechet_random_floor"]
+    assert judged["obedient"][0]["frechet_random"] == judged["obedient"][0]["frechet_random_floor"]
+    assert judged["obedient"][0]["frechet_random_copy_last"] > 2 * judged["obedient"][0]["frechet_random_floor"]
+
+
+class Fading(Pixels):
+    """Every dreamed frame is nearer to grey than the one before: the tokenizer's memory counts them."""
+
+    def decode_frame(self, memory, latents):
+        share = jnp.exp2(-memory / 4).reshape(-1, 1, 1, 1)
+        return memory + 1, share * self.decode(latents[:, None])[:, 0] + (1 - share) / 2
+
+
+def test_a_world_that_fades_is_found_out(dataset, judged):
+    spec = dataset.spec
+    world = WorldModel(WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps), Fading(), None, Planted(obedient))
+    numbers, _ = evaluate(world, dataset, clips=40, horizon=6, speed=False, trained=3)
+    healthy = judged["obedient"][0]
+    assert numbers["drift_ci"][0] > 3 * max(healthy["drift"], healthy["drift_floor"])
+    assert numbers["drift"] > 3 * numbers["drift_copy_last"]
+    assert numbers["frechet_random"] > 3 * numbers["frechet_random_floor"]
+    assert numbers["idm_accuracy"] is None, "nobody gave it episodes to learn to read from"
+
+
+def test_the_second_part_can_be_left_out(dataset):
+    spec = dataset.spec
+    world = WorldModel(WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps), Pixels(), None, Planted(blind))
+    numbers, _ = evaluate(world, dataset, clips=4, horizon=2, speed=False, deep=False)
+    assert all(numbers[name] is None for name in ("drift", "frechet_random", "action_shuffle_ratio", "parameters"))
+
+
 def tiny_world(latent: bool) -> WorldModel:
     """A real world of real parts, untrained, for the platformer's frames."""
     spec, rngs = PLATFORMER.spec(), nnx.Rngs(0)
@@ -320,11 +388,19 @@ def tiny_world(latent: bool) -> WorldModel:
     return WorldModel(WorldConfig(spec.frame, space, CONTEXT, spec.fps), tokenizer, lam, dynamics)
 
 
+def pooled(clips: np.ndarray) -> np.ndarray:
+    """Mean colours of a clip's frames, (B, T * C): features such as a user may bring."""
+    return clips.mean((2, 3)).reshape(len(clips), -1)
+
+
 @pytest.fixture(scope="module")
 def real(dataset):
     """Numbers and pictures of untrained worlds, by whether their actions are latent; speed of the latent one alone."""
     return {
-        latent: evaluate(tiny_world(latent), dataset, clips=10, horizon=5, speed=latent) for latent in (False, True)
+        latent: evaluate(
+            tiny_world(latent), dataset, clips=10, horizon=5, speed=latent, practice=dataset, features=pooled
+        )
+        for latent in (False, True)
     }
 
 
@@ -358,15 +434,17 @@ def test_video_without_actions_gets_what_it_can(dataset, judged, tmp_path):
     arrays = dataset.arrays | {"actions": np.minimum(dataset.arrays["actions"], -1)}
     video = ArrayDataset(spec, dataset.lengths, arrays)
     world = WorldModel(WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps), Pixels(), None, Planted(blind))
-    numbers, pictures = evaluate(world, video, clips=40, horizon=6, speed=False)
+    numbers, pictures = evaluate(world, video, clips=40, horizon=6, speed=False, practice=video)
     assert numbers["action_source"] == "none" and numbers["psnr"] == judged["blind"][0]["psnr"]
-    assert all(numbers[name] is None for name in ("delta_psnr", "delta_psnr_4", "swap_accuracy", "lam_nmi", "top1"))
+    absent = ("delta_psnr", "delta_psnr_4", "swap_accuracy", "lam_nmi", "top1", "action_shuffle_ratio", "idm_accuracy")
+    assert all(numbers[name] is None for name in absent) and numbers["drift"] > 0 and numbers["frechet_random"] > 0
     write_report(numbers, pictures, tmp_path)
     assert not (tmp_path / "eval" / "actions.png").exists()
 
 
 def test_the_same_evaluation_gives_the_same_bits(real, dataset):
-    first, second = real[False], evaluate(tiny_world(False), dataset, clips=10, horizon=5, speed=False)
+    second = evaluate(tiny_world(False), dataset, clips=10, horizon=5, speed=False, practice=dataset, features=pooled)
+    first = real[False]
     assert first[0] == second[0]
     assert all(np.array_equal(first[1][name], second[1][name]) for name in first[1])
 

@@ -8,21 +8,42 @@ Legend: B clips, T time, H W C image, A actions, N tokens per frame.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import Array
 
 from reverie.nn.compiled import compiled
 from reverie.nn.patch import to_uint8
+from reverie.training import flops
 from reverie.world import Session, WorldModel, rollout
 
 BATCH = 16  # clips at once: fills two cores already, fits in memory, and little is wasted on a batch filled up
 REPORTED = 8  # clips at once in the dynamics' own report: the logits of all frames together are large
 TIMED_SECONDS, TIMED_FRAMES, WARM_UP = 2.0, (10, 200), 3  # a player's frames are timed so long, at least and at most
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The held-out clips, and what the world itself makes of them."""
+
+    frames: np.ndarray  # (B, T, H, W, C) uint8
+    recorded: np.ndarray  # (B, T) actions of the dataset
+    actions: np.ndarray  # (B, T) actions that the world obeys
+    context: int
+
+    @property
+    def seen(self) -> np.ndarray:
+        return self.frames[:, : self.context]
+
+    @property
+    def truth(self) -> np.ndarray:
+        return self.frames[:, self.context :]
 
 
 class Dreams:
@@ -35,6 +56,7 @@ class Dreams:
         self._dream = compiled(world, partial(_dream, temperature))
         self._branch = compiled(world, partial(_branch, temperature))
         self._report = compiled(world, _report)
+        self._losses = compiled(world, _losses)
 
     def actions(self, frames_BTHWC: np.ndarray, recorded_BT: np.ndarray) -> np.ndarray:
         """Return the actions that the world obeys, (B, T): the recorded ones, or inferred codes."""
@@ -58,6 +80,10 @@ class Dreams:
         groups = [slice(start, start + size) for start in range(0, len(latents_BTN) - size + 1, size)]
         found = [self._report(latents_BTN[group], actions_BT[group], self._key(group.start)) for group in groups]
         return {name: float(np.mean([np.asarray(part[name]) for part in found])) for name in found[0]}
+
+    def losses(self, latents_BTN: np.ndarray, actions_BT: np.ndarray, others_BT: np.ndarray) -> np.ndarray:
+        """Return the dynamics' own loss of each clip along ``actions`` and along ``others``, (B, 2), by one noise."""
+        return self._batched(self._losses, latents_BTN, actions_BT, others_BT)
 
     def _key(self, index: int) -> Array:
         return jax.random.fold_in(jax.random.key(self.seed), index)
@@ -99,6 +125,14 @@ def played_uncached(world: WorldModel, seen_THWC: np.ndarray, actions_T: np.ndar
     return _timed(frame)
 
 
+def cost(world: WorldModel) -> dict[str, int]:
+    """Return the dynamics' "parameters", and "flop_per_frame" of a played frame: remembering, decoded, one player."""
+    frame = compiled(world, lambda world, memory, actions, key: world.imagine(memory, actions, key, jnp.float32(0)))
+    program = frame.traced(world.empty(1), jnp.zeros(1, jnp.int32), jax.random.key(0))
+    weights = jax.tree.leaves(nnx.state(world.dynamics, nnx.Param))
+    return {"parameters": sum(leaf.size for leaf in weights), "flop_per_frame": int(flops.count(program))}
+
+
 def _timed(frame: Callable[[int], np.ndarray]) -> np.ndarray:
     for i in range(WARM_UP):
         frame(i)
@@ -133,6 +167,15 @@ def _branch(
 def _report(world: WorldModel, latents_BTN: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
     found = world.dynamics.report(latents_BTN, actions_BT, key)
     return {name: value for name, value in found.items() if value.ndim == 0}
+
+
+def _losses(world: WorldModel, latents_BTN: Array, actions_BT: Array, others_BT: Array, key: Array) -> Array:
+    def of_clip(clip):  # one by one: what a model does to some rows of a batch only, and the mean over it, stay out
+        index, latents, *both = clip
+        own = jax.random.fold_in(key, index)
+        return jnp.stack([world.dynamics.loss(latents[None], actions[None], own)[0] for actions in both])
+
+    return jax.lax.map(of_clip, (jnp.arange(len(latents_BTN)), latents_BTN, actions_BT, others_BT))
 
 
 def _uncached(world: WorldModel, latents_1TN: Array, actions_1T: Array, key: Array) -> tuple[Array, Array]:

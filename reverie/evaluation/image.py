@@ -8,6 +8,7 @@ Legend: H W C image, I J height and width of the windows' centres.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 from jax import Array
 
 from reverie.nn.patch import unit_range
@@ -40,6 +41,23 @@ def ssim(truth: Array | np.ndarray, other: Array | np.ndarray) -> Array:
     light = (2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1)
     structure = (2 * covariance + _C2) / (variance_a + variance_b + _C2)
     return (light * structure).mean((-3, -2, -1))
+
+
+def shrunk(frames: np.ndarray, most: int = 64) -> np.ndarray:
+    """Return uint8 frames (..., H, W, C) with no side above ``most`` pixels, by means over whole blocks of pixels.
+
+    What is left over at the right and at the bottom is cut off.
+    """
+    block = -(-max(frames.shape[-3:-1]) // most)
+    if block == 1:
+        return frames
+    height, width = (side // block * block for side in frames.shape[-3:-1])
+    cut = frames[..., :height, :width, :]
+    return reduce(cut, "... (h y) (w x) c -> ... h w c", _rounded_mean, y=block, x=block)
+
+
+def _rounded_mean(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    return np.rint(values.mean(axes, dtype=np.float32)).astype(np.uint8)
 
 
 def _unit(frames: Array | np.ndarray) -> Array:

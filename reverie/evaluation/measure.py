@@ -18,15 +18,16 @@ from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset, Simulator
 from reverie.data.loader import clips as held_out
 from reverie.errors import ReverieError
-from reverie.evaluation import control
-from reverie.evaluation.dreams import BATCH, Dreams, played, played_uncached
+from reverie.evaluation import control, thorough
+from reverie.evaluation.dreams import BATCH, Clips, Dreams, cost, played, played_uncached
+from reverie.evaluation.frechet import Features
 from reverie.evaluation.image import WINDOW, psnr, ssim
 from reverie.evaluation.report import MEANING
 from reverie.evaluation.video import contact_sheet, side_by_side
 from reverie.nn.quantise import usage
 from reverie.world import WorldModel
 
-SHOWN_CLIPS, SHOWN_ACTIONS = 4, 16  # in pictures: more do not fit on a screen
+SHOWN_CLIPS, SHOWN_ACTIONS, SHOWN_FRAMES = 4, 16, 16  # in pictures: more do not fit on a screen
 _SOURCES = {"discrete": "true", "latent": "latent", "none": "none"}
 
 Numbers = dict[str, Any]
@@ -41,24 +42,6 @@ class _Exact:
     states: np.ndarray  # (B, S)
 
 
-@dataclass(frozen=True)
-class _Clips:
-    """The held-out clips, and what the world itself makes of them."""
-
-    frames: np.ndarray  # (B, T, H, W, C) uint8
-    recorded: np.ndarray  # (B, T) actions of the dataset
-    actions: np.ndarray  # (B, T) actions that the world obeys
-    context: int
-
-    @property
-    def seen(self) -> np.ndarray:
-        return self.frames[:, : self.context]
-
-    @property
-    def truth(self) -> np.ndarray:
-        return self.frames[:, self.context :]
-
-
 def evaluate(
     world: WorldModel,
     dataset: Dataset,
@@ -69,12 +52,17 @@ def evaluate(
     seed: int = 0,
     temperature: float | None = None,
     speed: bool = True,
+    deep: bool = True,
+    trained: int | None = None,
+    practice: Dataset | None = None,
+    features: Features | None = None,
 ) -> tuple[Numbers, Pictures]:
     """Return (numbers, pictures) of a world on held-out episodes, for ``report.write_report``.
 
     ``clips``: how many, at most. ``context``: real frames before the dream; None: as many as the world takes. Lists
     have one entry per dreamed frame; ``*_ci`` are 95 % intervals [low, high] over clips; what a world or dataset cannot
-    have is None. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises ReverieError when world and dataset
+    have is None. ``deep``: also what ``thorough`` measures, from the length of clips in training (``trained``), episodes
+    from which actions are learned to be read (``practice``) and a user's own ``features`` of clips. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises ReverieError when world and dataset
     do not belong together.
     """
     space, spec = world.config.actions, dataset.spec
@@ -88,7 +76,7 @@ def evaluate(
     found = held_out(dataset, length=length, count=min(clips, max(different, 1)), seed=seed)
     frames, recorded = found["frames"], found["actions"]
     dreams = Dreams(world, batch=min(BATCH, len(frames)), seed=seed, temperature=heat)
-    given = _Clips(frames, recorded, dreams.actions(frames, recorded), context)
+    given = Clips(frames, recorded, dreams.actions(frames, recorded), context)
     config: Any = spec.simulator
     exact = _Exact(config.make(), found["states"][:, context - 1]) if config and "states" in found else None
 
@@ -113,7 +101,11 @@ def evaluate(
     swap, start = _swap(dreams, given, space, exact) if exact and space.size else ({}, 0)
     if space.size:
         pictures["actions"] = _held(dreams, given, space, exact, start)
-    return numbers | swap | (_speed(world, given, seed) if speed else {}), pictures
+    numbers |= swap
+    if deep:
+        numbers |= thorough.measured(dreams, given, tokens, views, trained or horizon, practice, features)
+        numbers |= cost(world)
+    return numbers | (_speed(world, given, seed) if speed else {}), pictures
 
 
 def _belong(world: WorldModel, dataset: Dataset) -> None:
@@ -126,7 +118,7 @@ def _belong(world: WorldModel, dataset: Dataset) -> None:
         )
 
 
-def _random_actions(given: _Clips, space: ActionSpace, seed: int) -> np.ndarray:
+def _random_actions(given: Clips, space: ActionSpace, seed: int) -> np.ndarray:
     drawn = np.random.default_rng(seed).integers(0, space.size, given.actions.shape, np.int32)
     return np.concatenate([given.actions[:, : given.context], drawn[:, given.context :]], axis=1)
 
@@ -168,7 +160,7 @@ def _used(name: str, codes: np.ndarray, size: int) -> Numbers:
     return {f"{name}_{key}": float(value) for key, value in _usage(codes, size).items()}
 
 
-def _latent(given: _Clips, space: ActionSpace) -> Numbers:
+def _latent(given: Clips, space: ActionSpace) -> Numbers:
     """How the latent actions are used and what they say about the true ones, over all frames that have both."""
     if space.kind != "latent":
         return {}
@@ -182,7 +174,7 @@ def _latent(given: _Clips, space: ActionSpace) -> Numbers:
     return numbers
 
 
-def _swap(dreams: Dreams, given: _Clips, space: ActionSpace, exact: _Exact) -> tuple[Numbers, int]:
+def _swap(dreams: Dreams, given: Clips, space: ActionSpace, exact: _Exact) -> tuple[Numbers, int]:
     """Exact action swap at the first dreamed frame, and the clip whose actions lead to the most different frames.
 
     A world of latent actions is asked in its own words: the code for an action is the one its latent action model
@@ -222,12 +214,12 @@ def _pictures(truth: np.ndarray, views: dict[str, np.ndarray]) -> Pictures:
     rows = [(f"{row + 1}  {name}", frames[clip]) for row, clip in enumerate(shown) for name, frames in present.items()]
     beside = [(name, rearrange(named[name][shown], "b t h w c -> (b t) h w c")) for name in list(named)[:3]]
     return {
-        "sheet": contact_sheet(rows, columns=truth.shape[1], scale=size),
+        "sheet": contact_sheet(rows, columns=min(truth.shape[1], SHOWN_FRAMES), scale=size),
         "dream": side_by_side(beside, scale=2 * size),
     }
 
 
-def _held(dreams: Dreams, given: _Clips, space: ActionSpace, exact: _Exact | None, start: int) -> np.ndarray:
+def _held(dreams: Dreams, given: Clips, space: ActionSpace, exact: _Exact | None, start: int) -> np.ndarray:
     """One row per action: the dream from one start that holds it, under it the simulator's truth where it exists."""
     horizon, count = given.truth.shape[1], min(space.size, SHOWN_ACTIONS)
     seen = np.broadcast_to(given.seen[start], (count, *given.seen.shape[1:]))
@@ -240,14 +232,14 @@ def _held(dreams: Dreams, given: _Clips, space: ActionSpace, exact: _Exact | Non
         rows.append((f"{name}: dream", dreamed[action]))
         if exact and space.kind == "discrete":
             rows.append((f"{name}: truth", control.held(exact.simulator, exact.states[start], action, horizon)))
-    return contact_sheet(rows, columns=horizon, scale=_scale(given.truth))
+    return contact_sheet(rows, columns=min(horizon, SHOWN_FRAMES), scale=_scale(given.truth))
 
 
 def _scale(frames: np.ndarray) -> int:
     return max(1, round(64 / frames.shape[-3]))
 
 
-def _speed(world: WorldModel, given: _Clips, seed: int) -> Numbers:
+def _speed(world: WorldModel, given: Clips, seed: int) -> Numbers:
     seen = given.seen[0]
     seconds = played(world, seen, given.recorded[0, : given.context], seed=seed)
     numbers: Numbers = {

@@ -29,6 +29,10 @@ class compiled:
     def __call__(self, *args: Any) -> Any:
         return self._call(self._leaves, *args)
 
+    def traced(self, *args: Any) -> Any:
+        """Return the program of a call as a closed jaxpr; nothing is computed."""
+        return self._call.trace(self._leaves, *args).jaxpr
+
     @property
     def compilations(self) -> int:
         """How many programs were built so far: one per shape of the arguments, or something is wrong."""

@@ -6,6 +6,7 @@ from reverie.data.sources.coinrun import CoinRunConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig
+from reverie.models.tokenizers.mae import MAEConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
@@ -38,6 +39,13 @@ def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str) -> Re
             optimizer=optimizer,
             every=5000,
         ),
+    )
+
+
+def vectors(like: VQVAEConfig) -> MAEConfig:
+    """A tokenizer of the same size whose tokens are vectors."""
+    return MAEConfig(
+        patch=like.patch, width=16, encoder=like.encoder, decoder=like.decoder, motion_weight=like.motion_weight
     )
 
 
