@@ -5,11 +5,11 @@ patches are painted again by learned queries, one for each place. In the encoder
 everything; in the decoder latents read latents and patches read everything: so all that is painted went through the
 bottleneck. In training a share of each frame's patches is hidden from the encoder (MAE, arXiv 2111.06377).
 
-What the paper leaves open: the error is that of whole frames, hidden or not, since in use nothing is hidden. A norm
-stands before the bottleneck's projection, without which half of a replica's latents began at the ends of tanh, and all
-numbers of a frame have one scale behind it, without which they shrink to where tanh does nothing. Dynamics are given
-latents of about unit variance, as their noise has. With AdamW at usual rates small models of this kind stay where only
-colours come through; with Muon they leave within minutes (docs/log.md).
+What the paper leaves open: the error is that of whole frames, hidden or not, since in use nothing is hidden. Norms
+stand before and behind the bottleneck's projection: without the first, half of a replica's latents began at the ends of
+tanh; without the second, learning leaves ever more of them in its middle. Dynamics are given latents of about unit
+variance, as their noise has. With AdamW at usual rates small models of this kind stay where only colours come through;
+with Muon they leave within minutes (docs/log.md).
 
 Shapes: B batch, T time, H W C image, P patches per frame, Q latent tokens (the paper's N_b), D width of the bottleneck
 (D_b), N tokens and L width as dynamics see them (N_z = Q / packing, L = D * packing), M model width.
