@@ -5,6 +5,7 @@ learned from the same frames. All is measured on held-out episodes, with nothing
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,7 +57,7 @@ def through(model, frames, hidden=0.0, blank=False):
     def run(frames, key):
         x = hide(model.embedded(frames), model.hidden[...], (hidden, hidden), key)
         z = model.bottleneck(x)
-        return model.painted(z * (not blank)), z
+        return model.painted(jnp.zeros_like(z) if blank else z), z
 
     painted, z = run(frames[:, None], jax.random.key(0))
     return np.asarray(painted[:, 0]), np.asarray(z)

@@ -85,8 +85,8 @@ class Dreamer4(nnx.Module):
         self.hidden = _learned(rngs, see)
         self.latents = _learned(rngs, config.latents, see)
         self.encoder = SpaceTimeTransformer(config.encoder, places, extra=config.latents, rngs=rngs)
-        self.to_latent = nnx.Linear(see, config.bottleneck, rngs=rngs)
-        self.moments = RunningMoments(config.latents, config.bottleneck)
+        self.to_latent = nnx.Linear(see, config.bottleneck, use_bias=False, rngs=rngs)
+        self.centre, self.moments = (RunningMoments(config.latents, config.bottleneck) for _ in range(2))
         self.from_latent = nnx.Linear(config.bottleneck, paint, rngs=rngs)
         self.queries = _learned(rngs, self.patches, paint)
         self.decoder = SpaceTimeTransformer(config.decoder, places, extra=config.latents, rngs=rngs)
@@ -116,7 +116,7 @@ class Dreamer4(nnx.Module):
     def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Weighted squared error of whole frames painted from patches not hidden, and LPIPS, each over its own RMS."""
         x = hide(self.embedded(frames_BTHWC), self.hidden[...], (0.0, self.config.mask_max), key)
-        z = self.bottleneck(x)
+        z = self.bottleneck(x, learn=True)
         self.moments.learn(z)
         painted, truth = self.painted(z), unit_range(frames_BTHWC)
         error = jnp.square(painted - truth)
@@ -144,9 +144,13 @@ class Dreamer4(nnx.Module):
         x = jnp.concatenate([x_BTPM, _everywhere(self.latents, x_BTPM)], axis=2)
         return self.encoder(x, jnp.asarray(encoder_mask(self.patches, self.config.latents)))
 
-    def bottleneck(self, x_BTPM: Array) -> Array:
+    def bottleneck(self, x_BTPM: Array, learn: bool = False) -> Array:
         """Patches, some of them perhaps hidden -> (B, T, Q, D), float32 in (-1, 1)."""
         h = self.to_latent(self.looked(x_BTPM)[:, :, self.patches :]).astype(jnp.float32)
+        if learn:
+            self.centre.learn(h)
+        # What is the same in every frame may not make room in the norm: one large constant would let the rest shrink.
+        h = h - self.centre.mean[...][None, None]
         return jnp.tanh(h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + 1e-6))
 
     def recalled(self, z_BTQD: Array) -> Array:
