@@ -43,5 +43,5 @@ def shortcut_mae() -> Recipe:
     return replace(
         whole,
         about="bouncing square, recorded actions: a vector for each patch and shortcut forcing",
-        tokenizer=replace(whole.tokenizer, objective=TokenizerObjective(tokenizer), batch=32, steps=3000),
+        tokenizer=replace(whole.tokenizer, objective=TokenizerObjective(tokenizer), batch=32, steps=2000),
     )
