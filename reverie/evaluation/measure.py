@@ -61,9 +61,11 @@ def evaluate(
 
     ``clips``: how many, at most. ``context``: real frames before the dream; None: as many as the world takes. Lists
     have one entry per dreamed frame; ``*_ci`` are 95 % intervals [low, high] over clips; what a world or dataset cannot
-    have is None. ``deep``: also what ``thorough`` measures, from the length of clips in training (``trained``), episodes
-    from which actions are learned to be read (``practice``) and a user's own ``features`` of clips. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises ReverieError when world and dataset
+    have is None. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises ReverieError when world and dataset
     do not belong together.
+
+    ``deep``: what ``thorough`` measures as well. For it, ``trained``: frames of a clip in training (None: the horizon);
+    ``practice``: episodes from which a network learns to read actions; ``features``: of clips, a user's own.
     """
     space, spec = world.config.actions, dataset.spec
     _belong(world, dataset)
