@@ -121,11 +121,11 @@ def student(freedom: int) -> float:
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], clips: int, groups: int = 10) -> list[float] | None:
-    """Return the 95 % interval of a statistic of a set of clips, leaving out a group of them at a time; None for few.
+    """Return the 95 % interval of a distance between sets of clips, leaving out a group at a time; None for few clips.
 
-    ``statistic`` is given the rows that count, at first all of them. For distances between sets, where a bootstrap
-    would not do: clips drawn twice make a set narrower than it is, and so every distance larger. Neighbours (2k, 2k+1)
-    are left out together, since halves of even and odd rows are what such statistics compare.
+    ``statistic`` is given the rows that count. A bootstrap would not do: clips drawn twice make a set narrower than it
+    is, and so every distance larger. Neighbours (2k, 2k+1) are left out together, since halves of even and odd rows are
+    what such statistics compare.
     """
     groups = min(groups, clips // 4)
     if groups < 2:
@@ -134,4 +134,4 @@ def jackknife(statistic: Callable[[np.ndarray], float], clips: int, groups: int 
     without = np.array([statistic(np.flatnonzero(group != left_out)) for left_out in range(groups)])
     error = np.sqrt((groups - 1) / groups * np.square(without - without.mean()).sum())
     centre, reach = statistic(np.arange(clips)), student(groups - 1) * float(error)
-    return [centre - reach, centre + reach]
+    return [max(centre - reach, 0.0), centre + reach]
