@@ -21,7 +21,8 @@ from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.nn.compiled import compiled
 from reverie.nn.transformer import TransformerConfig
-from reverie.presets import Recipe, preset
+from reverie.presets import preset
+from reverie.presets.recipe import Recipe
 from reverie.world import Session, WorldConfig, WorldModel
 
 CONTEXT = 16  # frames

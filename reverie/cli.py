@@ -95,9 +95,22 @@ def data(args: argparse.Namespace, rest: list[str]) -> None:
     print(f"{args.path}: look at it with 'reverie data show {args.path}'")
 
 
+def compare(args: argparse.Namespace, rest: list[str]) -> None:
+    from reverie.flags import flags
+    from reverie.presets.comparison import comparison
+
+    made = comparison(args.name)
+    made = flags(type(made), rest, f"reverie compare {args.name}", default=made)
+    from reverie.compare import compare
+
+    out = compare(made, args.out or Path("runs") / f"compare-{args.name}", args.seeds, args.jobs)
+    print((out / "table.md").read_text(encoding="utf-8"))
+
+
 def list_(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.data.sources import sources
-    from reverie.presets import parameters, presets
+    from reverie.presets import presets
+    from reverie.presets.recipe import parameters
 
     def first_line(value: Any) -> str:
         return (value.__doc__ or "").strip().partition("\n")[0]
@@ -218,6 +231,13 @@ def parser() -> tuple[Parser, dict[str, Any]]:
     one.add_argument("path", type=Path, metavar="PATH", help="the store to write, or to look into")
     one.add_argument("--val", type=float, default=0.1, help="share of the episodes held out (0.1)")
     one.add_argument("--licence", default="", help="the licence to note in the store")
+
+    one = add("compare", compare, "Train families of dynamics alike, with equal arithmetic; write one table.",
+              "reverie compare --out runs/compare", "reverie compare coinrun --seeds 5", flags_of="name")  # fmt: skip
+    one.add_argument("name", nargs="?", default="toy", metavar="NAME", help="toy (minutes on a CPU) or coinrun")
+    add_out(one)
+    one.add_argument("--seeds", type=int, default=3, help="how often each row is trained (3)")
+    one.add_argument("--jobs", type=int, default=2, help="rows at a time (2)")
 
     add("list", list_, "Name every preset and source.", "reverie list")
     one = add("show", show, "Tell what a run is: its config, data and state.", "reverie show runs/demo")

@@ -28,7 +28,9 @@ from reverie.evaluation.measure import evaluate as measure
 from reverie.evaluation.report import table, write_report
 from reverie.nn.compiled import cache_compilations
 from reverie.play.starts import play, write_starts
-from reverie.presets import Recipe, fitting, preset
+from reverie.presets import preset
+from reverie.presets.fitting import fitting
+from reverie.presets.recipe import Recipe
 from reverie.training import checkpoint
 from reverie.training.engine import Run, fit
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contracts.tiny import T, clip, dynamics, other
+from contracts.tiny import SMALL, T, awake, clip, dynamics, other, watch
 from flax import nnx
 
 from reverie.models.dynamics.diffusion import DiffusionConfig
@@ -135,6 +135,78 @@ def test_a_shortcut_knows_how_far_it_steps():
     )
     small, large = (denoise(jnp.full((2, T - 1), size)) for size in (1 / 64, 1 / 2))
     assert float(jnp.abs(small - large).max()) > 1e-3
+
+
+@pytest.fixture(scope="module", params=["clean", "forcing"])
+def dreamer(request):
+    """Shortcut forcing with all the paper has: tokens for action and level, clips cut short, images, registers."""
+    net = dataclasses.replace(SMALL, layout="alternate", time_every=2, depth=4, kv_heads=1, registers=2, soft_cap=50.0)
+    config = dataclasses.replace(dynamics(ShortcutConfig).config, transformer=net, context=request.param)
+    pieces = {"conditioning": "prepend", "images": 0.3, "short": 2, "whole": 0.3, "teacher": 0.5, "bootstrap": 0.5}
+    return awake(dataclasses.replace(config, **pieces).make(nnx.Rngs(1)))
+
+
+def test_the_papers_own_choices_dream_the_same_with_memory_and_without(dreamer):
+    latents, actions = clip(length=T + 1, of=ShortcutConfig)
+    memory, _ = watch(dreamer, latents[:, :T], actions[:, :-1])
+    expected = jax.jit(dreamer.imagine_uncached)(latents[:, :T], actions, KEY)
+    np.testing.assert_allclose(jax.jit(dreamer.imagine)(memory, actions[:, -1], KEY)[1], expected, atol=1e-4)
+
+
+def test_clips_in_a_row_know_nothing_of_each_other(dreamer):
+    """Not a bit of a frame of another clip, nor what led to a clip's first frame; all of one's own clip before."""
+    latents, actions = clip(batch=1, length=6, of=ShortcutConfig)
+    begins = jnp.array([[True, False, False, True, False, True]])
+    own, level = np.array([0, 0, 0, 1, 1, 2]), jnp.full((1, 5), 0.5)
+
+    @jax.jit
+    def predict(latents, actions):
+        draft = noised(latents[:, 1:], jax.random.normal(KEY, latents[:, 1:].shape), level[..., None, None])
+        return dreamer._denoiser(latents, actions, KEY, begins)(draft, level)
+
+    plain = predict(latents, actions)
+    for t in range(6):
+        moved = predict(latents.at[0, t].add(0.5), actions)
+        told = predict(latents, actions.at[0, t].set((actions[0, t] + 1) % 3))
+        by_frame, by_action = (np.abs(np.asarray(x - plain))[0].max(axis=(1, 2)) for x in (moved, told))
+        for frame in range(1, 6):
+            before = own[frame] == own[t] and t <= frame
+            assert (by_frame[frame - 1] > 0) == before, (t, frame)
+            assert (by_action[frame - 1] > 0) == (before and not begins[0, t]), (t, frame)
+
+
+def test_rows_are_cut_in_the_shares_that_were_asked_for(dreamer):
+    begins = np.asarray(dreamer._begins(KEY, 3000, 6)).sum(axis=1)
+    shares = {clips: np.mean(begins == clips) for clips in (1, 3, 6)}
+    assert sum(shares.values()) == 1.0
+    np.testing.assert_allclose([shares[6], shares[1]], [0.3, 0.7 * 0.3], atol=0.04)
+
+
+def test_a_teacher_is_an_average_that_is_not_trained(dreamer):
+    """The weights themselves stay as they are, and their average follows them slowly."""
+    latents, actions = clip(batch=8, length=6, of=ShortcutConfig)
+    graph, weights, rest = nnx.split(dreamer, nnx.Param, ...)
+
+    @jax.jit
+    def step(weights, rest):
+        def loss(weights):
+            model = nnx.merge(graph, weights, jax.tree.map(jnp.asarray, rest))
+            return model.loss(latents, actions, KEY)[0], nnx.split(model, nnx.Param, ...)[1:]
+
+        grads, (after, rest) = jax.grad(loss, has_aux=True)(weights)
+        return grads, after, rest
+
+    double = jax.tree.map(lambda leaf: 2 * leaf, weights)
+    grads, after, moved = step(double, rest)
+    for path, grad in nnx.to_flat_state(grads):
+        assert np.isfinite(grad[...]).all() and np.abs(grad[...]).max() > 0, f"{path} learns nothing"
+    for a, b in zip(jax.tree.leaves(double), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+    first, then = (dict(nnx.to_flat_state(state)) for state in (rest, moved))
+    assert len(first) == len(nnx.to_flat_state(weights))
+    trained = {".".join(map(str, path)): weight for path, weight in nnx.to_flat_state(double)}
+    for path, average in first.items():
+        np.testing.assert_allclose(then[path][...], (average[...] + trained[path[1]][...]) / 2, atol=1e-6)
 
 
 def test_passes_and_levels_are_powers_of_two():

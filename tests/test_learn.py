@@ -24,7 +24,8 @@ from reverie.data.store import write_store
 from reverie.errors import ReverieError
 from reverie.learn import train
 from reverie.play.starts import starts_of
-from reverie.presets import Recipe, fitting
+from reverie.presets.fitting import fitting
+from reverie.presets.recipe import Recipe
 from reverie.training import checkpoint, sharding
 from reverie.training.engine import Interrupted
 

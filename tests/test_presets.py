@@ -20,7 +20,9 @@ from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
-from reverie.presets import Recipe, fitting, preset, presets
+from reverie.presets import preset, presets
+from reverie.presets.fitting import fitting
+from reverie.presets.recipe import Recipe
 from reverie.training import checkpoint, sharding
 from reverie.training.engine import Run, fit
 from reverie.world import WorldModel

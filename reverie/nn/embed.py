@@ -25,9 +25,16 @@ class ActionEmbedding(nnx.Module):
         return self.table[...][actions + CODES]
 
 
-def from_start(actions: Array) -> Array:
-    """What led to the first frame of a clip is before its time: START (weights over actions already weigh nothing)."""
-    return actions if actions.ndim == 3 else actions.at[:, 0].set(START)
+def from_start(actions: Array, begins_BT: Array | None = None) -> Array:
+    """What led to the first frame of a clip is before its time: START, or no weight over actions.
+
+    ``begins_BT``: where clips begin, if not only at the first frame (of which weights say so already).
+    """
+    if begins_BT is None:
+        return actions if actions.ndim == 3 else actions.at[:, 0].set(START)
+    if actions.ndim == 3:
+        return jnp.where(begins_BT[..., None], jnp.zeros((), actions.dtype), actions)
+    return jnp.where(begins_BT, START, actions)
 
 
 class LevelEmbedding(nnx.Module):

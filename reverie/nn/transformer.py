@@ -203,10 +203,15 @@ class SpaceTimeTransformer(nnx.Module):
         mask_NN: Array | None = None,
         *,
         times: Times | None = None,
+        clips_BT: Array | None = None,
         unstacked: list | None = None,
     ) -> Array:
-        """A whole clip at once. ``mask_NN`` is True where token n may read token m of its own frame; or (T, N, N)."""
-        return self._run(x_BTNM, None, mask_NN, times, unstacked)[0]
+        """A whole clip at once. ``mask_NN`` is True where token n may read token m of its own frame; or (T, N, N).
+
+        ``clips_BT``: several clips in a row of the batch, each frame with the number of its own: the rest it never
+        reads.
+        """
+        return self._run(x_BTNM, None, mask_NN, times, unstacked, clips_BT)[0]
 
     def step(
         self, x_BNM: Array, memory: Memory, mask_NN: Array | None = None, unstacked: list | None = None
@@ -276,7 +281,13 @@ class SpaceTimeTransformer(nnx.Module):
         return [jax.tree.map(lambda leaf, i=i: leaf[i], weights) for i in range(self.config.depth // self.config.group)]
 
     def _run(
-        self, x: Array, memory: Memory | None, mask_NN: Array | None, times=None, unstacked: list | None = None
+        self,
+        x: Array,
+        memory: Memory | None,
+        mask_NN: Array | None,
+        times: Times | None = None,
+        unstacked: list | None = None,
+        clips_BT: Array | None = None,
     ) -> tuple[Array, Any]:
         c = self.config
         if self.slots is not None:
@@ -292,6 +303,10 @@ class SpaceTimeTransformer(nnx.Module):
         now = jnp.zeros((), jnp.uint32) if memory is None else memory.time
         time = rotary_time(now + jnp.arange(x.shape[1], dtype=jnp.uint32) if times is None else times.positions, c.head)
         seen = None if times is None else jnp.asarray(times.mask(c.window))
+        if clips_BT is not None:
+            seen = jnp.asarray(Times(x.shape[1], ()).mask(c.window)) if seen is None else seen
+            seen = seen[None] & (clips_BT[:, :, None] == clips_BT[:, None, :])
+            seen = jnp.repeat(seen, x.shape[2], axis=0)  # one for each token: they look back side by side
         rings = None if memory is None else memory[:2]
 
         if self.groups is not None:
@@ -314,7 +329,7 @@ class SpaceTimeTransformer(nnx.Module):
         return self.norm(x[:, :, : self.tokens]), memory
 
 
-def _group(config, group: Group, x, rings, index, space, time, now, mask_NN, seen_TT):
+def _group(config, group: Group, x, rings, index, space, time, now, mask_NN, seen):
     """Run group ``index`` of layers. ``rings``: keys and values of all groups, or None for a whole clip at once."""
     batch = x.shape[0]
     for layer in group.layers:
@@ -329,12 +344,11 @@ def _group(config, group: Group, x, rings, index, space, time, now, mask_NN, see
                 q, k, v = layer.time.project(rearrange(x, "b t n m -> (b n) t m"))
                 q, k = rotate(q, *time), rotate(k, *time)
                 if rings is None:
-                    causal, window = seen_TT is None, config.window
-                    y = attend(q, k, v, mask_QS=seen_TT, causal=causal, window=window, soft_cap=config.soft_cap)
+                    causal, window = seen is None, config.window
+                    y = attend(q, k, v, mask_QS=seen, causal=causal, window=window, soft_cap=config.soft_cap)
                 else:
                     rings, (k, v) = ring.exchange(rings, (k, v), index, now)
-                    seen = ring.readable(config.window, now)[None]
-                    y = attend(q, k, v, mask_QS=seen, soft_cap=config.soft_cap)
+                    y = attend(q, k, v, mask_QS=ring.readable(config.window, now)[None], soft_cap=config.soft_cap)
                 y = rearrange(layer.time.merge(y), "(b n) t m -> b t n m", b=batch)
                 x = x + y.astype(x.dtype)
         with jax.named_scope("mlp"):

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -38,11 +39,15 @@ class DiffusionConfig:
     grid: tuple[int, int] = (4, 4)
     actions: ActionSpace = field(default_factory=ActionSpace)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    conditioning: Literal["add", "prepend"] = "add"  # action and level are added to every token, or are tokens (paper)
     context: Literal["clean", "forcing"] = "clean"
     predict: Literal["x", "v"] = "x"  # the clean frame, or the flow towards it
     previous: bool = True  # a token is told the latent in its place a frame before, as noisy as it is remembered
     context_level: float = 0.9  # share of data in a remembered frame
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
+    images: float = 0.0  # share of rows whose frames stand alone, so that a first frame can be dreamed (Dreamer 4: 0.3)
+    short: int = 0  # other rows are cut into clips of so many frames, as if a batch were short; 0: none is
+    whole: float = 0.1  # share of rows that are not cut, where others are (open-dreamer; the paper: "occasionally")
     passes: int = 8  # K
     temperature: float = 1.0  # the noise a dream begins from, as a share of that in training
 
@@ -75,7 +80,8 @@ class Diffusion(nnx.Module):
         self.before = nnx.Linear(config.width, width, rngs=rngs) if config.previous else None
         self.level = LevelEmbedding(self.labels, width, rngs=rngs)
         self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
-        self.transformer = SpaceTimeTransformer(config.transformer, config.grid, rngs=rngs)
+        self.prepend = config.conditioning == "prepend"
+        self.transformer = SpaceTimeTransformer(config.transformer, config.grid, 2 * self.prepend, rngs=rngs)
         self.head = nnx.Linear(width, config.width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
     # -- training ----------------------------------------------------------------------------------------------------
@@ -116,31 +122,55 @@ class Diffusion(nnx.Module):
         levels = jax.random.uniform(key_level, target.shape[:2])
         levels = levels if level is None else jnp.full_like(levels, level)
         draft = noised(target, jax.random.normal(key_noise, target.shape), levels[..., None, None])
-        return levels, self._denoiser(latents_BTNL, actions_BT, key_past)(draft, levels), target
+        begins = None if level is not None else self._begins(jax.random.fold_in(key, 1), *latents_BTNL.shape[:2])
+        denoise = self._denoiser(latents_BTNL, actions_BT, key_past, begins)
+        return levels, denoise(draft, levels), target
 
-    def _denoiser(self, latents_BTNL, actions_BT, key, rows: int | None = None):
+    def _begins(self, key, batch: int, length: int):
+        """Where clips begin, (B, T): at every frame of some rows, ever so often in others; None: only at the first.
+
+        A row cut into pieces costs what a whole one does, in one compiled program.
+        """
+        c, at = self.config, np.arange(length)
+        if not (c.images or c.short):
+            return None
+        single, cut = jax.random.uniform(key, (2, batch))
+        short = cut >= jnp.float32(c.whole if c.short else 1.0)
+        kind = jnp.where(single < jnp.float32(c.images), 2, short.astype(jnp.int32))
+        return jnp.asarray(np.stack([at == 0, at % (c.short or length) == 0, at >= 0]))[kind]
+
+    def _denoiser(self, latents_BTNL, actions_BT, key, begins_BT=None, rows: int | None = None):
         """Return a function from drafts (B, T-1, N, L) of frames 1..T-1, at levels (B, T-1), to the data they show.
 
         A third argument goes to ``_label``; ``rows``: only of so many first ones. The past is noised once, by ``key``.
         """
         length = latents_BTNL.shape[1]
-        actions_BT = from_start(actions_BT)
+        actions_BT = from_start(actions_BT, begins_BT)
         kept = jnp.float32(self.config.context_level)
         past = noised(latents_BTNL, jax.random.normal(key, latents_BTNL.shape), kept)
         past, latents_BTNL, actions_BT = past[:rows], latents_BTNL[:rows], actions_BT[:rows]
         label = self._label(jnp.full(latents_BTNL.shape[:2], kept))
+        begins_BT = None if begins_BT is None else begins_BT[:rows]
+        clips = None if begins_BT is None else jnp.cumsum(begins_BT, axis=1)
+
+        def before(frames):
+            shifted = earlier(frames, 0)[:, :-1]
+            return shifted if begins_BT is None else jnp.where(begins_BT[..., None, None], 0.0, shifted)
 
         def clean(draft, levels, *told):
-            done = self._embed(past[:, :-1], label[:, :-1], actions_BT[:, :-1], earlier(past, 0)[:, :-2])
-            drafts = self._embed(draft, self._label(levels, *told), actions_BT[:, 1:], past[:, :-1])
+            shifted = before(past)
+            done = self._embed(past[:, :-1], label[:, :-1], actions_BT[:, :-1], shifted[:, :-1])
+            drafts = self._embed(draft, self._label(levels, *told), actions_BT[:, 1:], shifted[:, 1:])
             x = jnp.concatenate([done, drafts], axis=1)
-            y = self.transformer(x, times=Times(length - 1, tuple(range(1, length))))[:, length - 1 :]
+            own = None if clips is None else jnp.concatenate([clips[:, :-1], clips[:, 1:]], axis=1)
+            times = Times(length - 1, tuple(range(1, length)))
+            y = self.transformer(x, times=times, clips_BT=own)[:, length - 1 :]
             return self._data(y, draft, levels[..., None, None])
 
         def forcing(draft, levels, *told):
             seen = jnp.concatenate([past[:, :1], draft], axis=1)
             labels = jnp.concatenate([label[:, :1], self._label(levels, *told)], axis=1)
-            y = self.transformer(self._embed(seen, labels, actions_BT, earlier(seen, 0)[:, :-1]))[:, 1:]
+            y = self.transformer(self._embed(seen, labels, actions_BT, before(seen)), clips_BT=clips)[:, 1:]
             return self._data(y, draft, levels[..., None, None])
 
         return clean if self.config.context == "clean" else forcing
@@ -210,7 +240,8 @@ class Diffusion(nnx.Module):
     def _step(self, memory, point_BNL, label, actions_B, unstacked=None):
         labels = jnp.broadcast_to(label, (len(point_BNL), 1, label.shape[-1]))
         x = self._embed(point_BNL[:, None], labels, actions_B[:, None], memory.last_BNL[:, None])[:, 0]
-        return self.transformer.step(x, memory.ring, unstacked=unstacked)
+        h, ring = self.transformer.step(x, memory.ring, unstacked=unstacked)
+        return h[:, : self.tokens], ring
 
     def _label(self, level: Array, size: Array | float = 0.0) -> Array:
         """What the network is told of the noise in a frame, (..., 1): its level; not how far the sampler steps."""
@@ -220,9 +251,12 @@ class Diffusion(nnx.Module):
         x = self.embed(x_BTNL)
         if self.before is not None:
             x = x + self.before(before_BTNL)
-        return x + (self.level(labels_BTS) + self.actions(actions))[:, :, None]
+        told = self.level(labels_BTS), self.actions(actions)
+        if self.prepend:
+            return jnp.concatenate([x, jnp.stack(told, axis=2)], axis=2)
+        return x + (told[0] + told[1])[:, :, None]
 
     def _data(self, features, point, level):
         """What the network takes the clean latents to be."""
-        out = self.head(features).astype(jnp.float32)
+        out = self.head(features[..., : self.tokens, :]).astype(jnp.float32)
         return out if self.config.predict == "x" else data_of(out, point, level)

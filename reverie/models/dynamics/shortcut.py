@@ -5,7 +5,7 @@ models, arXiv 2410.12557, with a level of noise of its own for every frame). Fou
 
 What the paper leaves open is a field here, with who chose what: the number of levels, the share of rows that learn from
 their own half steps, whether drafts read finished frames (4ku's clean context, our default) or noisy ones (the paper).
-Level and size enter as one embedding added to every token of a frame, not as a token.
+Level and size are one embedding, added to every token of a frame or a token of its own (``conditioning``).
 
 Shapes: B batch, T time, N tokens per frame, L latent width.
 """
@@ -30,6 +30,7 @@ class ShortcutConfig(DiffusionConfig):
     levels: int = 64  # K_max, a power of two: the smallest step is 1 / levels (lucidrains, V; others 8 or 256)
     bootstrap: float = 0.25  # share of rows taught by their own half steps (E, N, 4ku); the rest by the data
     steepest: float = 4.0  # bound of a half step's velocity (open-dreamer)
+    teacher: float = 0.0  # half steps are those of an average of the weights, of this decay (open-dreamer); 0: as paper
     passes: int = 4  # K
 
     def make(self, rngs: nnx.Rngs) -> "Shortcut":
@@ -39,11 +40,20 @@ class ShortcutConfig(DiffusionConfig):
         return Shortcut(dataclasses.replace(self, predict="x"), rngs=rngs)
 
 
+class Average(nnx.Variable):
+    """A weight's average over the steps before; not trained."""
+
+
 class Shortcut(Diffusion):
     """Diffusion dynamics with a second label, the size of the step."""
 
     labels = 2
     config: ShortcutConfig
+
+    def __init__(self, config: ShortcutConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        weights = nnx.to_flat_state(nnx.state(self, nnx.Param)) if config.teacher else []
+        self.taught = nnx.Dict({".".join(map(str, path)): Average(weight[...] + 0) for path, weight in weights})
 
     def loss(self, latents_BTNL: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Squared error of clean latents: true ones for the smallest step, those of two half steps for larger ones."""
@@ -52,10 +62,11 @@ class Shortcut(Diffusion):
         size, level = self.draw(key_size, key_level, target.shape[:2])
         draft = noised(target, jax.random.normal(key_noise, target.shape), level[..., None, None])
         rows = self._taught_by_itself(len(target))
-        denoise = self._denoiser(latents_BTNL, actions_BT, key_past)
+        begins = self._begins(jax.random.fold_in(key, 1), *latents_BTNL.shape[:2])
+        denoise = self._denoiser(latents_BTNL, actions_BT, key_past, begins)
         data = denoise(draft, level, size)
         if rows:
-            few = self._denoiser(latents_BTNL, actions_BT, key_past, rows)
+            few = self._teacher()._denoiser(latents_BTNL, actions_BT, key_past, begins, rows)
             own = two_half_steps(few, draft[:rows], level[:rows], size[:rows], self.config.steepest)
             target = jnp.concatenate([jax.lax.stop_gradient(own), target[rows:]])
         error = jnp.mean(jnp.square(data - target), axis=-1)
@@ -72,6 +83,18 @@ class Shortcut(Diffusion):
         power = jnp.where(own, jax.random.randint(key_size, shape, 0, max(finest, 1)), finest)  # size = 2 ** -power
         size = jnp.exp2(-power.astype(jnp.float32))
         return size, jnp.floor(jax.random.uniform(key_level, shape) / size) * size
+
+    def _teacher(self) -> "Shortcut":
+        """Return the network whose half steps are believed, its average brought up to date; this one where none is."""
+        if not self.config.teacher:
+            return self
+        graph, weights, rest = nnx.split(self, nnx.Param, ...)
+        decay, slow = jnp.float32(self.config.teacher), []
+        for path, weight in nnx.to_flat_state(weights):
+            average = self.taught[".".join(map(str, path))]
+            average[...] = decay * average[...] + (1 - decay) * jax.lax.stop_gradient(weight[...])
+            slow.append((path, weight.replace(average[...])))
+        return nnx.merge(graph, nnx.from_flat_state(slow), rest)
 
     def _taught_by_itself(self, batch: int) -> int:
         return int(batch * self.config.bootstrap) if self.config.levels > 1 else 0

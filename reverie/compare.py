@@ -1,0 +1,155 @@
+"""Families of dynamics side by side: the same data, the same arithmetic to learn with, several seeds, one table.
+
+A comparison is a folder, and goes on from where it was left::
+
+    OUT/data/  OUT/comparison.json  OUT/table.{json,md,png}
+    OUT/seed-0/codes/  vectors/  lam/  maskgit-true/  maskgit-latent/  causal-true/  …
+
+Rows of one seed share data, tokenizers and the latent action model. How many steps a row gets follows from the FLOP of
+one of them, optimiser included, counted from its program.
+"""
+
+import json
+import multiprocessing
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reverie import config
+from reverie.data.episode import Dataset
+from reverie.data.loader import batches
+from reverie.data.store import open_dataset, write_store
+from reverie.errors import ReverieError
+from reverie.evaluation.measure import Numbers, evaluate
+from reverie.evaluation.pool import pool
+from reverie.evaluation.report import write_report
+from reverie.evaluation.rows import curves, markdown
+from reverie.evaluation.video import write_png
+from reverie.nn.compiled import cache_compilations
+from reverie.presets.comparison import Comparison
+from reverie.training import checkpoint, flops
+from reverie.training.blueprint import Blueprint
+from reverie.training.engine import Run, TrainState, fit, train_step
+
+MADE = "comparison.json"
+ACTIONS = ("true", "latent")
+SPEED = ("frames_per_second", "frames_per_second_uncached", "latency_p95_ms")
+
+
+def compare(made: Comparison, out: Path, seeds: int = 3, jobs: int = 2) -> Path:
+    """Train and measure every row of a comparison, ``jobs`` at a time, and write its table; return the folder.
+
+    Raises ReverieError when the folder holds another comparison.
+    """
+    if seeds < 1 or jobs < 1:
+        raise ReverieError("a comparison needs at least one seed and one job.")
+    out, began = Path(out).absolute(), time.perf_counter()
+    _begin(made, out)
+    rows = [f"{family}-{actions}" for family in made.dynamics for actions in ACTIONS]
+    for stages in (list(made.tokenizers), ["lam"], rows):  # each stands on those before
+        todo = [f"seed-{seed}/{stage}" for seed in range(seeds) for stage in stages]
+        todo = [name for name in todo if not _is_done(made, out / name)]
+        if not todo:
+            continue
+        # A process for each, since one small network does not fill two cores.
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as workers:
+            try:
+                working = {workers.submit(work, out, name): name for name in todo}
+                for future in as_completed(working):
+                    minutes = (time.perf_counter() - began) / 60
+                    print(f"{working[future]}: {future.result()} steps ({minutes:.1f} minutes)", flush=True)
+            except BaseException:
+                workers.shutdown(wait=True, cancel_futures=True)
+                raise
+    found = [_row(made, out, row, seeds) for row in rows]
+    table = {"comparison": config.to_json(made), "rows": found}
+    (out / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    (out / "table.md").write_text(markdown(made.about, found), encoding="utf-8")
+    write_png(out / "table.png", curves(found))
+    return out
+
+
+def work(out: Path, name: str) -> int:
+    """Train one row, or what rows stand on; a row is also measured. Returns its steps."""
+    cache_compilations()
+    made = config.from_json(json.loads((out / MADE).read_text(encoding="utf-8")))
+    folder, dataset, held_out = out / name, open_dataset(out / "data", "train"), open_dataset(out / "data", "val")
+    run = run_of(made, name)
+    is_row = "-" in folder.name
+    if is_row:
+        run = replace(run, steps=max(1, round(made.arithmetic / arithmetic(run, folder, dataset))))
+    fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
+    if is_row:
+        world = checkpoint.load(folder)
+        numbers, pictures = evaluate(
+            world, held_out, clips=made.clips, horizon=made.horizon, speed=False, trained=run.length, practice=dataset
+        )
+        numbers |= {"steps": run.steps, "training_flop": run.steps * arithmetic(run, folder, dataset)}
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        write_report(numbers, pictures, folder)
+    return run.steps
+
+
+def run_of(made: Comparison, name: str) -> Run:
+    """Return the run of one folder of a comparison, such as "seed-0/codes" or "seed-2/causal-latent"."""
+    seed, _, stage = name.partition("/")
+    family, _, actions = stage.partition("-")
+    shared: dict[str, Run] = {**made.tokenizers, "lam": made.lam}
+    run = shared[stage] if stage in shared else made.dynamics[family]
+    if actions == "latent":
+        run = replace(run, objective=config.replace(run.objective, lam="../lam"))
+    return replace(run, data="../data", seed=int(seed.removeprefix("seed-")))
+
+
+def arithmetic(run: Run, folder: Path, dataset: Dataset) -> float:
+    """Return the FLOP of one training step, counted from its program; what the step reads is prepared for it."""
+    blueprint = Blueprint(run.objective, dataset.spec, run.seed, folder)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    weights = blueprint.build(lambda shape: device)
+    params, rest, frozen = ({name: weights[name] for name in blueprint.parts[part]} for part in blueprint.parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = run.objective.prepare(blueprint.merge(weights), dataset, folder / "cache" / "train")
+    batch = next(batches(seen, batch=run.batch, length=run.length, seed=run.seed))
+    tx, number = run.optimizer.make(run.steps), jnp.zeros((), jnp.int32)
+    ema = params if run.optimizer.ema else {}
+    state = TrainState(number, params, rest, ema, jax.eval_shape(tx.init, params), number)
+
+    def step(state: TrainState, frozen: dict, batch: dict):
+        return train_step(run, blueprint, tx, state, frozen, batch)
+
+    return flops.count(jax.jit(step).trace(state, frozen, batch).jaxpr)
+
+
+def _begin(made: Comparison, out: Path) -> None:
+    text = json.dumps(config.to_json(made), indent=1) + "\n"
+    if (out / MADE).exists() and (out / MADE).read_text(encoding="utf-8") != text:
+        raise ReverieError(f"'{out}' holds another comparison, or one of an older version: choose another --out.")
+    if not (out / "data").exists():
+        source = made.source
+        write_store(out / "data", source.spec(), source.episodes(), provenance=json.dumps(config.to_json(source)))
+    (out / MADE).write_text(text, encoding="utf-8")
+
+
+def _is_done(made: Comparison, folder: Path) -> bool:
+    if "-" in folder.name:
+        return (folder / "eval.json").exists()
+    return run_of(made, f"{folder.parent.name}/{folder.name}").steps in checkpoint.steps(folder)
+
+
+def _row(made: Comparison, out: Path, row: str, seeds: int) -> Numbers:
+    """One row of the table: means over seeds, and the speed of the first seed's world, measured with nothing beside."""
+    folders = [out / f"seed-{seed}" / row for seed in range(seeds)]
+    pooled = pool([json.loads((folder / "eval.json").read_text(encoding="utf-8")) for folder in folders])
+    timed = folders[0] / "speed.json"
+    if not timed.exists():
+        world: Any = checkpoint.load(folders[0])
+        numbers, _ = evaluate(world, open_dataset(out / "data", "val"), clips=1, horizon=1, deep=False)
+        timed.write_text(json.dumps({name: numbers.get(name) for name in SPEED}) + "\n", encoding="utf-8")
+    family, _, actions = row.partition("-")
+    return {"family": family, "actions": actions, **pooled, **json.loads(timed.read_text(encoding="utf-8"))}

@@ -1,0 +1,39 @@
+"""Named recipes: which source, which models, how long. ``reverie train NAME`` follows one; every field is a flag.
+
+A recipe is three runs over one dataset: tokenizer, latent action model (where actions are not recorded, or shall not be
+used), dynamics. Names are (world)-(dynamics)-(variant).
+"""
+
+from reverie.errors import ReverieError, did_you_mean
+from reverie.presets import coinrun, toy
+from reverie.presets.recipe import Recipe
+
+
+def presets() -> dict[str, Recipe]:
+    """Return every named recipe."""
+    return {
+        "toy-maskgit": toy.toy(),
+        "toy-maskgit-latent": toy.toy(latent=True),
+        "toy-causal": toy.causal(),
+        "toy-diffusion": toy.diffusion(),
+        "toy-shortcut": toy.shortcut(),
+        "toy-maskgit-shipped": toy.shipped(),
+        "toy-maskgit-smooth": toy.smooth(),
+        "coinrun-maskgit-tiny": coinrun.coinrun(
+            width=128, depth=4, patch=8, steps=20_000, takes="hours on a CPU, minutes on a GPU"
+        ),
+        "coinrun-maskgit-small": coinrun.coinrun(width=256, depth=6, patch=8, steps=100_000, takes="hours on a GPU"),
+        "coinrun-maskgit-base": coinrun.coinrun(
+            width=512, depth=8, patch=4, steps=200_000, takes="a day on a large GPU"
+        ),
+        "coinrun-maskgit-jafar": coinrun.jafar(),
+        "coinrun-maskgit-jasmine": coinrun.jasmine(),
+    }
+
+
+def preset(name: str) -> Recipe:
+    """Return one recipe by name; ReverieError with the nearest name when there is none."""
+    known = presets()
+    if name not in known:
+        raise ReverieError(f"there is no preset '{name}'.{did_you_mean(name, known)}")
+    return known[name]

@@ -1,0 +1,113 @@
+"""What is compared with what: families of dynamics on the same data, each given the same arithmetic to learn with."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from reverie import config
+from reverie.errors import ReverieError, did_you_mean
+from reverie.models.dynamics.causal import CausalConfig
+from reverie.models.dynamics.diffusion import DiffusionConfig
+from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.dynamics.shortcut import ShortcutConfig
+from reverie.presets import coinrun, toy
+from reverie.training.engine import Run
+from reverie.training.objectives import DynamicsObjective, TokenizerObjective
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs over one dataset. Rows are ``dynamics``, once with recorded actions and once with those ``lam`` infers.
+
+    ``tokenizers``: by name; an objective finds its own under "../NAME", and the latent action model lies in "../lam".
+    The steps of a row follow from ``arithmetic``, the FLOP that each is trained with.
+    """
+
+    about: str
+    takes: str
+    source: Any
+    tokenizers: dict[str, Run]
+    lam: Run
+    dynamics: dict[str, Run]
+    arithmetic: float
+    clips: int = 64  # evaluation: held-out clips,
+    horizon: int = 64  # and frames dreamed
+
+
+def comparisons() -> dict[str, Comparison]:
+    """Return every named comparison."""
+    return {"toy": on_toy(), "coinrun": on_coinrun()}
+
+
+def comparison(name: str) -> Comparison:
+    """Return one by name; ReverieError with the nearest name when there is none."""
+    known = comparisons()
+    if name not in known:
+        raise ReverieError(f"there is no comparison '{name}'.{did_you_mean(name, known)}")
+    return known[name]
+
+
+def on_toy() -> Comparison:
+    """The tile platformer, for two CPU cores: one small network for all, that looks two frames back."""
+    codes, vectors, latent = toy.toy(), toy.diffusion(), toy.toy(latent=True)
+    assert latent.lam is not None
+    net = replace(toy.causal().dynamics.objective.dynamics.transformer, window=3)  # pyright: ignore
+    seen = {
+        "maskgit": MaskGITConfig(context="hidden", previous=True, passes=6),
+        "causal": CausalConfig(),
+        "diffusion": DiffusionConfig(passes=6),
+        "shortcut": ShortcutConfig(levels=8),
+    }
+    configs = {
+        name: replace(dynamics, transformer=net, changed_weight=5.0, temperature=0.0) for name, dynamics in seen.items()
+    }
+    return Comparison(
+        about="four families on the tile platformer, 4 TFLOP of training each",
+        takes="under an hour on two CPU cores",
+        source=replace(codes.source, count=300, frames=80),
+        tokenizers={"codes": codes.tokenizer, "vectors": vectors.tokenizer},
+        lam=_over(latent.lam, "codes"),
+        dynamics=_rows(configs, codes.dynamics, context=2),
+        arithmetic=4e12,
+    )
+
+
+def on_coinrun() -> Comparison:
+    """CoinRun, for a GPU: the networks of ``coinrun-maskgit-small``."""
+    recipe = coinrun.coinrun(width=256, depth=6, patch=8, steps=50_000, takes="")
+    assert recipe.lam is not None
+    masked: Any = recipe.dynamics.objective
+    net = masked.dynamics.transformer
+    eyes: Any = recipe.tokenizer.objective
+    configs = {
+        "maskgit": masked.dynamics,
+        "causal": CausalConfig(transformer=net, changed_weight=4.0),
+        "diffusion": DiffusionConfig(transformer=net, changed_weight=4.0),
+        "shortcut": ShortcutConfig(transformer=net, changed_weight=4.0),
+    }
+    vectors = coinrun.vectors(eyes.tokenizer)
+    return Comparison(
+        about="four families on CoinRun, 50 PFLOP of training each",
+        takes="1.2 EFLOP for three seeds: hours on a GPU",
+        source=recipe.source,
+        tokenizers={
+            "codes": recipe.tokenizer,
+            "vectors": replace(recipe.tokenizer, objective=TokenizerObjective(vectors)),
+        },
+        lam=_over(recipe.lam, "codes"),
+        dynamics=_rows(configs, recipe.dynamics, context=8),
+        arithmetic=5e16,
+    )
+
+
+def _over(run: Run, tokenizer: str) -> Run:
+    return replace(run, objective=config.replace(run.objective, tokenizer=f"../{tokenizer}"))
+
+
+def _rows(configs: dict[str, Any], like: Run, context: int) -> dict[str, Run]:
+    """One run for each family, over the kind of latents that it is for: those of codes have a field ``codes``."""
+    rows = {}
+    for name, dynamics in configs.items():
+        kind = "codes" if hasattr(dynamics, "codes") else "vectors"
+        objective = DynamicsObjective(dynamics, tokenizer=f"../{kind}", context=context)
+        rows[name] = replace(like, objective=objective)
+    return rows

@@ -1,0 +1,53 @@
+"""A recipe for anybody's data, sized for the time there is."""
+
+from dataclasses import replace
+from typing import Any
+
+from reverie.data.episode import Spec
+from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.lams.tokens import TokenLAMConfig
+from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.quantise import VQConfig
+from reverie.nn.transformer import TransformerConfig
+from reverie.presets.recipe import Recipe, stage
+from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
+from reverie.training.optim import OptimConfig
+
+
+def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
+    """Return a recipe for any data, sized for ``minutes`` on two CPU cores (steps follow from the machine itself).
+
+    Frames are looked at one by one and in coarse patches: with so little time, every token must pay. Where actions were
+    recorded they are used, where not they are inferred.
+    """
+    width = 96 if minutes < 20 else 128 if minutes < 120 else 256
+    patch = next(
+        (p for p in ((8, 4, 2) if minutes < 120 else (4, 2)) if not spec.frame[0] % p and not spec.frame[1] % p), 1
+    )
+    look = TransformerConfig(width=width, depth=2, heads=width // 32, time_every=0)
+    # A window shorter than the clips: else every frame in training sees its clip's beginning, and is lost without it.
+    net = TransformerConfig(width=width, depth=4, heads=width // 32, time_every=2, window=4)
+    optimizer = OptimConfig(kind="muon", rate=3e-3, warmup=100, decay=0.3, floor=0.02, weight_decay=1e-3)
+    tokenizer = VQVAEConfig(patch=patch, encoder=look, decoder=look, quantiser=VQConfig(512, 16), motion_weight=8.0)
+    lam = TokenLAMConfig(actions=6, encoder=replace(look, places=False), decoder=look)
+    maskgit = MaskGITConfig(
+        transformer=net, context="hidden", previous=True, changed_weight=4.0, passes=8, temperature=0.5
+    )
+    latent = spec.actions.kind == "none"
+    return Recipe(
+        about=f"made for {spec.source}, {minutes:g} minutes",
+        takes=f"{minutes:g} minutes",
+        source=source,
+        tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=2, steps=2000, optimizer=optimizer, every=500),
+        lam=stage(LatentActionObjective(lam), batch=12, length=3, steps=1500, optimizer=optimizer, every=500)
+        if latent
+        else None,
+        dynamics=stage(
+            DynamicsObjective(maskgit, lam="../lam" if latent else None, context=4),
+            batch=8,
+            length=8,
+            steps=2000,
+            optimizer=optimizer,
+            every=500,
+        ),
+    )

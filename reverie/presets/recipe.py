@@ -1,0 +1,53 @@
+"""What a recipe is: which source, which models, how long."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+
+from reverie import config
+from reverie.actions import ActionSpace
+from reverie.training.engine import Run
+from reverie.training.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a world is made: ``source`` gives episodes, each run is a stage; no ``lam`` where actions are recorded."""
+
+    about: str
+    takes: str  # how long it takes, for people
+    source: Any
+    tokenizer: Run
+    lam: Run | None
+    dynamics: Run
+    clips: int = 64  # evaluation: held-out clips,
+    horizon: int = 16  # and frames dreamed
+
+
+def stage(objective: Any, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int) -> Run:
+    """A run that reports and saves ``every`` so many steps."""
+    return Run(
+        objective, batch=batch, length=length, steps=steps, optimizer=optimizer, report_every=every, save_every=every
+    )
+
+
+def parameters(recipe: Any) -> int:
+    """Return how many weights a recipe's models have together; nothing is computed, only shapes are looked at."""
+    spec = recipe.source.spec()
+
+    def shapes(made: Any) -> Any:
+        return nnx.eval_shape(lambda: made.make(nnx.Rngs(0)))
+
+    tokenizer = shapes(config.replace(recipe.tokenizer.objective.tokenizer, frame=spec.frame))
+    models = [tokenizer]
+    if recipe.lam is not None:
+        models.append(shapes(recipe.lam.objective.lam.fitted(spec.frame, tokenizer)))
+    actions = ActionSpace("latent", models[1].codes) if recipe.lam is not None else spec.actions
+    models.append(shapes(recipe.dynamics.objective.dynamics.fitted(tokenizer, actions)))
+    return sum(
+        leaf.size
+        for model in models
+        for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
+        if path[0] != "tokenizer" or model is tokenizer
+    )

@@ -1,0 +1,145 @@
+"""Worlds that two CPU cores learn: the tile platformer, once for each family of dynamics."""
+
+from dataclasses import replace
+from typing import Any
+
+from reverie import config
+from reverie.data.sources.platformer import PlatformerConfig
+from reverie.models.dynamics.causal import CausalConfig
+from reverie.models.dynamics.diffusion import DiffusionConfig
+from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.dynamics.shortcut import ShortcutConfig
+from reverie.models.lams.tokens import TokenLAMConfig
+from reverie.models.tokenizers.mae import MAEConfig
+from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.quantise import VQConfig
+from reverie.nn.transformer import TransformerConfig
+from reverie.presets.recipe import Recipe, stage
+from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
+from reverie.training.optim import OptimConfig
+
+
+def toy(latent: bool = False) -> Recipe:
+    """A world two CPU cores learn in minutes: everything moves by whole tiles, and a token is a tile.
+
+    Sizes are as small as the world allows, since many small steps, not few big ones, teach it to obey: one picture
+    tells all there is to know, so the frame before is the whole memory; tiles do not depend on their neighbours, so the
+    tokenizer looks at one at a time.
+    """
+    tile = TransformerConfig(width=64, depth=1, heads=2, hidden=256, space=False, time_every=0)
+    now = TransformerConfig(width=64, depth=3, heads=2, hidden=256, time_every=0)
+    optimizer = OptimConfig(kind="muon", rate=4e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
+    by_tile = OptimConfig(rate=6e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
+    tokenizer = VQVAEConfig(patch=8, encoder=tile, decoder=tile, quantiser=VQConfig(256, 16), motion_weight=10.0)
+    glance = replace(now, depth=2)
+    lam = TokenLAMConfig(actions=6, encoder=replace(glance, places=False), decoder=now)
+    # A world without chance is played without it: at a higher temperature what is rare in training happens too often,
+    # since `changed_weight` teaches the model to expect change.
+    dynamics = MaskGITConfig(
+        transformer=now, context="hidden", previous=True, changed_weight=5.0, passes=6, temperature=0.0
+    )
+    return Recipe(
+        about="tile platformer, " + ("latent actions: learned from pictures alone" if latent else "recorded actions"),
+        takes=f"{'five' if latent else 'two'} minutes on two CPU cores",
+        source=PlatformerConfig(tiles=6, count=400, frames=48, themes=2),
+        tokenizer=stage(TokenizerObjective(tokenizer), batch=32, length=2, steps=500, optimizer=by_tile, every=500),
+        lam=stage(LatentActionObjective(lam), batch=16, length=3, steps=3000, optimizer=optimizer, every=500)
+        if latent
+        else None,
+        dynamics=stage(
+            DynamicsObjective(dynamics, lam="../lam" if latent else None, context=1),
+            batch=8,
+            length=4,
+            steps=2000,
+            optimizer=optimizer,
+            every=500,
+        ),
+    )
+
+
+def causal() -> Recipe:
+    """The same world, a frame's tokens one after another."""
+    small = toy()
+    objective: Any = small.dynamics.objective
+    masked = objective.dynamics
+    dynamics = CausalConfig(
+        transformer=replace(masked.transformer, time_every=3, window=2),
+        changed_weight=masked.changed_weight,
+        temperature=masked.temperature,
+    )
+    return replace(
+        small,
+        about="tile platformer, recorded actions, token by token",
+        takes="four minutes on two CPU cores",
+        dynamics=replace(small.dynamics, objective=replace(objective, dynamics=dynamics)),
+    )
+
+
+def diffusion() -> Recipe:
+    """The same world, a frame's latents out of noise: a tile is a vector."""
+    small = toy()
+    seen: Any = small.tokenizer.objective
+    tile, now = seen.tokenizer.encoder, replace(seen.tokenizer.encoder, space=True, depth=3, time_every=3, window=2)
+    tokenizer = MAEConfig(patch=8, width=8, encoder=tile, decoder=tile, mask_max=0.0, motion_weight=10.0)
+    dynamics = DiffusionConfig(transformer=now, changed_weight=5.0, passes=6, temperature=0.0)
+    return replace(
+        small,
+        about="tile platformer, recorded actions, out of noise",
+        takes="four minutes on two CPU cores",
+        tokenizer=replace(small.tokenizer, objective=TokenizerObjective(tokenizer)),
+        dynamics=replace(small.dynamics, objective=DynamicsObjective(dynamics, context=1)),
+    )
+
+
+def shortcut() -> Recipe:
+    """The same world, a frame out of noise in four steps."""
+    slow = diffusion()
+    objective: Any = slow.dynamics.objective
+    of = objective.dynamics
+    dynamics = ShortcutConfig(
+        transformer=of.transformer, changed_weight=of.changed_weight, temperature=of.temperature, levels=8
+    )
+    return replace(
+        slow,
+        about="tile platformer, recorded actions, out of noise in four steps",
+        dynamics=replace(slow.dynamics, objective=replace(objective, dynamics=dynamics)),
+    )
+
+
+def shipped() -> Recipe:
+    """The world that comes with the package: larger levels, all six themes, trained longer."""
+    small = toy()
+    source = PlatformerConfig(tiles=8, count=1000, frames=64, themes=6)
+    return replace(
+        small,
+        about="tile platformer, larger and longer: the world that 'reverie play' opens",
+        takes="about fifteen minutes on two CPU cores",
+        source=source,
+        tokenizer=replace(
+            small.tokenizer,
+            objective=config.replace(small.tokenizer.objective, **{"tokenizer.quantiser.codes": 512}),
+            steps=1500,
+        ),
+        dynamics=replace(small.dynamics, steps=5000, report_every=1000),
+    )
+
+
+def smooth() -> Recipe:
+    """The platformer as games move: two pixels a frame, tokens that look around and back."""
+    net = TransformerConfig(width=128, depth=4, heads=4, window=4)
+    see = replace(net, depth=2)
+    optimizer = OptimConfig(rate=1e-3, warmup=200, decay=0.2, floor=0.02, weight_decay=1e-2)
+    tokenizer = VQVAEConfig(patch=4, encoder=see, decoder=see, quantiser=VQConfig(1024, 32), motion_weight=10.0)
+    dynamics = MaskGITConfig(transformer=net, changed_weight=5.0, passes=8)
+    return Recipe(
+        about="platformer with smooth motion, recorded actions",
+        takes="a day on two CPU cores, an hour on a GPU",
+        source=PlatformerConfig(speed=2, count=2000, frames=160),
+        tokenizer=stage(
+            TokenizerObjective(tokenizer), batch=16, length=8, steps=20_000, optimizer=optimizer, every=2000
+        ),
+        lam=None,
+        dynamics=stage(
+            DynamicsObjective(dynamics, context=4), batch=16, length=8, steps=40_000, optimizer=optimizer, every=2000
+        ),
+    )
