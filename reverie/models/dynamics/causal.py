@@ -24,7 +24,7 @@ from jax import Array
 from reverie.actions import ActionSpace
 from reverie.nn.codes import draw, likelihood, ranking
 from reverie.nn.embed import ActionEmbedding, from_start
-from reverie.nn.memory import Past, earlier
+from reverie.nn.memory import Past, earlier, remember
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 
@@ -114,8 +114,8 @@ class Causal(nnx.Module):
     def observe(self, memory: Past, latents_BN: Array, actions_B: Array) -> tuple[Past, Array]:
         """Take in a finished frame and the action that led to it; returns features (B, N, M) too."""
         x = self._finished(latents_BN[:, None], actions_B[:, None], memory.last_BN[:, None])[:, 0]
-        h, ring = self.transformer.step(x, memory.ring)
-        return Past(ring.advance(), latents_BN), h
+        h, fresh = self.transformer.step(x, memory.ring)
+        return Past(remember(memory.ring, fresh), latents_BN), h
 
     def imagine(
         self, memory: Past, actions_B: Array, key: Array, temperature: float | Array | None = None
