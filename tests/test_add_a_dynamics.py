@@ -61,7 +61,7 @@ def run(words: list[str], place: Path) -> str:
 def test_the_page_is_one_short_file_and_says_all_that_is_typed_here():
     file, recipe, _, typed, _ = parts()
     assert len(file.splitlines()) <= MOST_LINES
-    assert f"`reverie/models/dynamics/{FAMILY}.py`:\n\n```python\n" in PAGE.read_text("utf8")
+    assert f"`{FAMILY}.py` in `reverie/models/dynamics/`:\n\n```python\n" in PAGE.read_text("utf8")
     assert "RecurrentConfig" in recipe
     assert [c.split()[0] for c in typed] == ["pytest", "reverie"]
 
