@@ -93,7 +93,7 @@ class Causal(nnx.Module):
     def _predict(self, latents_BTN, actions_BT):
         """Return logits (B, T-1, N, V) of frames 1..T-1."""
         length = latents_BTN.shape[1]
-        actions_BT = from_start(actions_BT)
+        actions_BT = from_start(actions_BT, self.config.actions)
         done = self._finished(latents_BTN[:, :-1], actions_BT[:, :-1], earlier(latents_BTN, self.config.codes)[:, :-2])
         late = jnp.pad(latents_BTN[:, 1:], ((0, 0), (0, 0), (self.config.block, 0)), constant_values=self.config.codes)[
             ..., : self.tokens

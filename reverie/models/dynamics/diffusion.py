@@ -145,7 +145,7 @@ class Diffusion(nnx.Module):
         A third argument goes to ``_label``; ``rows``: only of so many first ones. The past is noised once, by ``key``.
         """
         length = latents_BTNL.shape[1]
-        actions_BT = from_start(actions_BT, begins_BT)
+        actions_BT = from_start(actions_BT, self.config.actions, begins_BT)
         kept = jnp.float32(self.config.context_level)
         past = noised(latents_BTNL, jax.random.normal(key, latents_BTNL.shape), kept)
         past, latents_BTNL, actions_BT = past[:rows], latents_BTNL[:rows], actions_BT[:rows]

@@ -84,7 +84,7 @@ class MaskGIT(nnx.Module):
     def _predict_hidden(self, latents_BTN, actions_BT, key, share: float | None = None):
         """Return logits (B, T-1, N, V) of frames 1..T-1 with tokens hidden, and which were, float (B, T-1, N)."""
         batch, length, tokens = latents_BTN.shape
-        actions_BT = from_start(actions_BT)
+        actions_BT = from_start(actions_BT, self.config.actions)
         key_share, key_mask = jax.random.split(key)
         low = jnp.float32(self.config.mask_min)
         rate = low + (1 - low) * jax.random.uniform(key_share, (batch, length - 1, 1))
