@@ -51,7 +51,7 @@ class Dreams:
     """What a world does with clips, uint8 (B, T, H, W, C), any number of them; numpy in, numpy out."""
 
     def __init__(self, world: WorldModel, *, batch: int = BATCH, seed: int = 0, temperature: float = 1.0):
-        self.batch, self.seed = batch, seed
+        self.batch, self.seed, self.space = batch, seed, world.config.actions
         self._actions = compiled(world, lambda world, frames, actions, key: world.actions_of(frames, actions))
         self._reconstruct = compiled(world, _reconstruct)
         self._dream = compiled(world, partial(_dream, temperature))

@@ -47,7 +47,7 @@ def measured(
 def _shuffled(dreams: Dreams, given: Clips, tokens_BTN: np.ndarray) -> Numbers:
     """The loss with the actions of other clips over that with the true ones."""
     count = len(given.actions)
-    if count < 2 or not (given.actions >= 0).any():
+    if count < 2 or not dreams.space.is_action(given.actions).any():
         return {}
     order = np.random.default_rng(dreams.seed).permutation(count)
     others = np.empty_like(given.actions)
@@ -73,7 +73,7 @@ def _drift(dreams: Dreams, given: Clips, dreamed: np.ndarray, length: int) -> Nu
 
 def _read_back(given: Clips, views: dict[str, np.ndarray], practice: Dataset | None, seed: int) -> Numbers:
     """How often a reader of real frames names the recorded action between two dreamed frames."""
-    if practice is None or given.truth.shape[1] < 2:
+    if practice is None or practice.spec.actions.shape or given.truth.shape[1] < 2:  # one action of so many is named
         return {}
     actions = given.recorded[:, given.context :]
     known = actions[:, 1:][actions[:, 1:] >= 0]

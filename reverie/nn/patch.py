@@ -3,6 +3,7 @@
 Shapes: B batch, T time, H W C image, N tokens per frame (H/P * W/P, row by row), P patch side.
 """
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
@@ -59,3 +60,12 @@ def motion_weights(frames_BTHWC: Array, extra: float, threshold: int = 8) -> Arr
     moved = jnp.concatenate([still, step], axis=1) | jnp.concatenate([step, still], axis=1) if step.shape[1] else still
     weights = 1 + jnp.float32(extra) * moved.astype(jnp.float32)
     return weights / jnp.mean(weights)
+
+
+def hide(x_BTNM: Array, instead_M: Array, share: tuple[float, float], key: Array) -> Array:
+    """Put a vector in the place of a share of each frame's patches, drawn anew for each, evenly between two bounds."""
+    key_share, key_patch = jax.random.split(key)
+    least, most = (jnp.float32(bound) for bound in share)
+    drawn = least + jax.random.uniform(key_share, (*x_BTNM.shape[:2], 1)) * (most - least)
+    hidden = jax.random.uniform(key_patch, x_BTNM.shape[:3]) < drawn
+    return jnp.where(hidden[..., None], instead_M.astype(x_BTNM.dtype)[None, None, None], x_BTNM)

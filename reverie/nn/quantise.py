@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from reverie.nn.running import Statistics
+
 EXACT = jax.lax.Precision.HIGHEST  # left alone, TPUs and GPUs round a float32 matmul to 8 or 10 bits of mantissa
 
 
@@ -25,10 +27,6 @@ class Quantised(NamedTuple):
     codes: Array  # (...), int32
     loss: Array  # scalar
     similarity: Array  # (..., V) to each code, for VQ; (..., 0) for FSQ
-
-
-class CodeStatistics(nnx.Variable):
-    """State that training changes and gradients do not: code vectors, their running sums, their idle time."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,10 @@ class VectorQuantiser(nnx.Module):
     def __init__(self, config: VQConfig, *, rngs: nnx.Rngs):
         self.config, self.codes, self.width = config, config.codes, config.width
         book = unit(jax.random.normal(rngs.params(), (config.codes, config.width)))
-        self.book = CodeStatistics(book)
-        self.sums = CodeStatistics(jnp.copy(book))
-        self.counts = CodeStatistics(jnp.ones(config.codes))
-        self.idle = CodeStatistics(jnp.zeros(config.codes, jnp.int32))
+        self.book = Statistics(book)
+        self.sums = Statistics(jnp.copy(book))
+        self.counts = Statistics(jnp.ones(config.codes))
+        self.idle = Statistics(jnp.zeros(config.codes, jnp.int32))
 
     def __call__(self, x: Array, key: Array | None = None) -> Quantised:
         """Quantise (..., L); with a ``key`` the codebook learns from ``x`` as well."""

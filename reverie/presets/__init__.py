@@ -5,7 +5,7 @@ used), dynamics. Names are (world)-(dynamics)-(variant).
 """
 
 from reverie.errors import ReverieError, did_you_mean
-from reverie.presets import coinrun, toy
+from reverie.presets import coinrun, square, toy
 from reverie.presets.recipe import Recipe
 
 
@@ -19,6 +19,8 @@ def presets() -> dict[str, Recipe]:
         "toy-shortcut": toy.shortcut(),
         "toy-maskgit-shipped": toy.shipped(),
         "toy-maskgit-smooth": toy.smooth(),
+        "square-shortcut": square.shortcut(),
+        "square-shortcut-mae": square.shortcut_mae(),
         "coinrun-maskgit-tiny": coinrun.coinrun(
             width=128, depth=4, patch=8, steps=20_000, takes="hours on a CPU, minutes on a GPU"
         ),

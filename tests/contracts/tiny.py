@@ -23,7 +23,7 @@ from reverie.world import WorldConfig, WorldModel
 
 FRAME = (8, 8, 3)
 SMALL = TransformerConfig(width=16, depth=2, heads=2, hidden=32, window=3)
-SIZES = {"frame": FRAME, "patch": 4, "passes": 4}  # by name, where a config has such a field
+SIZES = {"frame": FRAME, "patch": 4, "latents": 6, "passes": 4}  # by name, where a config has such a field
 ACTIONS = ActionSpace("discrete", 3, ("left", "right", "stay"))
 T = 8  # longer than the window: memory wraps
 

@@ -26,7 +26,8 @@ from jax import Array
 
 from reverie.actions import START
 from reverie.nn.codes import changed, surprise
-from reverie.nn.quantise import CodeStatistics, usage
+from reverie.nn.quantise import usage
+from reverie.nn.running import Statistics
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 
 PRICES, HASTE = (2e-4, 0.1), 0.015  # bounds of a nat's price, and how fast it follows what is told
@@ -84,11 +85,11 @@ class TokenLAM(nnx.Module):
         self.head = nnx.Linear(
             config.decoder.width, config.tokens, kernel_init=nnx.initializers.normal(0.02), rngs=rngs
         )
-        self.price = CodeStatistics(jnp.full((), 0.002))  # of a nat
-        self.grouped = CodeStatistics(jnp.zeros((), bool))
-        self.recent = CodeStatistics(jnp.zeros((RECENT, config.latent)))
-        self.sums = CodeStatistics(jnp.zeros((config.actions, config.latent)))
-        self.counts = CodeStatistics(jnp.ones(config.actions))
+        self.price = Statistics(jnp.full((), 0.002))  # of a nat
+        self.grouped = Statistics(jnp.zeros((), bool))
+        self.recent = Statistics(jnp.zeros((RECENT, config.latent)))
+        self.sums = Statistics(jnp.zeros((config.actions, config.latent)))
+        self.counts = Statistics(jnp.ones(config.actions))
 
     def see(self, frames_BTHWC: Array) -> Array:
         """uint8 frames -> the tokenizer's codes (B, T, N)."""

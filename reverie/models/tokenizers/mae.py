@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.nn.memory import Memory, remember
-from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
+from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 
 
@@ -56,11 +56,11 @@ class MAE(nnx.Module):
 
     def encode(self, frames_BTHWC: Array) -> Array:
         """uint8 frames (B, T, H, W, C) -> latents (B, T, N, L), float32 in (-1, 1)."""
-        return self._latents(self._seen(frames_BTHWC))
+        return self.bottleneck(self.embedded(frames_BTHWC))
 
     def decode(self, latents_BTNL: Array) -> Array:
         """Latents (B, T, N, L) -> frames (B, T, H, W, C), float32 in 0..1."""
-        return self._paint(self.decoder(self.from_latent(latents_BTNL)))
+        return self.painted(latents_BTNL)
 
     def empty(self, batch: int) -> Memory:
         """Return the memory with which ``decode_frame`` starts."""
@@ -73,22 +73,26 @@ class MAE(nnx.Module):
 
     def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Weighted squared error of whole frames painted from those of their patches that were not hidden."""
-        key_share, key_patch = jax.random.split(key)
-        x = self._seen(frames_BTHWC)
-        share = jax.random.uniform(key_share, (*x.shape[:2], 1)) * jnp.float32(self.config.mask_max)
-        hidden = jax.random.uniform(key_patch, x.shape[:3]) < share
-        x = jnp.where(hidden[..., None], self.hidden[...][None, None, None], x)
-        latents = self._latents(x)
-        error = jnp.square(self.decode(latents) - unit_range(frames_BTHWC))
+        x = hide(self.embedded(frames_BTHWC), self.hidden[...], (0.0, self.config.mask_max), key)
+        latents = self.bottleneck(x)
+        error = jnp.square(self.painted(latents) - unit_range(frames_BTHWC))
         weights = motion_weights(frames_BTHWC, self.config.motion_weight)
         metrics = {"psnr": -10 * jnp.log10(jnp.mean(error) + 1e-10), "spread": jnp.std(latents)}
         return jnp.mean(error * weights), metrics
 
-    def _seen(self, frames_BTHWC):
+    # -- the way of a frame, step by step ----------------------------------------------------------------------------
+
+    def embedded(self, frames_BTHWC: Array) -> Array:
+        """uint8 frames -> patches (B, T, N, M)."""
         return self.patches(patchify(to_float(frames_BTHWC), self.config.patch))
 
-    def _latents(self, x_BTNM):
+    def bottleneck(self, x_BTNM: Array) -> Array:
+        """Patches, some of them perhaps hidden -> (B, T, N, L), float32 in (-1, 1)."""
         return jnp.tanh(self.to_latent(self.encoder(x_BTNM)).astype(jnp.float32))
+
+    def painted(self, z_BTNL: Array) -> Array:
+        """What passed the bottleneck -> frames (B, T, H, W, C), float32 in 0..1."""
+        return self._paint(self.decoder(self.from_latent(z_BTNL)))
 
     def _paint(self, x_BTNM):
         height, width, _ = self.config.frame

@@ -1,0 +1,47 @@
+"""The bouncing square, on which Dreamer 4's reimplementations are compared, for two cores: it and a plain tokenizer."""
+
+from dataclasses import replace
+
+from reverie.data.sources.square import SquareConfig
+from reverie.models.dynamics.shortcut import ShortcutConfig
+from reverie.models.tokenizers.dreamer4 import Dreamer4Config
+from reverie.models.tokenizers.mae import MAEConfig
+from reverie.nn.transformer import TransformerConfig
+from reverie.presets.recipe import Recipe, stage
+from reverie.training.objectives import DynamicsObjective, TokenizerObjective
+from reverie.training.optim import OptimConfig
+
+# One picture tells where the square is, so tokenizers look at one at a time; whither it goes is the dynamics' to know.
+LOOK = TransformerConfig(width=64, depth=2, heads=4, hidden=192, time_every=0)
+MUON = OptimConfig(kind="muon", rate=4e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
+
+
+def shortcut() -> Recipe:
+    """Dreamer 4's tokenizer, 16 latents of 8 numbers in 8 tokens, and shortcut forcing over it."""
+    tokenizer = Dreamer4Config(patch=8, latents=16, bottleneck=8, packing=2, encoder=LOOK, decoder=LOOK, mask_max=0.0)
+    dynamics = ShortcutConfig(
+        transformer=TransformerConfig(width=96, depth=4, heads=3, hidden=384, time_every=2, window=8),
+        temperature=0.0,
+        levels=8,
+    )
+    return Recipe(
+        about="bouncing square, recorded actions: Dreamer 4's tokenizer and shortcut forcing",
+        takes="half an hour on two CPU cores",
+        source=SquareConfig(count=2000),
+        tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=1, steps=6000, optimizer=MUON, every=1000),
+        lam=None,
+        dynamics=stage(
+            DynamicsObjective(dynamics, context=8), batch=8, length=12, steps=4000, optimizer=MUON, every=1000
+        ),
+    )
+
+
+def shortcut_mae() -> Recipe:
+    """The same, with a vector for each of 16 patches."""
+    whole = shortcut()
+    tokenizer = MAEConfig(patch=8, width=8, encoder=LOOK, decoder=LOOK, mask_max=0.0)
+    return replace(
+        whole,
+        about="bouncing square, recorded actions: a vector for each patch and shortcut forcing",
+        tokenizer=replace(whole.tokenizer, objective=TokenizerObjective(tokenizer), batch=32, steps=3000),
+    )
