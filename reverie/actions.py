@@ -3,34 +3,192 @@
 The one convention, to which every importer converts: ``actions[t]`` is the action that led *to* frame ``t``. So
 ``actions[0]`` is always ``START`` (nothing led to the first frame), and a clip cut out of an episode keeps its own
 first action as it was; models learn both. "No action yet" and "nobody recorded it" are different facts and different
-codes. Codes are negative so that they mean the same in every dataset.
+codes. Codes are negative so that they mean the same in every dataset; where an action is a vector, its every component
+is the code, and where its components are numbers that may be negative themselves, ``FAR`` times the code.
+
+Shapes: A components of an action; ... any leading axes.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+
+from reverie.errors import ReverieError
 
 START = -1  # no action has been taken yet
 UNLABELLED = -2  # some action was taken, nobody wrote down which
-CODES = 2  # how many such codes there are: an embedding has CODES + size rows, row = action + CODES
+CODES = 2  # how many such codes there are: an embedding has CODES + rows rows, the first are UNLABELLED and START
+MOST = 2**16  # actions, or values of all components together
+FAR = 1e6  # beyond all bounds: these are a tenth of it at most
 
 
 @dataclass(frozen=True)
 class ActionSpace:
     """The actions one may choose from.
 
-    kind: "discrete" (ints 0..size-1, recorded), "latent" (ints 0..size-1, inferred by a latent action model) or
-    "none" (unlabelled video; size 0). ``names``: one per action, for people (may be empty). ``keys``: one per action,
-    the keyboard key that plays it as browsers name it ("ArrowLeft", "a", " "; may be empty); "" where there is none.
+    ========== ==================================== =========================================
+    kind       an action                            size
+    ========== ==================================== =========================================
+    discrete   int32, 0..size-1                     how many actions
+    latent     the same, inferred, not recorded     how many codes a latent action model has
+    multi      int32 (A,), each 0..sizes[a]-1       A
+    binary     int32 (A,), each 0 or 1              A, the keys of a keyboard
+    continuous float32 (A,), low[a]..high[a]        A
+    none       nobody knows; a code alone           0
+    ========== ==================================== =========================================
+
+    ``names``, ``keys``: one per button (see ``buttons``), for people and on a keyboard, as browsers name keys
+    ("ArrowLeft", "a", " "); may be empty, a key is "" where there is none.
     """
 
-    kind: Literal["discrete", "latent", "none"] = "none"
+    kind: Literal["discrete", "multi", "binary", "continuous", "latent", "none"] = "none"
     size: int = 0
     names: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
     def __post_init__(self):
-        if (self.kind == "none") != (self.size == 0) or self.size < 0:
+        if (self.kind == "none") != (self.size == 0) or not 0 <= self.size <= MOST or sum(self.sizes) > MOST:
             raise ValueError(f"an action space of kind {self.kind!r} cannot have {self.size} actions")
+        if len(self.sizes) != self.size * (self.kind == "multi") or min(self.sizes, default=1) < 1:
+            raise ValueError(f"{self.size} components of kind {self.kind!r} cannot have sizes {self.sizes}")
+        bounded = all(-FAR / 10 <= a < b <= FAR / 10 for a, b in zip(self.low, self.high, strict=False))
+        if {len(self.low), len(self.high)} != {self.size * (self.kind == "continuous")} or not bounded:
+            raise ValueError(f"{self.size} components of kind {self.kind!r} cannot lie in {self.low}..{self.high}")
         for field in (self.names, self.keys):
-            if field and len(field) != self.size:
-                raise ValueError(f"{len(field)} names or keys for {self.size} actions")
+            if field and len(field) != len(self.buttons):
+                raise ValueError(f"{len(field)} names or keys for {len(self.buttons)} actions")
+
+    # -- arrays of actions -------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one action: (), or (A,)."""
+        return (self.size,) if self.kind in ("multi", "binary", "continuous") else ()
+
+    @property
+    def dtype(self) -> type:
+        """Of an array of actions."""
+        return np.float32 if self.kind == "continuous" else np.int32
+
+    def start(self, shape: tuple[int, ...] = ()) -> np.ndarray:
+        """Return "no action yet", ``shape`` times."""
+        return np.full((*shape, *self.shape), self._code(START), self.dtype)
+
+    def unlabelled(self, shape: tuple[int, ...] = ()) -> np.ndarray:
+        """Return "some action", ``shape`` times."""
+        return np.full((*shape, *self.shape), self._code(UNLABELLED), self.dtype)
+
+    def is_start(self, actions: Any) -> Any:
+        """Return where no action has been taken yet, bool (...); of NumPy's and JAX's arrays alike."""
+        return self._first(actions) == self._code(START)
+
+    def is_unlabelled(self, actions: Any) -> Any:
+        """Return where nobody wrote down the action, bool (...)."""
+        return self._first(actions) == self._code(UNLABELLED)
+
+    def is_action(self, actions: np.ndarray) -> Any:
+        """Return which of an array's entries may be chosen, bool (...): neither codes nor out of bounds."""
+        low = np.array(self.low) if self.low else 0
+        high = np.array(self.high or self.levels or (0,)) - (not self.high)
+        inside = (actions >= low) & (actions <= (high if self.shape else high[0]))
+        return inside.all(-1) if self.shape else inside
+
+    def refuse(self, actions: np.ndarray, who: str) -> None:
+        """Raise ReverieError unless actions (T, ...) are of this space's type and shape, or codes."""
+        if actions.dtype != self.dtype or actions.shape[1:] != self.shape:
+            needed = f"{np.dtype(self.dtype)} {('T', *self.shape)}".replace("'", "")
+            raise ReverieError(f"{who} has actions {actions.dtype} {actions.shape}; it needs {needed}.")
+        codes = [(actions == self._code(code)).reshape(len(actions), -1).all(-1) for code in (START, UNLABELLED)]
+        wrong = actions[~(self.is_action(actions) | codes[0] | codes[1])]
+        if len(wrong):
+            raise ReverieError(f"{who} has action {wrong[0]}; there are {self.choices}.")
+
+    def taken(self, action: Any) -> np.ndarray:
+        """Return what somebody chose as an action (0, where nobody can choose); ReverieError if it is none."""
+        if self.kind == "none" and np.ndim(action) == 0 and action == 0:
+            return self.unlabelled()
+        try:
+            found = self.array(action)
+        except (ReverieError, TypeError, ValueError, OverflowError):
+            found = np.zeros(0)
+        if found.shape != self.shape or not self.is_action(found):
+            raise ReverieError(f"there is no action {str(action)[:80]}: this world has {self.choices}.")
+        return found
+
+    def array(self, actions: Any) -> np.ndarray:
+        """Return actions as an array of this space's type; ReverieError where that would be another number."""
+        given = np.asarray(actions)
+        with np.errstate(invalid="ignore"):  # what cannot be said in whole numbers is refused here, not warned about
+            found = given.astype(self.dtype)
+        if self.dtype is np.int32 and not np.array_equal(found, given):
+            raise ReverieError(f"actions are whole numbers of 32 bits, not {given.dtype}.")
+        return found
+
+    @property
+    def choices(self) -> str:
+        """What there is to choose from, in words."""
+        return {
+            "multi": f"{self.size} whole numbers, each below its of {self.sizes}",
+            "binary": f"{self.size} keys, each 0 or 1",
+            "continuous": f"{self.size} numbers, from {self.low} to {self.high}",
+        }.get(self.kind, f"{self.size}, counted from 0")
+
+    def _code(self, code: int) -> float:
+        return code * FAR if self.kind == "continuous" else code
+
+    def _first(self, actions: Any) -> Any:
+        return actions[..., 0] if self.shape else actions
+
+    # -- actions counted through -------------------------------------------------------------------------------------
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """How many values each component has; where they are numbers, these are the lowest, the middle, the highest."""
+        of = {"multi": self.sizes, "binary": (2,) * self.size, "continuous": (3,) * self.size, "none": ()}
+        return of.get(self.kind, (self.size,))
+
+    @property
+    def count(self) -> int:
+        """How many actions ``nth`` knows: all of them, unless they are "continuous"; 1 where kind is "none"."""
+        return math.prod(self.levels)
+
+    def nth(self, index: Any) -> np.ndarray:
+        """Return actions by number (...), 0..count-1: the last component counts fastest."""
+        index = np.asarray(index)
+        if self.kind == "none":
+            return self.unlabelled(index.shape)
+        level = np.stack(np.unravel_index(index, self.levels), axis=-1)
+        if self.kind == "continuous":
+            level = np.array(self.low) + level / 2 * (np.array(self.high) - np.array(self.low))
+        return (level if self.shape else level[..., 0]).astype(self.dtype)
+
+    @property
+    def buttons(self) -> tuple[tuple[int, int], ...]:
+        """What a player can press, (component, level) each; all components without a button pressed are at ``rest``."""
+        levels = {"binary": (1,), "continuous": (0, 2)}
+        return tuple((a, k) for a, count in enumerate(self.levels) for k in levels.get(self.kind, range(count)))
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """The level of each component that nobody touches: the middle of numbers, else what is named so, or 0."""
+        if self.kind == "continuous":
+            return (1,) * self.size
+        named = zip(self.buttons, self.names, strict=False)
+        idle = dict(button for button, name in reversed(list(named)) if name.lower() in _IDLE)
+        return tuple(0 if self.kind == "binary" else idle.get(a, 0) for a in range(len(self.levels)))
+
+    def label(self, index: int) -> str:
+        """Return an action's name, for people."""
+        if not self.names:
+            return f"action {index}" if not self.shape else " ".join(f"{part:g}" for part in self.nth(index))
+        level = np.unravel_index(index, self.levels)
+        pressed = [name for (a, k), name in zip(self.buttons, self.names, strict=True) if level[a] == k]
+        return " + ".join(pressed) or "nothing"
+
+
+_IDLE = {"stay", "noop", "no-op", "none", "wait", "idle", "nothing"}  # what a player does who does nothing

@@ -145,8 +145,8 @@ def evaluate(
         raise ReverieError(f"the held-out episodes of '{place}' are too short to dream on from: record longer ones.")
     if horizon > room and not shorten:
         raise ReverieError(
-            f"the longest held-out episode of '{place}' has room for {room} dreamed frames after {world.config.context} "
-            f"real ones, not for {horizon}: choose --horizon {room} or less."
+            f"the longest held-out episode of '{place}' has room for {room} dreamed frames after "
+            f"{world.config.context} real ones, not for {horizon}: choose --horizon {room} or less."
         )
     numbers, pictures = measure(
         world, dataset, clips=clips, horizon=min(horizon, room), trained=trained.length,

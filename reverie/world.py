@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from reverie.actions import START, UNLABELLED, ActionSpace
+from reverie.actions import ActionSpace
 from reverie.errors import ReverieError
 from reverie.nn.compiled import compiled
+from reverie.nn.embed import from_start
 from reverie.nn.patch import to_uint8
 
 
@@ -51,7 +52,7 @@ class WorldModel(nnx.Module):
         return self.tokenizer.encode(frames_BTHWC)
 
     def actions_of(self, frames_BTHWC: Array, actions_BT: Array) -> Array:
-        """The actions this world obeys, (B, T) int32: recorded ones as they are, latent ones read off the frames."""
+        """The actions this world obeys, (B, T) or (B, T, A): recorded ones as they are, latent ones off the frames."""
         return actions_BT if self.lam is None else self.lam.infer(frames_BTHWC)
 
     def empty(self, batch: int) -> WorldMemory:
@@ -64,7 +65,7 @@ class WorldModel(nnx.Module):
         Whatever led to the first of them is before the dream's time, so that action counts as START, as in training.
         """
         latents = self.encode(frames_BTHWC)
-        actions = actions_BT.at[:, 0].set(START)
+        actions = from_start(actions_BT, self.config.actions)
 
         def take_in(t, memory):
             latent, action = (jax.lax.dynamic_index_in_dim(x, t, 1, keepdims=False) for x in (latents, actions))
@@ -84,7 +85,7 @@ class WorldModel(nnx.Module):
 
 
 class Step(NamedTuple):
-    """What a rollout yields, time first: latents (length, B, ...), actions (length, B), features after each frame."""
+    """What a rollout yields, time first: latents and actions (length, B, ...), features after each frame."""
 
     latents: Array
     actions: Array
@@ -102,8 +103,8 @@ def rollout(
 ) -> tuple[Any, Step]:
     """Dream ``length`` frames: (memory, Step).
 
-    ``act`` is a policy ``(h, key) -> actions (B,)``, or actions given beforehand, (B, length). Evaluation, learning in
-    imagination and video all run this one function.
+    ``act`` is a policy ``(h, key) -> actions (B,)``, or actions given beforehand, (B, length, ...). Evaluation,
+    learning in imagination and video all run this one function.
     """
 
     def step(carry, i):
@@ -141,7 +142,9 @@ class Session:
         self._time = 0
         blank = np.zeros((1, *world.config.frame), np.uint8)
         self.reset(blank, None)
-        self.step(0)  # both programs are compiled now, before anyone waits for them
+        self.step(
+            self.actions.nth(0) if self.actions.size else 0
+        )  # both programs are compiled now, before anyone waits for them
         self._memory = None
 
     @property
@@ -152,8 +155,8 @@ class Session:
     def reset(self, frames: np.ndarray, actions: np.ndarray | None = None) -> np.ndarray:
         """Begin from real frames (T, H, W, C) uint8 and return the last, as the world sees it.
 
-        ``actions`` (T,) led to the frames; without them they are unlabelled (a world of latent actions reads them off
-        the frames itself). Only the last ``config.context`` frames count.
+        ``actions`` (T, ...) led to the frames; without them they are unlabelled (a world of latent actions reads them
+        off the frames itself). Only the last ``config.context`` frames count.
         """
         c = self.world.config
         frames = np.asarray(frames)
@@ -162,35 +165,30 @@ class Session:
                 f"a dream begins with uint8 frames (T, {', '.join(map(str, c.frame))}), "
                 f"not {frames.dtype} {frames.shape}."
             )
-        if actions is None:
-            actions = np.full(len(frames), UNLABELLED, np.int32)
-        actions = np.asarray(actions)
-        if actions.shape != (len(frames),):
+        space = self.actions
+        if actions is None or self.world.lam is not None:
+            actions = space.unlabelled((len(frames),))
+        actions = space.array(actions)
+        if actions.shape[:1] != (len(frames),):
             raise ReverieError(f"{len(frames)} frames need as many actions, not {actions.shape}.")
-        if not np.issubdtype(actions.dtype, np.integer):
-            raise ReverieError(f"actions are whole numbers, not {actions.dtype}.")
-        wrong = actions[(actions < UNLABELLED) | (actions >= self.actions.size)]
-        if wrong.size and self.world.lam is None:
-            raise ReverieError(f"there is no action {wrong[0]}: this world has {self.actions.size}, counted from 0.")
-        frames, actions = frames[-c.context :], actions[-c.context :].astype(np.int32)
+        space.refuse(actions, "a start")
+        frames, actions = frames[-c.context :], actions[-c.context :]
         length = len(frames)
         spare = c.context - length
         # Padded at the end to one shape, so that a start of any length runs the same compiled program.
         frames = np.pad(frames, ((0, spare), (0, 0), (0, 0), (0, 0)), mode="edge")
-        actions = np.pad(actions, (0, spare), constant_values=UNLABELLED)
+        actions = np.concatenate([actions, space.unlabelled((spare,))])
         self._memory, picture = self._begin(frames[None], actions[None], np.int32(length))
         self._time = 0
         return np.asarray(picture)
 
-    def step(self, action: int) -> np.ndarray:
-        """Take an action and return the frame it leads to, uint8 (H, W, C)."""
-        if not 0 <= int(action) < max(self.actions.size, 1):
-            raise ReverieError(f"there is no action {action}: this world has {self.actions.size}, counted from 0.")
+    def step(self, action: Any) -> np.ndarray:
+        """Take an action (0 where nobody steers) and return the frame it leads to, uint8 (H, W, C)."""
+        action = self.actions.taken(action)
         if self._memory is None:
             raise ReverieError("a session begins with reset(frames): the world needs at least one frame to go on from.")
-        code = np.int32(action if self.actions.size else UNLABELLED)
         clock = np.array([self.seed % 2**32, self._time % 2**32], np.uint32)
-        self._memory, frame = self._continue(self._memory, code, clock, np.float32(self.temperature))
+        self._memory, frame = self._continue(self._memory, action, clock, np.float32(self.temperature))
         self._time += 1
         return np.asarray(frame)
 

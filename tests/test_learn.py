@@ -130,10 +130,11 @@ def test_other_data_do_not_go_into_the_same_world(made, tmp_path):
 
 
 def test_eval_prints_one_object(made, capsys):
-    assert cli.main(["eval", str(made[1]), "--json"]) == 0
+    assert cli.main(["eval", str(made[1]), "--json", "--horizon", "6", "--clips", "2"]) == 0
     out, err = capsys.readouterr()
     numbers = json.loads(out)
     assert out.count("\n") == 1 and numbers["action_source"] == "latent"
+    assert len(numbers["psnr"]) == len(numbers["ssim_ci"]) == 6 and numbers["clips"] == 2
     assert "psnr" in err
 
 

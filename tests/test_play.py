@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from reverie.actions import ActionSpace
+from reverie.data.sources.square import SPACES
 from reverie.errors import ReverieError
 from reverie.play import protocol
 from reverie.play.connection import Limits
@@ -375,3 +376,25 @@ def test_starts_longer_than_the_context_are_fine(world):
     long = np.random.default_rng(0).integers(0, 256, (CONTEXT + 5, *FRAME), np.uint8)
     with playing(world, starts=[(long, None)]) as (address, _), Player(address) as player:
         assert player.reset() == Session(world).reset(long).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["multi", "continuous"])
+def test_vectors_go_by_their_number(kind):
+    """What the page is told about buttons is enough to say every action that buttons make."""
+    space = SPACES[kind]
+    world = tiny_world(space)
+    frames = some_starts(1)[0][0]
+    with playing(world, starts=[(frames, space.start((1,)))]) as (address, _), Player(address) as player:
+        told = player.hello["actions"]
+        assert told["count"] == 9 and told["size"] == len(told["buttons"]) == len(told["names"]) == len(space.names)
+        assert told["levels"] == [3, 3] and told["rest"] == [1, 1] and player.hello["idle"] == 4
+        session = Session(world, seed=5)
+        local = [session.reset(frames, space.start((1,))), *(session.step(space.nth(i)) for i in range(9))]
+        assert player.dream(range(9), seed=5) == [frame.tobytes() for frame in local]
+        player.say("step", action=9, temperature=100)
+        assert "action of a step is 0 to 8" in player.hear()["text"]
+
+
+def test_more_actions_than_a_message_can_tell_apart_are_refused():
+    with pytest.raises(ReverieError, match="use Session"):
+        prepare(tiny_world(ActionSpace("binary", 32)), name="noise", port=0, host="127.0.0.1")

@@ -14,6 +14,7 @@ from PIL import Image
 from playground import playing, some_starts, tiny_world
 
 from reverie.actions import ActionSpace
+from reverie.data.sources.square import SPACES
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -200,6 +201,26 @@ def test_worlds_without_names_can_be_played(open_page, kind):
         assert page.inner_text("#note")
         page.keyboard.press("2" if kind == "latent" else " ")
         at_step(page, 3)
+        page.goto("about:blank")
+
+
+@pytest.mark.parametrize("kind", ["binary", "multi", "continuous"])
+def test_keys_held_together_each_set_their_component(open_page, kind):
+    def lit(page):
+        return set(page.eval_on_selector_all("#pad button.on", "all => all.map(it => it.ariaLabel)")) - {"stay"}
+
+    with playing(tiny_world(SPACES[kind]), starts=[(some_starts(1)[0][0], None)]) as (address, _):
+        page = open_page(address)
+        for key in ("ArrowUp", "ArrowLeft"):
+            page.keyboard.down(key)
+        at_step(page, 4)
+        assert lit(page) == {"up", "left"}
+        page.keyboard.up("ArrowUp")
+        at_step(page, int(page.inner_text("#step")) + 4)
+        assert lit(page) == {"left"}
+        page.keyboard.up("ArrowLeft")
+        at_step(page, int(page.inner_text("#step")) + 4)
+        assert lit(page) == set(), "at rest"
         page.goto("about:blank")
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from reverie.nn.attention import attend, rotary_space, rotary_time, rotate
+from reverie.nn.memory import remember
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 B, T, N, M, S = 2, 8, 4, 16, 3
@@ -34,8 +35,8 @@ def clip(seed=0, tokens=N, length=T):
 
 def frame_by_frame(model, x, memory=None, unstacked=None):
     def step(memory, x):
-        y, memory = model.step(x, memory, unstacked=unstacked)
-        return memory.advance(), y
+        y, fresh = model.step(x, memory, unstacked=unstacked)
+        return remember(memory, fresh), y
 
     memory, y = jax.lax.scan(step, model.empty(len(x)) if memory is None else memory, jnp.swapaxes(x, 0, 1))
     return jnp.swapaxes(y, 0, 1)

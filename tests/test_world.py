@@ -100,8 +100,8 @@ def test_recorded_actions_are_obeyed_and_latent_ones_are_read_off(world):
         (frames(1)[0, :0], None, "uint8 frames"),
         (frames(1)[0].astype(np.float32), None, "float32"),
         (frames(1)[0, :3], MOVES[:2], "3 frames need as many actions"),
-        (frames(1)[0, :3], np.array([START, 0, 3]), "no action 3"),
-        (frames(1)[0, :3], np.array([START, 0, -3]), "no action -3"),
+        (frames(1)[0, :3], np.array([START, 0, 3]), "has action 3"),
+        (frames(1)[0, :3], np.array([START, 0, -3]), "has action -3"),
         (frames(1)[0, :3], np.array([START, 0, 0.5]), "whole numbers"),
     ],
 )

@@ -37,7 +37,7 @@ class ArrayDataset:
                 raise ReverieError(f"array '{name}' has {len(array)} entries for episodes of {total} frames in all.")
         if "frames" in self.arrays and self.arrays["frames"].shape[1:] != tuple(spec.frame):
             raise ReverieError(f"frames have shape {self.arrays['frames'].shape[1:]}, the dataset says {spec.frame}.")
-        self.fingerprint = fingerprint or _fingerprint(self)
+        self.fingerprint = fingerprint or _fingerprint(config.to_json(spec), self)
 
     @classmethod
     def from_episodes(cls, spec: Spec, episodes: Iterable[Episode]) -> "ArrayDataset":
@@ -101,14 +101,15 @@ class ArrayDataset:
         if head["schema"] > SCHEMA:
             raise ReverieError(f"'{path}' was written by a newer Reverie (data format {head['schema']}); update first.")
         spec = config.from_json(head["spec"])
-        dataset = cls(spec, lengths, arrays)
-        if dataset.fingerprint != head["fingerprint"]:
+        dataset = cls(spec, lengths, arrays, fingerprint=head["fingerprint"])
+        if dataset.fingerprint != _fingerprint(head["spec"], dataset):
             raise ReverieError(f"'{path}' is damaged: its content does not match its own fingerprint; write it again.")
         return dataset
 
 
-def _fingerprint(dataset: ArrayDataset) -> str:
-    digest = hashlib.sha256(json.dumps(config.to_json(dataset.spec), sort_keys=True).encode())
+def _fingerprint(spec: dict, dataset: ArrayDataset) -> str:
+    """``spec`` as it is written: one of an older version lacks what has been added since."""
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
     digest.update(dataset.lengths.tobytes())
     for name, array in sorted(dataset.arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -6,12 +6,14 @@ T frames, H height, W width, C channels, S numbers in a simulator's state. ``act
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from reverie.actions import START, UNLABELLED, ActionSpace
+from reverie.actions import START, ActionSpace
 from reverie.errors import ReverieError
+
+Action = Any  # an int, or a vector: one entry of an array of actions
 
 
 class Simulator(Protocol):
@@ -23,7 +25,7 @@ class Simulator(Protocol):
         """Return the first state (S,) int32 of the level ``seed``."""
         ...
 
-    def step(self, state: np.ndarray, action: int) -> tuple[np.ndarray, float, bool]:
+    def step(self, state: np.ndarray, action: Action) -> tuple[np.ndarray, float, bool]:
         """Return the next state, its reward and whether the world ends there; ``state`` stays as it was."""
         ...
 
@@ -31,7 +33,7 @@ class Simulator(Protocol):
         """Return the picture (H,W,C) uint8 of a state."""
         ...
 
-    def policy(self, state: np.ndarray, rng: np.random.Generator, last_action: int) -> int:
+    def policy(self, state: np.ndarray, rng: np.random.Generator, last_action: Action) -> Action:
         """Return the action that the behaviour used to record data takes next."""
         ...
 
@@ -76,8 +78,9 @@ class Spec:
 class Episode:
     """One recording without a cut. source: where it came from (a file name, a level).
 
-    frames uint8 (T,H,W,C); actions int32 (T,), START first; rewards float32 (T,); ends bool (T,), true where the world
-    itself ended (not where the recording stopped); states int32 (T,S), or None where there is no simulator.
+    frames uint8 (T,H,W,C); actions (T,) or (T,A), int32 or float32 as their space says, START first; rewards float32
+    (T,); ends bool (T,), true where the world itself ended (not where the recording stopped); states int32 (T,S), or
+    None where there is no simulator.
     """
 
     frames: np.ndarray
@@ -102,19 +105,17 @@ class Episode:
                 f"{where} has frames {self.frames.dtype} {self.frames.shape}; this dataset needs uint8 (T, "
                 f"{', '.join(map(str, spec.frame))}) with at least one frame."
             )
-        kinds = {"actions": np.int32, "rewards": np.float32, "ends": np.bool_, "states": np.int32}
+        kinds = {"actions": spec.actions.dtype, "rewards": np.float32, "ends": np.bool_, "states": np.int32}
         for name, array in self.arrays().items():
-            if name != "frames" and (array.dtype != kinds[name] or array.shape[:1] != (length,)):
+            if name in kinds and (array.dtype != kinds[name] or array.shape[:1] != (length,)):
                 raise ReverieError(
                     f"{where} has {name} {array.dtype} {array.shape}; "
                     f"it needs one {np.dtype(kinds[name])} for each of its {length} frames."
                 )
-        if self.actions.ndim != 1 or self.actions[0] != START or (self.actions[1:] == START).any():
+        spec.actions.refuse(self.actions, where)
+        begins = spec.actions.is_start(self.actions)
+        if not begins[0] or begins[1:].any():
             raise ReverieError(f"{where} must begin with action START ({START}): nothing led to its first frame.")
-        rest = self.actions[1:]
-        wrong = rest[(rest != UNLABELLED) & ((rest < 0) | (rest >= spec.actions.size))]
-        if wrong.size:
-            raise ReverieError(f"{where} has action {wrong[0]}; this dataset has actions 0..{spec.actions.size - 1}.")
 
 
 class Dataset(Protocol):
@@ -137,8 +138,8 @@ class Dataset(Protocol):
 
 def record(simulator: Simulator, *, seed: int, frames: int, rng: np.random.Generator, fps: float) -> Episode:
     """Return one episode of at most ``frames`` frames of level ``seed``, played by the simulator's own behaviour."""
-    state, action = simulator.reset(seed), START
-    steps = [(simulator.render(state), START, 0.0, False, state)]
+    state, action = simulator.reset(seed), simulator.actions.start()
+    steps = [(simulator.render(state), action, 0.0, False, state)]
     while len(steps) < frames and not steps[-1][3]:
         action = simulator.policy(state, rng, action)
         state, reward, end = simulator.step(state, action)
@@ -146,7 +147,7 @@ def record(simulator: Simulator, *, seed: int, frames: int, rng: np.random.Gener
     pictures, actions, rewards, ends, states = zip(*steps, strict=True)
     return Episode(
         frames=np.stack(pictures),
-        actions=np.array(actions, np.int32),
+        actions=np.array(actions, simulator.actions.dtype),
         rewards=np.array(rewards, np.float32),
         ends=np.array(ends, np.bool_),
         states=np.stack(states),

@@ -160,7 +160,9 @@ class StoreDataset:
         if not len(self.lengths) or chunks.sum() != self._ends[-1]:
             raise ReverieError(f"'{path / MANIFEST}' is damaged: its counts disagree; {AGAIN}.")
         foreign = {kind for _, kind, _ in self._arrays} - set(KINDS)
-        if foreign or ("frames", "uint8", tuple(self.spec.frame)) not in self._arrays:
+        kind, shape = np.dtype(self.spec.actions.dtype).name, self.spec.actions.shape
+        promised = {("frames", "uint8", tuple(self.spec.frame)), ("actions", kind, shape)}
+        if foreign or promised - set(self._arrays):
             raise ReverieError(f"'{path / MANIFEST}' is damaged: its arrays are not those its spec says; {AGAIN}.")
         for file, (size, checksum) in zip(self._files, sizes, strict=True):
             found = file.stat().st_size if file.is_file() else None

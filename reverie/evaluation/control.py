@@ -23,21 +23,23 @@ def outcomes(simulator, states_BS: np.ndarray, frames_BHWC: np.ndarray) -> np.nd
     for state, frame in zip(states_BS, frames_BHWC, strict=True):
         if not np.array_equal(simulator.render(state), frame):
             raise ReverieError("the simulator does not draw this dataset's frames from its states: record it again.")
+    actions = simulator.actions.nth(range(simulator.actions.count))
     return np.stack(
-        [
-            np.stack([simulator.render(simulator.step(state, action)[0]) for action in range(simulator.actions.size)])
-            for state in states_BS
-        ]
+        [np.stack([simulator.render(_next(simulator, state, action)) for action in actions]) for state in states_BS]
     )
 
 
-def held(simulator, state_S: np.ndarray, action: int, length: int) -> np.ndarray:
+def held(simulator, state_S: np.ndarray, action, length: int) -> np.ndarray:
     """Return what the simulator shows while ``action`` is held from a state, uint8 (length, H, W, C)."""
     frames = []
     for _ in range(length):
-        state_S, _, _ = simulator.step(state_S, action)
+        state_S = _next(simulator, state_S, action)
         frames.append(simulator.render(state_S))
     return np.stack(frames)
+
+
+def _next(simulator, state_S: np.ndarray, action) -> np.ndarray:
+    return simulator.step(state_S, action if np.ndim(action) else int(action))[0]
 
 
 def action_swap(dreamed_BAHWC: np.ndarray, true_BAHWC: np.ndarray, recorded_BHWC: np.ndarray) -> dict[str, np.ndarray]:
@@ -121,11 +123,11 @@ def student(freedom: int) -> float:
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], clips: int, groups: int = 10) -> list[float] | None:
-    """Return the 95 % interval of a statistic of a set of clips, leaving out a group of them at a time; None for few.
+    """Return the 95 % interval of a distance between sets of clips, leaving out a group at a time; None for few clips.
 
-    ``statistic`` is given the rows that count, at first all of them. For distances between sets, where a bootstrap
-    would not do: clips drawn twice make a set narrower than it is, and so every distance larger. Neighbours (2k, 2k+1)
-    are left out together, since halves of even and odd rows are what such statistics compare.
+    ``statistic`` is given the rows that count. A bootstrap would not do: clips drawn twice make a set narrower than it
+    is, and so every distance larger. Neighbours (2k, 2k+1) are left out together, since halves of even and odd rows are
+    what such statistics compare.
     """
     groups = min(groups, clips // 4)
     if groups < 2:
@@ -134,4 +136,4 @@ def jackknife(statistic: Callable[[np.ndarray], float], clips: int, groups: int 
     without = np.array([statistic(np.flatnonzero(group != left_out)) for left_out in range(groups)])
     error = np.sqrt((groups - 1) / groups * np.square(without - without.mean()).sum())
     centre, reach = statistic(np.arange(clips)), student(groups - 1) * float(error)
-    return [centre - reach, centre + reach]
+    return [max(centre - reach, 0.0), centre + reach]

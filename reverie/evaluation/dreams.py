@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.nn.compiled import compiled
+from reverie.nn.embed import random_actions
 from reverie.nn.patch import to_uint8
 from reverie.training import flops
 from reverie.world import Session, WorldModel, rollout
@@ -50,7 +51,7 @@ class Dreams:
     """What a world does with clips, uint8 (B, T, H, W, C), any number of them; numpy in, numpy out."""
 
     def __init__(self, world: WorldModel, *, batch: int = BATCH, seed: int = 0, temperature: float = 1.0):
-        self.batch, self.seed = batch, seed
+        self.batch, self.seed, self.space = batch, seed, world.config.actions
         self._actions = compiled(world, lambda world, frames, actions, key: world.actions_of(frames, actions))
         self._reconstruct = compiled(world, _reconstruct)
         self._dream = compiled(world, partial(_dream, temperature))
@@ -104,8 +105,9 @@ def played(world: WorldModel, seen_THWC: np.ndarray, actions_T: np.ndarray, seed
     """Return the seconds that each of many frames of one player took, decoded and copied to the host."""
     session = Session(world, seed=seed)
     session.reset(seen_THWC, actions_T)
-    actions = np.random.default_rng(seed).integers(0, max(world.config.actions.size, 1), TIMED_FRAMES[1] + WARM_UP)
-    return _timed(lambda i: session.step(int(actions[i])))
+    space = world.config.actions
+    actions = np.asarray(random_actions(space, jax.random.key(seed), (TIMED_FRAMES[1] + WARM_UP,)))
+    return _timed(lambda i: session.step(actions[i] if space.size else 0))
 
 
 def played_uncached(world: WorldModel, seen_THWC: np.ndarray, actions_T: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -115,7 +117,7 @@ def played_uncached(world: WorldModel, seen_THWC: np.ndarray, actions_T: np.ndar
     """
     step = compiled(world, _uncached)
     latents = compiled(world, lambda world, frames: world.encode(frames))(seen_THWC[None])
-    actions = jnp.concatenate([jnp.asarray(actions_T), jnp.zeros(1, jnp.int32)])[None]
+    actions = jnp.concatenate([jnp.asarray(actions_T), jnp.asarray(world.config.actions.nth([0]))])[None]
 
     def frame(i):
         nonlocal latents
@@ -160,7 +162,9 @@ def _branch(
     temperature: float, world: WorldModel, seen_BTHWC: Array, actions_BT: Array, next_BA: Array, key: Array
 ) -> Array:
     memory = world.prefill(seen_BTHWC, actions_BT)
-    frames = jax.lax.map(lambda actions_B: to_uint8(world.imagine(memory, actions_B, key, temperature)[1]), next_BA.T)
+    frames = jax.lax.map(
+        lambda actions_B: to_uint8(world.imagine(memory, actions_B, key, temperature)[1]), jnp.swapaxes(next_BA, 0, 1)
+    )
     return jnp.moveaxis(frames, 0, 1)
 
 

@@ -7,6 +7,8 @@ those of real frames, as distributions, in units of how much real frames differ 
 Legend: B clips, T time, H W C image.
 """
 
+from typing import Any
+
 import numpy as np
 
 from reverie.evaluation.control import jackknife
@@ -42,10 +44,10 @@ def drift(late: dict[str, np.ndarray], real: dict[str, np.ndarray], rows: np.nda
     return {"drift": max(parts.values())} | {f"drift_{name}": value for name, value in parts.items()}
 
 
-def measured(dreamed_BTHWC: np.ndarray, real_BTHWC: np.ndarray, last_BHWC: np.ndarray) -> dict:
-    """Return all that ``reverie eval`` says of drift: of the last quarter of dreams, beside real clips of the same rows.
+def measured(dreamed_BTHWC: np.ndarray, real_BTHWC: np.ndarray, last_BHWC: np.ndarray) -> dict[str, Any]:
+    """Return all that ``reverie eval`` says of drift, told by the last quarter of dreams.
 
-    ``last``: the last real frame before each dream, of which a world that dreams nothing is made.
+    ``real``: real clips, a row for each dream. ``last``: the last real frame before each, which copying would repeat.
     """
     count = len(dreamed_BTHWC)
     if count < 4:

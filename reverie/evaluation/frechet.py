@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,22 +46,22 @@ def frechet(a_BF: np.ndarray, b_BF: np.ndarray) -> float:
         raise ReverieError(f"a Frechet distance is of two sets (2 or more, features), not {a.shape} and {b.shape}.")
     between = a.mean(0) - b.mean(0)
     a, b = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (a, b))
-    small = [np.linalg.qr(x, mode="r") if len(x) > x.shape[1] else x for x in (a, b)]
-    common = np.linalg.svd(small[0] @ small[1].T, compute_uv=False).sum()
+    few_a, few_b = (np.asarray(np.linalg.qr(x, mode="r")) for x in (a, b))  # F rows instead of B, and the same products
+    common = np.linalg.svd(few_a @ few_b.T, compute_uv=False).sum()
     return max(float(between @ between + np.square(a).sum() + np.square(b).sum() - 2 * common), 0.0)
 
 
 def apart(real_BWF: np.ndarray, other_BWF: np.ndarray, rows: np.ndarray) -> float:
-    """Return the distance of ``other`` clips from ``real`` ones of other rows: mean of even against odd, odd against even.
+    """Return the distance of ``other`` clips from ``real`` ones of other rows; ``rows``: those which count.
 
-    ``rows``: those which count.
+    Even rows against odd ones and odd ones against even ones, the mean of both.
     """
     halves = rows[rows % 2 == 0], rows[rows % 2 == 1]
     pairs = [(real_BWF[one], other_BWF[two]) for one, two in (halves, halves[::-1])]
     return float(np.mean([frechet(*(rearrange(x, "b w f -> (b w) f") for x in pair)) for pair in pairs]))
 
 
-def distances(name: str, features: dict[str, np.ndarray]) -> dict[str, float | list[float]]:
+def distances(name: str, features: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return ``name``, its interval over clips, and the same for real clips (``_floor``) and for ``_copy_last``.
 
     ``features``: (B, W, F) each of "truth", "dream" and "copy_last". Nothing for fewer than four clips.
@@ -70,7 +71,7 @@ def distances(name: str, features: dict[str, np.ndarray]) -> dict[str, float | l
         return {}
     named = {name: "dream", f"{name}_floor": "truth", f"{name}_copy_last": "copy_last"}
     every = np.arange(len(real))
-    numbers: dict = {key: apart(real, features[view], every) for key, view in named.items()}
+    numbers: dict[str, Any] = {key: apart(real, features[view], every) for key, view in named.items()}
     interval = jackknife(lambda rows: apart(real, features["dream"], rows), len(real))
     return numbers | ({f"{name}_ci": interval} if interval else {})
 
@@ -100,18 +101,19 @@ def by_function(function: Features, views: dict[str, np.ndarray]) -> dict[str, n
         parts = []
         for at in range(0, len(clips), TOGETHER):
             part = np.ascontiguousarray(clips[at : at + TOGETHER])
-            found = np.asarray(function(part))
-            if found.ndim != 2 or len(found) != len(part) or not np.isfinite(found.astype(np.float64)).all():
-                raise ReverieError(
-                    f"features of {len(part)} clips are finite numbers ({len(part)}, F), not {found.dtype} {found.shape}."
-                )
+            try:
+                found = np.asarray(function(part), np.float64)
+            except Exception as error:  # whatever a user's function does
+                raise ReverieError(f"your features fail on clips uint8 {part.shape}: {_line(error)}.") from error
+            if found.ndim != 2 or len(found) != len(part) or not np.isfinite(found).all():
+                raise ReverieError(f"your features are finite numbers ({len(part)}, F), not so {found.shape}.")
             parts.append(found)
         made[view] = np.concatenate(parts)[:, None]
     return made
 
 
 def user_features(name: str) -> Features:
-    """Return the function that "MODULE:FUNCTION" names; modules in the working folder are found. Raises ReverieError."""
+    """Return the function that "MODULE:FUNCTION" names, also of a module in the working folder. Raises ReverieError."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise ReverieError(f"features are named MODULE:FUNCTION, not '{name}'.")
@@ -120,13 +122,16 @@ def user_features(name: str) -> Features:
     try:
         found = importlib.import_module(module)
     except Exception as error:  # whatever a user's module does when it is read
-        why = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        raise ReverieError(f"the module '{module}' with features cannot be imported: {why}.") from error
+        raise ReverieError(f"the module '{module}' with features cannot be imported: {_line(error)}.") from error
     finally:
         sys.path.remove(here)
     if not callable(getattr(found, function, None)):
         raise ReverieError(f"'{module}' has no function '{function}'.{did_you_mean(function, vars(found))}")
     return getattr(found, function)
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def random_features(clips_BTHWC: np.ndarray) -> np.ndarray:

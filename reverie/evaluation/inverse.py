@@ -32,7 +32,7 @@ class Reader:
     def __init__(self, frames_BTHWC: np.ndarray, actions_BT: np.ndarray, size: int, seed: int = 0):
         frames = shrunk(frames_BTHWC)
         rng = np.random.default_rng(seed)
-        places = np.argwhere(actions_BT[:, 1:] >= 0) + [0, 1]  # the first frame has none before it
+        places = np.argwhere(actions_BT[:, 1:] >= 0) + np.array([0, 1])  # the first frame has none before it
         picks = places[rng.integers(0, len(places), (STEPS, BATCH))]
         patch = -(-max(frames.shape[2:4]) // GRID)
         name = partial(_name, patch)

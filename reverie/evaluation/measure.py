@@ -24,11 +24,12 @@ from reverie.evaluation.frechet import Features
 from reverie.evaluation.image import WINDOW, psnr, ssim
 from reverie.evaluation.report import MEANING
 from reverie.evaluation.video import contact_sheet, side_by_side
+from reverie.nn.embed import random_actions
 from reverie.nn.quantise import usage
 from reverie.world import WorldModel
 
 SHOWN_CLIPS, SHOWN_ACTIONS, SHOWN_FRAMES = 4, 16, 16  # in pictures: more do not fit on a screen
-_SOURCES = {"discrete": "true", "latent": "latent", "none": "none"}
+TRIED = 64  # actions, at most, that a swap tries from each moment
 
 Numbers = dict[str, Any]
 Pictures = dict[str, np.ndarray]
@@ -61,9 +62,11 @@ def evaluate(
 
     ``clips``: how many, at most. ``context``: real frames before the dream; None: as many as the world takes. Lists
     have one entry per dreamed frame; ``*_ci`` are 95 % intervals [low, high] over clips; what a world or dataset cannot
-    have is None. ``deep``: also what ``thorough`` measures, from the length of clips in training (``trained``), episodes
-    from which actions are learned to be read (``practice``) and a user's own ``features`` of clips. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises ReverieError when world and dataset
+    have is None. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises ReverieError when world and dataset
     do not belong together.
+
+    ``deep``: what ``thorough`` measures as well. For it, ``trained``: frames of a clip in training (None: the horizon);
+    ``practice``: episodes from which a network learns to read actions; ``features``: of clips, a user's own.
     """
     space, spec = world.config.actions, dataset.spec
     _belong(world, dataset)
@@ -81,7 +84,8 @@ def evaluate(
     exact = _Exact(config.make(), found["states"][:, context - 1]) if config and "states" in found else None
 
     numbers: Numbers = {
-        "action_source": _SOURCES[space.kind], "clips": len(frames), "context": context, "horizon": horizon,
+        "action_source": space.kind if space.kind in ("latent", "none") else "true",
+        "clips": len(frames), "context": context, "horizon": horizon,
         "seed": seed, "temperature": heat, "dataset": spec.source, "fingerprint": dataset.fingerprint,
         "fps": spec.fps, "device": jax.devices()[0].device_kind, **dict.fromkeys(MEANING),
     }  # fmt: skip
@@ -98,7 +102,7 @@ def evaluate(
     numbers |= dreams.report(tokens, given.actions)
     pictures = _pictures(given.truth, views)
 
-    swap, start = _swap(dreams, given, space, exact) if exact and space.size else ({}, 0)
+    swap, start = _swap(dreams, given, space, exact) if exact and space.size and _countable(exact) else ({}, 0)
     if space.size:
         pictures["actions"] = _held(dreams, given, space, exact, start)
     numbers |= swap
@@ -112,14 +116,20 @@ def _belong(world: WorldModel, dataset: Dataset) -> None:
     space, spec = world.config.actions, dataset.spec
     if tuple(world.config.frame) != tuple(spec.frame):
         raise ReverieError(f"this world dreams frames of {world.config.frame}, the dataset has {spec.frame}.")
-    if space.kind == "discrete" and space.size != spec.actions.size:
+    mine, theirs = ((s.kind, s.size, s.levels, s.low, s.high) for s in (space, spec.actions))
+    if space.kind not in ("latent", "none") and mine != theirs:
         raise ReverieError(
-            f"this world obeys {space.size} actions, the dataset has {spec.actions.size}: evaluate it on its own data."
+            f"this world obeys {space.choices}; the dataset has {spec.actions.choices}: evaluate it on its own data."
         )
 
 
+def _countable(exact: _Exact) -> bool:
+    """Whether all actions of the simulator can be tried."""
+    return exact.simulator.actions.kind != "continuous" and exact.simulator.actions.count <= TRIED
+
+
 def _random_actions(given: Clips, space: ActionSpace, seed: int) -> np.ndarray:
-    drawn = np.random.default_rng(seed).integers(0, space.size, given.actions.shape, np.int32)
+    drawn = np.asarray(random_actions(space, jax.random.key(seed), given.actions.shape[:2]))
     return np.concatenate([given.actions[:, : given.context], drawn[:, given.context :]], axis=1)
 
 
@@ -164,8 +174,10 @@ def _latent(given: Clips, space: ActionSpace) -> Numbers:
     """How the latent actions are used and what they say about the true ones, over all frames that have both."""
     if space.kind != "latent":
         return {}
+    numbers = _used("lam", given.actions[:, 1:], space.size)
+    if given.recorded.ndim > 2:
+        return numbers
     codes, actions = given.actions[:, 1:], given.recorded[:, 1:]  # nothing leads to the first frame
-    numbers = _used("lam", codes, space.size)
     known = actions >= 0
     if known.any():
         found = control.agreement(codes[known], actions[known])
@@ -182,7 +194,8 @@ def _swap(dreams: Dreams, given: Clips, space: ActionSpace, exact: _Exact) -> tu
     """
     true = control.outcomes(exact.simulator, exact.states, given.seen[:, -1])
     count = true.shape[1]
-    asked = np.broadcast_to(np.arange(count, dtype=np.int32), (len(true), count))
+    actions = exact.simulator.actions.nth(range(count))
+    asked = np.broadcast_to(actions, (len(true), *actions.shape))
     if space.kind == "latent":
         recorded = given.recorded[:, : given.context + 1]
         tries = [np.concatenate([given.seen, true[:, [action]]], axis=1) for action in range(count)]
@@ -221,17 +234,19 @@ def _pictures(truth: np.ndarray, views: dict[str, np.ndarray]) -> Pictures:
 
 def _held(dreams: Dreams, given: Clips, space: ActionSpace, exact: _Exact | None, start: int) -> np.ndarray:
     """One row per action: the dream from one start that holds it, under it the simulator's truth where it exists."""
-    horizon, count = given.truth.shape[1], min(space.size, SHOWN_ACTIONS)
+    horizon, count = given.truth.shape[1], min(space.count, SHOWN_ACTIONS)
+    actions = space.nth(range(count))
     seen = np.broadcast_to(given.seen[start], (count, *given.seen.shape[1:]))
-    before = np.broadcast_to(given.actions[start, : given.context], (count, given.context))
-    after = np.broadcast_to(np.arange(count, dtype=np.int32)[:, None], (count, horizon))
+    before = np.broadcast_to(given.actions[start, : given.context], (count, given.context, *space.shape))
+    after = np.broadcast_to(actions[:, None], (count, horizon, *space.shape))
     dreamed = dreams.dream(seen, np.concatenate([before, after], axis=1))
     rows = []
     for action in range(count):
-        name = space.names[action] if space.names else f"action {action}"
+        name = space.label(action)
         rows.append((f"{name}: dream", dreamed[action]))
-        if exact and space.kind == "discrete":
-            rows.append((f"{name}: truth", control.held(exact.simulator, exact.states[start], action, horizon)))
+        if exact and space.kind != "latent":
+            held = control.held(exact.simulator, exact.states[start], actions[action], horizon)
+            rows.append((f"{name}: truth", held))
     return contact_sheet(rows, columns=min(horizon, SHOWN_FRAMES), scale=_scale(given.truth))
 
 

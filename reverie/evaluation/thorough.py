@@ -1,9 +1,11 @@
-"""The second part of an evaluation: whether actions lower the loss, long dreams, whole sets of clips, actions read back.
+"""The second part of an evaluation: do actions lower the loss, long dreams, whole sets of clips, actions read back.
 
 Everything is of the clips that the first part dreamed, so a number here belongs to the picture there.
 
 Legend: B clips, T time, N tokens per frame.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from reverie.data.episode import Dataset
 from reverie.evaluation import drift, frechet, inverse
 from reverie.evaluation.control import interval
 from reverie.evaluation.dreams import Clips, Dreams
+
+Numbers = dict[str, Any]
 
 LONG = 4  # a long dream is so many times the clips in training
 LONG_CLIPS = 32  # dreamed so long, at most: the longest part of an evaluation
@@ -24,7 +28,7 @@ def measured(
     trained: int,
     practice: Dataset | None = None,
     features: frechet.Features | None = None,
-) -> dict:
+) -> Numbers:
     """Return the numbers of the second part; what cannot be had is left out.
 
     ``tokens``: latents of the clips' frames. ``views``: dreamed frames by name ("dream", "floor", "copy_last"), of the
@@ -40,10 +44,10 @@ def measured(
     return numbers | _read_back(given, views, practice, dreams.seed)
 
 
-def _shuffled(dreams: Dreams, given: Clips, tokens_BTN: np.ndarray) -> dict:
+def _shuffled(dreams: Dreams, given: Clips, tokens_BTN: np.ndarray) -> Numbers:
     """The loss with the actions of other clips over that with the true ones."""
     count = len(given.actions)
-    if count < 2 or not (given.actions >= 0).any():
+    if count < 2 or not dreams.space.is_action(given.actions).any():
         return {}
     order = np.random.default_rng(dreams.seed).permutation(count)
     others = np.empty_like(given.actions)
@@ -55,7 +59,7 @@ def _shuffled(dreams: Dreams, given: Clips, tokens_BTN: np.ndarray) -> dict:
     return {"action_shuffle_ratio": float(shuffled.sum() / true.sum()), "action_shuffle_ratio_ci": band}
 
 
-def _drift(dreams: Dreams, given: Clips, dreamed: np.ndarray, length: int) -> dict:
+def _drift(dreams: Dreams, given: Clips, dreamed: np.ndarray, length: int) -> Numbers:
     """How a long dream ends; along the clip's actions, then along those of other clips, one clip after another."""
     rows = np.arange(len(dreamed))
     if length > dreamed.shape[1]:
@@ -67,16 +71,16 @@ def _drift(dreams: Dreams, given: Clips, dreamed: np.ndarray, length: int) -> di
     return drift.measured(dreamed, given.frames[rows], given.seen[rows, -1])
 
 
-def _read_back(given: Clips, views: dict[str, np.ndarray], practice: Dataset | None, seed: int) -> dict:
+def _read_back(given: Clips, views: dict[str, np.ndarray], practice: Dataset | None, seed: int) -> Numbers:
     """How often a reader of real frames names the recorded action between two dreamed frames."""
-    if practice is None or given.truth.shape[1] < 2:
+    if practice is None or practice.spec.actions.shape or given.truth.shape[1] < 2:  # one action of so many is named
         return {}
     actions = given.recorded[:, given.context :]
     known = actions[:, 1:][actions[:, 1:] >= 0]
     reader = inverse.learned(practice, seed) if known.size else None
     if reader is None:
         return {}
-    numbers: dict = {"idm_chance": float(np.bincount(known).max() / known.size)}
+    numbers: Numbers = {"idm_chance": float(np.bincount(known).max() / known.size)}
     for name, frames in (("", views["dream"]), ("_real", given.truth), ("_floor", views["floor"])):
         found = inverse.read(reader, frames, actions)
         numbers[f"idm_accuracy{name}"] = float(found["right"].sum() / found["asked"].sum())

@@ -6,6 +6,7 @@ Shapes: B batch, Q queries, S keys, K heads, G key/value heads (K % G == 0), D h
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 
@@ -41,6 +42,28 @@ def attend(
         local_window_size=band,
         implementation="cudnn" if flash else "xla",
     )
+
+
+def recall(
+    q_BNKD: Array, now: tuple[Array, Array], past: tuple[Array, Array], readable_S: Array, soft_cap: float = 0.0
+) -> Array:
+    """Attention of one query a token over what it remembers and itself: (B, N, K, D), as ``attend`` would give.
+
+    ``now``: own key and value (B, N, G, D). ``past``: keys (B, N, G, D, S) and values (B, N, G, S, D), of which those
+    that ``readable_S`` is True for are read.
+    """
+    q = rearrange(q_BNKD, "b n (g r) d -> b n g r d", g=now[0].shape[2])
+    keys, values = past
+    kept = jnp.einsum("bngrd,bngds->bngrs", q, keys, preferred_element_type=jnp.float32)
+    own = jnp.einsum("bngrd,bngd->bngr", q, now[0], preferred_element_type=jnp.float32)
+    logits = jnp.concatenate([kept, own[..., None]], axis=-1) * np.float32(q.shape[-1] ** -0.5)
+    if soft_cap:
+        logits = np.float32(soft_cap) * jnp.tanh(logits / np.float32(soft_cap))
+    readable = jnp.append(readable_S, True)
+    weights = jax.nn.softmax(jnp.where(readable[None, None, None, None], logits, np.float32(-1e30)), axis=-1)
+    weights = weights.astype(values.dtype)
+    out = jnp.einsum("bngrs,bngsd->bngrd", weights[..., :-1], values) + weights[..., -1:] * now[1][:, :, :, None]
+    return rearrange(out, "b n g r d -> b n (g r) d")
 
 
 def rotary_time(positions: Array | np.ndarray, width: int, base: float = 1e4) -> tuple[Array, Array]:

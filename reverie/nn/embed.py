@@ -1,4 +1,7 @@
-"""Embeddings of actions (one table for every space, with rows for "none yet" and "unlabelled"), and of noise levels."""
+"""Embeddings of actions (one table for every space, with rows for "none yet" and "unlabelled"), and of noise levels.
+
+Shapes: B batch, T time, A components of an action, M model width.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,35 +9,69 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from reverie.actions import CODES, START, ActionSpace
+from reverie.actions import CODES, ActionSpace
 
 FREQUENCIES = 8  # the fastest tells levels 1/256 apart
 
 
 class ActionEmbedding(nnx.Module):
-    """Actions (B, T) int32 -> (B, T, M); or (B, T, size) float weights over actions, through which gradients pass."""
+    """Actions of any space -> (B, T, M).
+
+    One action of so many, (B, T) int32, is a row of its own; or (B, T, size) float weights over actions, through which
+    gradients pass. Of a vector (B, T, A) every component adds a row (or a multiple of one, where it is a number) to a
+    base, which is all there is of an unlabelled action (Dreamer 4, arXiv 2509.24527, 3.2); START is a row beside it.
+    """
 
     def __init__(self, space: ActionSpace, width: int, *, rngs: nnx.Rngs):
-        self.table = nnx.Param(jax.random.normal(rngs.params(), (CODES + space.size, width)) * 0.5)
+        self.space = space
+        rows = space.size if space.kind == "continuous" else sum(space.levels)
+        spread = 0.5 / np.sqrt(max(len(space.levels), 1))  # of a row: the sum of components' is as wide as one action's
+        self.table = nnx.Param(jax.random.normal(rngs.params(), (CODES + rows, width)) * jnp.float32(spread))
 
     def __call__(self, actions: Array) -> Array:
-        if jnp.issubdtype(actions.dtype, jnp.floating):
-            known = actions @ self.table[...][CODES:]
+        table, space = self.table[...], self.space
+        base, start, rows = table[0][None, None], table[1][None, None], table[CODES:]
+        if space.shape:
+            known = jnp.where(space.is_unlabelled(actions)[..., None], base, base + self._components(actions, rows))
+            return jnp.where(space.is_start(actions)[..., None], start, known)
+        if actions.ndim == 3:
             none = jnp.all(actions == 0, axis=-1, keepdims=True)  # a row without weight: no action yet
-            return jnp.where(none, self.table[...][1][None, None], known)
-        return self.table[...][actions + CODES]
+            return jnp.where(none, start, actions @ rows)
+        return table[actions + CODES]
+
+    def _components(self, actions_BTA, rows):
+        if self.space.kind == "continuous":
+            low, high = (jnp.asarray(bound, jnp.float32)[None, None] for bound in (self.space.low, self.space.high))
+            return (jnp.clip(actions_BTA, low, high) * 2 - low - high) / (high - low) @ rows
+        first = jnp.asarray(np.cumsum([0, *self.space.levels[:-1]]), jnp.int32)
+        return jnp.sum(rows[jnp.maximum(actions_BTA, 0) + first[None, None]], axis=-2)
 
 
-def from_start(actions: Array, begins_BT: Array | None = None) -> Array:
+def from_start(actions: Array, space: ActionSpace, begins_BT: Array | None = None) -> Array:
     """What led to the first frame of a clip is before its time: START, or no weight over actions.
 
     ``begins_BT``: where clips begin, if not only at the first frame (of which weights say so already).
     """
+    relaxed = actions.ndim == 3 and not space.shape
     if begins_BT is None:
-        return actions if actions.ndim == 3 else actions.at[:, 0].set(START)
-    if actions.ndim == 3:
-        return jnp.where(begins_BT[..., None], jnp.zeros((), actions.dtype), actions)
-    return jnp.where(begins_BT, START, actions)
+        return actions if relaxed else actions.at[:, 0].set(space.start())
+    none = jnp.zeros((), actions.dtype) if relaxed else jnp.asarray(space.start())
+    begins = begins_BT[..., None] if actions.ndim == 3 else begins_BT
+    return jnp.where(begins, jnp.broadcast_to(none, actions.shape), actions)
+
+
+def random_actions(space: ActionSpace, key: Array, shape: tuple[int, ...]) -> Array:
+    """Return actions drawn uniformly, ``shape`` of them; unlabelled ones where nobody chooses."""
+    if space.kind == "none":
+        return jnp.asarray(space.unlabelled(shape))
+    if space.kind == "continuous":
+        low, high = (jnp.asarray(bound, jnp.float32) for bound in (space.low, space.high))
+        draws = jax.random.uniform(key, (*shape, *space.shape))
+        return jnp.broadcast_to(low, draws.shape) + draws * jnp.broadcast_to(high - low, draws.shape)
+    if not space.shape:
+        return jax.random.randint(key, shape, 0, space.size)
+    levels = jnp.broadcast_to(jnp.asarray(space.levels, jnp.int32), (*shape, *space.shape))
+    return jax.random.randint(key, levels.shape, jnp.zeros_like(levels), levels)
 
 
 class LevelEmbedding(nnx.Module):

@@ -28,18 +28,15 @@ def data_of(flow: Array, at: Array, level: Array) -> Array:
     return at + (1 - level) * flow
 
 
-def denoise(predict: Callable, noise: Array, passes: int, memory):
-    """Walk from noise to data in ``passes`` equal steps: (data, memory).
+def denoise(predict: Callable, noise: Array, passes: int) -> Array:
+    """Walk from noise to data in ``passes`` equal steps; the last ends on the last prediction itself.
 
-    ``predict``: (point, level it has, memory) -> (data predicted from there, memory). The last step ends on the last
-    prediction itself.
+    ``predict``: (point, level it has) -> data predicted from there.
     """
 
-    def step(k, carry):
-        point, memory = carry
+    def step(k, point):
         level, ahead = (n.astype(jnp.float32) / passes for n in (k, k + 1))
-        data, memory = predict(point, level, memory)
         share = (ahead - level) / (1 - level)
-        return point + share * (data - point), memory
+        return point + share * (predict(point, level) - point)
 
-    return jax.lax.fori_loop(0, passes, step, (noise, memory))
+    return jax.lax.fori_loop(0, passes, step, noise)

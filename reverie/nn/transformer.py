@@ -17,14 +17,17 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from reverie.nn import memory as ring
-from reverie.nn.attention import attend, rotary_space, rotary_time, rotate
+from reverie.nn import memory as memory_of
+from reverie.nn.attention import rotary_space, rotary_time
+from reverie.nn.layers import Group, Looking, run_group
 from reverie.nn.memory import Memory
 from reverie.nn.precision import compute_dtype
+
+Fresh = tuple[tuple[Array, Array], ...]  # keys and values of a frame, for each layer that looks back
+Kept = tuple[tuple, ...]  # the same of a frame's tokens, for each group's layers that read the frame
 
 
 @dataclass(frozen=True)
@@ -79,73 +82,6 @@ class TransformerConfig:
             raise ValueError("alternate layers need time_every 2 or more: with 1 no layer would read the frame")
 
 
-class Attention(nnx.Module):
-    """Multi-head attention over one axis of the tokens, with a residual branch's pre-norm inside."""
-
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        kv, dtype = config.kv_heads or config.heads, compute_dtype(config.dtype)
-        self.norm = nnx.RMSNorm(config.width, rngs=rngs)
-        # One wide matmul for queries, keys and values: on CPU three narrow ones cost up to twice as much.
-        # Its bias is what lets a token ask for a place ("my left neighbour") whatever stands there.
-        columns = (config.heads + 2 * kv) * config.head
-        self.qkv = nnx.Linear(config.width, columns, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
-        if config.qk_norm:
-            self.q_norm = nnx.RMSNorm(config.head, rngs=rngs)
-            self.k_norm = nnx.RMSNorm(config.head, rngs=rngs)
-
-    def project(self, x: Array) -> tuple[Array, Array, Array]:
-        """(..., M) -> queries (..., K, D), keys and values (..., G, D)."""
-        c = self.config
-        kv = c.kv_heads or c.heads
-        qkv = rearrange(self.qkv(self.norm(x)), "... (k d) -> ... k d", d=c.head)
-        q, k, v = qkv[..., : c.heads, :], qkv[..., c.heads : c.heads + kv, :], qkv[..., c.heads + kv :, :]
-        if c.qk_norm:
-            q, k = (norm(z.astype(jnp.float32)).astype(z.dtype) for norm, z in ((self.q_norm, q), (self.k_norm, k)))
-        return q, k, v
-
-    def merge(self, y: Array) -> Array:
-        """(..., K, D) -> (..., M)."""
-        return self.out(rearrange(y, "... k d -> ... (k d)"))
-
-
-class FeedForward(nnx.Module):
-    """The token-wise network of a layer, pre-norm inside."""
-
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.gated = config.activation == "swiglu"
-        hidden, dtype = config.hidden or 4 * config.width, compute_dtype(config.dtype)
-        self.norm = nnx.RMSNorm(config.width, rngs=rngs)
-        self.up = nnx.Linear(config.width, hidden * (1 + self.gated), use_bias=False, dtype=dtype, rngs=rngs)
-        self.down = nnx.Linear(hidden, config.width, use_bias=False, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        y = self.up(self.norm(x))
-        if self.gated:
-            value, gate = jnp.split(y, 2, axis=-1)
-            return self.down(value * jax.nn.silu(gate))
-        return self.down(jax.nn.gelu(y))
-
-
-class Layer(nnx.Module):
-    """Space attention, time attention (some layers), feed-forward: a residual sum of three."""
-
-    def __init__(self, config: TransformerConfig, index: int, *, rngs: nnx.Rngs):
-        looks_back = bool(config.time_every) and (index + 1) % config.time_every == 0
-        reads_frame = config.space and not (config.layout == "alternate" and looks_back)
-        self.space = Attention(config, rngs=rngs) if reads_frame else None
-        self.time = Attention(config, rngs=rngs) if looks_back else None
-        self.mlp = FeedForward(config, rngs=rngs)
-
-
-class Group(nnx.Module):
-    """The smallest run of layers that repeats; at most its last layer looks back in time."""
-
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.layers = nnx.List([Layer(config, i, rngs=rngs) for i in range(config.group)])
-
-
 @dataclass(frozen=True)
 class Times:
     """When the frames of a clip are, where that is not 0, 1, 2, …: finished frames followed by ``drafts`` of some.
@@ -194,8 +130,8 @@ class SpaceTimeTransformer(nnx.Module):
         """Return a memory of nothing for ``batch`` rows."""
         c = self.config
         layers = c.depth // c.group if c.time_every else 0
-        tokens = self.tokens + c.registers
-        return ring.empty(layers, batch, tokens, c.window, c.kv_heads or c.heads, c.head, compute_dtype(c.dtype))
+        shape = (batch, self.tokens + c.registers, c.kv_heads or c.heads, c.head)
+        return memory_of.empty(layers, c.scan, shape, c.window - 1, compute_dtype(c.dtype))
 
     def __call__(
         self,
@@ -211,63 +147,54 @@ class SpaceTimeTransformer(nnx.Module):
         ``clips_BT``: several clips in a row of the batch, each frame with the number of its own: the rest it never
         reads.
         """
-        return self._run(x_BTNM, None, mask_NN, times, unstacked, clips_BT)[0]
+        c = self.config
+        seen = None if times is None else jnp.asarray(times.mask(c.window))
+        if clips_BT is not None:
+            seen = jnp.asarray(Times(x_BTNM.shape[1], ()).mask(c.window)) if seen is None else seen
+            seen = seen[None] & (clips_BT[:, :, None] == clips_BT[:, None, :])
+            seen = jnp.repeat(
+                seen, self.tokens + c.registers, axis=0
+            )  # one for each token: they look back side by side
+        at = jnp.arange(x_BTNM.shape[1], dtype=jnp.uint32) if times is None else times.positions
+        x, mask, space = self._frames(x_BTNM, mask_NN)
+        run = Looking(c, space, rotary_time(at, c.head), mask, seen=seen)
+        return self._run(x, run, None, unstacked)[0]
 
     def step(
         self, x_BNM: Array, memory: Memory, mask_NN: Array | None = None, unstacked: list | None = None
-    ) -> tuple[Array, Memory]:
-        """One frame, past ones from memory. Writes the frame's keys and values; ``memory.advance()`` makes it past."""
-        y, memory = self._run(x_BNM[:, None], memory, mask_NN, unstacked=unstacked)
-        return y[:, 0], memory
-
-    def nothing_kept(self, batch: int) -> tuple[Array, Array]:
-        """Return keys and values of no token yet, for ``tokens_step``: each (layers that read a frame, B, N, G, D)."""
-        c, groups = self.config, self.groups
-        reading = sum(layer.space is not None for layer in groups.layers) if groups else 0
-        layers = reading * (c.depth // c.group)
-        shape = (layers, batch, self.tokens, c.kv_heads or c.heads, c.head)
-        return jnp.zeros(shape, compute_dtype(c.dtype)), jnp.zeros(shape, compute_dtype(c.dtype))
+    ) -> tuple[Array, Fresh]:
+        """One frame, past ones from memory: (B, N, M), and its own keys and values, for ``remember``."""
+        x, mask, space = self._frames(x_BNM[:, None], mask_NN)
+        x, fresh, _ = self._run(x, self._looking_back(memory, space, mask), memory, unstacked)
+        return x[:, 0], fresh
 
     def tokens_step(
-        self, x_BnM: Array, first: Array, mask_nN: Array, memory: Memory, kept: tuple, unstacked: list | None = None
-    ) -> tuple[Array, tuple]:
+        self, x_BnM: Array, first: Array, mask_nN: Array, memory: Memory, kept: Kept, unstacked: list | None = None
+    ) -> tuple[Array, Kept]:
         """Some tokens of the frame being made, those at ``first`` and after: (B, n, M) and what is kept of them.
 
         Their frame's other tokens are read from ``kept``, where ``mask_nN`` is True, past frames from memory; so a
         frame made token by token costs as much as one made at once. Registers are not for frames made so.
         """
-        c, (count, now) = self.config, (x_BnM.shape[1], memory.time)
-        place = first + jnp.arange(count)
-        x = x_BnM if self.slots is None else x_BnM + self.slots[...][place].astype(x_BnM.dtype)[None]
-        extra = self.tokens - self.grid[0] * self.grid[1]
-        space = tuple(jnp.asarray(table)[place] for table in rotary_space(*self.grid, extra, c.head))
-        time = rotary_time(now[None], c.head)
-        seen = jnp.arange(c.window, dtype=jnp.uint32) <= now
-        slot = (now % jnp.uint32(c.window)).astype(jnp.int32)
-        graph, read = nnx.split(self.groups)[0], 0
-        for index, own in enumerate(unstacked or self.unstacked() or ()):
-            group: Any = nnx.merge(graph, own)
-            for layer in group.layers:
-                if layer.space is not None:
-                    q, k, v = layer.space.project(x)
-                    fresh = (rotate(k, *space), v)
-                    kept = tuple(
-                        jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), (read, 0, first, 0, 0))
-                        for old, new in zip(kept, fresh, strict=True)
-                    )
-                    y = attend(rotate(q, *space), kept[0][read], kept[1][read], mask_QS=mask_nN, soft_cap=c.soft_cap)
-                    x, read = x + layer.space.merge(y).astype(x.dtype), read + 1
-                if layer.time is not None:
-                    q, k, v = layer.time.project(rearrange(x, "b n m -> (b n) 1 m"))
-                    pair = []
-                    for ring_of, new in zip(memory[:2], (rotate(k, *time), v), strict=True):
-                        past = jax.lax.dynamic_slice_in_dim(ring_of[index], first, count, axis=1)
-                        past = rearrange(past, "b n s g d -> (b n) s g d")
-                        pair.append(jax.lax.dynamic_update_slice_in_dim(past, new.astype(past.dtype), slot, axis=1))
-                    y = attend(rotate(q, *time), *pair, mask_QS=seen[None], soft_cap=c.soft_cap)
-                    x = x + rearrange(layer.time.merge(y), "(b n) 1 m -> b n m", n=count).astype(x.dtype)
-                x = x + layer.mlp(x).astype(x.dtype)
-        return self.norm(x), kept
+        place = first + jnp.arange(x_BnM.shape[1])
+        x, _, space = self._frames(x_BnM[:, None], None, place)
+        run = self._looking_back(memory, space, mask_nN)._replace(first=first)
+        own = jax.tree.map(
+            lambda ring: jax.lax.dynamic_slice_in_dim(ring, first, x_BnM.shape[1], axis=ring.ndim - 4), memory.layers
+        )
+        x, _, kept = self._run(x, run, memory._replace(layers=own), unstacked, kept)
+        return x[:, 0], kept
+
+    def nothing_kept(self, batch: int) -> Kept:
+        """Return keys and values (B, N, G, D) of no token yet, of each layer that reads a frame: ``tokens_step``."""
+        c = self.config
+        if self.groups is None:
+            return ()
+        groups = c.depth // c.group
+        shape = (batch, self.tokens, c.kv_heads or c.heads, c.head)
+        nothing = jnp.zeros((groups, *shape) if c.scan else shape, compute_dtype(c.dtype))
+        layers = tuple((nothing, nothing) if layer.space is not None else () for layer in self.groups.layers)
+        return (layers,) * (1 if c.scan else groups)
 
     def unstacked(self) -> list | None:
         """Return each group's own weights, to be given to what runs in a loop; None where groups are scanned.
@@ -280,80 +207,57 @@ class SpaceTimeTransformer(nnx.Module):
         weights = nnx.split(self.groups)[1]
         return [jax.tree.map(lambda leaf, i=i: leaf[i], weights) for i in range(self.config.depth // self.config.group)]
 
-    def _run(
-        self,
-        x: Array,
-        memory: Memory | None,
-        mask_NN: Array | None,
-        times: Times | None = None,
-        unstacked: list | None = None,
-        clips_BT: Array | None = None,
-    ) -> tuple[Array, Any]:
+    def _frames(self, x: Array, mask: Array | None, place: Array | None = None):
+        """Tokens with their places and registers, who reads whom, and the rotations of space; ``place``: of some."""
         c = self.config
-        if self.slots is not None:
-            x = x + self.slots[...].astype(x.dtype)[None, None]
+        extra = self.tokens - self.grid[0] * self.grid[1] + c.registers
+        space = tuple(jnp.asarray(table) for table in rotary_space(*self.grid, extra, c.head))
+        slots = None if self.slots is None else self.slots[...].astype(x.dtype)
+        if place is not None:
+            space, slots = jax.tree.map(lambda table: table[place], (space, slots))
+        if slots is not None:
+            x = x + slots[None, None]
         if c.registers:
             r = jnp.broadcast_to(self.registers[...].astype(x.dtype), (*x.shape[:2], c.registers, c.width))
             x = jnp.concatenate([x, r], axis=2)
-            mask_NN = _admit(mask_NN, c.registers)
-        if mask_NN is not None and mask_NN.ndim == 3:  # one for each frame, the same in every row
-            mask_NN = jnp.tile(mask_NN, (x.shape[0], 1, 1))
-        extra = self.tokens - self.grid[0] * self.grid[1] + c.registers
-        space = tuple(jnp.asarray(table) for table in rotary_space(*self.grid, extra, c.head))
-        now = jnp.zeros((), jnp.uint32) if memory is None else memory.time
-        time = rotary_time(now + jnp.arange(x.shape[1], dtype=jnp.uint32) if times is None else times.positions, c.head)
-        seen = None if times is None else jnp.asarray(times.mask(c.window))
-        if clips_BT is not None:
-            seen = jnp.asarray(Times(x.shape[1], ()).mask(c.window)) if seen is None else seen
-            seen = seen[None] & (clips_BT[:, :, None] == clips_BT[:, None, :])
-            seen = jnp.repeat(seen, x.shape[2], axis=0)  # one for each token: they look back side by side
-        rings = None if memory is None else memory[:2]
+            mask = _admit(mask, c.registers)
+        if mask is not None and mask.ndim == 3:  # one for each frame, the same in every row
+            mask = jnp.tile(mask, (x.shape[0], 1, 1))
+        return x, mask, space
 
+    def _looking_back(self, memory: Memory, space, mask):
+        c = self.config
+        readable = memory_of.readable(c.window - 1, memory.time)
+        return Looking(c, space, rotary_time(memory.time[None], c.head), mask, seen=readable)
+
+    def _run(self, x: Array, how: Looking, memory: Memory | None, unstacked: list | None = None, kept: Kept = ()):
+        """Run all groups: tokens out, and what they would remember and keep; each group has its share of both."""
+        c = self.config
+        fresh: list = []
         if self.groups is not None:
             graph, weights = nnx.split(self.groups)
 
-            def run(carry: Any, inputs: Any) -> Any:
-                (x, rings), (index, weights) = carry, inputs
-                group = nnx.merge(graph, weights)
-                return _group(c, group, x, rings, index, space, time, now, mask_NN, seen), None
+            def run(x: Any, inputs: Any) -> Any:
+                weights, past, kept = inputs
+                x, fresh, kept = run_group(nnx.merge(graph, weights), x, how, past, kept)
+                return x, (fresh, kept)
 
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
             step = run if c.remat == "none" else jax.checkpoint(run, policy=policy)
+            count, pasts = c.depth // c.group, memory.layers if memory is not None else ()
             if c.scan:
-                (x, rings), _ = jax.lax.scan(step, (x, rings), (jnp.arange(c.depth // c.group), weights))
+                x, (fresh, kept) = jax.lax.scan(
+                    step, x, (weights, *(each[0] if each else None for each in (pasts, kept)))
+                )
+                fresh, kept = ([fresh] if pasts else []), (kept,)
             else:
-                for i, own in enumerate(unstacked or self.unstacked() or ()):
-                    (x, rings), _ = step((x, rings), (i, own))
-        if rings is not None:
-            memory = Memory(rings[0], rings[1], now)
-        return self.norm(x[:, :, : self.tokens]), memory
-
-
-def _group(config, group: Group, x, rings, index, space, time, now, mask_NN, seen):
-    """Run group ``index`` of layers. ``rings``: keys and values of all groups, or None for a whole clip at once."""
-    batch = x.shape[0]
-    for layer in group.layers:
-        if layer.space is not None:
-            with jax.named_scope("space"):
-                q, k, v = layer.space.project(rearrange(x, "b t n m -> (b t) n m"))
-                q, k = rotate(q, *space), rotate(k, *space)
-                y = layer.space.merge(attend(q, k, v, mask_QS=mask_NN, soft_cap=config.soft_cap))
-                x = x + y.reshape(x.shape).astype(x.dtype)
-        if layer.time is not None:
-            with jax.named_scope("time"):
-                q, k, v = layer.time.project(rearrange(x, "b t n m -> (b n) t m"))
-                q, k = rotate(q, *time), rotate(k, *time)
-                if rings is None:
-                    causal, window = seen is None, config.window
-                    y = attend(q, k, v, mask_QS=seen, causal=causal, window=window, soft_cap=config.soft_cap)
-                else:
-                    rings, (k, v) = ring.exchange(rings, (k, v), index, now)
-                    y = attend(q, k, v, mask_QS=ring.readable(config.window, now)[None], soft_cap=config.soft_cap)
-                y = rearrange(layer.time.merge(y), "(b n) t m -> b t n m", b=batch)
-                x = x + y.astype(x.dtype)
-        with jax.named_scope("mlp"):
-            x = x + layer.mlp(x).astype(x.dtype)
-    return x, rings
+                pairs = [list(each) or [None] * count for each in (pasts, kept)]
+                done = []
+                for inputs in zip(unstacked or self.unstacked() or (), *pairs, strict=True):
+                    x, out = step(x, inputs)
+                    done.append(out)
+                fresh, kept = [out[0] for out in done if pasts], tuple(out[1] for out in done)
+        return self.norm(x[:, :, : self.tokens]), tuple(fresh), kept
 
 
 def _small(rngs: nnx.Rngs, *shape: int) -> Array:

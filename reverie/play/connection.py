@@ -27,7 +27,7 @@ from reverie.play import protocol
 from reverie.world import Session, WorldModel
 
 POLICY, TRY_LATER, BROKEN = 1008, 1013, 1011  # close codes of RFC 6455 and its registry
-Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions that led to them (T,) or None
+Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions that led to them (T, ...) or None
 _RECORDERS = {"gif": (write_gif, protocol.GIF, 256), "mp4": (write_mp4, protocol.MP4, 512)}  # and its side in pixels
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Seats:
 
     def __init__(self, world: WorldModel, starts: Sequence[Start], limits: Limits):
         self.world, self.starts, self.limits = world, starts, limits
+        self.known = protocol.commands(world.config.actions.count, len(starts))
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="world")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="recording")
         self.taken = 0
@@ -86,9 +87,7 @@ class Connection:
 
     def __init__(self, socket: WebSocket, session: Session, seats: Seats, card: dict[str, Any]):
         self.socket, self.session, self.seats, self.card, self.limits = socket, session, seats, card, seats.limits
-        config = seats.world.config
-        self.shape = config.frame
-        self.known = protocol.commands(config.actions.size, len(seats.starts))
+        self.shape, self.known = seats.world.config.frame, seats.known
         self.waiting: deque[dict[str, Any]] = deque()
         self.news = asyncio.Event()
         self.picture: np.ndarray | None = None
@@ -198,9 +197,11 @@ class Connection:
         await self._show(await self.seats.run(begin), -1, command["id"])
 
     async def _step(self, command: dict[str, Any]) -> None:
+        actions = self.session.actions
+
         def step() -> np.ndarray:
             self.session.temperature = command["temperature"] / 100
-            return self.session.step(command["action"])
+            return self.session.step(actions.nth(command["action"]) if actions.size else 0)
 
         frame = await self.seats.run(step)
         self.steps += 1

@@ -27,10 +27,16 @@ _HEADER = struct.Struct("<IIiI")  # little-endian: kind, step since the start, a
 
 
 def commands(actions: int, starts: int) -> dict[str, dict[str, range | tuple]]:
-    """Return the commands of a world with this many actions and starts: type -> field -> the values it may have."""
+    """Return the commands of a world with this many actions and starts: type -> field -> the values it may have.
+
+    An action goes by its number (``ActionSpace.nth``); "continuous" ones by those whose components are at an end or in
+    the middle. Raises ReverieError where there are more than a message can tell apart.
+    """
+    if actions > 2**31:
+        raise ReverieError(f"the page tells at most 2^31 actions apart, and this world has {actions}: use Session.")
     return {
         "reset": {"id": IDS, "seed": SEEDS, "start": range(PICTURE, starts)},
-        "step": {"id": IDS, "action": range(max(actions, 1)), "temperature": TEMPERATURES},
+        "step": {"id": IDS, "action": range(actions), "temperature": TEMPERATURES},
         "record": {"id": IDS, "format": ("gif", "mp4")},
     }
 

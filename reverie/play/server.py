@@ -36,7 +36,6 @@ from reverie.play.connection import TRY_LATER, Connection, Limits, Seats, Start
 from reverie.world import WorldModel
 
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-_IDLE = ("stay", "noop", "no-op", "none", "wait", "idle", "nothing")  # names of the action that does nothing
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -62,7 +61,7 @@ def serve(
 ) -> None:
     """Let people play ``world`` in a browser until Ctrl-C; prints one line with the address when it can be opened.
 
-    ``starts``: (frames uint8 (T, H, W, C), actions int (T,) or None) to begin from. ``seed``: the first dream's.
+    ``starts``: (frames uint8 (T, H, W, C), actions (T, ...) or None) to begin from. ``seed``: the first dream's.
     ``note``: a sentence shown on the page. ``port`` 0 picks a free one. A ``host`` that others can reach needs
     ``expose``. Raises ReverieError.
     """
@@ -204,15 +203,24 @@ def _card(world: WorldModel, name: str, note: str, seed: int, starts: int) -> di
         "none": "This world learned from video without actions: it dreams on by itself, nobody steers.",
         "latent": "The actions were inferred from video and have no names: try each and see what it does.",
     }
-    idle = next((index for index, each in enumerate(actions.names) if each.lower() in _IDLE), 0)
+    buttons, levels, rest = actions.buttons, actions.levels, actions.rest
     return {
         "type": "world",
         "version": protocol.VERSION,
         "name": name,
         "frame": [height, width, channels],
         "fps": world.config.fps,
-        "actions": {"kind": actions.kind, "size": actions.size, "names": actions.names, "keys": actions.keys},
-        "idle": idle,
+        "actions": {
+            "kind": actions.kind,
+            "count": actions.count,
+            "size": len(buttons),
+            "buttons": buttons,
+            "levels": levels,
+            "rest": rest,
+            "names": actions.names,
+            "keys": actions.keys,
+        },
+        "idle": int(np.ravel_multi_index(rest, levels)) if rest else 0,
         "temperature": round(100 * world.dynamics.temperature),
         "starts": starts,
         "seed": seed,
@@ -225,9 +233,9 @@ def _checked(start: Start, frame: tuple[int, int, int]) -> Start:
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != tuple(frame) or not len(frames):
         raise ReverieError(f"a start is uint8 (T, {', '.join(map(str, frame))}), not {frames.dtype} {frames.shape}.")
-    if actions is not None and np.shape(actions) != frames.shape[:1]:
+    if actions is not None and np.shape(actions)[:1] != frames.shape[:1]:
         raise ReverieError(f"a start of {len(frames)} frames has {len(frames)} actions, not {np.shape(actions)}.")
-    return frames, actions if actions is None else np.asarray(actions, np.int32)
+    return frames, actions if actions is None else np.asarray(actions)
 
 
 def _listen(host: str, port: int, expose: bool) -> socket.socket:

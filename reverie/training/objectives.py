@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 
 from reverie import config
-from reverie.actions import START, ActionSpace
+from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset, Spec
 from reverie.errors import ReverieError
 from reverie.evaluation.image import psnr
@@ -24,6 +24,7 @@ from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers import TokenizerConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.embed import random_actions
 from reverie.nn.patch import to_uint8
 from reverie.nn.quantise import usage
 from reverie.training.checkpoint import load
@@ -170,11 +171,11 @@ class DynamicsObjective:
         numbers = model.dynamics.report(latents, actions, key)
         length = latents.shape[1] - 1
         truth = to_uint8(model.tokenizer.decode(latents))
-        size = max(model.config.actions.size, 1)
-        chance = jax.random.randint(key, actions.shape, 0, size)
-        first = jnp.full_like(actions[:, 0], START)
+        space = model.config.actions
+        chance = random_actions(space, key, actions.shape[:2])
+        first = jnp.asarray(space.start(actions.shape[:1]))
         dreams = []
-        for which in (actions, chance if model.config.actions.size else actions):
+        for which in (actions, chance if space.size else actions):
             memory, _ = model.dynamics.observe(model.dynamics.empty(len(latents)), latents[:, 0], first)
             _, steps = rollout(model.dynamics, memory, None, which[:, 1:], key, length)
             dreamed = jnp.concatenate([latents[:, :1], jnp.swapaxes(steps.latents, 0, 1)], axis=1)

@@ -107,7 +107,7 @@ def watch(model: Any, latents: Array, actions: Array) -> tuple[Any, Array]:
     def take_in(memory, inputs):
         return model.observe(memory, *inputs)
 
-    time_first = (jnp.swapaxes(latents, 0, 1), actions.T)
+    time_first = (jnp.swapaxes(latents, 0, 1), jnp.swapaxes(actions, 0, 1))
     return jax.lax.scan(take_in, model.empty(len(latents)), time_first)
 
 

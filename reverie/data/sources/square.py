@@ -1,5 +1,7 @@
 """The bouncing square, on which Dreamer 4's reimplementations are compared: 32x32, one square, four ways to push it.
 
+Or more: ``SquareConfig.actions`` says what kind of action pushes it, so that every kind has an exact little world.
+
 Deterministic given the actions, unpredictable without them, and with a known best policy; written anew from its
 published constants. A square of side 6..14 moves 2 pixels a step and is mirrored at the walls; the reward is minus the
 distance in pixels between its centre and the picture's, on arrival. The behaviour holds an action for 4..9 steps
@@ -11,21 +13,31 @@ Mean returns over 32 steps: random -273, behaviour -320, one action for ever -36
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from reverie.actions import ActionSpace
-from reverie.data.episode import Episode, Spec, record
+from reverie.data.episode import Action, Episode, Spec, record
 from reverie.errors import ReverieError
 
-SIZE, SPEED = 32, 2
+SIZE, SPEED, PUSH = 32, 2, 4  # PUSH: pixels a step, at most, where actions are continuous
 SIDES = 6, 14
 HOLDS = 4, 9
 X, Y, SIDE, INK, PAPER, LAST, HELD, TIME = range(8)  # the state: corner in pixels, colours as 0xRRGGBB, behaviour's own
 MOVES = ((0, -SPEED), (0, SPEED), (-SPEED, 0), (SPEED, 0))
-ACTIONS = ActionSpace(
-    "discrete", 4, ("up", "down", "left", "right"), ("ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight")
-)
+NAMES, KEYS = ("up", "down", "left", "right"), ("ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight")
+SPACES = {
+    "discrete": ActionSpace("discrete", 4, NAMES, KEYS),
+    "binary": ActionSpace("binary", 4, NAMES, KEYS),  # held together, opposite ones cancel out
+    "multi": ActionSpace(  # one of three ways across, one of three ways down
+        "multi", 2, ("left", "stay", "right", "up", "stay", "down"), (*KEYS[2:3], "", *KEYS[3:], KEYS[0], "", KEYS[1]),
+        sizes=(3, 3),
+    ),
+    "continuous": ActionSpace(  # (across, down), a share of PUSH
+        "continuous", 2, ("left", "right", "up", "down"), (*KEYS[2:], *KEYS[:2]), low=(-1.0, -1.0), high=(1.0, 1.0)
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class SquareConfig:
     count: int = 512
     frames: int = 33
     seed: int = 0
+    actions: Literal["discrete", "binary", "multi", "continuous"] = "discrete"
 
     def __post_init__(self):
         if self.count < 1 or self.frames < 2 or self.seed < 0:
@@ -42,11 +55,11 @@ class SquareConfig:
 
     def spec(self) -> Spec:
         """Return what its episodes have in common."""
-        return Spec((SIZE, SIZE, 3), ACTIONS, 10.0, "square", self)
+        return Spec((SIZE, SIZE, 3), SPACES[self.actions], 10.0, "square", self)
 
     def make(self) -> "Square":
         """Return the simulator."""
-        return Square()
+        return Square(self.actions)
 
     def episodes(self) -> Iterator[Episode]:
         """Yield ``count`` episodes, each a square of its own, played by ``Square.policy``."""
@@ -59,7 +72,8 @@ class SquareConfig:
 class Square:
     """The simulator; see ``reverie.data.episode.Simulator``. States are (8,) int32, named at the head of this file."""
 
-    actions = ACTIONS
+    def __init__(self, actions: str = "discrete"):
+        self.kind, self.actions = actions, SPACES[actions]
 
     def reset(self, seed: int) -> np.ndarray:
         """Return a square of random side, place and colours."""
@@ -69,15 +83,15 @@ class Square:
         ink, paper = rng.integers(1 << 24, size=2)
         return np.array([x, y, side, ink, paper, -1, 0, 0], np.int32)
 
-    def step(self, state: np.ndarray, action: int) -> tuple[np.ndarray, float, bool]:
-        """Return (state, reward, False); the world does not end. Actions 0..3, else IndexError."""
-        if not 0 <= action < ACTIONS.size:
-            raise IndexError(f"action {action} of {ACTIONS.size}")
+    def step(self, state: np.ndarray, action: Action) -> tuple[np.ndarray, float, bool]:
+        """Return (state, reward, False); the world does not end. IndexError if the action is none of its space."""
+        if not self.actions.is_action(np.asarray(action)):
+            raise IndexError(f"action {action} of {self.actions.choices}")
         x, y, side, ink, paper, last, held, time = state.tolist()
         room = SIZE - side
-        dx, dy = MOVES[action]
+        dx, dy = self.push(action)
         x, y = (room - abs(room - abs(place)) for place in (x + dx, y + dy))  # mirrored at 0 and at the far wall
-        held = held + 1 if action == last else 1
+        held, action = held + 1 if self._way(action) == last else 1, self._way(action)
         reward = -math.hypot(x - room / 2, y - room / 2)
         return np.array([x, y, side, ink, paper, action, held, time + 1], np.int32), reward, False
 
@@ -88,11 +102,31 @@ class Square:
         frame[y : y + side, x : x + side] = tuple(ink.to_bytes(3, "big"))
         return frame
 
-    def policy(self, state: np.ndarray, rng: np.random.Generator, last_action: int) -> int:
-        """Hold the last action for 4..9 steps in all, uniformly, then take another."""
-        held = int(state[HELD])
-        if last_action < 0:
-            return int(rng.integers(ACTIONS.size))
-        if held < HOLDS[0] or rng.random() >= 1 / (HOLDS[1] + 1 - held):  # of the lengths still possible, not this one
+    def policy(self, state: np.ndarray, rng: np.random.Generator, last_action: Action) -> Action:
+        """Hold the last action for 4..9 steps in all, uniformly, then take one that leads another way."""
+        held, count = int(state[HELD]), self.actions.count
+        begun = state[LAST] >= 0
+        if begun and (held < HOLDS[0] or rng.random() >= 1 / (HOLDS[1] + 1 - held)):  # of those possible, not this one
             return last_action
-        return int((last_action + rng.integers(1, ACTIONS.size)) % ACTIONS.size)
+        if self.kind == "discrete":
+            return int((last_action + rng.integers(1, count)) % count if begun else rng.integers(count))
+        while True:
+            drawn = rng.uniform(-1, 1, 2) if self.kind == "continuous" else self.actions.nth(rng.integers(count))
+            if self._way(drawn) != state[LAST]:
+                return drawn.astype(self.actions.dtype)
+
+    def push(self, action: Action) -> tuple[int, int]:
+        """Return how many pixels an action moves the square, across and down."""
+        if self.kind == "discrete":
+            return MOVES[action]
+        if self.kind == "continuous":
+            return round(PUSH * float(action[0])), round(PUSH * float(action[1]))
+        if self.kind == "multi":
+            return SPEED * (int(action[0]) - 1), SPEED * (int(action[1]) - 1)
+        up, down, left, right = (int(key) for key in action)
+        return SPEED * (right - left), SPEED * (down - up)
+
+    def _way(self, action: Action) -> int:
+        """One number, 0 or more, for all actions that push alike."""
+        dx, dy = self.push(action)
+        return int(action) if self.kind == "discrete" else (dx + PUSH) * (2 * PUSH + 1) + dy + PUSH

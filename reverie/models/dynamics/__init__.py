@@ -15,7 +15,8 @@ from reverie.models.folder import configs
 
 
 class Dynamics(Protocol):
-    """What comes next. Latents are what the tokenizer gives; actions are ints, or weights over actions (B, T, size).
+    """What comes next. Latents are what the tokenizer gives; actions are as their space says, (B, T) ints or
+    (B, T, A) vectors; or weights over discrete ones, (B, T, size).
 
     ``temperature``: how much is left to chance (0: nothing) where nobody asks for another.
     """

@@ -24,7 +24,7 @@ from jax import Array
 from reverie.actions import ActionSpace
 from reverie.nn.codes import draw, likelihood, ranking
 from reverie.nn.embed import ActionEmbedding, from_start
-from reverie.nn.memory import Past, earlier
+from reverie.nn.memory import Past, earlier, remember
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 
@@ -93,7 +93,7 @@ class Causal(nnx.Module):
     def _predict(self, latents_BTN, actions_BT):
         """Return logits (B, T-1, N, V) of frames 1..T-1."""
         length = latents_BTN.shape[1]
-        actions_BT = from_start(actions_BT)
+        actions_BT = from_start(actions_BT, self.config.actions)
         done = self._finished(latents_BTN[:, :-1], actions_BT[:, :-1], earlier(latents_BTN, self.config.codes)[:, :-2])
         late = jnp.pad(latents_BTN[:, 1:], ((0, 0), (0, 0), (self.config.block, 0)), constant_values=self.config.codes)[
             ..., : self.tokens
@@ -114,8 +114,8 @@ class Causal(nnx.Module):
     def observe(self, memory: Past, latents_BN: Array, actions_B: Array) -> tuple[Past, Array]:
         """Take in a finished frame and the action that led to it; returns features (B, N, M) too."""
         x = self._finished(latents_BN[:, None], actions_B[:, None], memory.last_BN[:, None])[:, 0]
-        h, ring = self.transformer.step(x, memory.ring)
-        return Past(ring.advance(), latents_BN), h
+        h, fresh = self.transformer.step(x, memory.ring)
+        return Past(remember(memory.ring, fresh), latents_BN), h
 
     def imagine(
         self, memory: Past, actions_B: Array, key: Array, temperature: float | Array | None = None

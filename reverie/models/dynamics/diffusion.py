@@ -25,7 +25,7 @@ from jax import Array
 from reverie.actions import ActionSpace
 from reverie.nn.embed import ActionEmbedding, LevelEmbedding, from_start
 from reverie.nn.flow import data_of, denoise, noised, ramp
-from reverie.nn.memory import Memory, earlier
+from reverie.nn.memory import Memory, earlier, remember
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 CHANGED = 0.1  # how far a latent moves, root mean square, when what it shows has changed
@@ -145,7 +145,7 @@ class Diffusion(nnx.Module):
         A third argument goes to ``_label``; ``rows``: only of so many first ones. The past is noised once, by ``key``.
         """
         length = latents_BTNL.shape[1]
-        actions_BT = from_start(actions_BT, begins_BT)
+        actions_BT = from_start(actions_BT, self.config.actions, begins_BT)
         kept = jnp.float32(self.config.context_level)
         past = noised(latents_BTNL, jax.random.normal(key, latents_BTNL.shape), kept)
         past, latents_BTNL, actions_BT = past[:rows], latents_BTNL[:rows], actions_BT[:rows]
@@ -184,8 +184,8 @@ class Diffusion(nnx.Module):
     def observe(self, memory: Remembered, latents_BNL: Array, actions_B: Array) -> tuple[Remembered, Array]:
         """Take in a finished frame and the action that led to it; returns features (B, N, M) too."""
         past = self._remembered(latents_BNL, memory.ring.time)
-        h, ring = self._step(memory, past, self._label(jnp.float32(self.config.context_level)), actions_B)
-        return Remembered(ring.advance(), past), h
+        h, fresh = self._step(memory, past, self._label(jnp.float32(self.config.context_level)), actions_B)
+        return Remembered(remember(memory.ring, fresh), past), h
 
     def imagine(
         self, memory: Remembered, actions_B: Array, key: Array, temperature: float | Array | None = None
@@ -193,15 +193,12 @@ class Diffusion(nnx.Module):
         """Dream the frame ``actions_B`` leads to: (memory with it taken in, latents (B, N, L), features (B, N, M))."""
         unstacked = self.transformer.unstacked()
 
-        def predict(point, level, ring):
-            # Passes write the same slot of the ring again and again; only `observe` below moves on to the next.
+        def predict(point, level):
             label = self._label(level, 1 / self.config.passes)
-            h, ring = self._step(Remembered(ring, memory.last_BNL), point, label, actions_B, unstacked)
-            return self._data(h, point, level), ring
+            return self._data(self._step(memory, point, label, actions_B, unstacked)[0], point, level)
 
-        noise = self._noise(key, len(actions_B), temperature)
-        latents, ring = denoise(predict, noise, self.config.passes, memory.ring)
-        memory, h = self.observe(Remembered(ring, memory.last_BNL), latents, actions_B)
+        latents = denoise(predict, self._noise(key, len(actions_B), temperature), self.config.passes)
+        memory, h = self.observe(memory, latents, actions_B)
         return memory, latents, h
 
     def imagine_uncached(
@@ -216,15 +213,15 @@ class Diffusion(nnx.Module):
         before = earlier(past, 0)
         unstacked = self.transformer.unstacked()
 
-        def predict(point, level, _):
+        def predict(point, level):
             x = jnp.concatenate([past, point[:, None]], axis=1)
             labels = self._label(jnp.full((batch, length), self.config.context_level))
             now = jnp.broadcast_to(self._label(level, 1 / self.config.passes), (batch, 1, labels.shape[-1]))
             x = self._embed(x, jnp.concatenate([labels, now], axis=1), actions_BT, before)
             y = self.transformer(x, unstacked=unstacked)[:, -1]
-            return self._data(y, point, level), None
+            return self._data(y, point, level)
 
-        return denoise(predict, self._noise(key, batch, temperature), self.config.passes, None)[0]
+        return denoise(predict, self._noise(key, batch, temperature), self.config.passes)
 
     # -- latents in, latents out -------------------------------------------------------------------------------------
 
@@ -240,8 +237,8 @@ class Diffusion(nnx.Module):
     def _step(self, memory, point_BNL, label, actions_B, unstacked=None):
         labels = jnp.broadcast_to(label, (len(point_BNL), 1, label.shape[-1]))
         x = self._embed(point_BNL[:, None], labels, actions_B[:, None], memory.last_BNL[:, None])[:, 0]
-        h, ring = self.transformer.step(x, memory.ring, unstacked=unstacked)
-        return h[:, : self.tokens], ring
+        h, fresh = self.transformer.step(x, memory.ring, unstacked=unstacked)
+        return h[:, : self.tokens], fresh
 
     def _label(self, level: Array, size: Array | float = 0.0) -> Array:
         """What the network is told of the noise in a frame, (..., 1): its level; not how far the sampler steps."""

@@ -22,7 +22,7 @@ from jax import Array
 from reverie.actions import ActionSpace
 from reverie.nn.codes import draw, likelihood, ranking, surprise
 from reverie.nn.embed import ActionEmbedding, from_start
-from reverie.nn.memory import Past, earlier
+from reverie.nn.memory import Past, earlier, remember
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 
@@ -84,7 +84,7 @@ class MaskGIT(nnx.Module):
     def _predict_hidden(self, latents_BTN, actions_BT, key, share: float | None = None):
         """Return logits (B, T-1, N, V) of frames 1..T-1 with tokens hidden, and which were, float (B, T-1, N)."""
         batch, length, tokens = latents_BTN.shape
-        actions_BT = from_start(actions_BT)
+        actions_BT = from_start(actions_BT, self.config.actions)
         key_share, key_mask = jax.random.split(key)
         low = jnp.float32(self.config.mask_min)
         rate = low + (1 - low) * jax.random.uniform(key_share, (batch, length - 1, 1))
@@ -116,22 +116,19 @@ class MaskGIT(nnx.Module):
 
     def observe(self, memory: Past, latents_BN: Array, actions_B: Array) -> tuple[Past, Array]:
         """Take in a finished frame and the action that led to it; returns features (B, N, M) too."""
-        h, memory = self._step(memory, latents_BN, actions_B)
-        return Past(memory.ring.advance(), latents_BN), h
+        h, fresh = self._step(memory, latents_BN, actions_B)
+        return Past(remember(memory.ring, fresh), latents_BN), h
 
     def imagine(
         self, memory: Past, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[Past, Array, Array]:
         """Dream the frame ``actions_B`` leads to: (memory with it taken in, latents (B, N), features (B, N, M))."""
-
         unstacked = self.transformer.unstacked()
 
-        def predict(latents_BN, memory):
-            # Passes write the same slot of the ring again and again; only `observe` below moves on to the next.
-            h, memory = self._step(memory, latents_BN, actions_B, unstacked)
-            return self._logits(h), memory
+        def predict(latents_BN):
+            return self._logits(self._step(memory, latents_BN, actions_B, unstacked)[0])
 
-        latents, memory = self.sample(predict, memory, len(actions_B), key, temperature)
+        latents = self.sample(predict, len(actions_B), key, temperature)
         memory, h = self.observe(memory, latents, actions_B)
         return memory, latents, h
 
@@ -145,27 +142,23 @@ class MaskGIT(nnx.Module):
 
         unstacked = self.transformer.unstacked()
 
-        def predict(latents_BN, _):
+        def predict(latents_BN):
             x = jnp.concatenate([latents_BTN, latents_BN[:, None]], axis=1)
             x = self._embed(x, actions_BT, earlier(latents_BTN, self.config.codes))
-            return self._logits(self.transformer(x, unstacked=unstacked)[:, -1]), None
+            return self._logits(self.transformer(x, unstacked=unstacked)[:, -1])
 
-        return self.sample(predict, None, len(latents_BTN), key, temperature)[0]
+        return self.sample(predict, len(latents_BTN), key, temperature)
 
-    def sample(self, predict, memory, batch: int, key: Array, temperature: float | Array | None = None):
-        """Fill a hidden frame in K passes: (latents (B, N), memory).
-
-        ``predict`` takes a partly hidden frame (B, N) and the memory, and gives logits (B, N, V) and the memory.
-        """
+    def sample(self, predict, batch: int, key: Array, temperature: float | Array | None = None) -> Array:
+        """Fill a hidden frame (B, N) in K passes. ``predict``: a partly hidden frame (B, N) -> logits (B, N, V)."""
         c, tokens = self.config, self.tokens
         heat = jnp.asarray(self.temperature if temperature is None else temperature, jnp.float32)
         # Tokens still hidden after pass k: cosine schedule, none after the last.
         left = np.floor(tokens * np.cos(np.pi / 2 * np.arange(1, c.passes + 1) / c.passes) + 1e-6).astype(np.int32)
 
-        def refine(k, carry):
-            latents, memory = carry
+        def refine(k, latents):
             key_code, key_order = jax.random.split(jax.random.fold_in(key, k))
-            logits, memory = predict(latents, memory)
+            logits = predict(latents)
             codes = draw(key_code, logits, heat)
             confidence = -surprise(logits, codes)
             cooling = heat * (1 - (k + 1).astype(jnp.float32) / c.passes)
@@ -174,10 +167,10 @@ class MaskGIT(nnx.Module):
             confidence = jnp.where(hidden, confidence, jnp.inf)
             rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)  # 0: least sure
             keep_hidden = rank < jnp.asarray(left)[k]
-            return jnp.where(hidden, jnp.where(keep_hidden, c.codes, codes), latents), memory
+            return jnp.where(hidden, jnp.where(keep_hidden, c.codes, codes), latents)
 
         start = jnp.full((batch, tokens), c.codes, jnp.int32)
-        return jax.lax.fori_loop(0, c.passes, refine, (start, memory))
+        return jax.lax.fori_loop(0, c.passes, refine, start)
 
     # -- tokens in, logits out ---------------------------------------------------------------------------------------
 
@@ -190,8 +183,8 @@ class MaskGIT(nnx.Module):
 
     def _step(self, memory, latents_BN, actions_B, unstacked=None):
         x = self._embed(latents_BN[:, None], actions_B[:, None], memory.last_BN[:, None])[:, 0]
-        h, ring = self.transformer.step(x, memory.ring, unstacked=unstacked)
-        return h[:, : self.tokens], Past(ring, memory.last_BN)
+        h, fresh = self.transformer.step(x, memory.ring, unstacked=unstacked)
+        return h[:, : self.tokens], fresh
 
     def _logits(self, x):
         return self.head(x[..., : self.tokens, :]).astype(jnp.float32)

@@ -25,7 +25,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.nn import perceptual
-from reverie.nn.memory import Memory
+from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.running import RunningMoments, RunningRMS
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
@@ -110,8 +110,8 @@ class Dreamer4(nnx.Module):
     def decode_frame(self, memory: Memory, latents_BNL: Array) -> tuple[Memory, Array]:
         """Decode the next frame, (B, H, W, C) float32 in 0..1; frame by frame equals ``decode`` of the whole."""
         x = self._asked(self._unpacked(latents_BNL[:, None]))[:, 0]
-        x, memory = self.decoder.step(x, memory, self._told())
-        return memory.advance(), self._paint(x[:, None])[:, 0]
+        x, fresh = self.decoder.step(x, memory, self._told())
+        return remember(memory, fresh), self._paint(x[:, None])[:, 0]
 
     def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Weighted squared error of whole frames painted from patches not hidden, and LPIPS, each over its own RMS."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from reverie.nn.memory import Memory
+from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 
@@ -68,8 +68,8 @@ class MAE(nnx.Module):
 
     def decode_frame(self, memory: Memory, latents_BNL: Array) -> tuple[Memory, Array]:
         """Decode the next frame, (B, H, W, C) float32 in 0..1; frame by frame equals ``decode`` of the whole."""
-        x, memory = self.decoder.step(self.from_latent(latents_BNL), memory)
-        return memory.advance(), self._paint(x[:, None])[:, 0]
+        x, fresh = self.decoder.step(self.from_latent(latents_BNL), memory)
+        return remember(memory, fresh), self._paint(x[:, None])[:, 0]
 
     def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Weighted squared error of whole frames painted from those of their patches that were not hidden."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from reverie.nn.memory import Memory
+from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.quantise import FSQConfig, VQConfig, usage
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
@@ -69,8 +69,8 @@ class VQVAE(nnx.Module):
 
     def decode_frame(self, memory: Memory, latents_BN: Array) -> tuple[Memory, Array]:
         """Decode the next frame, (B, H, W, C) float32 in 0..1; frame by frame equals ``decode`` of the whole."""
-        x, memory = self.decoder.step(self.from_code(self.quantiser.lookup(latents_BN)), memory)
-        return memory.advance(), self._paint(x[:, None])[:, 0]
+        x, fresh = self.decoder.step(self.from_code(self.quantiser.lookup(latents_BN)), memory)
+        return remember(memory, fresh), self._paint(x[:, None])[:, 0]
 
     def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Weighted squared error of the reconstruction, plus the quantiser's own loss."""

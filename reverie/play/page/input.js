@@ -1,4 +1,7 @@
 // What the player wants: keys and buttons, held or tapped, become actions.
+//
+// A button sets one component of an action to a level; what no button sets is at rest. An action goes by its number: its
+// components' levels, the last one counting fastest. Where an action has one component, the newest button is the action.
 
 const GLYPHS = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "space", Enter: "⏎", Shift: "⇧" };
 const MOST_TAPS = 2; // taps that wait for their frame; a fast typist must not play into the next second
@@ -10,27 +13,36 @@ export class Input {
   // pressed(action): told of every press, before it is taken.
   constructor(world, pad, pressed) {
     const { size, keys } = world.actions;
-    this.keys = new Map();
-    this.held = []; // [what holds it, action], the newest last
+    this.actions = world.actions;
+    this.keys = new Map(); // key -> button
+    this.held = []; // [what holds it, button], the newest last
     this.taps = []; // {action, since}
     this.pressed = pressed;
-    for (let action = 0; action < Math.min(9, Math.max(size, 1)); action++) this.keys.set(String(action + 1), action);
+    for (let button = 0; button < Math.min(9, Math.max(size, 1)); button++) this.keys.set(String(button + 1), button);
     if (size === 0) this.keys.set(" ", 0);
-    keys.forEach((key, action) => key && this.keys.set(same(key), action));
+    keys.forEach((key, button) => key && this.keys.set(same(key), button));
     this.buttons = this.#draw(world, pad);
   }
 
   // The action to play now and when it was asked for, or null when nothing is.
   next() {
     if (this.taps.length) return this.taps.shift();
-    return this.held.length ? { action: this.held.at(-1)[1], since: null } : null;
+    return this.held.length ? { action: this.#number(), since: null } : null;
   }
 
-  press(holder, action) {
+  press(holder, button) {
     if (this.held.some(([other]) => other === holder)) return;
-    this.held.push([holder, action]);
+    this.held.push([holder, button]);
+    const action = this.#number();
     if (this.taps.length < MOST_TAPS) this.taps.push({ action, since: performance.now() });
     this.pressed(action);
+  }
+
+  #number() {
+    const { levels, buttons, rest } = this.actions;
+    const set = [...rest];
+    for (const [, button] of this.held) if (buttons[button]) set[buttons[button][0]] = buttons[button][1];
+    return set.reduce((number, level, component) => number * levels[component] + level, 0);
   }
 
   release(holder) {
@@ -44,14 +56,22 @@ export class Input {
 
   // Take a keyboard event; true when it was an action's key.
   keydown(event) {
-    const action = this.keys.get(same(event.key));
-    if (action === undefined) return false;
-    if (!event.repeat) this.press(event.code, action);
+    const button = this.keys.get(same(event.key));
+    if (button === undefined) return false;
+    if (!event.repeat) this.press(event.code, button);
     return true;
   }
 
+  // Light the buttons of an action; -1: of none.
   show(action) {
-    this.buttons.forEach((button, index) => button.classList.toggle("on", index === action));
+    const { levels, buttons } = this.actions;
+    const set = [];
+    for (let component = levels.length - 1, rest = action; component >= 0; component--) {
+      set[component] = rest % levels[component];
+      rest = Math.floor(rest / levels[component]);
+    }
+    const lit = (index) => !buttons[index] || set[buttons[index][0]] === buttons[index][1];
+    this.buttons.forEach((button, index) => button.classList.toggle("on", action >= 0 && lit(index)));
   }
 
   #draw({ actions: { size, names, keys } }, pad) {

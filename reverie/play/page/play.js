@@ -162,8 +162,8 @@ async function openLink() {
   if (location.hash.length > 1) {
     try {
       const size = world.frame.reduce((a, b) => a * b);
-      const actions = Math.max(world.actions.size, 1);
-      const link = await decode(location.hash.slice(1), { actions, starts: world.starts, size, longest: LONGEST });
+      const { count } = world.actions;
+      const link = await decode(location.hash.slice(1), { actions: count, starts: world.starts, size, longest: LONGEST });
       Object.assign(dream, { start: link.start, picture: link.picture });
       $("seed").value = link.seed;
       replay = { played: link.played, end: link.end, at: 0 };
