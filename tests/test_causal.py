@@ -15,10 +15,12 @@ from reverie.nn.codes import draw
 KEY = jax.random.key(3)
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[(1, False), (2, True)], ids=["one by one", "two at once, scanned"])
 def model(request):
+    block, scan = request.param
     config = dynamics(CausalConfig).config
-    return awake(dataclasses.replace(config, block=request.param).make(nnx.Rngs(1)))
+    net = dataclasses.replace(config.transformer, scan=scan)
+    return awake(dataclasses.replace(config, block=block, transformer=net).make(nnx.Rngs(1)))
 
 
 def test_a_token_knows_the_whole_past_and_earlier_blocks_and_nothing_else(model):

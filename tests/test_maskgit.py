@@ -87,7 +87,7 @@ def test_it_computes_in_bfloat16_and_scanned():
         memory, latents, _ = jax.jit(model.imagine)(model.empty(2), a[:, 1], KEY)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, jax.jit(make().loss)(x, a, KEY)[0], rtol=2e-2)
-    assert memory.ring.keys_RBNSGD.dtype == jnp.bfloat16 and latents.dtype == jnp.int32
+    assert memory.ring.layers[0][0].dtype == jnp.bfloat16 and latents.dtype == jnp.int32
 
 
 def fill(logits, passes, temperature=1.0, rows=256, key=KEY):

@@ -28,6 +28,7 @@ def presets() -> dict[str, Recipe]:
         "coinrun-maskgit-base": coinrun.coinrun(
             width=512, depth=8, patch=4, steps=200_000, takes="a day on a large GPU"
         ),
+        "coinrun-shortcut": coinrun.shortcut(),
         "coinrun-maskgit-jafar": coinrun.jafar(),
         "coinrun-maskgit-jasmine": coinrun.jasmine(),
     }

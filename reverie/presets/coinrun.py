@@ -4,8 +4,10 @@ from dataclasses import replace
 
 from reverie.data.sources.coinrun import CoinRunConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig
+from reverie.models.tokenizers.dreamer4 import Dreamer4Config
 from reverie.models.tokenizers.mae import MAEConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import VQConfig
@@ -46,6 +48,38 @@ def vectors(like: VQVAEConfig) -> MAEConfig:
     """A tokenizer of the same size whose tokens are vectors."""
     return MAEConfig(
         patch=like.patch, width=16, encoder=like.encoder, decoder=like.decoder, motion_weight=like.motion_weight
+    )
+
+
+def shortcut() -> Recipe:
+    """Dreamer 4's world model (arXiv 2509.24527) as its paper has it, at a size for one GPU.
+
+    From the paper: the tokenizer, three space layers to one of time, action and level as tokens, registers, short clips
+    and occasional long ones, longer than the window, images, 4 passes. From open-dreamer, since the paper is silent:
+    Muon at 3e-4, decay, averaged weights, a tenth of rows whole. Sizes are ours. Not trained to the end by us yet.
+    """
+    look = TransformerConfig(width=256, depth=8, heads=4, layout="alternate", time_every=4, window=16, scan=True)
+    net = replace(look, width=512, depth=12, heads=8, kv_heads=2, window=48, registers=4, soft_cap=50.0)
+    muon = OptimConfig(kind="muon", rate=3e-4, warmup=2000, decay=0.1, weight_decay=0.1, ema=0.999)
+    tokenizer = Dreamer4Config(patch=8, latents=32, bottleneck=16, packing=2, encoder=look, decoder=look)
+    dynamics = ShortcutConfig(
+        transformer=net,
+        conditioning="prepend",
+        context="forcing",
+        previous=False,
+        images=0.3,
+        short=16,
+        whole=0.1,
+    )
+    return Recipe(
+        about="CoinRun, recorded actions, Dreamer 4's tokenizer and shortcut forcing",
+        takes="a day on a large GPU",
+        source=CoinRunConfig(count=10_000, frames=1000),
+        tokenizer=stage(TokenizerObjective(tokenizer), batch=32, length=16, steps=100_000, optimizer=muon, every=5000),
+        lam=None,
+        dynamics=stage(
+            DynamicsObjective(dynamics, context=32), batch=16, length=64, steps=200_000, optimizer=muon, every=5000
+        ),
     )
 
 

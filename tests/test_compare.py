@@ -1,0 +1,108 @@
+"""The comparison: every row with the same arithmetic, nothing done twice, one table."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from reverie import compare as module
+from reverie.compare import compare, run_of
+from reverie.data.sources.platformer import PlatformerConfig
+from reverie.errors import ReverieError
+from reverie.evaluation.rows import curves, markdown
+from reverie.nn.quantise import VQConfig
+from reverie.nn.transformer import TransformerConfig
+from reverie.presets.comparison import Comparison, comparison, comparisons
+
+NET = TransformerConfig(width=16, depth=1, heads=2, hidden=32, time_every=1, window=2)
+EYE = TransformerConfig(width=16, depth=1, heads=2, hidden=32, space=False, time_every=0)
+
+
+def shrunk(families: tuple[str, ...]) -> Comparison:
+    """The comparison on the toy platformer with little of everything."""
+    made = comparison("toy")
+    short = {"steps": 4, "report_every": 0, "save_every": 0}
+
+    def small(run, **parts):
+        return replace(run, objective=replace(run.objective, **parts), **short)
+
+    def tokenizer(run):
+        config = replace(run.objective.tokenizer, encoder=EYE, decoder=EYE)
+        return small(
+            run, tokenizer=replace(config, quantiser=VQConfig(16, 8)) if hasattr(config, "quantiser") else config
+        )
+
+    lam = replace(made.lam.objective.lam, encoder=replace(NET, time_every=0, places=False), decoder=NET)
+    rows = {
+        name: small(made.dynamics[name], dynamics=replace(made.dynamics[name].objective.dynamics, transformer=NET))
+        for name in families
+    }
+    kinds = {run.objective.tokenizer.removeprefix("../") for run in rows.values()} | {"codes"}
+    return replace(
+        made,
+        source=PlatformerConfig(tiles=6, count=8, frames=16, themes=1),
+        tokenizers={name: tokenizer(run) for name, run in made.tokenizers.items() if name in kinds},
+        lam=small(made.lam, lam=lam),
+        dynamics=rows,
+        arithmetic=1e9,
+        clips=4,
+        horizon=4,
+    )
+
+
+def test_rows_get_the_same_arithmetic_and_one_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the processes that do the work
+    made = shrunk(("maskgit", "shortcut"))
+    out = compare(made, tmp_path / "all", seeds=1)
+    table = json.loads((out / "table.json").read_text("utf8"))
+    rows = {(row["family"], row["actions"]): row for row in table["rows"]}
+    assert list(rows) == [(name, actions) for name in ("maskgit", "shortcut") for actions in ("true", "latent")]
+    for (_, actions), row in rows.items():
+        assert abs(row["training_flop"] / made.arithmetic - 1) <= 0.03
+        assert row["action_source"] == actions and len(row["psnr"]) == 4
+        assert row["flop_per_frame"] > 0 and row["frames_per_second"] > 0 and row["frames_per_second_uncached"] > 0
+    assert rows["maskgit", "true"]["steps"] != rows["shortcut", "true"]["steps"]
+    text = (out / "table.md").read_text("utf8")
+    assert text.count("| shortcut |") == 6 and "copying the last frame" in text
+    assert (out / "table.png").stat().st_size > 1000 and not (out / "seed-0" / "maskgit-true" / "cache").exists()
+
+    def never(*_):
+        raise AssertionError("what is done is done again")
+
+    capsys.readouterr()
+    monkeypatch.setattr(module, "work", never)
+    assert compare(made, out, seeds=1) == out
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ReverieError, match="holds another comparison"):
+        compare(replace(made, arithmetic=2e9), out, seeds=1)
+    assert json.loads((out / "table.json").read_text("utf8")) == table
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    with pytest.raises(ReverieError, match="one seed and one job"):
+        compare(comparison("toy"), tmp_path / "x", seeds=0)
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(ReverieError, match=r"no comparison 'toyy'.*'toy'"):
+        comparison("toyy")
+
+
+@pytest.mark.parametrize("name", comparisons())
+def test_every_row_stands_on_tokenizers_that_are_there(name):
+    made = comparison(name)
+    for family in made.dynamics:
+        run = run_of(made, f"seed-2/{family}-latent")
+        assert run.seed == 2 and run.objective.lam == "../lam"
+        assert run.objective.tokenizer.removeprefix("../") in made.tokenizers
+    assert run_of(made, "seed-0/maskgit-true").objective.lam is None
+    assert made.lam.objective.tokenizer.removeprefix("../") in made.tokenizers
+
+
+def test_a_table_says_how_sure_it_is():
+    row = {"family": "x", "actions": "true", "runs": 3, "psnr": [30.0] * 4, "psnr_ci": [[29.0, 31.0]] * 4}
+    row |= {"copy_last_psnr": [20.0] * 4, "floor_psnr": [40.0] * 4, "delta_psnr": [1.0] * 4}
+    row |= {"swap_accuracy": 0.5, "swap_accuracy_ci": None, "training_flop": 3.5e12, "frames_per_second": 1234.5}
+    text = markdown("about", [row])
+    assert "| x | true | 30.0 ± 1.0 | 30.0 ± 1.0 |" in text and "| 0.50 |" in text and "| 3.50e+12 |" in text
+    assert "1,234" in text and "PSNR 16" not in text
+    assert curves([row]).dtype == np.uint8
