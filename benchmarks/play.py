@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from benchmarks.timing import Figure, interleaved, milliseconds, ratio
+from benchmarks.timing import PEAK, Figure, interleaved, matmul, milliseconds, ratio
 from reverie.actions import ActionSpace
 from reverie.models.dynamics.causal import CausalConfig
 from reverie.models.dynamics.diffusion import DiffusionConfig
@@ -23,7 +23,8 @@ from reverie.nn.compiled import compiled
 from reverie.nn.transformer import TransformerConfig
 from reverie.presets import preset
 from reverie.presets.recipe import Recipe
-from reverie.world import Session, WorldConfig, WorldModel
+from reverie.training import flops
+from reverie.world import Session, WorldConfig, WorldModel, rollout
 
 CONTEXT = 16  # frames
 NET = TransformerConfig(width=256, depth=4, heads=4, window=CONTEXT)
@@ -33,55 +34,116 @@ LARGE = replace(SMALL, grid=(16, 16), passes=10)
 OTHERS = {"causal": CausalConfig, "diffusion": DiffusionConfig, "shortcut": ShortcutConfig}
 
 
-def sides(config: Any, context: int = CONTEXT) -> dict[str, Callable[[], Array]]:
-    """Return the same dynamics dreaming one frame after ``context`` others in two ways; the first time, the same frame.
+class Sides:
+    """The same dynamics dreaming one frame after ``context`` others in two ways; the first time, the same frame.
 
     "cached" goes on from its memory, donated as a player's is; "uncached" runs context and new frame in every pass.
     """
-    dynamics = config.make(nnx.Rngs(0))
-    key = jax.random.key(0)
-    shape = (1, context, dynamics.tokens)
-    vectors = hasattr(config, "width")
-    latents = (
-        jax.random.normal(key, (*shape, config.width)) if vectors else jax.random.randint(key, shape, 0, config.codes)
-    )
-    actions = jnp.zeros((1, context + 1), jnp.int32)
 
-    def take_in(dynamics: Any, latents: Array, actions: Array):
-        def observe(t: Array, memory):
-            return dynamics.observe(memory, latents[:, t], actions[:, t])[0]
+    def __init__(self, config: Any, context: int = CONTEXT):
+        dynamics, key = config.make(nnx.Rngs(0)), jax.random.key(0)
+        self.tokens = dynamics.transformer.tokens
+        latents, actions = clip(config, dynamics.tokens, 1, context)
+        with_memory = compiled(dynamics, lambda model, *inputs: model.imagine(*inputs)[:2], donate=(0,))
+        without = compiled(dynamics, lambda model, *inputs: model.imagine_uncached(*inputs))
+        self._memory = compiled(dynamics, taken_in)(latents, actions)
+        programs = {
+            "cached": with_memory.traced(self._memory, actions[:, -1], key),
+            "uncached": without.traced(latents, actions, key),
+        }
+        self.gflop = {name: flops.count(program) / 1e9 for name, program in programs.items()}
 
-        return jax.lax.fori_loop(0, context, observe, dynamics.empty(1))
+        def cached() -> Array:
+            self._memory, frame = with_memory(self._memory, actions[:, -1], key)
+            return frame
 
-    with_memory = compiled(dynamics, lambda model, *inputs: model.imagine(*inputs)[:2], donate=(0,))
-    without = compiled(dynamics, lambda model, *inputs: model.imagine_uncached(*inputs))
-    memory = compiled(dynamics, take_in)(latents, actions)
-
-    def cached() -> Array:
-        nonlocal memory
-        memory, frame = with_memory(memory, actions[:, -1], key)
-        return frame
-
-    return {"uncached": lambda: without(latents, actions, key), "cached": cached}
+        self.calls: dict[str, Callable[[], Array]] = {
+            "uncached": lambda: without(latents, actions, key),
+            "cached": cached,
+        }
 
 
-def remembering(config: Any, seconds: float, context: int = CONTEXT, family: str = "") -> Iterator[Figure]:
-    """Yield ms per dreamed frame with and without memory, and their ratio."""
-    net, tokens = config.transformer, config.make(nnx.Rngs(0)).transformer.tokens
-    named = f"{family}{tokens}"
-    times = interleaved(sides(config, context), seconds=seconds, least=3)
+def clip(config: Any, tokens: int, rows: int, context: int) -> tuple[Array, Array]:
+    """Return latents of noise (rows, context, N[, L]), and an action for each and for the frame after them."""
+    shape, key = (rows, context, tokens), jax.random.key(0)
+    if hasattr(config, "codes"):
+        latents = jax.random.randint(key, shape, 0, config.codes)
+    else:
+        latents = jax.random.normal(key, (*shape, config.width))
+    return latents, jnp.zeros((rows, context + 1), jnp.int32)
+
+
+def taken_in(dynamics: Any, latents: Array, actions: Array) -> Any:
+    """Return the memory of a clip."""
+
+    def observe(t: Array, memory):
+        return dynamics.observe(memory, latents[:, t], actions[:, t])[0]
+
+    return jax.lax.fori_loop(0, latents.shape[1], observe, dynamics.empty(len(latents)))
+
+
+def remembering(
+    config: Any, seconds: float, context: int = CONTEXT, family: str = "", peak: int = PEAK
+) -> Iterator[Figure]:
+    """Yield ms per dreamed frame with and without memory, their ratio, and their shares of a large matmul's rate."""
+    sides, net = Sides(config, context), config.transformer
+    named = f"{family}{sides.tokens}"
+    times = interleaved({**sides.calls, "matmul": matmul(peak)}, seconds=seconds, least=3)
+    rate = 2 * peak**3 / 1e9 / times["matmul"]
     about = {
-        "tokens": tokens,
+        "tokens": sides.tokens,
         "context": context,
-        "passes": getattr(config, "passes", tokens),
+        "passes": getattr(config, "passes", sides.tokens),
         "width": net.width,
         "depth": net.depth,
     }
-    names = {side: f"play_{side}_{named}" for side in times}
+    top, names = f"matmul_peak_{named}", {side: f"play_{side}_{named}" for side in sides.calls}
+    yield Figure(top, float(np.median(rate)), "GFLOP/s", config={"side": peak})
     for side, name in names.items():
-        yield Figure(name, milliseconds(times[side]), "ms/frame", config=about)
+        gflop = sides.gflop[side]
+        yield Figure(name, milliseconds(times[side]), "ms/frame", config=about | {"gflop": round(gflop, 3)})
+        share = float(np.median(gflop / times[side] / rate))
+        yield Figure(f"{name}_share_of_peak", share, "of 1", (name, top), about)
     gain = ratio(times["uncached"], times["cached"])
     yield Figure(f"play_cached_vs_uncached_{named}", gain, "x", (names["uncached"], names["cached"]), about)
+
+
+def imagining(name: str, seconds: float, rows: int = 16, length: int = 16) -> Iterator[Figure]:
+    """Yield how much faster ``rows`` rollouts of a preset's dynamics are in one program than frame by frame.
+
+    Frame by frame in a Python loop: compiled and remembering; by ``nnx.jit``, as one would write it first; and without
+    memory, every frame run over a context as long as the rollout.
+    """
+    dynamics, key = untrained(preset(name)).dynamics, jax.random.key(0)
+    latents, actions = clip(dynamics.config, dynamics.tokens, rows, length)
+    begun = compiled(dynamics, taken_in)(latents, actions)
+    whole = compiled(dynamics, lambda model, memory, acts: rollout(model, memory, None, acts, key, length)[1].latents)
+    frame = compiled(dynamics, lambda model, *inputs: model.imagine(*inputs)[:2])
+    plain = nnx.jit(lambda model, *inputs: model.imagine(*inputs)[:2])
+    without = compiled(dynamics, lambda model, *inputs: model.imagine_uncached(*inputs))
+
+    def looped(step: Callable) -> Array:
+        memory, last = begun, latents[:, -1]
+        for t in range(length):
+            memory, last = step(memory, actions[:, t], jax.random.fold_in(key, t))
+        return last
+
+    times = interleaved(
+        {
+            "rollout": lambda: whole(begun, actions[:, 1:]),
+            "loop": lambda: looped(frame),
+            "nnx_loop": lambda: looped(lambda *inputs: plain(dynamics, *inputs)),
+            "loop_without_memory": lambda: looped(lambda memory, _, key: (memory, without(latents, actions, key))),
+        },
+        seconds=seconds,
+        least=3,
+    )
+    about = {"preset": name, "rows": rows, "length": length}
+    for side, taken in times.items():
+        yield Figure(f"imagine_{side}_{name}", milliseconds(taken) / length, "ms/frame", config=about)
+        if side != "rollout":
+            pair = (f"imagine_{side}_{name}", f"imagine_rollout_{name}")
+            yield Figure(f"imagine_rollout_vs_{side}_{name}", ratio(taken, times["rollout"]), "x", pair, about)
 
 
 def untrained(recipe: Recipe) -> WorldModel:
@@ -120,3 +182,4 @@ def measure(seconds: float = 10.0) -> Iterator[Figure]:
     yield from remembering(LARGE, 2 * seconds)
     for family, other in OTHERS.items():
         yield from remembering(other(grid=(4, 4), actions=ACTIONS, transformer=NET), seconds, family=f"{family}_")
+    yield from imagining("toy-shortcut", seconds)

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
+PEAK = 2048  # side of the square matmul a device's peak is measured with
 Times = dict[str, np.ndarray]  # by side, the seconds of each round
 
 
@@ -37,6 +40,12 @@ def interleaved(sides: dict[str, Callable[[], Any]], *, seconds: float = 10.0, l
     while len(rounds) < least or time.perf_counter() < end:
         rounds.append([_seconds(call) for call in sides.values()])
     return dict(zip(sides, np.array(rounds).T, strict=True))
+
+
+def matmul(side: int = PEAK) -> Callable[[], Array]:
+    """Return a square matmul of the type the models multiply in on this machine (float32 on CPU)."""
+    x, product = jnp.ones((side, side)), jax.jit(jnp.matmul)
+    return lambda: product(x, x)
 
 
 def ratio(slow: np.ndarray, fast: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 Shapes: B batch, T time, H W C image, N tokens per frame.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 
 from benchmarks.predecessor import PredecessorObjective, make_world, optimizer
-from benchmarks.timing import Figure, interleaved, milliseconds, ratio
+from benchmarks.timing import PEAK, Figure, interleaved, matmul, milliseconds, ratio
 from reverie.actions import ActionSpace
 from reverie.data.episode import Spec
 from reverie.models.dynamics.maskgit import MaskGITConfig
@@ -31,8 +31,6 @@ from reverie.training.engine import Run, TrainState, train_step
 from reverie.training.objectives import DynamicsObjective
 from reverie.training.optim import OptimConfig
 from reverie.world import WorldModel
-
-PEAK = 2048  # side of the square matmul a device's peak is measured with
 
 
 @dataclass(frozen=True)
@@ -118,12 +116,6 @@ def _encode(world: WorldModel, frames: Array) -> dict[str, Array]:
         "latents": world.encode(frames),
         "actions": world.actions_of(frames, jnp.zeros(frames.shape[:2], jnp.int32)),
     }
-
-
-def matmul(side: int = PEAK) -> Callable[[], Array]:
-    """Return a square matmul of the type the models multiply in on this machine (float32 on CPU)."""
-    x, product = jnp.ones((side, side)), jax.jit(jnp.matmul)
-    return lambda: product(x, x)
 
 
 def measure(seconds: float = 12.0, sizes: tuple[Sizes, ...] = (Sizes(), Sizes(patch=8))) -> Iterator[Figure]:

@@ -42,7 +42,7 @@ def test_sides_take_turns_and_the_first_round_is_not_counted():
 @pytest.mark.parametrize("grid", [(2, 2), (3, 4)])
 def test_a_frame_with_memory_is_the_frame_without(grid):
     config = replace(play.SMALL, codes=16, grid=grid, transformer=NET, passes=3)
-    frames = {name: np.asarray(call()) for name, call in play.sides(config, context=5).items()}
+    frames = {name: np.asarray(call()) for name, call in play.Sides(config, context=5).calls.items()}
     np.testing.assert_array_equal(frames["cached"], frames["uncached"])
 
 
@@ -78,7 +78,8 @@ def test_every_figure_is_told_with_its_name_value_and_unit(steps):
         *dispatch.measure(seconds=0, calls=1),
         *loader.measure(seconds=0, episodes=2, frames=6, batch=2, length=3),
         *training.figures(TINY, steps, seconds=0, peak=16),
-        *play.remembering(replace(play.SMALL, codes=16, grid=(2, 2), transformer=NET, passes=2), seconds=0, context=3),
+        *play.remembering(replace(play.SMALL, codes=16, grid=(2, 2), transformer=NET, passes=2), 0, context=3, peak=16),
+        *play.imagining("toy-shortcut", seconds=0, rows=2, length=2),
         *play.demo(frames=3),
     ]
     assert all(np.isfinite(side.metrics["loss"]) for side in steps.values())
