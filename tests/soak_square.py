@@ -1,4 +1,4 @@
-"""Both tokenizers of the bouncing square against linear ones with as many numbers per frame. MINUTES on two cores.
+"""Both tokenizers of the square against linear ones with as many numbers per frame: five to ten minutes on two cores.
 
 PCA is the bar that a tokenizer must clear to be worth its name: the best that can be done without a nonlinearity,
 learned from the same frames. All is measured on held-out episodes, with nothing hidden unless said otherwise.
