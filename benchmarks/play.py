@@ -108,14 +108,14 @@ def remembering(
     yield Figure(f"play_cached_vs_uncached_{named}", gain, "x", (names["uncached"], names["cached"]), about)
 
 
-def imagining(name: str, seconds: float, rows: int = 16, length: int = 16) -> Iterator[Figure]:
-    """Yield how much faster ``rows`` rollouts of a preset's dynamics are in one program than frame by frame.
+def imagining(name: str, config: Any, seconds: float, rows: int = 16, length: int = 16) -> Iterator[Figure]:
+    """Yield how much faster ``rows`` rollouts are in one program than frame by frame; ``name`` them.
 
     Frame by frame in a Python loop: compiled and remembering; by ``nnx.jit``, as one would write it first; and without
     memory, every frame run over a context as long as the rollout.
     """
-    dynamics, key = untrained(preset(name)).dynamics, jax.random.key(0)
-    latents, actions = clip(dynamics.config, dynamics.tokens, rows, length)
+    dynamics, key = config.make(nnx.Rngs(0)), jax.random.key(0)
+    latents, actions = clip(config, dynamics.tokens, rows, length)
     begun = compiled(dynamics, taken_in)(latents, actions)
     whole = compiled(dynamics, lambda model, memory, acts: rollout(model, memory, None, acts, key, length)[1].latents)
     frame = compiled(dynamics, lambda model, *inputs: model.imagine(*inputs)[:2])
@@ -138,7 +138,7 @@ def imagining(name: str, seconds: float, rows: int = 16, length: int = 16) -> It
         seconds=seconds,
         least=3,
     )
-    about = {"preset": name, "rows": rows, "length": length}
+    about = {"of": name, "rows": rows, "length": length}
     for side, taken in times.items():
         yield Figure(f"imagine_{side}_{name}", milliseconds(taken) / length, "ms/frame", config=about)
         if side != "rollout":
@@ -182,4 +182,4 @@ def measure(seconds: float = 10.0) -> Iterator[Figure]:
     yield from remembering(LARGE, 2 * seconds)
     for family, other in OTHERS.items():
         yield from remembering(other(grid=(4, 4), actions=ACTIONS, transformer=NET), seconds, family=f"{family}_")
-    yield from imagining("toy-shortcut", seconds)
+    yield from imagining("toy-shortcut", untrained(preset("toy-shortcut")).dynamics.config, seconds)

@@ -74,12 +74,13 @@ def test_the_predecessors_step_and_ours_minimise_the_same_loss(steps):
 
 
 def test_every_figure_is_told_with_its_name_value_and_unit(steps):
+    small = replace(play.SMALL, codes=16, grid=(2, 2), transformer=NET, passes=2)
     figures = [
         *dispatch.measure(seconds=0, calls=1),
         *loader.measure(seconds=0, episodes=2, frames=6, batch=2, length=3),
         *training.figures(TINY, steps, seconds=0, peak=16),
-        *play.remembering(replace(play.SMALL, codes=16, grid=(2, 2), transformer=NET, passes=2), 0, context=3, peak=16),
-        *play.imagining("toy-shortcut", seconds=0, rows=2, length=2),
+        *play.remembering(small, 0, context=3, peak=16),
+        *play.imagining("x", small, seconds=0, rows=2, length=2),
         *play.demo(frames=3),
     ]
     assert all(np.isfinite(side.metrics["loss"]) for side in steps.values())
