@@ -51,11 +51,11 @@ class Seats:
 
     def __init__(self, world: WorldModel, starts: Sequence[Start], limits: Limits):
         self.world, self.starts, self.limits = world, starts, limits
+        self.free = [Session(world)]  # compiled here, before the first key
         self.known = protocol.commands(world.config.actions.count, len(starts))
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="world")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="recording")
         self.taken = 0
-        self.free = [Session(world)]  # compiled here, before the first key
 
     async def run(self, function: Callable, *arguments: Any) -> Any:
         """Run a function in the thread of the model."""
