@@ -99,11 +99,12 @@ def compare(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.flags import flags
     from reverie.presets.comparison import comparison
 
-    made = comparison(args.name)
-    made = flags(type(made), rest, f"reverie compare {args.name}", default=made)
+    name = args.name or "toy"
+    made = comparison(name)
+    made = flags(type(made), rest, f"reverie compare {name}", default=made)
     from reverie.compare import compare
 
-    out = compare(made, args.out or Path("runs") / f"compare-{args.name}", args.seeds, args.jobs)
+    out = compare(made, args.out or Path("runs") / f"compare-{name}", args.seeds, args.jobs)
     print((out / "table.md").read_text(encoding="utf-8"))
 
 
@@ -234,7 +235,7 @@ def parser() -> tuple[Parser, dict[str, Any]]:
 
     one = add("compare", compare, "Train families of dynamics alike, with equal arithmetic; write one table.",
               "reverie compare --out runs/compare", "reverie compare coinrun --seeds 5", flags_of="name")  # fmt: skip
-    one.add_argument("name", nargs="?", default="toy", metavar="NAME", help="toy (minutes on a CPU) or coinrun")
+    one.add_argument("name", nargs="?", metavar="NAME", help="toy (an hour on a CPU; the default) or coinrun")
     add_out(one)
     one.add_argument("--seeds", type=int, default=3, help="how often each row is trained (3)")
     one.add_argument("--jobs", type=int, default=2, help="rows at a time (2)")

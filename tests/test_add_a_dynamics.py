@@ -25,6 +25,7 @@ def parts() -> tuple[str, str, str, list[str], str]:
     return file, recipe, line, [c for language, text in found if language == "sh" for c in commands(text)], steps
 
 
+RECIPES = ("reverie/presets/toy.py", "reverie/presets/__init__.py")
 IMPORT = f"from reverie.models.dynamics.{FAMILY} import RecurrentConfig"
 
 
@@ -41,12 +42,14 @@ def checkout(tmp_path_factory):
     (place / ".cache").symlink_to(ROOT / ".cache")  # of compiled programs
     file, recipe, line, _, _ = parts()
     (place / "reverie" / "models" / "dynamics" / f"{FAMILY}.py").write_text(file, "utf8")
-    presets = place / "reverie" / "presets.py"
-    text = presets.read_text("utf8")
-    text, count = re.subn(r"^from reverie\.models\.dynamics\.shortcut import", rf"{IMPORT}\n\g<0>", text, flags=re.M)
-    text, again = re.subn(r'^ +"toy-causal": ', rf"{line}\g<0>", text, flags=re.M)
+    toys, names = (place / path for path in RECIPES)
+    text, count = re.subn(
+        r"^from reverie\.models\.dynamics\.shortcut import", rf"{IMPORT}\n\g<0>", toys.read_text("utf8"), flags=re.M
+    )
+    toys.write_text(f"{text}\n\n{recipe}", "utf8")
+    text, again = re.subn(r'^ +"toy-causal": ', rf"{line}\g<0>", names.read_text("utf8"), flags=re.M)
+    names.write_text(text, "utf8")
     assert count == again == 1
-    presets.write_text(f"{text}\n\n{recipe}", "utf8")
     return place
 
 
@@ -75,8 +78,8 @@ def test_it_keeps_the_contract(checkout):
 
 def test_it_is_linted(checkout):
     file = f"reverie/models/dynamics/{FAMILY}.py"
-    run(["ruff", "check", file, "reverie/presets.py"], checkout)
-    run(["ruff", "format", "--check", file, "reverie/presets.py"], checkout)
+    run(["ruff", "check", file, *RECIPES], checkout)
+    run(["ruff", "format", "--check", file, *RECIPES], checkout)
 
 
 def test_it_is_trained_measured_and_stepped_through(checkout):

@@ -96,13 +96,15 @@ def fill(logits, passes, temperature=1.0, rows=256, key=KEY):
     model = dynamics().config
     model = dataclasses.replace(model, codes=codes, grid=(tokens, 1), passes=passes).make(nnx.Rngs(0))
 
-    def predict(latents, memory):
-        seen, k = memory
-        return jnp.broadcast_to(logits[None], (rows, tokens, codes)), (seen.at[k].set(latents), k + 1)
+    given = []
 
-    start = jnp.zeros((passes, rows, tokens), jnp.int32), jnp.zeros((), jnp.int32)
-    latents, (seen, _) = jax.jit(lambda: model.sample(predict, start, rows, key, temperature))()
-    return np.concatenate([seen, latents[None]]), codes
+    def predict(latents):
+        jax.debug.callback(lambda seen: given.append(np.asarray(seen)), latents, ordered=True)
+        return jnp.broadcast_to(logits[None], (rows, tokens, codes))
+
+    latents = jax.jit(lambda: model.sample(predict, rows, key, temperature))()
+    jax.effects_barrier()
+    return np.stack([*given, latents]), codes
 
 
 @pytest.mark.parametrize("passes", [1, 3, 25])
