@@ -130,7 +130,7 @@ def played_uncached(world: WorldModel, seen_THWC: np.ndarray, actions_T: np.ndar
 def cost(world: WorldModel) -> dict[str, int]:
     """Return the dynamics' "parameters", and "flop_per_frame" of a played frame: remembering, decoded, one player."""
     frame = compiled(world, lambda world, memory, actions, key: world.imagine(memory, actions, key, jnp.float32(0)))
-    program = frame.traced(world.empty(1), jnp.zeros(1, jnp.int32), jax.random.key(0))
+    program = frame.traced(world.empty(1), jnp.asarray(world.config.actions.nth([0])), jax.random.key(0))
     weights = jax.tree.leaves(nnx.state(world.dynamics, nnx.Param))
     return {"parameters": sum(leaf.size for leaf in weights), "flop_per_frame": int(flops.count(program))}
 
