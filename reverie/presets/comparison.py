@@ -62,7 +62,7 @@ def on_toy() -> Comparison:
     }
     return Comparison(
         about="four families on the tile platformer, 3.5 TFLOP of training each",
-        takes="under an hour on two CPU cores",
+        takes="about an hour on two CPU cores with nothing beside it",
         source=replace(codes.source, count=300, frames=80),
         tokenizers={"codes": codes.tokenizer, "vectors": vectors.tokenizer},
         lam=_over(latent.lam, "codes"),
