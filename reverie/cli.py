@@ -78,9 +78,9 @@ def play(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def data(args: argparse.Namespace, rest: list[str]) -> None:
-    from reverie.config import flatten, to_json
+    from reverie.config import flatten
     from reverie.data.sources import sources
-    from reverie.data.store import open_dataset, write_store
+    from reverie.data.store import open_dataset, write_source
     from reverie.flags import flags
 
     if args.source == "show":
@@ -90,8 +90,7 @@ def data(args: argparse.Namespace, rest: list[str]) -> None:
         print(table(flatten(dataset.spec).items()))
         return
     source = flags(named(sources(), args.source, "source"), rest, f"reverie data {args.source} PATH")
-    notes = {"licence": args.licence, "provenance": json.dumps(to_json(source))}
-    write_store(args.path, source.spec(), source.episodes(), val=args.val, **notes)
+    write_source(args.path, source, val=args.val, licence=args.licence)
     print(f"{args.path}: look at it with 'reverie data show {args.path}'")
 
 
@@ -183,13 +182,22 @@ def parser() -> tuple[Parser, dict[str, Any]]:
         new.set_defaults(run_command=run, more=bool(flags_of))
         return new
 
-    def add_out(to: Parser, default: str | None = None) -> None:
-        to.add_argument("--out", type=Path, default=default and Path(default), metavar="RUN", help="folder to fill")
+    _worlds(add)
+    _tools(add)
+    return top, commands.choices
 
-    def add_page(to: Parser) -> None:
-        to.add_argument("--port", type=int, default=8000, help="port of the page (8000; 0 takes any free one)")
-        to.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")
 
+def add_out(to: Parser, default: str | None = None) -> None:
+    to.add_argument("--out", type=Path, default=default and Path(default), metavar="RUN", help="folder to fill")
+
+
+def add_page(to: Parser) -> None:
+    to.add_argument("--port", type=int, default=8000, help="port of the page (8000; 0 takes any free one)")
+    to.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")
+
+
+def _worlds(add: Callable[..., Parser]) -> None:
+    """Add the commands that make, measure and play worlds."""
     one = add("demo", demo, "Train a small world in minutes, then play in it.",
               "reverie demo", "reverie demo --no-play --out runs/demo")  # fmt: skip
     add_out(one, "runs/demo")
@@ -225,6 +233,9 @@ def parser() -> tuple[Parser, dict[str, Any]]:
     one.add_argument("--expose", action="store_true", help="allow a --host that others can reach")
     add_page(one)
 
+
+def _tools(add: Callable[..., Parser]) -> None:
+    """Add the commands around them."""
     one = add("data", data, "Record or convert episodes into a store, or look into one.",
               "reverie data platformer data/platformer --count 64", "reverie data videos data/clips --path clips/",
               "reverie data show data/platformer", "reverie data platformer --help", flags_of="source")  # fmt: skip
@@ -247,7 +258,6 @@ def parser() -> tuple[Parser, dict[str, Any]]:
               "reverie export runs/demo worlds/demo")  # fmt: skip
     one.add_argument("run", type=Path, metavar="RUN")
     one.add_argument("out", type=Path, metavar="OUT")
-    return top, commands.choices
 
 
 def dispatch(argv: list[str]) -> None:

@@ -20,13 +20,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from reverie import config
 from reverie.data.episode import Dataset
-from reverie.data.loader import batches
-from reverie.data.store import open_dataset, write_store
+from reverie.data.loader import batches, clips
+from reverie.data.store import open_dataset, write_source
 from reverie.errors import ReverieError
-from reverie.evaluation.measure import Numbers, evaluate
+from reverie.evaluation.dreams import Clips
+from reverie.evaluation.measure import Numbers, evaluate, speed_of
 from reverie.evaluation.pool import pool
 from reverie.evaluation.report import write_report
 from reverie.evaluation.rows import curves, markdown
@@ -39,7 +41,6 @@ from reverie.training.engine import Run, TrainState, fit, train_step
 
 MADE = "comparison.json"
 ACTIONS = ("true", "latent")
-SPEED = ("frames_per_second", "frames_per_second_uncached", "latency_p95_ms")
 
 
 def compare(made: Comparison, out: Path, seeds: int = 3, jobs: int = 2) -> Path:
@@ -81,27 +82,32 @@ def work(out: Path, name: str) -> int:
     made = config.from_json(json.loads((out / MADE).read_text(encoding="utf-8")))
     folder, dataset, held_out = out / name, open_dataset(out / "data", "train"), open_dataset(out / "data", "val")
     run = run_of(made, name)
-    is_row = "-" in folder.name
-    if is_row:
-        run = replace(run, steps=max(1, round(made.arithmetic / arithmetic(run, folder, dataset))))
+    if folder.name in foundations(made):
+        fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
+        return run.steps
+    flop = arithmetic(run, folder, dataset)
+    run = replace(run, steps=max(1, round(made.arithmetic / flop)))
     fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
-    if is_row:
-        world = checkpoint.load(folder)
-        numbers, pictures = evaluate(
-            world, held_out, clips=made.clips, horizon=made.horizon, speed=False, trained=run.length, practice=dataset
-        )
-        numbers |= {"steps": run.steps, "training_flop": run.steps * arithmetic(run, folder, dataset)}
-        shutil.rmtree(folder / "cache", ignore_errors=True)
-        write_report(numbers, pictures, folder)
+    world = checkpoint.load(folder)
+    numbers, pictures = evaluate(
+        world, held_out, clips=made.clips, horizon=made.horizon, speed=False, trained=run.length, practice=dataset
+    )
+    numbers |= {"steps": run.steps, "training_flop": run.steps * flop}
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    write_report(numbers, pictures, folder)
     return run.steps
+
+
+def foundations(made: Comparison) -> dict[str, Run]:
+    """What rows stand on, by the name of its folder."""
+    return {**made.tokenizers, "lam": made.lam}
 
 
 def run_of(made: Comparison, name: str) -> Run:
     """Return the run of one folder of a comparison, such as "seed-0/codes" or "seed-2/causal-latent"."""
     seed, _, stage = name.partition("/")
     family, _, actions = stage.partition("-")
-    shared: dict[str, Run] = {**made.tokenizers, "lam": made.lam}
-    run = shared[stage] if stage in shared else made.dynamics[family]
+    run = (foundations(made) | made.dynamics)[family]
     if actions == "latent":
         run = replace(run, objective=config.replace(run.objective, lam="../lam"))
     return replace(run, data="../data", seed=int(seed.removeprefix("seed-")))
@@ -131,15 +137,14 @@ def _begin(made: Comparison, out: Path) -> None:
     if (out / MADE).exists() and (out / MADE).read_text(encoding="utf-8") != text:
         raise ReverieError(f"'{out}' holds another comparison, or one of an older version: choose another --out.")
     if not (out / "data").exists():
-        source = made.source
-        write_store(out / "data", source.spec(), source.episodes(), provenance=json.dumps(config.to_json(source)))
+        write_source(out / "data", made.source)
     (out / MADE).write_text(text, encoding="utf-8")
 
 
 def _is_done(made: Comparison, folder: Path) -> bool:
-    if "-" in folder.name:
-        return (folder / "eval.json").exists()
-    return run_of(made, f"{folder.parent.name}/{folder.name}").steps in checkpoint.steps(folder)
+    if folder.name in foundations(made):
+        return checkpoint.is_done(folder, run_of(made, f"{folder.parent.name}/{folder.name}"))
+    return (folder / "eval.json").exists()
 
 
 def _row(made: Comparison, out: Path, row: str, seeds: int) -> Numbers:
@@ -149,7 +154,11 @@ def _row(made: Comparison, out: Path, row: str, seeds: int) -> Numbers:
     timed = folders[0] / "speed.json"
     if not timed.exists():
         world: Any = checkpoint.load(folders[0])
-        numbers, _ = evaluate(world, open_dataset(out / "data", "val"), clips=1, horizon=1, deep=False)
-        timed.write_text(json.dumps({name: numbers.get(name) for name in SPEED}) + "\n", encoding="utf-8")
+        context = world.config.context
+        clip = clips(open_dataset(out / "data", "val"), length=context + 1, count=1, seed=0)
+        given = Clips(
+            clip["frames"], clip["actions"], np.asarray(world.actions_of(clip["frames"], clip["actions"])), context
+        )
+        timed.write_text(json.dumps(speed_of(world, given)) + "\n", encoding="utf-8")
     family, _, actions = row.partition("-")
     return {"family": family, "actions": actions, **pooled, **json.loads(timed.read_text(encoding="utf-8"))}

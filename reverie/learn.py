@@ -20,7 +20,7 @@ from reverie import config
 from reverie.data.episode import Dataset
 from reverie.data.sources import sources
 from reverie.data.sources.videos import VideosConfig
-from reverie.data.store import open_dataset, write_store
+from reverie.data.store import open_dataset, write_source
 from reverie.errors import ReverieError, did_you_mean
 from reverie.evaluation.frechet import user_features
 from reverie.evaluation.measure import Numbers
@@ -76,7 +76,7 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None) -> Path:
     for name, run in runs.items():
         if minutes is not None:
             run = _in_time(run, out, name, dataset, minutes, list(runs))
-        if _is_done(run, out / name):
+        if checkpoint.is_done(out / name, run):
             _say(f"{name}: done before")
             continue
         _say(f"{name}: {run.steps} steps")
@@ -98,7 +98,7 @@ def record(recipe: Recipe, out: Path) -> None:
         _say("data: recording" if recipe.source.spec().simulator else "data: reading")
         source = recipe.source
         try:
-            write_store(out / "data", source.spec(), source.episodes(), provenance=json.dumps(config.to_json(source)))
+            write_source(out / "data", source)
         except BaseException:
             with contextlib.suppress(OSError):
                 out.rmdir()  # if it is empty
@@ -219,12 +219,6 @@ def _in_time(run: Run, out: Path, name: str, dataset: Dataset, minutes: float, s
     return replace(
         run, steps=steps, report_every=clock, save_every=clock, optimizer=replace(run.optimizer, warmup=warmup)
     )
-
-
-def _is_done(run: Run, folder: Path) -> bool:
-    if not (folder / checkpoint.RECORD).is_file() or run.steps not in checkpoint.steps(folder):
-        return False
-    return config.to_json(checkpoint.read_record(folder).run) == config.to_json(run)
 
 
 def _is_newest(path: Path, other: Path) -> bool:

@@ -35,6 +35,12 @@ AGAIN = "fetch or write the dataset again"
 VAL = 0.1  # of the episodes are held out unless said otherwise
 
 
+def write_source(path: str | Path, source: Any, **options: Any) -> Path:
+    """Write all episodes of a source, with its config as provenance; ``options`` are those of ``write_store``."""
+    provenance = json.dumps(config.to_json(source))
+    return write_store(path, source.spec(), source.episodes(), provenance=provenance, **options)
+
+
 def write_store(
     path: str | Path,
     spec: Spec,

@@ -122,6 +122,12 @@ def student(freedom: int) -> float:
     return STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.5 / freedom
 
 
+def crosswise(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return even rows against odd ones, and odd ones against even: so that no dream is held against its own truth."""
+    even, odd = rows[rows % 2 == 0], rows[rows % 2 == 1]
+    return [(even, odd), (odd, even)]
+
+
 def jackknife(statistic: Callable[[np.ndarray], float], clips: int, groups: int = 10) -> list[float] | None:
     """Return the 95 % interval of a distance between sets of clips, leaving out a group at a time; None for few clips.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.evaluation.control import jackknife
+from reverie.evaluation.control import crosswise, jackknife
 
 LATE = 0.25  # share of a dream that counts as its end
 LEVELS = (np.arange(200) + 0.5) / 200  # quantiles at which two distributions are compared
@@ -36,9 +36,8 @@ def drift(late: dict[str, np.ndarray], real: dict[str, np.ndarray], rows: np.nda
     count. A mean that moved by one such deviation gives 1; so does half of the clips going up and half going down by
     one. "drift" is the largest part.
     """
-    halves = rows[rows % 2 == 0], rows[rows % 2 == 1]
     parts = {
-        name: float(np.mean([_apart(late[name][one], real[name][two]) for one, two in (halves, halves[::-1])]))
+        name: float(np.mean([_apart(late[name][one], real[name][two]) for one, two in crosswise(rows)]))
         for name in late
     }
     return {"drift": max(parts.values())} | {f"drift_{name}": value for name, value in parts.items()}

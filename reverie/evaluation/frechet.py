@@ -24,7 +24,7 @@ import numpy as np
 from einops import rearrange
 
 from reverie.errors import ReverieError, did_you_mean
-from reverie.evaluation.control import jackknife
+from reverie.evaluation.control import crosswise, jackknife
 from reverie.evaluation.image import shrunk
 
 Features = Callable[[np.ndarray], np.ndarray]  # uint8 clips (B, T, H, W, C) -> (B, F) floats
@@ -56,8 +56,7 @@ def apart(real_BWF: np.ndarray, other_BWF: np.ndarray, rows: np.ndarray) -> floa
 
     Even rows against odd ones and odd ones against even ones, the mean of both.
     """
-    halves = rows[rows % 2 == 0], rows[rows % 2 == 1]
-    pairs = [(real_BWF[one], other_BWF[two]) for one, two in (halves, halves[::-1])]
+    pairs = [(real_BWF[one], other_BWF[two]) for one, two in crosswise(rows)]
     return float(np.mean([frechet(*(rearrange(x, "b w f -> (b w) f") for x in pair)) for pair in pairs]))
 
 

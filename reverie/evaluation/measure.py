@@ -109,7 +109,7 @@ def evaluate(
     if deep:
         numbers |= thorough.measured(dreams, given, tokens, views, trained or horizon, practice, features)
         numbers |= cost(world)
-    return numbers | (_speed(world, given, seed) if speed else {}), pictures
+    return numbers | (speed_of(world, given, seed) if speed else {}), pictures
 
 
 def _belong(world: WorldModel, dataset: Dataset) -> None:
@@ -254,7 +254,8 @@ def _scale(frames: np.ndarray) -> int:
     return max(1, round(64 / frames.shape[-3]))
 
 
-def _speed(world: WorldModel, given: Clips, seed: int) -> Numbers:
+def speed_of(world: WorldModel, given: Clips, seed: int = 0) -> Numbers:
+    """Return frames a second of one player who begins with the first clip, with memory and without, and the latency."""
     seen = given.seen[0]
     seconds = played(world, seen, given.recorded[0, : given.context], seed=seed)
     numbers: Numbers = {

@@ -130,6 +130,11 @@ def curves(numbers: Numbers) -> np.ndarray:
     for axes, kind in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         _panel(axes, numbers, kind)
     figure.suptitle(_title(numbers), fontsize=10)
+    return drawn(figure)
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    """Return a figure as a picture (H, W, 3) uint8."""
     memory = io.BytesIO()
     figure.savefig(memory, format="rgba")
     width, height = figure.canvas.get_width_height()

@@ -1,11 +1,12 @@
 """Worlds side by side: pooled evaluations as rows of a table and as curves."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from reverie.evaluation.report import drawn
 
 Numbers = dict[str, Any]
 STEPS = (1, 4, 16, 64)  # dreamed frames that are told of
@@ -60,10 +61,7 @@ def curves(rows: Sequence[Numbers]) -> np.ndarray:
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    memory = io.BytesIO()
-    figure.savefig(memory, format="rgba")
-    width, height = figure.canvas.get_width_height()
-    return np.frombuffer(memory.getvalue(), np.uint8).reshape(height, width, 4)[..., :3]
+    return drawn(figure)
 
 
 def _names(row: Numbers) -> list[str]:

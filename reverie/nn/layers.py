@@ -82,6 +82,11 @@ class Group(nnx.Module):
         self.layers = nnx.List([Layer(config, i, rngs=rngs) for i in range(config.group)])
 
 
+def learned(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    """Return learned tokens: they start small and never at zero, where a norm's gradient explodes."""
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * 0.02)
+
+
 class Looking(NamedTuple):
     """How the tokens of a run look around: rotations, who may read whom in a frame, and which frames are seen.
 

@@ -42,8 +42,9 @@ def empty(layers: int, stacked: bool, shape: tuple[int, ...], frames: int, dtype
     """Return a memory of nothing. ``shape``: (B, N, G, D) of one frame; ``frames``: S, none for a window of one."""
     lead, pairs = ((layers,), 1) if stacked else ((), layers)
     keys, values = (*lead, *shape, frames), (*lead, *shape[:-1], frames, shape[-1])
-    pair = (jnp.zeros(keys, dtype), jnp.zeros(values, dtype))
-    return Memory((pair,) * pairs if layers else (), jnp.zeros((), jnp.uint32))
+    # Arrays of their own: one array in two places cannot be donated.
+    rings = tuple((jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(pairs if layers else 0))
+    return Memory(rings, jnp.zeros((), jnp.uint32))
 
 
 def remember(memory: Memory, fresh: tuple[tuple[Array, Array], ...]) -> Memory:

@@ -22,7 +22,7 @@ from jax import Array
 
 from reverie.nn import memory as memory_of
 from reverie.nn.attention import rotary_space, rotary_time
-from reverie.nn.layers import Group, Looking, run_group
+from reverie.nn.layers import Group, Looking, learned, run_group
 from reverie.nn.memory import Memory
 from reverie.nn.precision import compute_dtype
 
@@ -119,9 +119,9 @@ class SpaceTimeTransformer(nnx.Module):
         self.grid = grid
         # Where tokens never meet there is nothing to tell apart, and a patch means the same wherever it lies.
         meet = config.space or config.time_every
-        self.slots = nnx.Param(_small(rngs, self.tokens, config.width)) if meet and config.places else None
+        self.slots = learned(rngs, self.tokens, config.width) if meet and config.places else None
         if config.registers:
-            self.registers = nnx.Param(_small(rngs, config.registers, config.width))
+            self.registers = learned(rngs, config.registers, config.width)
         groups = config.depth // config.group
         self.groups = nnx.vmap(lambda r: Group(config, rngs=r))(rngs.split(groups)) if groups else None
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
@@ -152,9 +152,7 @@ class SpaceTimeTransformer(nnx.Module):
         if clips_BT is not None:
             seen = jnp.asarray(Times(x_BTNM.shape[1], ()).mask(c.window)) if seen is None else seen
             seen = seen[None] & (clips_BT[:, :, None] == clips_BT[:, None, :])
-            seen = jnp.repeat(
-                seen, self.tokens + c.registers, axis=0
-            )  # one for each token: they look back side by side
+            seen = jnp.repeat(seen, self.tokens + c.registers, axis=0)  # tokens look back side by side, each its own
         at = jnp.arange(x_BTNM.shape[1], dtype=jnp.uint32) if times is None else times.positions
         x, mask, space = self._frames(x_BTNM, mask_NN)
         run = Looking(c, space, rotary_time(at, c.head), mask, seen=seen)
@@ -258,11 +256,6 @@ class SpaceTimeTransformer(nnx.Module):
                     done.append(out)
                 fresh, kept = [out[0] for out in done if pasts], tuple(out[1] for out in done)
         return self.norm(x[:, :, : self.tokens]), tuple(fresh), kept
-
-
-def _small(rngs: nnx.Rngs, *shape: int) -> Array:
-    """Learned tokens start small and never at zero, where a norm's gradient explodes."""
-    return jax.random.normal(rngs.params(), shape) * 0.02
 
 
 def _admit(mask_NN, registers: int):

@@ -106,6 +106,13 @@ def find_run(path: str | Path) -> Path:
     raise ReverieError(f"'{path}' holds no trained model: there is no {RECORD} in it.{hint}")
 
 
+def is_done(folder: Path, run: Any) -> bool:
+    """Whether ``folder`` holds the last checkpoint of just this run."""
+    if not (folder / RECORD).is_file() or run.steps not in steps(folder):
+        return False
+    return config.to_json(read_record(folder).run) == config.to_json(run)
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Create a run's folder and keep other processes from training in it; what its disk refuses is one line."""

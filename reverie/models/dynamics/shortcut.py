@@ -21,6 +21,7 @@ from jax import Array
 
 from reverie.models.dynamics.diffusion import Diffusion, DiffusionConfig
 from reverie.nn.flow import noised
+from reverie.nn.running import Statistics
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,6 @@ class ShortcutConfig(DiffusionConfig):
         return Shortcut(dataclasses.replace(self, predict="x"), rngs=rngs)
 
 
-class Average(nnx.Variable):
-    """A weight's average over the steps before; not trained."""
-
-
 class Shortcut(Diffusion):
     """Diffusion dynamics with a second label, the size of the step."""
 
@@ -53,7 +50,7 @@ class Shortcut(Diffusion):
     def __init__(self, config: ShortcutConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         weights = nnx.to_flat_state(nnx.state(self, nnx.Param)) if config.teacher else []
-        self.taught = nnx.Dict({".".join(map(str, path)): Average(weight[...] + 0) for path, weight in weights})
+        self.taught = nnx.Dict({".".join(map(str, path)): Statistics(weight[...] + 0) for path, weight in weights})
 
     def loss(self, latents_BTNL: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         """Squared error of clean latents: true ones for the smallest step, those of two half steps for larger ones."""

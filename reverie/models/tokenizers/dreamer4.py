@@ -25,6 +25,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.nn import perceptual
+from reverie.nn.layers import learned
 from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.running import RunningMoments, RunningRMS
@@ -82,13 +83,13 @@ class Dreamer4(nnx.Module):
         pixels = config.patch**2 * channels
         see, paint = config.encoder.width, config.decoder.width
         self.embed = nnx.Linear(pixels, see, rngs=rngs)
-        self.hidden = _learned(rngs, see)
-        self.latents = _learned(rngs, config.latents, see)
+        self.hidden = learned(rngs, see)
+        self.latents = learned(rngs, config.latents, see)
         self.encoder = SpaceTimeTransformer(config.encoder, places, extra=config.latents, rngs=rngs)
         self.to_latent = nnx.Linear(see, config.bottleneck, use_bias=False, rngs=rngs)
         self.centre, self.moments = (RunningMoments(config.latents, config.bottleneck) for _ in range(2))
         self.from_latent = nnx.Linear(config.bottleneck, paint, rngs=rngs)
-        self.queries = _learned(rngs, self.patches, paint)
+        self.queries = learned(rngs, self.patches, paint)
         self.decoder = SpaceTimeTransformer(config.decoder, places, extra=config.latents, rngs=rngs)
         self.pixels = nnx.Linear(paint, pixels, rngs=rngs)
         self.error_scale = RunningRMS()
@@ -176,11 +177,6 @@ class Dreamer4(nnx.Module):
         height, width, _ = self.config.frame
         patches = self.pixels(x_BTSM[:, :, : self.patches])
         return jax.nn.sigmoid(unpatchify(patches, height, width, self.config.patch))
-
-
-def _learned(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-    """Learned tokens start small and never at zero, where a norm's gradient explodes."""
-    return nnx.Param(jax.random.normal(rngs.params(), shape) * 0.02)
 
 
 def _everywhere(tokens: nnx.Param, like_BTNM: Array) -> Array:

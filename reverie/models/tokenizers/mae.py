@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from reverie.nn.layers import learned
 from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
@@ -47,7 +48,7 @@ class MAE(nnx.Module):
         self.codes, self.width, self.lookback = 0, config.width, config.encoder.lookback
         pixels = config.patch**2 * channels
         self.patches = nnx.Linear(pixels, config.encoder.width, rngs=rngs)
-        self.hidden = nnx.Param(jax.random.normal(rngs.params(), (config.encoder.width,)) * 0.02)
+        self.hidden = learned(rngs, config.encoder.width)
         self.encoder = SpaceTimeTransformer(config.encoder, self.grid, rngs=rngs)
         self.to_latent = nnx.Linear(config.encoder.width, config.width, rngs=rngs)
         self.from_latent = nnx.Linear(config.width, config.decoder.width, rngs=rngs)
