@@ -24,15 +24,20 @@ export class Input {
     this.buttons = this.#draw(world, pad);
   }
 
-  // The action to play now and when it was asked for, or null when nothing is.
-  next() {
+  // The action to play now and when it was asked for, or null when nothing is. What is held goes on in real time only:
+  // step by step, a finger rests on a key for several frames and means one.
+  next(live) {
     if (this.taps.length) return this.taps.shift();
-    return this.held.length ? { action: this.#number(), since: null } : null;
+    return live && this.held.length ? { action: this.#number(), since: null } : null;
   }
 
   press(holder, button) {
     if (this.held.some(([other]) => other === holder)) return;
     this.held.push([holder, button]);
+    this.#tap();
+  }
+
+  #tap() {
     const action = this.#number();
     if (this.taps.length < MOST_TAPS) this.taps.push({ action, since: performance.now() });
     this.pressed(action);
@@ -54,11 +59,12 @@ export class Input {
     this.taps = [];
   }
 
-  // Take a keyboard event; true when it was an action's key.
-  keydown(event) {
+  // Take a keyboard event; true when it was an action's key. Step by step, a key that repeats is pressed again.
+  keydown(event, live) {
     const button = this.keys.get(same(event.key));
     if (button === undefined) return false;
     if (!event.repeat) this.press(event.code, button);
+    else if (!live) this.#tap();
     return true;
   }
 

@@ -132,7 +132,7 @@ function advance(now) {
     still = true;
     badge("Asleep. Press a key to go on.");
   }
-  const wanted = replay ? replay.played[replay.at] : input.next() ?? (live && !still ? { action: world.idle } : null);
+  const wanted = replay ? replay.played[replay.at] : input.next(live) ?? (live && !still ? { action: world.idle } : null);
   if (!wanted) return;
   if (replay) {
     replay.at++;
@@ -318,7 +318,7 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape" && replay) {
     replay = null;
     badge("Yours again. Press a key to play on.");
-  } else if (!input.keydown(event)) {
+  } else if (!input.keydown(event, live)) {
     const shortcut = event.repeat ? null : shortcuts().find(([key]) => key === event.key.toLowerCase());
     if (!shortcut) return;
     shortcut[1]();
