@@ -31,7 +31,11 @@ NET = TransformerConfig(width=256, depth=4, heads=4, window=CONTEXT)
 ACTIONS = ActionSpace("discrete", 6)
 SMALL = MaskGITConfig(grid=(4, 4), actions=ACTIONS, transformer=NET, passes=25)
 LARGE = replace(SMALL, grid=(16, 16), passes=10)
-OTHERS = {"causal": CausalConfig, "diffusion": DiffusionConfig, "shortcut": ShortcutConfig}
+OTHERS = {  # a causal frame without memory takes a pass of everything for each of its tokens
+    "causal": (CausalConfig, [(4, 4), (8, 8)]),
+    "diffusion": (DiffusionConfig, [(4, 4), (8, 8), (16, 16)]),
+    "shortcut": (ShortcutConfig, [(4, 4), (8, 8), (16, 16)]),
+}
 
 
 class Sides:
@@ -44,7 +48,7 @@ class Sides:
         dynamics, key = config.make(nnx.Rngs(0)), jax.random.key(0)
         self.tokens = dynamics.transformer.tokens
         latents, actions = clip(config, dynamics.tokens, 1, context)
-        with_memory = compiled(dynamics, lambda model, *inputs: model.imagine(*inputs)[:2], donate=(0,))
+        with_memory = compiled(dynamics, lambda model, *inputs: model.imagine(*inputs)[:2], (0,), few_rows=True)
         without = compiled(dynamics, lambda model, *inputs: model.imagine_uncached(*inputs))
         self._memory = compiled(dynamics, taken_in)(latents, actions)
         programs = {
@@ -180,6 +184,8 @@ def measure(seconds: float = 10.0) -> Iterator[Figure]:
     yield from demo()
     yield from remembering(SMALL, seconds)
     yield from remembering(LARGE, 2 * seconds)
-    for family, other in OTHERS.items():
-        yield from remembering(other(grid=(4, 4), actions=ACTIONS, transformer=NET), seconds, family=f"{family}_")
+    for family, (other, grids) in OTHERS.items():
+        for grid in grids:
+            config = other(grid=grid, actions=ACTIONS, transformer=NET)
+            yield from remembering(config, seconds, family=f"{family}_")
     yield from imagining("toy-shortcut", untrained(preset("toy-shortcut")).dynamics.config, seconds)

@@ -136,7 +136,7 @@ class Session:
         self.temperature = world.dynamics.temperature if temperature is None else temperature
         self.actions = world.config.actions
         if world not in _players:
-            _players[world] = compiled(world, _begin), compiled(world, _continue, donate=(0,))
+            _players[world] = compiled(world, _begin), compiled(world, _continue, donate=(0,), few_rows=True)
         self._begin, self._continue = _players[world]
         self._memory = None
         self._time = 0

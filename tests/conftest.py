@@ -1,12 +1,15 @@
 """Strict JAX for every test: nothing is promoted, broadcast or warned about in silence, and nothing leaves the machine.
 
-Eight CPU devices, so that sharding is real. Warnings are errors (pyproject.toml lists the few exceptions and why).
+Eight CPU devices, so that sharding is real where a test asks for it (``devices``); the others train on one, as a laptop
+does. Warnings are errors (pyproject.toml lists the few exceptions and why).
 """
 
 import socket
+from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -16,7 +19,9 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Most of the suite's time is XLA compiling; what took it long once is kept between runs.
+# Most of the suite's time is XLA compiling: programs that end long before they would have been optimised, save those of
+# tests that train something (`optimised`). What took it long once is kept between runs.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax-tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -29,6 +34,39 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_device():
+    """Training runs on the first device: on eight a step of a tiny model is mostly their waiting for each other.
+
+    The fixture is the function it replaces.
+    """
+    from reverie.training import sharding
+
+    every = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, 1)
+        yield every
+
+
+@pytest.fixture
+def optimised():
+    """Compile as for users: for a test that trains for longer than that takes."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Call it with how many of the eight CPU devices to train on from here."""
+    return partial(use, monkeypatch)
+
+
+def use(patch: pytest.MonkeyPatch, count: int) -> None:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
+    patch.setattr("reverie.training.sharding.make_mesh", lambda: mesh)
 
 
 @pytest.fixture(autouse=True, scope="session")

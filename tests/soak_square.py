@@ -13,7 +13,6 @@ from reverie.data.arrays import ArrayDataset
 from reverie.data.sources.square import SquareConfig
 from reverie.nn.patch import hide, unit_range
 from reverie.presets import preset
-from reverie.training import sharding
 from reverie.training.checkpoint import load
 from reverie.training.engine import fit
 
@@ -77,8 +76,7 @@ def measure(model, frames):
 
 
 @pytest.mark.soak
-def test_tokenizers_of_the_square_beat_pca(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "make_mesh", lambda: jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
+def test_tokenizers_of_the_square_beat_pca(tmp_path):
     data, held_out = episodes(preset("square-shortcut").source), episodes(HELD_OUT)
     frames = held_out.arrays["frames"]
     bars = linear(data.arrays["frames"], frames)

@@ -33,6 +33,7 @@ def white_on_black(source: SquareConfig) -> ArrayDataset:
 
 
 # Half a minute of a core each: one in every run of the tests, the others where there is time.
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(
     "kind", ["continuous", *(pytest.param(k, marks=pytest.mark.soak) for k in ("binary", "multi"))]
 )

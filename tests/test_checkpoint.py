@@ -26,11 +26,7 @@ def mesh_of(count: int) -> jax.sharding.Mesh:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of four steps with checkpoints at 2, 3 and 4."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda: mesh_of(1))
-        return fit(
-            toy_run(4, report_every=0, save_every=1, keep=3), tmp_path_factory.mktemp("runs") / "toy", dataset=DATA
-        )
+    return fit(toy_run(4, report_every=0, save_every=1, keep=3), tmp_path_factory.mktemp("runs") / "toy", dataset=DATA)
 
 
 @pytest.fixture
@@ -72,8 +68,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(run, capsys, how):
         load(run)
 
 
-def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(run, trained, monkeypatch):
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh_of(1))
+def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(run, trained):
     damage(run, 4, "cut")
     fit(toy_run(4, report_every=0, save_every=1, keep=3), run, dataset=DATA)
     assert checkpoint.steps(run)[-1] == 4
@@ -177,20 +172,19 @@ def test_weights_move_between_eight_two_and_one_devices(tmp_path, layout):
             writer.save(step, {"weights": arrays})
 
 
-def test_a_run_goes_on_on_other_devices(tmp_path, monkeypatch):
+def test_a_run_goes_on_on_other_devices(tmp_path, devices):
     run = toy_run(2, ToyObjective(width=128), mesh="fsdp", report_every=0)
     longer = toy_run(4, ToyObjective(width=128), mesh="fsdp", report_every=0)
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh_of(2))
+    devices(2)
     straight = fit(longer, tmp_path / "straight", dataset=DATA)
     moved = fit(run, tmp_path / "moved", dataset=DATA)
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh_of(8))
+    devices(8)
     fit(longer, moved, dataset=DATA)
     for (name, a), b in zip(leaves(load(straight)).items(), leaves(load(moved)).values(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
 
 
 def test_a_disk_without_room_is_told_beforehand(run, monkeypatch):
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh_of(1))
     shutil.rmtree(run / "checkpoints" / "4")
     full = type(shutil.disk_usage(run))(total=100, used=90, free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)

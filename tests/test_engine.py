@@ -37,18 +37,7 @@ def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def devices(monkeypatch, count: int):
-    """Train on the first ``count`` of the eight CPU devices."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
-
-
-@pytest.fixture
-def one(monkeypatch):
-    devices(monkeypatch, 1)
-
-
-def test_a_run_learns_logs_reports_and_compiles_once(one, tmp_path, capsys):
+def test_a_run_learns_logs_reports_and_compiles_once(tmp_path, capsys):
     traces.clear()
     out = fit(toy_run(40, log_every=10, report_every=20, save_every=20, keep=1), tmp_path / "run", dataset=DATA)
     assert traces == ["loss", "report"], "each program is traced once, FLOPs included"
@@ -65,7 +54,7 @@ def test_a_run_learns_logs_reports_and_compiles_once(one, tmp_path, capsys):
     assert "step" in capsys.readouterr().out
 
 
-def test_frozen_means_frozen_and_what_the_loss_changes_is_kept(one, tmp_path):
+def test_frozen_means_frozen_and_what_the_loss_changes_is_kept(tmp_path):
     out = fit(toy_run(), tmp_path / "run", dataset=DATA)
     before = Blueprint(ToyObjective(), DATA.spec, 3, tmp_path)
     start = before.build(here)
@@ -81,7 +70,7 @@ def test_frozen_means_frozen_and_what_the_loss_changes_is_kept(one, tmp_path):
     assert not [n for item in found.values() for n in item if "projection" in n], "frozen parts are not saved again"
 
 
-def test_a_frozen_part_comes_from_the_run_that_trained_it(one, tmp_path):
+def test_a_frozen_part_comes_from_the_run_that_trained_it(tmp_path):
     first = fit(toy_run(2, ToyObjective(frozen=())), tmp_path / "first", dataset=DATA)
     second = fit(toy_run(4, ToyObjective(other="../first")), tmp_path / "second", dataset=DATA)
     expected = weights(load(first).projection)
@@ -98,7 +87,7 @@ def test_a_frozen_part_comes_from_the_run_that_trained_it(one, tmp_path):
     assert weights(load(tmp_path / "elsewhere" / "second").projection).keys() == expected.keys()
 
 
-def test_load_gives_the_averaged_weights(one, tmp_path):
+def test_load_gives_the_averaged_weights(tmp_path):
     out = fit(toy_run(), tmp_path / "run", dataset=DATA)
     _, found = checkpoint.restore(out, here, ("weights", "ema"))
     model = load(out)
@@ -106,7 +95,7 @@ def test_load_gives_the_averaged_weights(one, tmp_path):
     assert not np.array_equal(model.out.kernel[...], found["weights"]["out.kernel"])
 
 
-def test_parts_of_a_batch_add_up_to_the_batch(one, tmp_path):
+def test_parts_of_a_batch_add_up_to_the_batch(tmp_path):
     optimizer = OptimConfig(rate=1e-2, warmup=0, eps=1e-3)
     quiet = ToyObjective(noise=0.0)
     whole = fit(toy_run(3, quiet, optimizer=optimizer, report_every=0), tmp_path / "whole", dataset=DATA)
@@ -119,10 +108,10 @@ def test_parts_of_a_batch_add_up_to_the_batch(one, tmp_path):
     assert (int(a.calls[...]), int(b.calls[...])) == (3, 12), "what the loss changes is handed from part to part"
 
 
-def test_many_devices_compute_what_one_does(monkeypatch, tmp_path):
+def test_many_devices_compute_what_one_does(devices, tmp_path):
     made = {}
     for count, layout in ((1, "data"), (8, "data"), (8, "fsdp")):
-        devices(monkeypatch, count)
+        devices(count)
         run = toy_run(3, ToyObjective(width=128), mesh=layout, report_every=0)
         made[count, layout] = fit(run, tmp_path / f"{layout}{count}", dataset=DATA)
     single = made.pop((1, "data"))
@@ -135,8 +124,8 @@ def test_many_devices_compute_what_one_does(monkeypatch, tmp_path):
             np.testing.assert_allclose(a, b, atol=2e-4, err_msg=name)
 
 
-def test_fsdp_spreads_the_large_and_copies_the_small():
-    mesh = sharding.make_mesh()
+def test_fsdp_spreads_the_large_and_copies_the_small(one_device):
+    mesh = one_device()
     assert mesh.size == 8
 
     def spread(*shape):
@@ -150,7 +139,7 @@ def test_fsdp_spreads_the_large_and_copies_the_small():
     assert sharding.sharding(mesh, (256, 256), "data").is_fully_replicated
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(one, tmp_path):
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     run = toy_run(12, ToyObjective(explode_at=6), log_every=5, save_every=2)
     with pytest.raises(ReverieError, match=r"not finite since step 6; the checkpoint of step 4 is good"):
         fit(run, tmp_path / "run", dataset=DATA)
@@ -171,7 +160,7 @@ class Interrupting(ArrayDataset):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_before_leaving(one, tmp_path, capsys, number, code):
+def test_a_signal_saves_before_leaving(tmp_path, capsys, number, code):
     run = toy_run(50, save_every=100, report_every=0)
     data = Interrupting(DATA.spec, DATA.lengths, DATA.arrays, DATA.fingerprint)
     data.at, data.number = 5, number
@@ -199,13 +188,13 @@ def test_bad_settings_are_one_line_and_leave_nothing(tmp_path):
         fit(toy_run(), tmp_path / "file" / "run", dataset=DATA)
 
 
-def test_two_processes_cannot_train_in_one_folder(one, tmp_path):
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
     with checkpoint.owned(tmp_path / "run"), pytest.raises(ReverieError, match="another process is training in"):
         fit(toy_run(2), tmp_path / "run", dataset=DATA)
     fit(toy_run(2), tmp_path / "run", dataset=DATA)
 
 
-def test_a_disk_that_refuses_is_one_line(one, tmp_path):
+def test_a_disk_that_refuses_is_one_line(tmp_path):
     fit(toy_run(2), tmp_path / "warm", dataset=DATA)  # so that nothing is compiled, and cached, under the limit
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # run.json does not fit
@@ -231,7 +220,7 @@ def test_a_log_that_was_cut_short_is_cut_back_to_the_checkpoint(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:3])
 
 
-def test_a_terminal_gets_a_bar(one, tmp_path, monkeypatch, capsys):
+def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     fit(toy_run(4, report_every=0), tmp_path / "run", dataset=DATA)
@@ -239,7 +228,7 @@ def test_a_terminal_gets_a_bar(one, tmp_path, monkeypatch, capsys):
     assert "4/4" in said and "steps/s" in said and "FLOP/s" in said
 
 
-def test_tensorboard_gets_numbers_and_pictures(one, tmp_path):
+def test_tensorboard_gets_numbers_and_pictures(tmp_path):
     pytest.importorskip("tensorboardX")
     out = fit(toy_run(2, loggers=("tensorboard",)), tmp_path / "run", dataset=DATA)
     assert [file for file in (out / "tensorboard").iterdir() if file.stat().st_size > 100]

@@ -109,6 +109,7 @@ def walking_dot(rng, batch=32, length=4, places=8):
     return (at[..., None] == np.arange(places)).astype(np.int32), actions[:, 1:]
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("seed", range(2))
 def test_over_tokens_it_finds_the_actions_of_a_world_it_was_never_told(seed):
     """And a code means the same wherever the dot is."""

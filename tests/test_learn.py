@@ -3,11 +3,9 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from test_presets import miniature
@@ -26,20 +24,10 @@ from reverie.learn import train
 from reverie.play.starts import starts_of
 from reverie.presets.fitting import fitting
 from reverie.presets.recipe import Recipe
-from reverie.training import checkpoint, sharding
+from reverie.training import checkpoint
 from reverie.training.engine import Interrupted
 
 STAGES = ("tokenizer", "lam", "dynamics")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick() -> Iterator[None]:
-    """One device, as a user's machine has, and little optimising: these worlds live for seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda: jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def films(folder: Path, count: int = 3, frames: int = 20) -> Path:

@@ -18,7 +18,7 @@ from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
-from reverie.training import checkpoint, sharding
+from reverie.training import checkpoint
 from reverie.training.checkpoint import load
 from reverie.training.engine import Run, fit
 from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
@@ -56,12 +56,10 @@ def stages(tmp_path_factory):
     tok = TokenizerObjective(tiny(VQVAEConfig(), GLANCE))
     lam = LatentActionObjective(tiny(TokenLAMConfig(), PAIR))
     dreams = DynamicsObjective(tiny(MaskGITConfig(), PAIR), context=4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda: jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
-        fit(run(tok), folder / "tokenizer", dataset=DATA, progress=False)
-        fit(run(lam), folder / "lam", dataset=DATA, progress=False)
-        latent = dataclasses.replace(dreams, lam="../lam")
-        fit(run(latent), folder / "latent", dataset=DATA, progress=False)
+    fit(run(tok), folder / "tokenizer", dataset=DATA, progress=False)
+    fit(run(lam), folder / "lam", dataset=DATA, progress=False)
+    latent = dataclasses.replace(dreams, lam="../lam")
+    fit(run(latent), folder / "latent", dataset=DATA, progress=False)
     return folder
 
 

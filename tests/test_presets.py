@@ -7,7 +7,6 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -23,7 +22,7 @@ from reverie.nn.transformer import TransformerConfig
 from reverie.presets import preset, presets
 from reverie.presets.fitting import fitting
 from reverie.presets.recipe import Recipe
-from reverie.training import checkpoint, sharding
+from reverie.training import checkpoint
 from reverie.training.engine import Run, fit
 from reverie.world import WorldModel
 
@@ -97,14 +96,6 @@ def miniature(recipe: Recipe, frame: tuple[int, int, int]) -> dict[str, Run]:
     return runs
 
 
-@pytest.fixture
-def quick_compiling():
-    """Four steps are done long before XLA has optimised them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # Presets that differ in size alone have one miniature.
 MINIATURES = {repr(miniature(recipe, recipe.source.spec().frame)): name for name, recipe in RECIPES.items()}
 
@@ -116,8 +107,7 @@ QUICK = ("toy-maskgit", "coinrun-maskgit-base")
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.soak) for name in MINIATURES.values()]
 )
-def test_every_stage_trains_and_goes_on(name, tmp_path, monkeypatch, quick_compiling):
-    monkeypatch.setattr(sharding, "make_mesh", lambda: jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
+def test_every_stage_trains_and_goes_on(name, tmp_path):
     recipe = RECIPES[name]
     data = noise(recipe.source.spec())
     for stage, run in miniature(recipe, data.spec.frame).items():

@@ -14,18 +14,12 @@ from toy_objective import ToyObjective, toy_dataset, toy_run
 
 from reverie.config import replace
 from reverie.errors import ReverieError
-from reverie.training import checkpoint, sharding
+from reverie.training import checkpoint
 from reverie.training.checkpoint import load
 from reverie.training.engine import fit
 
 DATA = toy_dataset()
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-@pytest.fixture(autouse=True)
-def one(monkeypatch):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
 
 
 def state(out):

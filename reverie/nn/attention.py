@@ -49,12 +49,12 @@ def recall(
 ) -> Array:
     """Attention of one query a token over what it remembers and itself: (B, N, K, D), as ``attend`` would give.
 
-    ``now``: own key and value (B, N, G, D). ``past``: keys (B, N, G, D, S) and values (B, N, G, S, D), of which those
-    that ``readable_S`` is True for are read.
+    ``now``: own key and value (B, N, G, D). ``past``: keys and values (B, N, G, S, D), of which those are read
+    that ``readable_S`` is True for.
     """
     q = rearrange(q_BNKD, "b n (g r) d -> b n g r d", g=now[0].shape[2])
     keys, values = past
-    kept = jnp.einsum("bngrd,bngds->bngrs", q, keys, preferred_element_type=jnp.float32)
+    kept = jnp.einsum("bngrd,bngsd->bngrs", q, keys, preferred_element_type=jnp.float32)
     own = jnp.einsum("bngrd,bngd->bngr", q, now[0], preferred_element_type=jnp.float32)
     logits = jnp.concatenate([kept, own[..., None]], axis=-1) * np.float32(q.shape[-1] ** -0.5)
     if soft_cap:

@@ -5,7 +5,10 @@ Shapes: B batch, T time, N tokens per frame, V codes; ... any leading axes.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+BLOCK = 32  # codes that are summed at once
 
 
 def surprise(logits: Array, codes: Array) -> Array:
@@ -61,6 +64,15 @@ def draw(key: Array, logits: Array, heat: Array, top_k: int = 0, top_p: float = 
         inside = before < jnp.float32(top_p) * jnp.sum(falling, axis=-1, keepdims=True)
         least = jnp.min(jnp.where(inside, falling, jnp.inf), axis=-1, keepdims=True)
         weights = jnp.where(weights >= least, weights, 0.0)
-    below = jnp.cumsum(weights, axis=-1)
+    below = _running_sums(weights)
     chance = jax.random.uniform(key, (*below.shape[:-1], 1)) * below[..., -1:]
     return jnp.sum((below <= chance).astype(jnp.int32), axis=-1)
+
+
+def _running_sums(x: Array) -> Array:
+    """Sums of ``x`` (..., V) up to each place. By blocks and a triangle: ``jnp.cumsum`` is a third as fast on CPU."""
+    lead, places = x.shape[:-1], x.shape[-1]
+    x = jnp.pad(x, ((0, 0),) * len(lead) + ((0, -places % BLOCK),)).reshape(*lead, -1, BLOCK)
+    inside = x @ np.triu(np.ones((BLOCK, BLOCK), np.float32))
+    before = jnp.cumsum(inside[..., -1:], axis=-2) - inside[..., -1:]
+    return (inside + before).reshape(*lead, -1)[..., :places]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ class compiled:
     The model is split once, here: later changes to it are not seen, and what ``fn`` changes in it is dropped. ``args``
     are plain pytrees; ``donate`` are the positions among them whose buffers may be reused (a memory, a state). Why not
     ``nnx.jit``: it walks the module in Python on every call (docs/speed.md has the numbers); a played frame feels it.
+    ``few_rows``: the program works on one small frame at a time.
     """
 
-    def __init__(self, model: nnx.Module, fn: Callable, donate: Sequence[int] = ()):
+    def __init__(self, model: nnx.Module, fn: Callable, donate: Sequence[int] = (), few_rows: bool = False):
         graph, state = nnx.split(model)
         self._leaves, tree = jax.tree.flatten(state)
 
         def run(leaves: list[jax.Array], *args: Any) -> Any:
             return fn(nnx.merge(graph, jax.tree.unflatten(tree, leaves)), *args)
 
-        self._call: Any = jax.jit(run, donate_argnums=tuple(1 + position for position in donate))
+        options = plain() if few_rows else None
+        self._call: Any = jax.jit(run, donate_argnums=tuple(1 + at for at in donate), compiler_options=options)
 
     def __call__(self, *args: Any) -> Any:
         return self._call(self._leaves, *args)
@@ -37,6 +40,21 @@ class compiled:
     def compilations(self) -> int:
         """How many programs were built so far: one per shape of the arguments, or something is wrong."""
         return self._call._cache_size()
+
+
+@cache
+def plain() -> dict[str, str] | None:
+    """Compiler options that keep YNNPACK out of a program; None where there is no such option, or no CPU.
+
+    XLA gives it what it can, and each call costs it 20 us; a frame of few tokens is hundreds of calls of less work.
+    (Frames of 17 tokens, jaxlib 0.10.2: 37 against 47 ms. Of a whole clip it makes 250 out of 305 ms.)
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options if jax.default_backend() == "cpu" else None
 
 
 def cache_compilations() -> None:

@@ -18,8 +18,8 @@ from jax import Array
 class Memory(NamedTuple):
     """A plain pytree: it can be scanned, donated, batched and sharded. ``time`` counts the frames taken in so far.
 
-    ``layers``: keys (B, N, G, D, S) and values (B, N, G, S, D) of each layer that looks back, laid out as one query
-    reads them (on CPU half the time of (S, G, D)); one pair with a leading axis where layers are scanned.
+    ``layers``: keys and values, both (B, N, G, S, D), of each layer that looks back, laid out as one query reads them
+    (on CPU half the time of (S, G, D)); one pair with a leading axis where layers are scanned.
     """
 
     layers: tuple[tuple[Array, Array], ...]
@@ -41,9 +41,9 @@ def earlier(frames: Array, before: float) -> Array:
 def empty(layers: int, stacked: bool, shape: tuple[int, ...], frames: int, dtype: Any) -> Memory:
     """Return a memory of nothing. ``shape``: (B, N, G, D) of one frame; ``frames``: S, none for a window of one."""
     lead, pairs = ((layers,), 1) if stacked else ((), layers)
-    keys, values = (*lead, *shape, frames), (*lead, *shape[:-1], frames, shape[-1])
+    ring = (*lead, *shape[:-1], frames, shape[-1])
     # Arrays of their own: one array in two places cannot be donated.
-    rings = tuple((jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(pairs if layers else 0))
+    rings = tuple((jnp.zeros(ring, dtype), jnp.zeros(ring, dtype)) for _ in range(pairs if layers else 0))
     return Memory(rings, jnp.zeros((), jnp.uint32))
 
 
@@ -52,15 +52,19 @@ def remember(memory: Memory, fresh: tuple[tuple[Array, Array], ...]) -> Memory:
 
     The rings are updated where they lie (inside a compiled loop that carries them, or when donated).
     """
-    layers = []
-    for (keys, values), (key, value) in zip(memory.layers, fresh, strict=True):
-        if slots := keys.shape[-1]:
-            slot = (memory.time % jnp.uint32(slots)).astype(jnp.int32)
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, key[..., None].astype(keys.dtype), slot, keys.ndim - 1)
-            value = value[..., None, :].astype(values.dtype)
-            values = jax.lax.dynamic_update_slice_in_dim(values, value, slot, values.ndim - 2)
-        layers.append((keys, values))
-    return Memory(tuple(layers), memory.time + jnp.uint32(1))
+
+    def taken_in(ring: Array, frame: Array) -> Array:
+        slots, axis = ring.shape[-2], ring.ndim - 2
+        if not slots:
+            return ring
+        slot = (memory.time % jnp.uint32(slots)).astype(jnp.int32)
+        return jax.lax.dynamic_update_slice_in_dim(ring, frame[..., None, :].astype(ring.dtype), slot, axis)
+
+    layers = tuple(
+        (taken_in(keys, key), taken_in(values, value))
+        for (keys, values), (key, value) in zip(memory.layers, fresh, strict=True)
+    )
+    return Memory(layers, memory.time + jnp.uint32(1))
 
 
 def readable(slots: int, time: Array) -> Array:
