@@ -23,7 +23,7 @@ demo: $(READY)   ## train a small world before your eyes, then play in it
 	$(VENV)/bin/reverie demo $(DEMO_ARGS)
 
 test: $(READY_DEV)  ## every test
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(TEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 lint: $(READY_DEV)  ## style, types and floors
 	$(VENV)/bin/ruff check

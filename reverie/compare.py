@@ -134,7 +134,8 @@ def arithmetic(run: Run, folder: Path, dataset: Dataset) -> float:
 
 def _begin(made: Comparison, out: Path) -> None:
     text = json.dumps(config.to_json(made), indent=1) + "\n"
-    if (out / MADE).exists() and (out / MADE).read_text(encoding="utf-8") != text:
+    words = {"about": made.about, "takes": made.takes}  # may be said better since
+    if (out / MADE).exists() and json.loads((out / MADE).read_text(encoding="utf-8")) | words != json.loads(text):
         raise ReverieError(f"'{out}' holds another comparison, or one of an older version: choose another --out.")
     if not (out / "data").exists():
         write_source(out / "data", made.source)

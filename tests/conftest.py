@@ -14,6 +14,18 @@ import pytest
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
+# Files that take a minute or more go first, the longest ahead: workers take whole files, and should end together.
+LONG = (
+    "docs",
+    "learn",
+    "compare",
+    "dreamer4_tokenizer",
+    "evaluation",
+    "add_a_dynamics",
+    "benchmarks",
+    "actions",
+    "presets",
+)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -34,6 +46,11 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(autouse=True, scope="session")

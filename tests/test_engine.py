@@ -173,7 +173,8 @@ def test_a_signal_saves_before_leaving(tmp_path, capsys, number, code):
     assert "Stopped at step 5 of 50" in capsys.readouterr().out
 
 
-def test_bad_settings_are_one_line_and_leave_nothing(tmp_path):
+def test_bad_settings_are_one_line_and_leave_nothing(tmp_path, devices):
+    devices(8)
     with pytest.raises(ReverieError, match="a batch of 12 cannot be shared by 8 devices"):
         fit(toy_run(batch=12), tmp_path / "run", dataset=DATA)
     with pytest.raises(ReverieError, match="no episode is long enough"):

@@ -32,11 +32,9 @@ def white_on_black(source: SquareConfig) -> ArrayDataset:
     return ArrayDataset.from_episodes(source.spec(), episodes)
 
 
-# Half a minute of a core each: one in every run of the tests, the others where there is time.
+@pytest.mark.soak
 @pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize(
-    "kind", ["continuous", *(pytest.param(k, marks=pytest.mark.soak) for k in ("binary", "multi"))]
-)
+@pytest.mark.parametrize("kind", ["binary", "continuous", "multi"])
 def test_the_push_that_was_taken_explains_the_next_frame(kind, tmp_path):
     source = SquareConfig(count=256, frames=17, actions=kind)
     data = white_on_black(source)
