@@ -15,7 +15,7 @@ from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 # Files that take a minute or more go first, the longest ahead: workers take whole files, and should end together.
-LONG = "docs learn compare dreamer4_tokenizer evaluation add_a_dynamics benchmarks actions presets".split()
+LONG = ["docs", "learn", "compare", "dreamer4_tokenizer", "evaluation", "add_a_dynamics", "benchmarks", "actions"]
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
