@@ -13,7 +13,12 @@ BLOCK = 32  # codes that are summed at once
 
 def surprise(logits: Array, codes: Array) -> Array:
     """Return -log p of each code (...) under logits (..., V), in nats."""
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), codes[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked(logits, codes)
+
+
+def picked(logits: Array, codes: Array) -> Array:
+    """Return the logit of each code (...) out of (..., V), by comparing: gathered, its gradient would be a scatter."""
+    return jnp.sum(jnp.where(jax.nn.one_hot(codes, logits.shape[-1], dtype=bool), logits, 0.0), axis=-1)
 
 
 def changed(codes_BTN: Array) -> Array:
@@ -30,7 +35,7 @@ def likelihood(
     """
     target, moved = codes_BTN[:, 1:], changed(codes_BTN)
     weights = asked_BTN * (1 + jnp.float32(changed_weight) * moved)
-    right = (jnp.argmax(logits_BTNV, axis=-1) == target).astype(jnp.float32) * asked_BTN
+    right = (picked(logits_BTNV, target) >= jnp.max(logits_BTNV, axis=-1)).astype(jnp.float32) * asked_BTN
     metrics = {
         "accuracy": jnp.sum(right) / (jnp.sum(asked_BTN) + 1e-6),
         "accuracy_changed": jnp.sum(right * moved) / (jnp.sum(asked_BTN * moved) + 1e-6),
@@ -41,7 +46,7 @@ def likelihood(
 def ranking(logits_BTNV: Array, codes_BTN: Array) -> dict[str, Array]:
     """Return how often the true code of frames 1..T-1 is among the likeliest, and the likeliest where it changed."""
     target, moved = codes_BTN[:, 1:], changed(codes_BTN)
-    rank = jnp.sum(logits_BTNV > jnp.take_along_axis(logits_BTNV, target[..., None], axis=-1), axis=-1)
+    rank = jnp.sum(logits_BTNV > picked(logits_BTNV, target)[..., None], axis=-1)
     result = {f"top{k}": jnp.mean((rank < k).astype(jnp.float32)) for k in (1, 2, 5, 16)}
     first = (rank == 0).astype(jnp.float32)
     return result | {"changed_top1": jnp.sum(first * moved) / (jnp.sum(moved) + 1e-6)}
