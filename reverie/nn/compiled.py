@@ -26,7 +26,7 @@ class compiled:
         def run(leaves: list[jax.Array], *args: Any) -> Any:
             return fn(nnx.merge(graph, jax.tree.unflatten(tree, leaves)), *args)
 
-        options = plain() if few_rows else None
+        options = without_ynnpack() if few_rows else None
         self._call: Any = jax.jit(run, donate_argnums=tuple(1 + at for at in donate), compiler_options=options)
 
     def __call__(self, *args: Any) -> Any:
@@ -43,18 +43,20 @@ class compiled:
 
 
 @cache
-def plain() -> dict[str, str] | None:
-    """Compiler options that keep YNNPACK out of a program; None where there is no such option, or no CPU.
+def without_ynnpack() -> dict[str, str] | None:
+    """Return compiler options that keep YNNPACK out; None where there is no such option, or no CPU.
 
-    XLA gives it what it can, and each call costs it 20 us; a frame of few tokens is hundreds of calls of less work.
-    (Frames of 17 tokens, jaxlib 0.10.2: 37 against 47 ms. Of a whole clip it makes 250 out of 305 ms.)
+    XLA gives it what it can, at 20 us a call, and a frame of few tokens is hundreds of calls of less work.
+    (Frames of 17 tokens, jaxlib 0.10.2: 37 ms without, 47 with; whole clips: 305 without, 250 with.)
     """
+    if jax.default_backend() != "cpu":
+        return None
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:
+    except jax.errors.JaxRuntimeError:  # another version of XLA
         return None
-    return options if jax.default_backend() == "cpu" else None
+    return options
 
 
 def cache_compilations() -> None:
