@@ -28,7 +28,7 @@ def shortcut() -> Recipe:
     )
     return Recipe(
         about="bouncing square, recorded actions: Dreamer 4's tokenizer and shortcut forcing",
-        takes="minutes for the tokenizer, its dynamics were not timed yet",
+        takes="half an hour on two CPU cores",
         source=SquareConfig(count=2000),
         tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=1, steps=6000, optimizer=MUON, every=1000),
         lam=None,
