@@ -56,7 +56,7 @@ def open_page(browser):
         window = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
         windows.append(window)
         page = window.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(30_000)
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(address)

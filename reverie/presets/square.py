@@ -23,12 +23,12 @@ def shortcut() -> Recipe:
         transformer=TransformerConfig(width=96, depth=4, heads=3, hidden=384, time_every=2, window=8),
         temperature=0.0,
         levels=8,
-        # A tenth of noise in what is remembered hides what a dream needs: decoded, such a frame has 25 dB, not 32.
+        # A tenth of noise in what is remembered hides what a dream needs: the MAE's frames then have 25 dB, not 32.
         context_level=0.98,
     )
     return Recipe(
         about="bouncing square, recorded actions: Dreamer 4's tokenizer and shortcut forcing",
-        takes="half an hour on two CPU cores",
+        takes="minutes for the tokenizer, its dynamics were not timed yet",
         source=SquareConfig(count=2000),
         tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=1, steps=6000, optimizer=MUON, every=1000),
         lam=None,
@@ -45,5 +45,6 @@ def shortcut_mae() -> Recipe:
     return replace(
         whole,
         about="bouncing square, recorded actions: a vector for each patch and shortcut forcing",
+        takes="half an hour on two CPU cores",
         tokenizer=replace(whole.tokenizer, objective=TokenizerObjective(tokenizer), batch=32, steps=2000),
     )
