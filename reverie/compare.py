@@ -20,14 +20,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from reverie import config
 from reverie.data.episode import Dataset
 from reverie.data.loader import batches, clips
 from reverie.data.store import open_dataset, write_source
 from reverie.errors import ReverieError
-from reverie.evaluation.dreams import Clips
 from reverie.evaluation.measure import Numbers, evaluate, speed_of
 from reverie.evaluation.pool import pool
 from reverie.evaluation.report import write_report
@@ -156,10 +154,8 @@ def _row(made: Comparison, out: Path, row: str, seeds: int) -> Numbers:
     if not timed.exists():
         world: Any = checkpoint.load(folders[0])
         context = world.config.context
-        clip = clips(open_dataset(out / "data", "val"), length=context + 1, count=1, seed=0)
-        given = Clips(
-            clip["frames"], clip["actions"], np.asarray(world.actions_of(clip["frames"], clip["actions"])), context
-        )
-        timed.write_text(json.dumps(speed_of(world, given)) + "\n", encoding="utf-8")
+        clip = clips(open_dataset(out / "data", "val"), length=context, count=1, seed=0)
+        speed = speed_of(world, clip["frames"][0], clip["actions"][0])
+        timed.write_text(json.dumps(speed) + "\n", encoding="utf-8")
     family, _, actions = row.partition("-")
     return {"family": family, "actions": actions, **pooled, **json.loads(timed.read_text(encoding="utf-8"))}

@@ -12,6 +12,7 @@ STAGES = ("tokenizer", "lam", "dynamics")
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("seed", range(5))
 def test_a_demo_of_any_seed_obeys_all_its_latent_actions(seed, tmp_path):
     recipe = preset(DEMO)

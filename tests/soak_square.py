@@ -83,6 +83,7 @@ def measure(model, frames):
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("optimised")
 def test_tokenizers_of_the_square_beat_pca(tmp_path):
     data, held_out = episodes(preset("square-shortcut").source), episodes(HELD_OUT)
     frames = held_out.arrays["frames"]
@@ -103,6 +104,7 @@ def test_tokenizers_of_the_square_beat_pca(tmp_path):
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("optimised")
 def test_shortcut_forcing_follows_the_actions_of_the_square(tmp_path):
     """Eight frames seen, eight dreamed: near what its tokenizer can paint, in four passes as in eight, and obedient."""
     out = train(preset("square-shortcut-mae"), tmp_path / "square")

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import mistakes_with_worlds  # noqa: F401  (its cases register themselves)
 import pytest
 from mistakes import CASES, SPEC, copy, episodes, scratch, weights_of
 

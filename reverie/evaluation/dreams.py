@@ -116,8 +116,9 @@ def played_uncached(world: WorldModel, seen_THWC: np.ndarray, actions_T: np.ndar
     Every refinement pass runs all frames of the context, and so does the decoder; their latents are kept.
     """
     step = compiled(world, _uncached)
-    latents = compiled(world, lambda world, frames: world.encode(frames))(seen_THWC[None])
-    actions = jnp.concatenate([jnp.asarray(actions_T), jnp.asarray(world.config.actions.nth([0]))])[None]
+    begin = compiled(world, lambda world, *given: (world.encode(given[0]), world.actions_of(*given)))
+    latents, actions = begin(seen_THWC[None], jnp.asarray(actions_T)[None])
+    actions = jnp.concatenate([actions, jnp.asarray(world.config.actions.nth([0]))[None]], axis=1)
 
     def frame(i):
         nonlocal latents

@@ -109,7 +109,7 @@ def evaluate(
     if deep:
         numbers |= thorough.measured(dreams, given, tokens, views, trained or horizon, practice, features)
         numbers |= cost(world)
-    return numbers | (speed_of(world, given, seed) if speed else {}), pictures
+    return numbers | (speed_of(world, given.seen[0], recorded[0, :context], seed) if speed else {}), pictures
 
 
 def _belong(world: WorldModel, dataset: Dataset) -> None:
@@ -254,15 +254,14 @@ def _scale(frames: np.ndarray) -> int:
     return max(1, round(64 / frames.shape[-3]))
 
 
-def speed_of(world: WorldModel, given: Clips, seed: int = 0) -> Numbers:
-    """Return frames a second of one player who begins with the first clip, with memory and without, and the latency."""
-    seen = given.seen[0]
-    seconds = played(world, seen, given.recorded[0, : given.context], seed=seed)
+def speed_of(world: WorldModel, seen_THWC: np.ndarray, recorded_T: np.ndarray, seed: int = 0) -> Numbers:
+    """Return frames a second of one player who begins with these frames, with memory and without, and the latency."""
+    seconds = played(world, seen_THWC, recorded_T, seed=seed)
     numbers: Numbers = {
         "frames_per_second": float(1 / np.median(seconds)),
         "latency_p95_ms": float(np.quantile(seconds, 0.95) * 1e3),
     }
     if hasattr(world.dynamics, "imagine_uncached"):  # there for comparison; a family need not have it
-        seconds = played_uncached(world, seen, given.actions[0, : given.context], seed=seed)
+        seconds = played_uncached(world, seen_THWC, recorded_T, seed=seed)
         numbers["frames_per_second_uncached"] = float(1 / np.median(seconds))
     return numbers
