@@ -30,9 +30,9 @@ from reverie.nn.quantise import usage
 from reverie.world import WorldConfig, WorldModel
 
 
-def optimizer(_: int = 0) -> optax.GradientTransformation:
+def optimizer() -> optax.GradientTransformation:
     """AdamW as there: nothing clipped, everything decayed, frozen or not, kernel or not."""
-    return optax.adamw(3e-5, b1=0.9, b2=0.9, weight_decay=1e-4, mu_dtype=jnp.float32)
+    return optax.adamw(1.0, b1=0.9, b2=0.9, weight_decay=1e-4, mu_dtype=jnp.float32)
 
 
 @dataclass(frozen=True)

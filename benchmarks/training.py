@@ -27,7 +27,7 @@ from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
 from reverie.training import flops
 from reverie.training.blueprint import Blueprint
-from reverie.training.engine import Run, TrainState, train_step
+from reverie.training.engine import Pace, Run, TrainState, train_step
 from reverie.training.objectives import DynamicsObjective
 from reverie.training.optim import OptimConfig
 from reverie.world import WorldModel
@@ -78,7 +78,7 @@ class Side:
     def __init__(self, objective: Any, sizes: Sizes, batch: dict[str, Array], tx: Any = None):
         spec = Spec(sizes.frame, ActionSpace("latent", sizes.actions), 10.0, "noise")
         run = Run(objective, batch=sizes.batch, length=sizes.length, optimizer=OptimConfig())
-        tx = tx or run.optimizer.make(run.steps)
+        tx = tx or run.optimizer.make()
         self.objective, self.blueprint = objective, Blueprint(objective, spec, 0, Path())
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         weights = self.blueprint.build(lambda shape: one)
@@ -86,15 +86,16 @@ class Side:
         params = parts["params"]
         self.state = TrainState(jnp.int32(0), params, parts["rest"], {}, tx.init(params), jnp.int32(0))
         self.frozen, self.batch, self.metrics = parts["frozen"], batch, {}
+        self.pace = Pace(jnp.float32(3e-5), jnp.float32(0.0))
         self.step = jax.jit(partial(train_step, run, self.blueprint, tx), donate_argnums=0)
 
     def __call__(self) -> dict[str, Array]:
-        self.state, self.metrics = self.step(self.state, self.frozen, self.batch)
+        self.state, self.metrics = self.step(self.state, self.frozen, self.batch, self.pace)
         return self.metrics
 
     def gflop(self) -> float:
         """Return the arithmetic of one step."""
-        return flops.count(self.step.trace(self.state, self.frozen, self.batch).jaxpr) / 1e9
+        return flops.count(self.step.trace(self.state, self.frozen, self.batch, self.pace).jaxpr) / 1e9
 
 
 def sides(sizes: Sizes) -> dict[str, Side]:

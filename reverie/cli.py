@@ -39,14 +39,14 @@ class Help(argparse.Action):
 def demo(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.learn import demo
 
-    demo(args.out, play_it=args.play, minutes=args.minutes, port=args.port, browser=args.browser)
+    demo(args.out, play_it=args.play, minutes=args.minutes, fresh=args.fresh, port=args.port, browser=args.browser)
 
 
 def learn(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.learn import learn
 
     out = args.out or Path("runs") / Path(args.source).resolve().stem
-    learn(args.source, out, args.minutes)
+    learn(args.source, out, args.minutes, fresh=args.fresh)
     print(f"{out}: step into it with 'reverie play {out}'")
 
 
@@ -58,7 +58,7 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
     recipe = flags(type(recipe), rest, f"reverie train {args.preset}", default=recipe)
     from reverie.learn import train
 
-    train(recipe, args.out or Path("runs") / args.preset, args.minutes)
+    train(recipe, args.out or Path("runs") / args.preset, args.minutes, fresh=args.fresh)
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
@@ -191,6 +191,11 @@ def add_out(to: Parser, default: str | None = None) -> None:
     to.add_argument("--out", type=Path, default=default and Path(default), metavar="RUN", help="folder to fill")
 
 
+def add_training(to: Parser, minutes: str) -> None:
+    to.add_argument("--minutes", type=float, help=minutes)
+    to.add_argument("--fresh", action="store_true", help="begin anew, and lose what was trained in RUN before")
+
+
 def add_page(to: Parser) -> None:
     to.add_argument("--port", type=int, default=8000, help="port of the page (8000; 0 takes any free one)")
     to.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")
@@ -201,7 +206,7 @@ def _worlds(add: Callable[..., Parser]) -> None:
     one = add("demo", demo, "Train a small world in minutes, then play in it.",
               "reverie demo", "reverie demo --no-play --out runs/demo")  # fmt: skip
     add_out(one, "runs/demo")
-    one.add_argument("--minutes", type=float, help="how long it may train")
+    add_training(one, "how long it may train")
     one.add_argument("--no-play", dest="play", action="store_false", help="stop when the world is trained")
     add_page(one)
 
@@ -209,13 +214,13 @@ def _worlds(add: Callable[..., Parser]) -> None:
               "reverie learn clips/ --out runs/clips --minutes 60", "reverie learn platformer")  # fmt: skip
     one.add_argument("source", metavar="SOURCE", help="a folder of videos, a video, a store, or a source's name")
     add_out(one)
-    one.add_argument("--minutes", type=float, help="how long it may train")
+    add_training(one, "how long it may train")
 
     one = add("train", train, "Train a preset; every field of it is a flag.", "reverie list",
               "reverie train PRESET --out runs/mine", "reverie train PRESET --help", flags_of="preset")  # fmt: skip
     one.add_argument("preset", metavar="PRESET", help="a name from 'reverie list'")
     add_out(one)
-    one.add_argument("--minutes", type=float, help="as many steps as fit in this time, instead of the preset's")
+    add_training(one, "as many steps as fit in this time, instead of the preset's")
 
     one = add("eval", evaluate, "Measure a world: how sharp it is, and whether it obeys.",
               "reverie eval runs/demo", "reverie eval runs/demo --json > numbers.json",

@@ -35,7 +35,7 @@ from reverie.nn.compiled import cache_compilations
 from reverie.presets.comparison import Comparison
 from reverie.training import checkpoint, flops
 from reverie.training.blueprint import Blueprint
-from reverie.training.engine import Run, TrainState, fit, train_step
+from reverie.training.engine import Run, TrainState, fit, pace_of, train_step
 
 MADE = "comparison.json"
 ACTIONS = ("true", "latent")
@@ -120,12 +120,12 @@ def arithmetic(run: Run, folder: Path, dataset: Dataset) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     seen = run.objective.prepare(blueprint.merge(weights), dataset, folder / "cache" / "train")
     batch = next(batches(seen, batch=run.batch, length=run.length, seed=run.seed))
-    tx, number = run.optimizer.make(run.steps), jnp.zeros((), jnp.int32)
+    tx, number = run.optimizer.make(), jnp.zeros((), jnp.int32)
     ema = params if run.optimizer.ema else {}
     state = TrainState(number, params, rest, ema, jax.eval_shape(tx.init, params), number)
 
     def step(state: TrainState, frozen: dict, batch: dict):
-        return train_step(run, blueprint, tx, state, frozen, batch)
+        return train_step(run, blueprint, tx, state, frozen, batch, pace_of(run, 0))
 
     return flops.count(jax.jit(step).trace(state, frozen, batch).jaxpr)
 

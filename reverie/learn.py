@@ -41,15 +41,14 @@ SHARES = {"tokenizer": 0.4, "lam": 0.25, "dynamics": 0.35}  # of the time for tr
 TRIAL = 12  # steps by which a stage's speed is told
 
 
-def demo(out: Path, *, play_it: bool, minutes: float | None, port: int, browser: bool) -> None:
+def demo(out: Path, *, play_it: bool, minutes: float | None, fresh: bool, port: int, browser: bool) -> None:
     """Train a small world, then serve it."""
-    recipe = preset(DEMO)
-    train(recipe, out, minutes)
+    train(preset(DEMO), out, minutes, fresh=fresh)
     if play_it:
         play(out, port=port, open_browser=browser)
 
 
-def learn(source: str, out: Path, minutes: float | None = None) -> Path:
+def learn(source: str, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
     """Make a world out of ``source``: videos (a folder or a file), a store, an .npz, or the name of a source.
 
     ``minutes`` is how long training may take on this machine; steps and sizes follow from it.
@@ -60,11 +59,14 @@ def learn(source: str, out: Path, minutes: float | None = None) -> Path:
     minutes = MINUTES if minutes is None else minutes
     _check_minutes(minutes)
     recipe = fitting(spec, made or str(path.resolve()), minutes)
-    return train(recipe, out, minutes)
+    return train(recipe, out, minutes, fresh=fresh)
 
 
-def train(recipe: Recipe, out: Path, minutes: float | None = None) -> Path:
-    """Follow a recipe in the folder ``out``, skipping what is done; with ``minutes``, steps are as many as fit."""
+def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
+    """Follow a recipe in the folder ``out``, skipping what is done; with ``minutes``, steps are as many as fit.
+
+    ``fresh``: throw away first what was trained there; the data stay.
+    """
     _check_minutes(minutes)
     cache_compilations()
     began = time.perf_counter()
@@ -73,6 +75,9 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None) -> Path:
     dataset, held_out = open_dataset(out / "data", "train"), _held_out(out / "data")
     runs = {"tokenizer": recipe.tokenizer, "lam": recipe.lam, "dynamics": recipe.dynamics}
     runs = {name: _fitted(run, dataset) for name, run in runs.items() if run is not None}
+    for name in runs if fresh else ():
+        with checkpoint.owned(out / name):
+            checkpoint.clear(out / name)
     for name, run in runs.items():
         if minutes is not None:
             run = _in_time(run, out, name, dataset, minutes, list(runs))

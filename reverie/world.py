@@ -19,6 +19,7 @@ from reverie.errors import ReverieError
 from reverie.nn.compiled import compiled
 from reverie.nn.embed import from_start
 from reverie.nn.patch import to_uint8
+from reverie.nn.transformer import apart
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class Session:
         self.temperature = world.dynamics.temperature if temperature is None else temperature
         self.actions = world.config.actions
         if world not in _players:
-            _players[world] = compiled(world, _begin), compiled(world, _continue, donate=(0,), few_rows=True)
+            player = apart(world)
+            _players[world] = compiled(player, _begin), compiled(player, _continue, donate=(0,), few_rows=True)
         self._begin, self._continue = _players[world]
         self._memory = None
         self._time = 0

@@ -4,6 +4,7 @@ Eight CPU devices, so that sharding is real where a test asks for it (``devices`
 does. Warnings are errors (pyproject.toml lists the few exceptions and why).
 """
 
+import os
 import socket
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Most of the suite's time is XLA compiling: programs that end long before they would have been optimised, save those of
-# tests that train something (`optimised`). What took it long once is kept between runs.
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax-tests"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# tests that train something (`optimised`). What took it long once is kept between runs. The same holds for whatever a
+# test starts: commands as a user types them.
+for name, value in {
+    "jax_disable_most_optimizations": True,
+    "jax_compilation_cache_dir": str(ROOT / ".cache" / "jax-tests"),
+    "jax_persistent_cache_min_compile_time_secs": 0.5,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value).lower() if isinstance(value, bool) else str(value)
 
 # Shapes written as jaxtyping annotations are checked at every call; only here, so they cost a user nothing.
 install_import_hook(

@@ -75,26 +75,28 @@ def trained(config, batches, seed=1):
     graph, params, rest = nnx.split(config.make(nnx.Rngs(seed)), nnx.Param, ...)
     leaves, tree = jax.tree.flatten(params)
     weights = {str(i): leaf for i, leaf in enumerate(leaves)}
-    tx = OptimConfig(rate=1e-2, warmup=20, weight_decay=0.0).make(STEPS)
+    optimizer = OptimConfig(rate=1e-2, warmup=20, weight_decay=0.0)
+    tx = optimizer.make()
 
     def made(weights, rest):
         params = jax.tree.unflatten(tree, [weights[str(i)] for i in range(len(weights))])
         return nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, rest))
 
     @jax.jit
-    def train(weights, rest, opt, x, step):
+    def train(weights, rest, opt, x, step, rate, progress):
         def loss(weights):
             module = made(weights, rest)
-            value, _ = module.loss(x, jax.random.fold_in(KEY, step), step.astype(jnp.float32) / STEPS)
+            value, _ = module.loss(x, jax.random.fold_in(KEY, step), progress)
             return value, nnx.split(module, nnx.Param, ...)[2]
 
         (value, rest_now), grads = jax.value_and_grad(loss, has_aux=True)(weights)
         updates, opt = tx.update(grads, opt, weights)
-        return optax.apply_updates(weights, updates), rest_now, opt, value
+        return optax.apply_updates(weights, optax.tree.scale(rate, updates)), rest_now, opt, value
 
     opt, values = tx.init(weights), []
     for step in range(STEPS):
-        weights, rest, opt, value = train(weights, rest, opt, next(batches), np.int32(step))
+        pace = np.float32(optimizer.rate_at(step, STEPS)), np.float32(step / STEPS)
+        weights, rest, opt, value = train(weights, rest, opt, next(batches), np.int32(step), *pace)
         values.append(float(value))
     return made(weights, rest), values
 

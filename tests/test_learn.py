@@ -111,6 +111,19 @@ def test_what_was_cut_short_goes_on(made, tmp_path):
     assert whole["psnr"] == resumed["psnr"], "a world that was cut short is another one"
 
 
+def test_begun_anew_nothing_trained_is_left(made, tmp_path):
+    recipe, done = made
+    out = Path(shutil.copytree(done, tmp_path / "world", symlinks=True))
+    (out / "dynamics" / "notes.txt").write_text("mine")
+    longer = dataclasses.replace(recipe, dynamics=dataclasses.replace(recipe.dynamics, batch=4))
+    with pytest.raises(ReverieError, match=r"holds another run \(batch 2 -> 4\).*--fresh"):
+        train(longer, out)
+    before = stamps(out)
+    train(longer, out, fresh=True)
+    assert all(before[seal] < made for seal, made in stamps(out).items())
+    assert (out / "dynamics" / "notes.txt").exists() and (out / "data" / "manifest.json").exists()
+
+
 def test_other_data_do_not_go_into_the_same_world(made, tmp_path):
     recipe, out = made
     with pytest.raises(ReverieError, match="made from .*choose another"):

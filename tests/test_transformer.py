@@ -33,9 +33,9 @@ def clip(seed=0, tokens=N, length=T):
     return jax.random.normal(jax.random.key(seed), (B, length, tokens, M))
 
 
-def frame_by_frame(model, x, memory=None, unstacked=None):
+def frame_by_frame(model, x, memory=None):
     def step(memory, x):
-        y, fresh = model.step(x, memory, unstacked=unstacked)
+        y, fresh = model.step(x, memory)
         return remember(memory, fresh), y
 
     memory, y = jax.lax.scan(step, model.empty(len(x)) if memory is None else memory, jnp.swapaxes(x, 0, 1))
@@ -48,7 +48,7 @@ def variant(request):
 
 
 def test_frame_by_frame_is_the_whole_clip(variant):
-    whole, steps = jax.jit(lambda x: (variant(x), frame_by_frame(variant, x, unstacked=variant.unstacked())))(clip())
+    whole, steps = jax.jit(lambda x: (variant(x), frame_by_frame(variant, x)))(clip())
     # Eight bits of mantissa agree to a few hundredths; anything seen or missed that should not be is off by tenths.
     rounding = 1e-4 if variant.config.dtype == "auto" else 0.1
     np.testing.assert_allclose(steps, whole, atol=rounding)

@@ -21,6 +21,7 @@ from jax import Array
 from reverie.nn.compiled import compiled
 from reverie.nn.embed import random_actions
 from reverie.nn.patch import to_uint8
+from reverie.nn.transformer import apart
 from reverie.training import flops
 from reverie.world import Session, WorldModel, rollout
 
@@ -52,6 +53,7 @@ class Dreams:
 
     def __init__(self, world: WorldModel, *, batch: int = BATCH, seed: int = 0, temperature: float = 1.0):
         self.batch, self.seed, self.space = batch, seed, world.config.actions
+        world = apart(world)  # once, for all of these
         self._actions = compiled(world, lambda world, frames, actions, key: world.actions_of(frames, actions))
         self._reconstruct = compiled(world, _reconstruct)
         self._dream = compiled(world, partial(_dream, temperature))

@@ -100,12 +100,13 @@ def _name(patch: int, weights: Weights, before_BHWC: Array, after_BHWC: Array) -
 
 
 def _learn(name, weights, frames, actions, picks):
-    optimizer = OptimConfig(rate=3e-3, schedule="cosine", warmup=10, weight_decay=1e-3).make(STEPS)
+    config = OptimConfig(rate=3e-3, schedule="cosine", warmup=10, weight_decay=1e-3)
+    optimizer, rates = config.make(), np.array([config.rate_at(step, STEPS) for step in range(STEPS)], np.float32)
 
     @jax.jit
     def run(weights, frames_BTHWC, actions_BT, picks):
-        def step(state, pick):
-            weights, moments = state
+        def step(state, given):
+            (weights, moments), (pick, rate) = state, given
             clip, time = pick.T
 
             def loss(weights):
@@ -113,8 +114,8 @@ def _learn(name, weights, frames, actions, picks):
                 return optax.softmax_cross_entropy_with_integer_labels(logits, actions_BT[clip, time]).mean()
 
             changes, moments = optimizer.update(jax.grad(loss)(weights), moments, weights)
-            return (optax.apply_updates(weights, changes), moments), None
+            return (optax.apply_updates(weights, optax.tree.scale(rate, changes)), moments), None
 
-        return jax.lax.scan(step, (weights, optimizer.init(weights)), picks)[0][0]
+        return jax.lax.scan(step, (weights, optimizer.init(weights)), (picks, jnp.asarray(rates)))[0][0]
 
     return run(weights, frames, actions, picks)

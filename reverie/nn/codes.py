@@ -52,8 +52,11 @@ def ranking(logits_BTNV: Array, codes_BTN: Array) -> dict[str, Array]:
     return result | {"changed_top1": jnp.sum(first * moved) / (jnp.sum(moved) + 1e-6)}
 
 
-def draw(key: Array, logits: Array, heat: Array, top_k: int = 0, top_p: float = 1.0) -> Array:
+def draw(chance: Array, logits: Array, heat: Array, top_k: int = 0, top_p: float = 1.0) -> Array:
     """Draw codes (...) from softmax(logits / heat), logits (..., V); the likeliest for heat 0.
+
+    ``chance``: a uniform number in [0, 1) for each. Draw those of a loop before it: a call for random numbers is eighty
+    operations on CPU, however few they are.
 
     ``top_k`` > 0 leaves only the k likeliest; ``top_p`` < 1 the fewest that together have that probability (Holtzman et
     al. 2020, arXiv 1904.09751). By inverting the distribution function: one random number a token. Gumbel noise wants
@@ -70,8 +73,7 @@ def draw(key: Array, logits: Array, heat: Array, top_k: int = 0, top_p: float = 
         least = jnp.min(jnp.where(inside, falling, jnp.inf), axis=-1, keepdims=True)
         weights = jnp.where(weights >= least, weights, 0.0)
     below = _running_sums(weights)
-    chance = jax.random.uniform(key, (*below.shape[:-1], 1)) * below[..., -1:]
-    return jnp.sum((below <= chance).astype(jnp.int32), axis=-1)
+    return jnp.sum((below <= chance[..., None] * below[..., -1:]).astype(jnp.int32), axis=-1)
 
 
 def _running_sums(x: Array) -> Array:

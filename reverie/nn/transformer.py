@@ -2,7 +2,8 @@
 
 Attention is factorised: tokens of one frame read each other (space), and each token reads itself in earlier frames
 (time, causal, in a sliding window). Layers come in groups of ``time_every``, of which the last one looks back; the
-groups' weights are stacked, so they can be scanned (small programs, fast compiles) or unrolled (faster on CPU).
+groups' weights are stacked, so they can be scanned (small programs, fast compiles) or unrolled (faster on CPU, most of
+all once they are cut ``apart``).
 
 Pre-norm RMSNorm, rotary positions in time and in both directions of space, optional QK-norm, grouped key/value heads,
 logit soft cap, register tokens. Sources: ST-transformer of Genie (arXiv 2402.15391, section 2.1); the efficient
@@ -123,7 +124,7 @@ class SpaceTimeTransformer(nnx.Module):
         if config.registers:
             self.registers = learned(rngs, config.registers, config.width)
         groups = config.depth // config.group
-        self.groups = nnx.vmap(lambda r: Group(config, rngs=r))(rngs.split(groups)) if groups else None
+        self.groups: Any = nnx.vmap(lambda r: Group(config, rngs=r))(rngs.split(groups)) if groups else None
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
 
     def empty(self, batch: int) -> Memory:
@@ -140,7 +141,6 @@ class SpaceTimeTransformer(nnx.Module):
         *,
         times: Times | None = None,
         clips_BT: Array | None = None,
-        unstacked: list | None = None,
     ) -> Array:
         """A whole clip at once. ``mask_NN`` is True where token n may read token m of its own frame; or (T, N, N).
 
@@ -156,19 +156,15 @@ class SpaceTimeTransformer(nnx.Module):
         at = jnp.arange(x_BTNM.shape[1], dtype=jnp.uint32) if times is None else times.positions
         x, mask, space = self._frames(x_BTNM, mask_NN)
         run = Looking(c, space, rotary_time(at, c.head), mask, seen=seen)
-        return self._run(x, run, None, unstacked)[0]
+        return self._run(x, run, None)[0]
 
-    def step(
-        self, x_BNM: Array, memory: Memory, mask_NN: Array | None = None, unstacked: list | None = None
-    ) -> tuple[Array, Fresh]:
+    def step(self, x_BNM: Array, memory: Memory, mask_NN: Array | None = None) -> tuple[Array, Fresh]:
         """One frame, past ones from memory: (B, N, M), and its own keys and values, for ``remember``."""
         x, mask, space = self._frames(x_BNM[:, None], mask_NN)
-        x, fresh, _ = self._run(x, self._looking_back(memory, space, mask), memory, unstacked)
+        x, fresh, _ = self._run(x, self._looking_back(memory, space, mask), memory)
         return x[:, 0], fresh
 
-    def tokens_step(
-        self, x_BnM: Array, first: Array, mask_nN: Array, memory: Memory, kept: Kept, unstacked: list | None = None
-    ) -> tuple[Array, Kept]:
+    def tokens_step(self, x_BnM: Array, first: Array, mask_nN: Array, memory: Memory, kept: Kept) -> tuple[Array, Kept]:
         """Some tokens of the frame being made, those at ``first`` and after: (B, n, M) and what is kept of them.
 
         Their frame's other tokens are read from ``kept``, where ``mask_nN`` is True, past frames from memory; so a
@@ -180,7 +176,7 @@ class SpaceTimeTransformer(nnx.Module):
         own = jax.tree.map(
             lambda ring: jax.lax.dynamic_slice_in_dim(ring, first, x_BnM.shape[1], axis=ring.ndim - 4), memory.layers
         )
-        x, _, kept = self._run(x, run, memory._replace(layers=own), unstacked, kept)
+        x, _, kept = self._run(x, run, memory._replace(layers=own), kept)
         return x[:, 0], kept
 
     def nothing_kept(self, batch: int) -> Kept:
@@ -188,22 +184,27 @@ class SpaceTimeTransformer(nnx.Module):
         c = self.config
         if self.groups is None:
             return ()
-        groups = c.depth // c.group
+        groups, one = c.depth // c.group, self.groups if isinstance(self.groups, Group) else self.groups[0]
         shape = (batch, self.tokens, c.kv_heads or c.heads, c.head)
         nothing = jnp.zeros((groups, *shape) if c.scan else shape, compute_dtype(c.dtype))
-        layers = tuple((nothing, nothing) if layer.space is not None else () for layer in self.groups.layers)
+        layers = tuple((nothing, nothing) if layer.space is not None else () for layer in one.layers)
         return (layers,) * (1 if c.scan else groups)
 
-    def unstacked(self) -> list | None:
-        """Return each group's own weights, to be given to what runs in a loop; None where groups are scanned.
+    def cut(self) -> None:
+        """Hold each group's weights in arrays of their own, unless groups are scanned: see ``apart``."""
+        if self.groups is not None and not self.config.scan:
+            self.groups = nnx.List(self._each())
 
-        A run cuts them out of the stack itself, but inside a loop that would copy all weights in every turn: more bytes
-        than a small frame's arithmetic needs.
-        """
-        if self.config.scan or self.groups is None:
-            return None
-        weights = nnx.split(self.groups)[1]
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], weights) for i in range(self.config.depth // self.config.group)]
+    def _each(self) -> list[Group]:
+        """Return the groups, one by one."""
+        if not isinstance(self.groups, Group):
+            return list(self.groups or ())
+        graph, stack = nnx.split(self.groups)
+        each = range(self.config.depth // self.config.group)
+        return [
+            nnx.merge(graph, jax.tree.map(lambda leaf, i=i: jax.lax.index_in_dim(leaf, i, keepdims=False), stack))
+            for i in each
+        ]
 
     def _frames(self, x: Array, mask: Array | None, place: Array | None = None):
         """Tokens with their places and registers, who reads whom, and the rotations of space; ``place``: of some."""
@@ -228,12 +229,13 @@ class SpaceTimeTransformer(nnx.Module):
         readable = memory_of.readable(c.window - 1, memory.time)
         return Looking(c, space, rotary_time(memory.time[None], c.head), mask, seen=readable)
 
-    def _run(self, x: Array, how: Looking, memory: Memory | None, unstacked: list | None = None, kept: Kept = ()):
+    def _run(self, x: Array, how: Looking, memory: Memory | None, kept: Kept = ()):
         """Run all groups: tokens out, and what they would remember and keep; each group has its share of both."""
         c = self.config
         fresh: list = []
         if self.groups is not None:
-            graph, weights = nnx.split(self.groups)
+            parts = [nnx.split(group) for group in ([self.groups] if c.scan else self._each())]
+            graph, weights = parts[0][0], [part[1] for part in parts]
 
             def run(x: Any, inputs: Any) -> Any:
                 weights, past, kept = inputs
@@ -245,17 +247,29 @@ class SpaceTimeTransformer(nnx.Module):
             count, pasts = c.depth // c.group, memory.layers if memory is not None else ()
             if c.scan:
                 x, (fresh, kept) = jax.lax.scan(
-                    step, x, (weights, *(each[0] if each else None for each in (pasts, kept)))
+                    step, x, (weights[0], *(each[0] if each else None for each in (pasts, kept)))
                 )
                 fresh, kept = ([fresh] if pasts else []), (kept,)
             else:
                 pairs = [list(each) or [None] * count for each in (pasts, kept)]
                 done = []
-                for inputs in zip(unstacked or self.unstacked() or (), *pairs, strict=True):
+                for inputs in zip(weights, *pairs, strict=True):
                     x, out = step(x, inputs)
                     done.append(out)
                 fresh, kept = [out[0] for out in done if pasts], tuple(out[1] for out in done)
         return self.norm(x[:, :, : self.tokens]), tuple(fresh), kept
+
+
+def apart(model: nnx.Module) -> Any:
+    """Return the model with every transformer's groups cut out of their stacks, where they are not scanned.
+
+    Cutting copies weights; unless it was done before, a program does it in every call, and in every turn of its loops:
+    for a small frame as much work as making it.
+    """
+    model = nnx.clone(model)
+    for module in [module for _, module in nnx.iter_modules(model) if isinstance(module, SpaceTimeTransformer)]:
+        module.cut()
+    return model
 
 
 def _admit(mask_NN, registers: int):

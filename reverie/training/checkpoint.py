@@ -36,6 +36,7 @@ except ImportError:  # Windows
 from reverie import config
 from reverie.errors import ReverieError, did_you_mean
 from reverie.training.blueprint import Blueprint, Place, Weights
+from reverie.training.sharding import wait_for_all
 
 FORMAT = 1  # of run.json and of what lies beside it
 RECORD, CHECKPOINTS = "run.json", "checkpoints"
@@ -129,6 +130,17 @@ def owned(folder: Path) -> Iterator[None]:
         if error.errno not in FULL | CLOSED:
             raise
         raise ReverieError(f"cannot write to '{folder}': {error.strerror}.") from error
+
+
+def clear(folder: Path) -> None:
+    """Throw away what a run has left in its folder, and nothing else that may lie there."""
+    wait_for_all("before")
+    if jax.process_index() == 0:
+        for name in (CHECKPOINTS, "report", "cache"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "timing.jsonl", RECORD):
+            (folder / name).unlink(missing_ok=True)
+    wait_for_all("cleared")
 
 
 def load(path: str | Path) -> Any:

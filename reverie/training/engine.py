@@ -10,7 +10,6 @@ B rows of a batch.
 
 import contextlib
 import functools
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ import optax
 from einops import rearrange
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from reverie import config
 from reverie.data.episode import Dataset
@@ -111,16 +110,28 @@ class Interrupted(SystemExit):
     """A signal asked the run to stop; it has been saved. The exit code is 128 + the signal's number."""
 
 
+class Pace(NamedTuple):
+    """Where in its run a step is: its learning rate, and the share of the steps made before it."""
+
+    rate: Any
+    progress: Any
+
+
 def train_step(
-    run: Run, blueprint: Blueprint, tx: optax.GradientTransformation, state: TrainState, frozen: Weights, batch: dict
+    run: Run,
+    blueprint: Blueprint,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    frozen: Weights,
+    batch: dict,
+    pace: Pace,
 ) -> tuple[TrainState, Scalars]:
-    """Make one update; pure, and all there is to training."""
+    """Make one update; pure, and all there is to training. The program is the same however many steps the run has."""
     key = jax.random.fold_in(jax.random.key(run.seed), state.step)
-    progress = state.step.astype(jnp.float32) / run.steps
 
     def loss(params: Weights, rest: Weights, batch: dict, key: Array):
         model = blueprint.merge(frozen, params, rest)
-        value, metrics = run.objective.loss(model, batch, key, progress)
+        value, metrics = run.objective.loss(model, batch, key, pace.progress)
         return value, ({**metrics, "loss": value}, blueprint.split(model, "rest"))
 
     gradient = jax.grad(loss, has_aux=True)
@@ -141,14 +152,18 @@ def train_step(
         metrics = jax.tree.map(lambda values: jnp.mean(values, axis=0), each)
     norm = optax.tree.norm(grads)
     updates, opt = tx.update(grads, state.opt, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, optax.tree.scale(pace.rate, updates))
     step = state.step + 1
     fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     broken = jnp.where((state.broken == 0) & ~fine, step, state.broken)
     ema = average(state.ema, params, run.optimizer.ema, step)
-    rate = run.optimizer.rates(run.steps)(state.step)
-    metrics |= {"grad_norm": norm, "learning_rate": rate, "broken": broken}
+    metrics |= {"grad_norm": norm, "learning_rate": pace.rate, "broken": broken}
     return TrainState(step, params, rest, ema, opt, broken), metrics
+
+
+def pace_of(run: Run, step: int) -> Pace:
+    """The pace of the step after ``step`` others."""
+    return Pace(np.float32(run.optimizer.rate_at(step, run.steps)), np.float32(step / run.steps))
 
 
 def fit(
@@ -176,7 +191,7 @@ def fit(
     blueprint = Blueprint(run.objective, dataset.spec, run.seed, out)
     with checkpoint.owned(out):
         if fresh:
-            _clear(out)
+            checkpoint.clear(out)
         state, frozen = _state(run, out, blueprint, mesh, newest)
         if jax.process_index() == 0:
             checkpoint.write_record(out, Record(run, dataset.spec, dataset.fingerprint, blueprint.fingerprint()))
@@ -236,9 +251,10 @@ def _train(
             if last:
                 break
             batch = sharding.put_batch(mesh, next(stream))
+            pace = sharding.put_everywhere(mesh, pace_of(run, n))
             if n == start:
-                log.flops = flops.count(step.trace(state, frozen, batch).jaxpr)
-            state, metrics = step(state, frozen, batch)
+                log.flops = flops.count(step.trace(state, frozen, batch, pace).jaxpr)
+            state, metrics = step(state, frozen, batch, pace)
             if n == start:
                 jax.block_until_ready(metrics)
                 log.pause(n + 1)  # compiling is not training
@@ -270,9 +286,9 @@ def _read(metrics: Scalars, writer: Writer, log: Log, n: int, write: bool) -> No
 def _compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState) -> Any:
     same = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
-        functools.partial(train_step, run, blueprint, run.optimizer.make(run.steps)),
+        functools.partial(train_step, run, blueprint, run.optimizer.make()),
         donate_argnums=0,
-        out_shardings=(same, NamedSharding(mesh, PartitionSpec())),
+        out_shardings=(same, sharding.everywhere(mesh)),
     )
 
 
@@ -284,14 +300,13 @@ def _compile_report(
         return lambda state: {}
     places = int(np.maximum(held_out.lengths - run.length + 1, 0).sum())
     batch = clips(held_out, length=run.length, count=min(run.report_clips, places), seed=run.seed)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    batch = {name: jax.device_put(array, everywhere) for name, array in batch.items()}
+    batch = sharding.put_everywhere(mesh, batch)
 
     def report(params: Weights, rest: Weights, frozen: Weights, batch: dict) -> Scalars:
         key = jax.random.fold_in(jax.random.key(run.seed), jnp.uint32(2**32 - 2))
         return run.objective.report(blueprint.merge(frozen, params, rest), batch, key)
 
-    compiled = jax.jit(report, out_shardings=everywhere)
+    compiled = jax.jit(report, out_shardings=sharding.everywhere(mesh))
     return lambda state: jax.device_get(compiled(state.ema or state.params, state.rest, frozen, batch))
 
 
@@ -304,17 +319,6 @@ def _datasets(run: Run, out: Path, dataset: Dataset | None, held_out: Dataset | 
     if held_out is None or not (held_out.lengths >= run.length).any():
         held_out = dataset
     return dataset, held_out
-
-
-def _clear(out: Path) -> None:
-    """Throw away what a run has left in its folder, and nothing else that may lie there."""
-    sharding.wait_for_all("before")
-    if jax.process_index() == 0:
-        for name in (checkpoint.CHECKPOINTS, "report", "cache"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "timing.jsonl", checkpoint.RECORD):
-            (out / name).unlink(missing_ok=True)
-    sharding.wait_for_all("cleared")
 
 
 def _resume_from(run: Run, out: Path, dataset: Dataset) -> int | None:
@@ -372,7 +376,7 @@ def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | 
         sharding.wait_for_all("restored")
     weights = blueprint.build(place, found.get("weights"))
     params, rest, frozen = ({name: weights[name] for name in blueprint.parts[part]} for part in blueprint.parts)
-    tx = run.optimizer.make(run.steps)
+    tx = run.optimizer.make()
     shapes = jax.eval_shape(tx.init, params)
     if found:
         names = checkpoint.named(shapes)

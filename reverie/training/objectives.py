@@ -27,6 +27,7 @@ from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.embed import random_actions
 from reverie.nn.patch import to_uint8
 from reverie.nn.quantise import usage
+from reverie.nn.transformer import apart
 from reverie.training.checkpoint import load
 from reverie.training.tokens import Joined, cached
 from reverie.world import WorldConfig, WorldModel, rollout
@@ -166,20 +167,19 @@ class DynamicsObjective:
         From one frame on, all the rest is dreamed. The picture shows reconstruction, dream, and dream with random
         actions, one below the other.
         """
-        latents = batch["latents"]
+        model, latents = apart(model), batch["latents"]
         actions = model.lam.infer(batch["frames"]) if self._together else batch["actions"]
         numbers = model.dynamics.report(latents, actions, key)
-        length = latents.shape[1] - 1
         truth = to_uint8(model.tokenizer.decode(latents))
         space = model.config.actions
-        chance = random_actions(space, key, actions.shape[:2])
-        first = jnp.asarray(space.start(actions.shape[:1]))
-        dreams = []
-        for which in (actions, chance if space.size else actions):
-            memory, _ = model.dynamics.observe(model.dynamics.empty(len(latents)), latents[:, 0], first)
-            _, steps = rollout(model.dynamics, memory, None, which[:, 1:], key, length)
-            dreamed = jnp.concatenate([latents[:, :1], jnp.swapaxes(steps.latents, 0, 1)], axis=1)
-            dreams.append(to_uint8(model.tokenizer.decode(dreamed)))
+        chance = random_actions(space, key, actions.shape[:2]) if space.size else actions
+        # Both dreams at once: one program to compile.
+        seen, along = jnp.concatenate([latents, latents]), jnp.concatenate([actions, chance])
+        start = jnp.asarray(space.start(along.shape[:1]))
+        memory, _ = model.dynamics.observe(model.dynamics.empty(len(seen)), seen[:, 0], start)
+        _, steps = rollout(model.dynamics, memory, None, along[:, 1:], key, latents.shape[1] - 1)
+        dreamed = jnp.concatenate([seen[:, :1], jnp.swapaxes(steps.latents, 0, 1)], axis=1)
+        dreams = jnp.split(to_uint8(model.tokenizer.decode(dreamed)), 2)
         near, far = (jnp.mean(psnr(truth[:, 1:], dream[:, 1:])) for dream in dreams)
         copied = jnp.mean(psnr(truth[:, 1:], jnp.broadcast_to(truth[:, :1], truth[:, 1:].shape)))
         numbers |= {"psnr": near, "psnr_random_actions": far, "delta_psnr": near - far, "psnr_copy_first": copied}

@@ -5,6 +5,7 @@ our modules keep, exactly the matrices that multiply features are called ``kerne
 biases, embeddings, learned tokens and codebooks are not. Kernels of stacked layers have a leading axis per layer.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,24 +52,23 @@ class OptimConfig:
         decay = self.decay if self.schedule == "wsd" else 0.0
         return max(min(self.warmup, steps), steps - round(decay * steps))
 
-    def rates(self, steps: int) -> optax.Schedule:
-        """Return the learning rate as a function of the number of updates made."""
-        fall = max(self.fall(steps), min(self.warmup, steps))
-        end = self.floor * self.rate
-        if self.schedule == "cosine":
-            last = optax.cosine_decay_schedule(self.rate, max(steps - fall, 1), self.floor)
-        else:
-            last = optax.linear_schedule(self.rate, end if self.schedule == "wsd" else self.rate, max(steps - fall, 1))
-        warm = optax.linear_schedule(0.0, self.rate, max(self.warmup, 1))
-        flat = optax.constant_schedule(self.rate)
-        return _promoting(optax.join_schedules([warm, flat, last], [self.warmup, fall]))
+    def rate_at(self, step: int, steps: int) -> float:
+        """Return the learning rate of the update after ``step`` others, in a run of ``steps``."""
+        if step < self.warmup:
+            return self.rate * step / self.warmup
+        fall = max(self.fall(steps), self.warmup)
+        fallen = max(step - fall, 0) / max(steps - fall, 1)
+        left = (1 + math.cos(math.pi * fallen)) / 2 if self.schedule == "cosine" else 1 - fallen
+        return self.rate * (self.floor + (1 - self.floor) * left)
 
-    def make(self, steps: int) -> optax.GradientTransformation:
-        """Return the optimiser of a run of ``steps`` steps, over weights by name; moments are float32."""
-        rates = self.rates(steps)
-        adamw = optax.adamw(rates, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=matrices)
+    def make(self) -> optax.GradientTransformation:
+        """Return the optimiser over weights by name, its updates to be multiplied by the rate; moments are float32.
+
+        So the program of a step does not depend on the schedule, nor on how many steps a run has.
+        """
+        adamw = optax.adamw(1.0, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=matrices)
         muon = optax.contrib.muon(
-            rates,
+            1.0,
             weight_decay=self.weight_decay,
             muon_weight_dimension_numbers=_muon_axes,
             consistent_rms=0.2,  # updates as large as Adam's, so one rate and one decay serve both (arXiv 2502.16982)

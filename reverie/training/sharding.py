@@ -72,13 +72,27 @@ def shardings(mesh: Mesh, tree: Any, layout: Layout) -> Any:
     return jax.tree.map(lambda leaf: sharding(mesh, leaf.shape, layout), tree)
 
 
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """Of an array of which each device has a copy."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Make global arrays, rows spread over the devices, of what this process read of a batch."""
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    with jax.transfer_guard(
-        "allow"
-    ):  # this is the one transfer meant to happen; with several processes it counts as implicit
+    with meant():
         return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
+
+
+def put_everywhere(mesh: Mesh, tree: Any) -> Any:
+    """Copy what every process has alike to each device."""
+    with meant():
+        return jax.device_put(tree, everywhere(mesh))
+
+
+def meant() -> Any:
+    """Around a transfer that is meant to happen; with several processes even an explicit one counts as implicit."""
+    return jax.transfer_guard("allow")
 
 
 def check_batch(mesh: Mesh, batch: int, accumulate: int) -> None:

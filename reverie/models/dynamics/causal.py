@@ -122,7 +122,6 @@ class Causal(nnx.Module):
     ) -> tuple[Past, Array, Array]:
         """Dream the frame ``actions_B`` leads to: (memory with it taken in, latents (B, N), features (B, N, M))."""
         block, order = self.config.block, jnp.asarray(self.order)
-        unstacked = self.transformer.unstacked()
 
         def predict(latents_BN, first, kept):
             late = jnp.pad(latents_BN, ((0, 0), (block, 0)), constant_values=self.config.codes)
@@ -131,7 +130,7 @@ class Causal(nnx.Module):
             )
             x = self._draft(late, actions_B[:, None], before)[:, 0]
             mask = jax.lax.dynamic_slice_in_dim(order, first, block)
-            y, kept = self.transformer.tokens_step(x, first, mask, memory.ring, kept, unstacked)
+            y, kept = self.transformer.tokens_step(x, first, mask, memory.ring, kept)
             return self.head(y).astype(jnp.float32), kept
 
         kept = self.transformer.nothing_kept(len(actions_B))
@@ -158,15 +157,17 @@ class Causal(nnx.Module):
         """Fill a frame block by block, (B, N). ``predict``: (latents, first, kept) -> logits (B, n, V) there, kept."""
         c = self.config
         heat = jnp.asarray(self.temperature if temperature is None else temperature, jnp.float32)
+        blocks = self.tokens // c.block
+        chance = jax.random.uniform(key, (blocks, batch, c.block))
 
         def fill(i, carry):
             latents, kept = carry
             logits, kept = predict(latents, i * c.block, kept)
-            codes = draw(jax.random.fold_in(key, i), logits, heat, c.top_k, c.top_p)
+            codes = draw(chance[i], logits, heat, c.top_k, c.top_p)
             return jax.lax.dynamic_update_slice_in_dim(latents, codes, i * c.block, axis=1), kept
 
         start = jnp.full((batch, self.tokens), c.codes, jnp.int32)
-        return jax.lax.fori_loop(0, self.tokens // c.block, fill, (start, kept))[0]
+        return jax.lax.fori_loop(0, blocks, fill, (start, kept))[0]
 
     # -- tokens in ---------------------------------------------------------------------------------------------------
 

@@ -191,11 +191,10 @@ class Diffusion(nnx.Module):
         self, memory: Remembered, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[Remembered, Array, Array]:
         """Dream the frame ``actions_B`` leads to: (memory with it taken in, latents (B, N, L), features (B, N, M))."""
-        unstacked = self.transformer.unstacked()
 
         def predict(point, level):
             label = self._label(level, 1 / self.config.passes)
-            return self._data(self._step(memory, point, label, actions_B, unstacked)[0], point, level)
+            return self._data(self._step(memory, point, label, actions_B)[0], point, level)
 
         latents = denoise(predict, self._noise(key, len(actions_B), temperature), self.config.passes)
         memory, h = self.observe(memory, latents, actions_B)
@@ -211,14 +210,13 @@ class Diffusion(nnx.Module):
         batch, length = latents_BTNL.shape[:2]
         past = jnp.stack([self._remembered(latents_BTNL[:, t], jnp.uint32(t)) for t in range(length)], axis=1)
         before = earlier(past, 0)
-        unstacked = self.transformer.unstacked()
 
         def predict(point, level):
             x = jnp.concatenate([past, point[:, None]], axis=1)
             labels = self._label(jnp.full((batch, length), self.config.context_level))
             now = jnp.broadcast_to(self._label(level, 1 / self.config.passes), (batch, 1, labels.shape[-1]))
             x = self._embed(x, jnp.concatenate([labels, now], axis=1), actions_BT, before)
-            y = self.transformer(x, unstacked=unstacked)[:, -1]
+            y = self.transformer(x)[:, -1]
             return self._data(y, point, level)
 
         return denoise(predict, self._noise(key, batch, temperature), self.config.passes)
@@ -234,10 +232,10 @@ class Diffusion(nnx.Module):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), time), latents_BNL.shape[1:])
         return noised(latents_BNL, noise[None], jnp.float32(self.config.context_level))
 
-    def _step(self, memory, point_BNL, label, actions_B, unstacked=None):
+    def _step(self, memory, point_BNL, label, actions_B):
         labels = jnp.broadcast_to(label, (len(point_BNL), 1, label.shape[-1]))
         x = self._embed(point_BNL[:, None], labels, actions_B[:, None], memory.last_BNL[:, None])[:, 0]
-        h, fresh = self.transformer.step(x, memory.ring, unstacked=unstacked)
+        h, fresh = self.transformer.step(x, memory.ring)
         return h[:, : self.tokens], fresh
 
     def _label(self, level: Array, size: Array | float = 0.0) -> Array:

@@ -123,10 +123,9 @@ class MaskGIT(nnx.Module):
         self, memory: Past, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[Past, Array, Array]:
         """Dream the frame ``actions_B`` leads to: (memory with it taken in, latents (B, N), features (B, N, M))."""
-        unstacked = self.transformer.unstacked()
 
         def predict(latents_BN):
-            return self._logits(self._step(memory, latents_BN, actions_B, unstacked)[0])
+            return self._logits(self._step(memory, latents_BN, actions_B)[0])
 
         latents = self.sample(predict, len(actions_B), key, temperature)
         memory, h = self.observe(memory, latents, actions_B)
@@ -140,12 +139,10 @@ class MaskGIT(nnx.Module):
         For tests and benchmarks: it must dream the same frame, and shows what memory saves.
         """
 
-        unstacked = self.transformer.unstacked()
-
         def predict(latents_BN):
             x = jnp.concatenate([latents_BTN, latents_BN[:, None]], axis=1)
             x = self._embed(x, actions_BT, earlier(latents_BTN, self.config.codes))
-            return self._logits(self.transformer(x, unstacked=unstacked)[:, -1])
+            return self._logits(self.transformer(x)[:, -1])
 
         return self.sample(predict, len(latents_BTN), key, temperature)
 
@@ -155,14 +152,16 @@ class MaskGIT(nnx.Module):
         heat = jnp.asarray(self.temperature if temperature is None else temperature, jnp.float32)
         # Tokens still hidden after pass k: cosine schedule, none after the last.
         left = np.floor(tokens * np.cos(np.pi / 2 * np.arange(1, c.passes + 1) / c.passes) + 1e-6).astype(np.int32)
+        key_code, key_order = jax.random.split(key)
+        chance = jax.random.uniform(key_code, (c.passes, batch, tokens))
+        doubt = jax.random.gumbel(key_order, (c.passes, batch, tokens))
 
         def refine(k, latents):
-            key_code, key_order = jax.random.split(jax.random.fold_in(key, k))
             logits = predict(latents)
-            codes = draw(key_code, logits, heat)
+            codes = draw(chance[k], logits, heat)
             confidence = -surprise(logits, codes)
             cooling = heat * (1 - (k + 1).astype(jnp.float32) / c.passes)
-            confidence = confidence + cooling * jax.random.gumbel(key_order, confidence.shape)
+            confidence = confidence + cooling * doubt[k]
             hidden = latents == c.codes
             confidence = jnp.where(hidden, confidence, jnp.inf)
             rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)  # 0: least sure
@@ -181,9 +180,9 @@ class MaskGIT(nnx.Module):
         action = self.actions(actions)[:, :, None]
         return jnp.concatenate([x, action], axis=2) if self.prepend else x + action
 
-    def _step(self, memory, latents_BN, actions_B, unstacked=None):
+    def _step(self, memory, latents_BN, actions_B):
         x = self._embed(latents_BN[:, None], actions_B[:, None], memory.last_BN[:, None])[:, 0]
-        h, fresh = self.transformer.step(x, memory.ring, unstacked=unstacked)
+        h, fresh = self.transformer.step(x, memory.ring)
         return h[:, : self.tokens], fresh
 
     def _logits(self, x):
