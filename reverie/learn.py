@@ -88,7 +88,9 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
         fit(run, out / name, dataset=dataset, held_out=held_out)
     write_starts(out)
     if not (out / "eval.json").exists() or not _is_newest(out / "eval.json", out / "dynamics" / checkpoint.RECORD):
-        evaluate(out, clips=recipe.clips, horizon=recipe.horizon)
+        # Measuring takes a minute or two: less where there was less to train.
+        clips = recipe.clips if minutes is None else min(recipe.clips, max(8, round(4 * minutes)))
+        evaluate(out, clips=clips, horizon=recipe.horizon)
     _say(f"{out.name}: ready after {(time.perf_counter() - began) / 60:.1f} minutes")
     return out
 

@@ -103,6 +103,11 @@ class Dreams:
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
+def shared(clips: int) -> int:
+    """Return the size of as few batches as ``clips`` need, all alike, so that little is wasted on the last."""
+    return -(-clips // -(-clips // BATCH))
+
+
 def played(world: WorldModel, seen_THWC: np.ndarray, actions_T: np.ndarray, seed: int = 0) -> np.ndarray:
     """Return the seconds that each of many frames of one player took, decoded and copied to the host."""
     session = Session(world, seed=seed)

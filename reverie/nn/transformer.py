@@ -13,6 +13,7 @@ Shapes: B batch, T time, N tokens per frame, M model width, K heads, G key/value
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -200,11 +201,7 @@ class SpaceTimeTransformer(nnx.Module):
         if not isinstance(self.groups, Group):
             return list(self.groups or ())
         graph, stack = nnx.split(self.groups)
-        each = range(self.config.depth // self.config.group)
-        return [
-            nnx.merge(graph, jax.tree.map(lambda leaf, i=i: jax.lax.index_in_dim(leaf, i, keepdims=False), stack))
-            for i in each
-        ]
+        return [nnx.merge(graph, weights) for weights in _unstacked(stack, self.config.depth // self.config.group)]
 
     def _frames(self, x: Array, mask: Array | None, place: Array | None = None):
         """Tokens with their places and registers, who reads whom, and the rotations of space; ``place``: of some."""
@@ -258,6 +255,11 @@ class SpaceTimeTransformer(nnx.Module):
                     done.append(out)
                 fresh, kept = [out[0] for out in done if pasts], tuple(out[1] for out in done)
         return self.norm(x[:, :, : self.tokens]), tuple(fresh), kept
+
+
+@partial(jax.jit, static_argnums=1)  # one program, where slice by slice would be a hundred
+def _unstacked(stack: Any, count: int) -> list:
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(count)]
 
 
 def apart(model: nnx.Module) -> Any:
