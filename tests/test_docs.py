@@ -25,12 +25,12 @@ HISTORY = {ROOT / "docs" / "log.md", *(ROOT / "docs" / "decisions").glob("*.md")
 LIVING = [page for page in PAGES if page not in HISTORY]
 TYPED_ELSEWHERE = {ROOT / "docs" / "add-a-dynamics.md"}  # into a copy of the package: tests/test_add_a_dynamics.py
 
-LITTLE = "--minutes 0.2"  # long enough to go through every stage; what comes of it is no picture to look at
+MINIATURE = shlex.join([sys.executable, str(ROOT / "tests" / "rehearsal.py")])
 REHEARSED = [  # (how a command begins, what becomes of it)
     ("reverie play", "serve"),  # waits for a player: the page is fetched, then it is interrupted
-    ("reverie demo", f"append --no-play {LITTLE}"),
-    ("reverie learn", f"append {LITTLE}"),
-    ("reverie train", "append --minutes 0.2"),
+    ("reverie demo", "append --no-play --minutes 0.2"),  # real sizes; too few steps for a picture to look at
+    ("reverie learn", "miniature"),  # minutes of training, or hours
+    ("reverie train", "miniature"),
     ("make", "dry"),  # `make -n` in the repository: the target exists. What it would run is run here and in other tests
     ("git clone", "leave"),  # no network
     ("cd reverie", "leave"),
@@ -78,6 +78,8 @@ def rehearse(command: str, place: Path, env: dict[str, str]) -> None:
         return
     if how == "dry":
         command, place = f"make -n {command.removeprefix('make')}", ROOT
+    if how == "miniature":
+        command = f"{MINIATURE} {command.removeprefix('reverie')}"
     command += how.removeprefix("append") if how.startswith("append") else ""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command], cwd=place, env=env, capture_output=True, text=True

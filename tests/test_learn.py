@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_presets import miniature
+from miniature import shrunk
 from test_videos import write
 
 import reverie
 from reverie import cli
 from reverie import learn as module
 from reverie.data.arrays import ArrayDataset
-from reverie.data.episode import Spec
 from reverie.data.sources.square import SquareConfig
 from reverie.data.sources.videos import VideosConfig
 from reverie.data.store import write_store
@@ -41,13 +40,6 @@ def films(folder: Path, count: int = 3, frames: int = 20) -> Path:
             pictures[-1][place[0] : place[0] + 8, place[1] : place[1] + 8] = (250, 220, 60)
         write(folder / f"{index}.mkv", pictures, 10)
     return folder
-
-
-def shrunk(recipe: Recipe, spec: Spec) -> Recipe:
-    """The same recipe, small enough to be followed here."""
-    objective = dataclasses.replace(recipe.dynamics.objective, context=3)
-    recipe = dataclasses.replace(recipe, dynamics=dataclasses.replace(recipe.dynamics, objective=objective))
-    return dataclasses.replace(recipe, clips=2, horizon=4, **miniature(recipe, spec.frame))
 
 
 @pytest.fixture(scope="module")

@@ -3,27 +3,24 @@
 import json
 import os
 import shutil
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from miniature import miniature
 
 from reverie import config
 from reverie.actions import START
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Episode, Spec
 from reverie.errors import ReverieError
-from reverie.models.lams.pixels import PixelLAMConfig
-from reverie.models.tokenizers.vqvae import VQVAEConfig
-from reverie.nn.quantise import VQConfig
-from reverie.nn.transformer import TransformerConfig
 from reverie.presets import preset, presets
 from reverie.presets.fitting import fitting
 from reverie.presets.recipe import Recipe
 from reverie.training import checkpoint
-from reverie.training.engine import Run, fit
+from reverie.training.engine import fit
 from reverie.world import WorldModel
 
 GOLDEN = Path(__file__).parent / "goldens" / "presets.txt"
@@ -58,21 +55,6 @@ def test_an_unknown_preset_suggests():
         preset("toy-maskgot")
 
 
-def small(value: Any, frame: tuple[int, int, int]) -> Any:
-    """Return a config with everything that makes it slow made small, and its pattern kept."""
-    if isinstance(value, TransformerConfig):
-        layers = value.group * (2 if value.scan else 1)  # a scan over one group would scan nothing
-        return replace(value, width=16, heads=2, hidden=32, depth=layers, window=min(value.window, 4))
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    value = replace(value, **{field.name: small(getattr(value, field.name), frame) for field in fields(value)})
-    if isinstance(value, VQConfig):
-        return replace(value, codes=min(value.codes, 16), width=8)
-    if isinstance(value, VQVAEConfig | PixelLAMConfig):
-        return replace(value, patch=frame[0] // 2)
-    return replace(value, passes=2) if hasattr(value, "passes") else value
-
-
 def noise(spec: Spec) -> ArrayDataset:
     """Return a few episodes with the right shapes and nothing in them to learn."""
     rng, count, length = np.random.default_rng(0), 3, 6
@@ -83,17 +65,6 @@ def noise(spec: Spec) -> ArrayDataset:
         none = np.zeros(length, np.float32)
         episodes.append(Episode(rng.integers(0, 256, (length, *spec.frame), np.uint8), actions, none, none > 0))
     return ArrayDataset.from_episodes(spec, episodes)
-
-
-def miniature(recipe: Recipe, frame: tuple[int, int, int]) -> dict[str, Run]:
-    """Return the stages of a recipe, small enough to be trained here."""
-    runs = {}
-    for stage in ("tokenizer", "lam", "dynamics"):
-        if run := getattr(recipe, stage):
-            often = {"steps": 4, "log_every": 1, "report_every": 0, "save_every": 2}
-            run = replace(run, objective=small(run.objective, frame), optimizer=replace(run.optimizer, warmup=1))
-            runs[stage] = replace(run, batch=2, length=4, **often)
-    return runs
 
 
 # Presets that differ in size alone have one miniature.

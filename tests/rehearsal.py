@@ -1,0 +1,29 @@
+"""The command line, its recipes in miniature: ``python tests/rehearsal.py learn clips/`` is ``reverie learn clips/``,
+but for the sizes of what it trains.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from miniature import shrunk
+
+from reverie import cli, learn
+from reverie.data.store import open_dataset
+from reverie.presets.recipe import Recipe
+
+
+def train(recipe: Recipe, out: Path, minutes: float | None = None, **options: Any) -> Path:
+    """Follow a recipe as ``reverie.learn.train`` would, on a few episodes, with small nets, for a few steps."""
+    source: Any = recipe.source
+    if hasattr(source, "count"):
+        source = replace(source, count=min(source.count, 12))
+    spec = open_dataset(Path(source)).spec if isinstance(source, str) else source.spec()
+    return follow(shrunk(replace(recipe, source=source), spec), out, minutes and min(minutes, 1e-3), **options)
+
+
+follow, learn.train = learn.train, train
+
+if __name__ == "__main__":
+    sys.exit(cli.main())
