@@ -145,7 +145,7 @@ def test_no_folder_no_export(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["data", "fsdp"])
-def test_weights_move_between_eight_two_and_one_devices(tmp_path, layout):
+def test_weights_move_between_four_two_and_one_devices(tmp_path, layout):
     rng = np.random.default_rng(0)
     truth = {
         "large.kernel": rng.normal(size=(2, 128, 256)).astype(np.float32),
@@ -153,7 +153,7 @@ def test_weights_move_between_eight_two_and_one_devices(tmp_path, layout):
         "half": np.asarray(jnp.asarray(rng.normal(size=(128, 256)), jnp.bfloat16)),
         "count": np.int32(7),
     }
-    for step, count in enumerate((8, 2, 1, 8)):
+    for step, count in enumerate((4, 2, 1, 4)):
         mesh = mesh_of(count)
 
         def place(shape, mesh=mesh):
@@ -178,7 +178,7 @@ def test_a_run_goes_on_on_other_devices(tmp_path, devices):
     devices(2)
     straight = fit(longer, tmp_path / "straight", dataset=DATA)
     moved = fit(run, tmp_path / "moved", dataset=DATA)
-    devices(8)
+    devices(4)
     fit(longer, moved, dataset=DATA)
     for (name, a), b in zip(leaves(load(straight)).items(), leaves(load(moved)).values(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)

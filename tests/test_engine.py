@@ -110,7 +110,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(tmp_path):
 
 def test_many_devices_compute_what_one_does(devices, tmp_path):
     made = {}
-    for count, layout in ((1, "data"), (8, "data"), (8, "fsdp")):
+    for count, layout in ((1, "data"), (4, "data"), (4, "fsdp")):
         devices(count)
         run = toy_run(3, ToyObjective(width=128), mesh=layout, report_every=0)
         made[count, layout] = fit(run, tmp_path / f"{layout}{count}", dataset=DATA)
@@ -174,9 +174,9 @@ def test_a_signal_saves_before_leaving(tmp_path, capsys, number, code):
 
 
 def test_bad_settings_are_one_line_and_leave_nothing(tmp_path, devices):
-    devices(8)
-    with pytest.raises(ReverieError, match="a batch of 12 cannot be shared by 8 devices"):
-        fit(toy_run(batch=12), tmp_path / "run", dataset=DATA)
+    devices(4)
+    with pytest.raises(ReverieError, match="a batch of 10 cannot be shared by 4 devices"):
+        fit(toy_run(batch=10), tmp_path / "run", dataset=DATA)
     with pytest.raises(ReverieError, match="no episode is long enough"):
         fit(toy_run(length=13), tmp_path / "run", dataset=DATA)
     with pytest.raises(ReverieError, match="there is no dataset at"):

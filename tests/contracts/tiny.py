@@ -117,7 +117,7 @@ def state(module: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def rows_over_devices(*arrays: Array) -> list[Array]:
-    """Arrays spread by rows over the eight CPU devices."""
+    """Arrays spread by rows over the four CPU devices."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     return [jax.device_put(array, rows) for array in arrays]
