@@ -10,7 +10,7 @@ from flax import nnx
 
 from reverie.nn.attention import attend, rotary_space, rotary_time, rotate
 from reverie.nn.memory import remember
-from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
+from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig, apart
 
 B, T, N, M, S = 2, 8, 4, 16, 3
 SMALL = TransformerConfig(width=M, depth=2, heads=2, hidden=32, window=S)
@@ -48,7 +48,7 @@ def variant(request):
 
 
 def test_frame_by_frame_is_the_whole_clip(variant):
-    whole, steps = jax.jit(lambda x: (variant(x), frame_by_frame(variant, x)))(clip())
+    whole, steps = jax.jit(lambda x: (variant(x), frame_by_frame(apart(variant), x)))(clip())
     # Eight bits of mantissa agree to a few hundredths; anything seen or missed that should not be is off by tenths.
     rounding = 1e-4 if variant.config.dtype == "auto" else 0.1
     np.testing.assert_allclose(steps, whole, atol=rounding)

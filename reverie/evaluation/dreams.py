@@ -103,7 +103,7 @@ class Dreams:
         return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
 
 
-def shared(clips: int) -> int:
+def even_batch(clips: int) -> int:
     """Return the size of as few batches as ``clips`` need, all alike, so that little is wasted on the last."""
     return -(-clips // -(-clips // BATCH))
 

@@ -19,7 +19,7 @@ from reverie.data.episode import Dataset, Simulator
 from reverie.data.loader import clips as held_out
 from reverie.errors import ReverieError
 from reverie.evaluation import control, thorough
-from reverie.evaluation.dreams import BATCH, Clips, Dreams, cost, played, played_uncached, shared
+from reverie.evaluation.dreams import BATCH, Clips, Dreams, cost, even_batch, played, played_uncached
 from reverie.evaluation.frechet import Features
 from reverie.evaluation.image import WINDOW, psnr, ssim
 from reverie.evaluation.report import MEANING
@@ -78,7 +78,7 @@ def evaluate(
     different = int(np.maximum(dataset.lengths - length + 1, 0).sum())
     found = held_out(dataset, length=length, count=min(clips, max(different, 1)), seed=seed)
     frames, recorded = found["frames"], found["actions"]
-    dreams = Dreams(world, batch=shared(len(frames)), seed=seed, temperature=heat)
+    dreams = Dreams(world, batch=even_batch(len(frames)), seed=seed, temperature=heat)
     given = Clips(frames, recorded, dreams.actions(frames, recorded), context)
     config: Any = spec.simulator
     exact = _Exact(config.make(), found["states"][:, context - 1]) if config and "states" in found else None
