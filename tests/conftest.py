@@ -11,13 +11,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-# Before XLA starts: of 60 CPU seconds that 24 contract tests took, 29 were spent in fusion emitters (MLIR), and 5 on
-# cutting each program into 32 pieces. Later jaxlibs do not know the first flag, and stop at what they do not know.
-if version("jaxlib").startswith("0.10."):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-gc.set_threshold(50_000, 20, 100)  # tracing makes garbage by the million: a tenth of all work was looking for it
-
 import jax
 import numpy as np
 import pytest
@@ -26,9 +19,16 @@ from jaxtyping import install_import_hook
 ROOT = Path(__file__).resolve().parents[1]
 # Files that take a minute or more go first, the longest ahead: workers take whole files, and should end together.
 LONG = [
-    "docs", "learn", "dynamics", "evaluation", "dreamer4_tokenizer", "add_a_dynamics", "compare", "benchmarks",
-    "actions",
+    "docs", "learn", "evaluation", "compare", "dynamics", "add_a_dynamics", "dreamer4_tokenizer", "lam", "actions",
+    "benchmarks", "smoke",
 ]  # fmt: skip
+
+# Before XLA starts: of 60 CPU seconds that 24 contract tests took, 29 were spent in fusion emitters (MLIR), and 5 on
+# cutting each program into 32 pieces. Later jaxlibs do not know the first flag, and stop at what they do not know.
+if version("jaxlib").startswith("0.10."):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+gc.set_threshold(50_000, 20, 100)  # tracing makes garbage by the million: a tenth of all work was looking for it
 
 # Each worker keeps to a core of its own: XLA's threads of one in the way of the other's cost a seventh of all work.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
