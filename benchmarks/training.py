@@ -22,7 +22,7 @@ from reverie.data.episode import Spec
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
-from reverie.nn.compiled import compiled
+from reverie.nn.compiled import compiled, compiler_options
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
 from reverie.training import flops
@@ -87,7 +87,8 @@ class Side:
         self.state = TrainState(jnp.int32(0), params, parts["rest"], {}, tx.init(params), jnp.int32(0))
         self.frozen, self.batch, self.metrics = parts["frozen"], batch, {}
         self.pace = Pace(jnp.float32(3e-5), jnp.float32(0.0))
-        self.step = jax.jit(partial(train_step, run, self.blueprint, tx), donate_argnums=0)
+        step = partial(train_step, run, self.blueprint, tx)
+        self.step = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
 
     def __call__(self) -> dict[str, Array]:
         self.state, self.metrics = self.step(self.state, self.frozen, self.batch, self.pace)

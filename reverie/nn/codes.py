@@ -16,9 +16,18 @@ def surprise(logits: Array, codes: Array) -> Array:
     return jax.nn.logsumexp(logits, axis=-1) - picked(logits, codes)
 
 
+@jax.custom_vjp
 def picked(logits: Array, codes: Array) -> Array:
-    """Return the logit of each code (...) out of (..., V), by comparing: gathered, its gradient would be a scatter."""
-    return jnp.sum(jnp.where(jax.nn.one_hot(codes, logits.shape[-1], dtype=bool), logits, 0.0), axis=-1)
+    """Return the logit of each code (...) out of (..., V): gathered, with a gradient that compares and not scatters."""
+    return jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
+
+
+def _picked_back(kept: tuple[Array, int], grad: Array):
+    codes, places = kept
+    return jnp.where(jax.nn.one_hot(codes, places, dtype=bool), grad[..., None], 0.0), None
+
+
+picked.defvjp(lambda logits, codes: (picked(logits, codes), (codes, logits.shape[-1])), _picked_back)
 
 
 def changed(codes_BTN: Array) -> Array:

@@ -28,8 +28,8 @@ class compiled:
         def run(leaves: list[jax.Array], *args: Any) -> Any:
             return fn(nnx.merge(graph, jax.tree.unflatten(tree, leaves)), *args)
 
-        options = few_rows_options() if few_rows else None
-        self._call: Any = jax.jit(run, donate_argnums=tuple(1 + at for at in donate), compiler_options=options)
+        donated = tuple(1 + at for at in donate)
+        self._call: Any = jax.jit(run, donate_argnums=donated, compiler_options=compiler_options(few_rows))
 
     def __call__(self, *args: Any) -> Any:
         return self._call(self._leaves, *args)
@@ -45,16 +45,20 @@ class compiled:
 
 
 @cache
-def few_rows_options() -> dict[str, str] | None:
-    """Return compiler options for small frames on a CPU; None elsewhere, or where this XLA does not know them.
+def compiler_options(few_rows: bool = False) -> dict[str, str] | None:
+    """Return what XLA is told of a program on a CPU; None elsewhere, or where this XLA does not know these options.
 
-    No YNNPACK: XLA gives it what it can, at 20 us a call, and a frame of few tokens is hundreds of calls of less work.
-    (Frames of 17 tokens, jaxlib 0.10.2: 37 ms without, 47 with; whole clips: 305 without, 250 with.) And whole vectors
-    of 512 bits where the CPU has them: one token at a time is a quarter faster, nothing was slower.
+    ``few_rows``: it works on one small frame at a time. Reasons and numbers: docs/speed.md.
     """
     if jax.default_backend() != "cpu":
         return None
-    options = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": "512"}
+    options = {
+        # Single products go to YNNPACK and nothing else does: for a norm it wants scales copied out to full size. Each
+        # call costs 20 us, and a frame of few tokens is hundreds of products of less work than that.
+        "xla_cpu_experimental_ynn_fusion_type": "" if few_rows else "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+        "xla_disable_hlo_passes": "tree_reduction_rewriter",  # it makes three operations of each norm and softmax
+        "xla_cpu_prefer_vector_width": "512",  # whole vectors, where the CPU has them
+    }
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:  # another version of XLA

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import CODES, ActionSpace
+from reverie.nn.linear import Linear
 
 FREQUENCIES = 8  # the fastest tells levels 1/256 apart
 
@@ -78,7 +79,7 @@ class LevelEmbedding(nnx.Module):
     """Numbers in 0..1 (..., S) -> (..., M): sines and cosines of eight frequencies each, mixed."""
 
     def __init__(self, numbers: int, width: int, *, rngs: nnx.Rngs):
-        self.mix = nnx.Linear(2 * FREQUENCIES * numbers, width, rngs=rngs)
+        self.mix = Linear(2 * FREQUENCIES * numbers, width, rngs=rngs)
 
     def __call__(self, levels: Array) -> Array:
         turns = np.pi * 2.0 ** np.arange(FREQUENCIES)

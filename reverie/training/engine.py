@@ -29,7 +29,7 @@ from reverie.data.episode import Dataset
 from reverie.data.loader import batches, clips
 from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
-from reverie.nn.compiled import cache_compilations
+from reverie.nn.compiled import cache_compilations, compiler_options
 from reverie.training import checkpoint, flops, sharding
 from reverie.training.blueprint import Blueprint, Weights
 from reverie.training.checkpoint import Record, Writer
@@ -289,6 +289,7 @@ def _compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState)
         functools.partial(train_step, run, blueprint, run.optimizer.make()),
         donate_argnums=0,
         out_shardings=(same, sharding.everywhere(mesh)),
+        compiler_options=compiler_options(),
     )
 
 
@@ -306,7 +307,7 @@ def _compile_report(
         key = jax.random.fold_in(jax.random.key(run.seed), jnp.uint32(2**32 - 2))
         return run.objective.report(blueprint.merge(frozen, params, rest), batch, key)
 
-    compiled = jax.jit(report, out_shardings=sharding.everywhere(mesh))
+    compiled = jax.jit(report, out_shardings=sharding.everywhere(mesh), compiler_options=compiler_options())
     return lambda state: jax.device_get(compiled(state.ema or state.params, state.rest, frozen, batch))
 
 

@@ -24,6 +24,7 @@ from jax import Array
 from reverie.actions import ActionSpace
 from reverie.nn.codes import draw, likelihood, ranking
 from reverie.nn.embed import ActionEmbedding, from_start
+from reverie.nn.linear import Linear
 from reverie.nn.memory import Past, earlier, remember
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
@@ -71,7 +72,7 @@ class Causal(nnx.Module):
         self.before = table() if config.previous else None
         self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
         self.transformer = SpaceTimeTransformer(config.transformer, config.grid, rngs=rngs)
-        self.head = nnx.Linear(width, config.codes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.head = Linear(width, config.codes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
     @property
     def order(self) -> np.ndarray:

@@ -25,6 +25,7 @@ from jax import Array
 from reverie.actions import ActionSpace
 from reverie.nn.embed import ActionEmbedding, LevelEmbedding, from_start
 from reverie.nn.flow import data_of, denoise, noised, ramp
+from reverie.nn.linear import Linear
 from reverie.nn.memory import Memory, earlier, remember
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
@@ -76,13 +77,13 @@ class Diffusion(nnx.Module):
         self.config = config
         width = config.transformer.width
         self.tokens, self.temperature = config.grid[0] * config.grid[1], config.temperature
-        self.embed = nnx.Linear(config.width, width, rngs=rngs)
-        self.before = nnx.Linear(config.width, width, rngs=rngs) if config.previous else None
+        self.embed = Linear(config.width, width, rngs=rngs)
+        self.before = Linear(config.width, width, rngs=rngs) if config.previous else None
         self.level = LevelEmbedding(self.labels, width, rngs=rngs)
         self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
         self.prepend = config.conditioning == "prepend"
         self.transformer = SpaceTimeTransformer(config.transformer, config.grid, 2 * self.prepend, rngs=rngs)
-        self.head = nnx.Linear(width, config.width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.head = Linear(width, config.width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
     # -- training ----------------------------------------------------------------------------------------------------
 

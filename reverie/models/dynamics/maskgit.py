@@ -22,6 +22,7 @@ from jax import Array
 from reverie.actions import ActionSpace
 from reverie.nn.codes import draw, likelihood, ranking, surprise
 from reverie.nn.embed import ActionEmbedding, from_start
+from reverie.nn.linear import Linear
 from reverie.nn.memory import Past, earlier, remember
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
@@ -67,7 +68,7 @@ class MaskGIT(nnx.Module):
         )
         self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
         self.transformer = SpaceTimeTransformer(config.transformer, config.grid, extra=int(self.prepend), rngs=rngs)
-        self.head = nnx.Linear(width, config.codes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.head = Linear(width, config.codes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
     # -- training ----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import START
+from reverie.nn.linear import Linear
 from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.quantise import VQConfig, usage
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
@@ -56,15 +57,15 @@ class PixelLAM(nnx.Module):
         pixels = config.patch**2 * channels
         self.grid = grid(height, width, config.patch)
         self.codes, self.lookback = config.quantiser.codes, 1 + config.encoder.lookback
-        self.patches = nnx.Linear(pixels, config.encoder.width, rngs=rngs)
+        self.patches = Linear(pixels, config.encoder.width, rngs=rngs)
         self.encoder = SpaceTimeTransformer(config.encoder, self.grid, extra=1, rngs=rngs)
-        self.to_code = nnx.Linear(config.encoder.width, config.quantiser.width, rngs=rngs)
+        self.to_code = Linear(config.encoder.width, config.quantiser.width, rngs=rngs)
         self.quantiser = config.quantiser.make(rngs)
-        self.past = nnx.Linear(pixels, config.decoder.width, rngs=rngs)
-        self.action = nnx.Linear(config.quantiser.width, config.decoder.width, rngs=rngs)
+        self.past = Linear(pixels, config.decoder.width, rngs=rngs)
+        self.action = Linear(config.quantiser.width, config.decoder.width, rngs=rngs)
         self.decoder = SpaceTimeTransformer(config.decoder, self.grid, rngs=rngs)
-        self.pixels = nnx.Linear(config.decoder.width, pixels, rngs=rngs)
-        self.moved = nnx.Linear(config.decoder.width, pixels, bias_init=nnx.initializers.constant(-3.0), rngs=rngs)
+        self.pixels = Linear(config.decoder.width, pixels, rngs=rngs)
+        self.moved = Linear(config.decoder.width, pixels, bias_init=nnx.initializers.constant(-3.0), rngs=rngs)
 
     def see(self, frames_BTHWC: Array) -> Array:
         """The loss reads frames as they are."""

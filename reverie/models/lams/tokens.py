@@ -26,6 +26,7 @@ from jax import Array
 
 from reverie.actions import START
 from reverie.nn.codes import changed, surprise
+from reverie.nn.linear import Linear
 from reverie.nn.quantise import usage
 from reverie.nn.running import Statistics
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
@@ -79,12 +80,10 @@ class TokenLAM(nnx.Module):
         # Without places of its own the encoder sees where changes lie to each other, not where in the picture: an
         # action is the same everywhere. Shown places, its points named the scene (decision 004).
         self.encoder = SpaceTimeTransformer(config.encoder, config.grid, rngs=rngs)
-        self.to_latent = nnx.Linear(config.encoder.width, 2 * config.latent, rngs=rngs)
-        self.action = nnx.Linear(config.latent, config.decoder.width, rngs=rngs)
+        self.to_latent = Linear(config.encoder.width, 2 * config.latent, rngs=rngs)
+        self.action = Linear(config.latent, config.decoder.width, rngs=rngs)
         self.decoder = SpaceTimeTransformer(config.decoder, config.grid, extra=1, rngs=rngs)
-        self.head = nnx.Linear(
-            config.decoder.width, config.tokens, kernel_init=nnx.initializers.normal(0.02), rngs=rngs
-        )
+        self.head = Linear(config.decoder.width, config.tokens, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
         self.price = Statistics(jnp.full((), 0.002))  # of a nat
         self.grouped = Statistics(jnp.zeros((), bool))
         self.recent = Statistics(jnp.zeros((RECENT, config.latent)))

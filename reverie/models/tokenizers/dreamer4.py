@@ -26,6 +26,7 @@ from jax import Array
 
 from reverie.nn import perceptual
 from reverie.nn.layers import learned
+from reverie.nn.linear import Linear
 from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.running import RunningMoments, RunningRMS
@@ -82,16 +83,16 @@ class Dreamer4(nnx.Module):
         self.codes, self.width, self.lookback = 0, config.bottleneck * config.packing, config.encoder.lookback
         pixels = config.patch**2 * channels
         see, paint = config.encoder.width, config.decoder.width
-        self.embed = nnx.Linear(pixels, see, rngs=rngs)
+        self.embed = Linear(pixels, see, rngs=rngs)
         self.hidden = learned(rngs, see)
         self.latents = learned(rngs, config.latents, see)
         self.encoder = SpaceTimeTransformer(config.encoder, places, extra=config.latents, rngs=rngs)
-        self.to_latent = nnx.Linear(see, config.bottleneck, use_bias=False, rngs=rngs)
+        self.to_latent = Linear(see, config.bottleneck, use_bias=False, rngs=rngs)
         self.centre, self.moments = (RunningMoments(config.latents, config.bottleneck) for _ in range(2))
-        self.from_latent = nnx.Linear(config.bottleneck, paint, rngs=rngs)
+        self.from_latent = Linear(config.bottleneck, paint, rngs=rngs)
         self.queries = learned(rngs, self.patches, paint)
         self.decoder = SpaceTimeTransformer(config.decoder, places, extra=config.latents, rngs=rngs)
-        self.pixels = nnx.Linear(paint, pixels, rngs=rngs)
+        self.pixels = Linear(paint, pixels, rngs=rngs)
         self.error_scale = RunningRMS()
         self.perceptual_scale = RunningRMS() if config.perceptual else None
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.nn.layers import learned
+from reverie.nn.linear import Linear
 from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
@@ -47,13 +48,13 @@ class MAE(nnx.Module):
         self.tokens = self.grid[0] * self.grid[1]
         self.codes, self.width, self.lookback = 0, config.width, config.encoder.lookback
         pixels = config.patch**2 * channels
-        self.patches = nnx.Linear(pixels, config.encoder.width, rngs=rngs)
+        self.patches = Linear(pixels, config.encoder.width, rngs=rngs)
         self.hidden = learned(rngs, config.encoder.width)
         self.encoder = SpaceTimeTransformer(config.encoder, self.grid, rngs=rngs)
-        self.to_latent = nnx.Linear(config.encoder.width, config.width, rngs=rngs)
-        self.from_latent = nnx.Linear(config.width, config.decoder.width, rngs=rngs)
+        self.to_latent = Linear(config.encoder.width, config.width, rngs=rngs)
+        self.from_latent = Linear(config.width, config.decoder.width, rngs=rngs)
         self.decoder = SpaceTimeTransformer(config.decoder, self.grid, rngs=rngs)
-        self.pixels = nnx.Linear(config.decoder.width, pixels, rngs=rngs)
+        self.pixels = Linear(config.decoder.width, pixels, rngs=rngs)
 
     def encode(self, frames_BTHWC: Array) -> Array:
         """uint8 frames (B, T, H, W, C) -> latents (B, T, N, L), float32 in (-1, 1)."""

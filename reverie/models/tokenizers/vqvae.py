@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from reverie.nn.linear import Linear
 from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.quantise import FSQConfig, VQConfig, usage
@@ -48,12 +49,12 @@ class VQVAE(nnx.Module):
         self.quantiser = config.quantiser.make(rngs)
         self.codes = self.quantiser.codes
         self.lookback = config.encoder.lookback
-        self.patches = nnx.Linear(pixels, config.encoder.width, rngs=rngs)
+        self.patches = Linear(pixels, config.encoder.width, rngs=rngs)
         self.encoder = SpaceTimeTransformer(config.encoder, self.grid, rngs=rngs)
-        self.to_code = nnx.Linear(config.encoder.width, self.quantiser.width, rngs=rngs)
-        self.from_code = nnx.Linear(self.quantiser.width, config.decoder.width, rngs=rngs)
+        self.to_code = Linear(config.encoder.width, self.quantiser.width, rngs=rngs)
+        self.from_code = Linear(self.quantiser.width, config.decoder.width, rngs=rngs)
         self.decoder = SpaceTimeTransformer(config.decoder, self.grid, rngs=rngs)
-        self.pixels = nnx.Linear(config.decoder.width, pixels, rngs=rngs)
+        self.pixels = Linear(config.decoder.width, pixels, rngs=rngs)
 
     def encode(self, frames_BTHWC: Array) -> Array:
         """uint8 frames (B, T, H, W, C) -> codes (B, T, N)."""
