@@ -91,20 +91,19 @@ class Causal(nnx.Module):
         """Top-k accuracy of tokens whose predecessors are given, and of those that change."""
         return ranking(self._predict(latents_BTN, actions_BT), latents_BTN)
 
-    def _predict(self, latents_BTN, actions_BT):
-        """Return logits (B, T-1, N, V) of frames 1..T-1."""
-        length = latents_BTN.shape[1]
+    def _predict(self, latents_BTN, actions_BT, drafts: int = 0):
+        """Return logits (B, T-1, N, V) of frames 1..T-1, or of the last ``drafts`` of them."""
+        done, drafts = latents_BTN.shape[1] - 1, drafts or latents_BTN.shape[1] - 1
         actions_BT = from_start(actions_BT, self.config.actions)
-        done = self._finished(latents_BTN[:, :-1], actions_BT[:, :-1], earlier(latents_BTN, self.config.codes)[:, :-2])
-        late = jnp.pad(latents_BTN[:, 1:], ((0, 0), (0, 0), (self.config.block, 0)), constant_values=self.config.codes)[
-            ..., : self.tokens
-        ]
-        x = jnp.concatenate([done, self._draft(late, actions_BT[:, 1:], latents_BTN[:, :-1])], axis=1)
-        drafts = length - 1
-        whole = np.ones((drafts, self.tokens, self.tokens), bool)
-        mask = jnp.asarray(np.concatenate([whole, np.broadcast_to(self.order, whole.shape)]))
-        y = self.transformer(x, mask, times=Times(drafts, tuple(range(1, length))))
-        return self.head(y[:, drafts:]).astype(jnp.float32)
+        before = earlier(latents_BTN, self.config.codes)[:, :-2]
+        finished = self._finished(latents_BTN[:, :-1], actions_BT[:, :-1], before)
+        late = jnp.pad(latents_BTN, ((0, 0), (0, 0), (self.config.block, 0)), constant_values=self.config.codes)
+        late, acted, before = (x[:, -drafts:] for x in (late[..., : self.tokens], actions_BT, latents_BTN[:, :-1]))
+        x = jnp.concatenate([finished, self._draft(late, acted, before)], axis=1)
+        whole = np.ones((done, self.tokens, self.tokens), bool)
+        mask = jnp.asarray(np.concatenate([whole, np.broadcast_to(self.order, (drafts, *self.order.shape))]))
+        y = self.transformer(x, mask, times=Times(done, tuple(range(done + 1 - drafts, done + 1))))
+        return self.head(y[:, done:]).astype(jnp.float32)
 
     # -- one frame at a time -----------------------------------------------------------------------------------------
 
@@ -149,7 +148,7 @@ class Causal(nnx.Module):
 
         def predict(latents_BN, first, kept):
             clip = jnp.concatenate([latents_BTN, latents_BN[:, None]], axis=1)
-            logits = self._predict(clip, actions_BT)[:, -1]
+            logits = self._predict(clip, actions_BT, drafts=1)[:, 0]
             return jax.lax.dynamic_slice_in_dim(logits, first, self.config.block, axis=1), kept
 
         return self.sample(predict, None, len(latents_BTN), key, temperature)
