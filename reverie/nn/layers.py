@@ -30,8 +30,8 @@ class Attention(nnx.Module):
         self.qkv = Linear(config.width, columns, dtype=dtype, rngs=rngs)
         self.out = Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
         if config.qk_norm:
-            self.q_norm = nnx.RMSNorm(config.head, rngs=rngs)
-            self.k_norm = nnx.RMSNorm(config.head, rngs=rngs)
+            self.q_norm: Any = nnx.RMSNorm(config.head, rngs=rngs)
+            self.k_norm: Any = nnx.RMSNorm(config.head, rngs=rngs)
 
     def project(self, x: Array, rotation: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         """(..., N, M) -> queries (..., N, K, D), keys and values (..., N, G, D); queries and keys turned by a rotation.
@@ -45,12 +45,11 @@ class Attention(nnx.Module):
         both, v = jnp.split(qkv, [c.heads + kv], axis=-2)
         if c.qk_norm:
             both = both.astype(jnp.float32)
-            scales = [
-                jnp.tile(norm.scale[...], (count, 1)) for norm, count in ((self.q_norm, c.heads), (self.k_norm, kv))
-            ]
-            size = jnp.mean(jnp.square(both), axis=-1, keepdims=True)
-            scale = jnp.concatenate(scales).reshape((1,) * (both.ndim - 2) + (c.heads + kv, c.head))
-            both = (both * (jax.lax.rsqrt(size + np.float32(self.q_norm.epsilon)) * scale)).astype(v.dtype)
+            each = ((self.q_norm, c.heads), (self.k_norm, kv))
+            scale = jnp.concatenate([jnp.tile(norm.scale[...], (count, 1)) for norm, count in each])
+            scale = scale.reshape((1,) * (both.ndim - 2) + scale.shape)
+            square = jnp.mean(jnp.square(both), axis=-1, keepdims=True)
+            both = (both * (jax.lax.rsqrt(square + np.float32(self.q_norm.epsilon)) * scale)).astype(v.dtype)
         q, k = jnp.split(rotate(both, *rotation), [c.heads], axis=-2)
         return q, k, v
 
