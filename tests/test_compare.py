@@ -45,7 +45,7 @@ def shrunk(families: tuple[str, ...]) -> Comparison:
         tokenizers={name: tokenizer(run) for name, run in made.tokenizers.items() if name in kinds},
         lam=small(made.lam, lam=lam),
         dynamics=rows,
-        arithmetic=1e9,
+        arithmetic=2e9,
         clips=4,
         horizon=4,
     )
@@ -74,7 +74,7 @@ def test_rows_get_the_same_arithmetic_and_one_table(tmp_path, monkeypatch, capsy
     assert compare(replace(made, takes="said anew"), out, seeds=1) == out
     assert capsys.readouterr().out == ""
     with pytest.raises(ReverieError, match="holds another comparison"):
-        compare(replace(made, arithmetic=2e9), out, seeds=1)
+        compare(replace(made, arithmetic=3e9), out, seeds=1)
     assert json.loads((out / "table.json").read_text("utf8"))["rows"] == table["rows"]
 
 
