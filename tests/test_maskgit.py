@@ -90,11 +90,11 @@ def test_it_computes_in_bfloat16_and_scanned():
     assert memory.ring.layers[0][0].dtype == jnp.bfloat16 and latents.dtype == jnp.int32
 
 
-def fill(logits, passes, temperature=1.0, rows=256, key=KEY):
+def fill(logits, passes, temperature=1.0, rows=256, key=KEY, pace="cosine"):
     """Sample frames whose logits (N, V) never change: what each pass was given, (K, rows, N), and the result."""
     tokens, codes = logits.shape
     model = dynamics().config
-    model = dataclasses.replace(model, codes=codes, grid=(tokens, 1), passes=passes).make(nnx.Rngs(0))
+    model = dataclasses.replace(model, codes=codes, grid=(tokens, 1), passes=passes, pace=pace).make(nnx.Rngs(0))
 
     given = []
 
@@ -107,14 +107,21 @@ def fill(logits, passes, temperature=1.0, rows=256, key=KEY):
     return np.stack([*given, latents]), codes
 
 
+@pytest.mark.parametrize("pace", ["cosine", "geometric"])
 @pytest.mark.parametrize("passes", [1, 3, 25])
-def test_every_pass_keeps_what_was_kept_and_the_last_hides_nothing(passes):
-    given, hidden = fill(jax.random.normal(KEY, (16, 8)), passes)
+def test_every_pass_keeps_what_was_kept_and_the_last_hides_nothing(passes, pace):
+    given, hidden = fill(jax.random.normal(KEY, (16, 8)), passes, pace=pace)
     left = (given == hidden).sum(axis=-1)
     assert (left == left[:, :1]).all() and (np.diff(left[:, 0]) <= 0).all()
     assert left[0, 0] == 16 and left[-1, 0] == 0
-    expected = np.floor(16 * np.cos(np.pi / 2 * np.arange(passes + 1) / passes) + 1e-6)
-    np.testing.assert_array_equal(left[:, 0], expected)
+    share = np.arange(passes + 1) / passes
+    expected = {
+        "cosine": 16 * np.cos(np.pi / 2 * share),
+        # 16 tokens, all but one of the passes, then none: the last token by itself.
+        "geometric": np.where(share < 1, 16.0 ** (1 - share * passes / max(passes - 1, 1)), 0),
+    }[pace]
+    np.testing.assert_array_equal(left[:, 0], np.floor(expected + 1e-6))
+    assert pace == "cosine" or passes == 1 or left[-2, 0] == 1
     for before, after in itertools.pairwise(given):
         np.testing.assert_array_equal(after[before != hidden], before[before != hidden])
 

@@ -25,6 +25,7 @@ from reverie.training.objectives import DynamicsObjective, LatentActionObjective
 from reverie.training.optim import OptimConfig
 from reverie.world import WorldConfig, WorldModel
 
+KEY = jax.random.key(0)
 GLANCE = dataclasses.replace(SMALL, depth=1, space=False, time_every=0)  # each frame for itself
 PAIR = dataclasses.replace(SMALL, depth=1, window=2)
 
@@ -103,6 +104,24 @@ def test_what_a_step_reads_is_what_the_frozen_models_say_of_whole_episodes(tmp_p
     x, actions = real["frames"][None], real["actions"][None]
     np.testing.assert_array_equal(window["latents"], jax.jit(world.encode)(x)[0])
     np.testing.assert_array_equal(window["actions"], jax.jit(world.actions_of)(x, actions)[0])
+
+
+def test_slips_hide_which_code_it_was_and_never_a_recorded_action(stages):
+    """When every code slips none is heard; what began a clip stays what it was; recorded actions do not slip."""
+    world, recorded = load(stages / "latent"), load(stages / "latent")
+    recorded.lam = None
+    rng = np.random.default_rng(0)
+    latents = rng.integers(0, world.tokenizer.codes, (4, 6, world.tokenizer.tokens)).astype(np.int32)
+    begun, other = rng.integers(0, 2, (2, 4, 6)).astype(np.int32)
+    begun[:, 0] = other[:, 0] = START
+
+    def heard(world, slips):
+        objective = DynamicsObjective(tiny(MaskGITConfig(), PAIR), lam="../lam", context=4, slips=slips)
+        loss = jax.jit(lambda actions: objective.loss(world, {"latents": latents, "actions": actions}, KEY, 0.0)[0])
+        return bool(loss(begun) != loss(other))
+
+    assert [heard(world, slips) for slips in (0.0, 0.5, 1.0)] == [True, True, False]
+    assert heard(recorded, 1.0)
 
 
 def test_latent_actions_that_still_learn_are_not_kept(tmp_path):

@@ -115,6 +115,7 @@ class DynamicsObjective:
     tokenizer: str = "../tokenizer"
     lam: str | PixelLAMConfig | None = None
     context: int = 16  # real frames a dream begins with, at most: no more than a clip in training has
+    slips: float = 0.0  # share of a frozen model's latent actions that training takes for others: see ``_slipped``
     frozen: tuple[str, ...] = ("tokenizer", "lam")
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:
@@ -155,7 +156,10 @@ class DynamicsObjective:
     def loss(self, model: WorldModel, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
         """The dynamics' own, plus the latent action model's where it is trained along."""
         if not self._together:
-            return model.dynamics.loss(batch["latents"], batch["actions"], key)
+            actions = batch["actions"]
+            if self.slips and model.lam is not None:
+                actions = _slipped(actions, model.config.actions, self.slips, jax.random.fold_in(key, 1))
+            return model.dynamics.loss(batch["latents"], actions, key)
         key_lam, key = jax.random.split(key)
         actions, lam_loss, lam_metrics = model.lam.relaxed(batch["frames"], key_lam)
         loss, metrics = model.dynamics.loss(batch["latents"], actions, key)
@@ -186,6 +190,18 @@ class DynamicsObjective:
         copied = jnp.mean(psnr(truth[:, 1:], jnp.broadcast_to(truth[:, :1], truth[:, 1:].shape)))
         numbers |= {"psnr": near, "psnr_random_actions": far, "delta_psnr": near - far, "psnr_copy_first": copied}
         return numbers | {"picture": _sheet(truth, *dreams)}
+
+
+def _slipped(actions_BT: Array, space: ActionSpace, share: float, key: Array) -> Array:
+    """Return latent actions, a share of them replaced by others, drawn at random.
+
+    A code names what happened, so most codes never occur where they cannot happen, and a player presses them there all
+    the same. Never having seen that, a world paints nothing in the player's place, and nothing brings him back. With a
+    few slips such a code leads to what usually comes; a code that does occur there keeps its meaning (docs/log.md).
+    """
+    key_where, key_other = jax.random.split(key)
+    where = jax.random.uniform(key_where, actions_BT.shape) < jnp.float32(share)
+    return jnp.where(where & (actions_BT >= 0), random_actions(space, key_other, actions_BT.shape), actions_BT)
 
 
 def _tokenizer(path: Path, spec: Spec) -> Any:

@@ -43,6 +43,7 @@ class MaskGITConfig:
     mask_min: float = 0.5  # share of hidden tokens is drawn from U(mask_min, 1), one draw per frame
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
     passes: int = 25  # K, refinement passes per frame
+    pace: Literal["cosine", "geometric"] = "cosine"  # few tokens in the first passes, or most: see ``schedule``
     temperature: float = 1.0
 
     def fitted(self, tokenizer: Any, actions: ActionSpace) -> "MaskGITConfig":
@@ -147,12 +148,25 @@ class MaskGIT(nnx.Module):
 
         return self.sample(predict, len(latents_BTN), key, temperature)
 
+    def schedule(self) -> np.ndarray:
+        """Return how many tokens are still hidden after each of the K passes, (K,) int32; none after the last.
+
+        MaskGIT's cosine leaves the most for the last passes. In a world that mostly stands still most tokens are sure
+        at once, and the few that hang together (is the player here, or there?) want to be drawn one by one, each
+        knowing those before: so a geometric pace ends. With the cosine, two players or none came of it (docs/log.md).
+        """
+        share = np.arange(1, self.config.passes + 1) / self.config.passes
+        if self.config.pace == "cosine":
+            left = self.tokens * np.cos(np.pi / 2 * share)
+        else:
+            left = self.tokens ** (1 - np.arange(1, self.config.passes + 1) / max(self.config.passes - 1, 1))
+        return np.where(share < 1, np.floor(left + 1e-6), 0).astype(np.int32)
+
     def sample(self, predict, batch: int, key: Array, temperature: float | Array | None = None) -> Array:
         """Fill a hidden frame (B, N) in K passes. ``predict``: a partly hidden frame (B, N) -> logits (B, N, V)."""
         c, tokens = self.config, self.tokens
         heat = jnp.asarray(self.temperature if temperature is None else temperature, jnp.float32)
-        # Tokens still hidden after pass k: cosine schedule, none after the last.
-        left = np.floor(tokens * np.cos(np.pi / 2 * np.arange(1, c.passes + 1) / c.passes) + 1e-6).astype(np.int32)
+        left = self.schedule()
         key_code, key_order = jax.random.split(key)
         chance = jax.random.uniform(key_code, (c.passes, batch, tokens))
         doubt = jax.random.gumbel(key_order, (c.passes, batch, tokens))
