@@ -41,7 +41,7 @@ def toy(latent: bool = False) -> Recipe:
     objective = DynamicsObjective(dynamics, context=1)
     if latent:  # a code leaves more open than a key does, and can be asked for where it never happens
         by_code = replace(dynamics, passes=8, pace="geometric")
-        objective = replace(objective, dynamics=by_code, lam="../lam", slips=0.05)
+        objective = replace(objective, dynamics=by_code, lam="../lam", slips=0.1)
     return Recipe(
         about="tile platformer, " + ("latent actions: learned from pictures alone" if latent else "recorded actions"),
         takes=f"{'five' if latent else 'two'} minutes on two CPU cores",
@@ -50,7 +50,7 @@ def toy(latent: bool = False) -> Recipe:
         lam=stage(LatentActionObjective(lam), batch=16, length=3, steps=3000, optimizer=optimizer, every=500)
         if latent
         else None,
-        dynamics=stage(objective, batch=8, length=4, steps=3000 if latent else 2000, optimizer=optimizer, every=500),
+        dynamics=stage(objective, batch=8, length=4, steps=4000 if latent else 2000, optimizer=optimizer, every=500),
     )
 
 
