@@ -155,12 +155,13 @@ class MaskGIT(nnx.Module):
         at once, and the few that hang together (is the player here, or there?) want to be drawn one by one, each
         knowing those before: so a geometric pace ends. With the cosine, two players or none came of it (docs/log.md).
         """
-        share = np.arange(1, self.config.passes + 1) / self.config.passes
+        passes = self.config.passes
+        done = np.arange(1, passes)
         if self.config.pace == "cosine":
-            left = self.tokens * np.cos(np.pi / 2 * share)
+            left = self.tokens * np.cos(np.pi / 2 * done / passes)
         else:
-            left = self.tokens ** (1 - np.arange(1, self.config.passes + 1) / max(self.config.passes - 1, 1))
-        return np.where(share < 1, np.floor(left + 1e-6), 0).astype(np.int32)
+            left = self.tokens ** (1 - done / max(passes - 1, 1))
+        return np.append(np.floor(left + 1e-6), 0).astype(np.int32)
 
     def sample(self, predict, batch: int, key: Array, temperature: float | Array | None = None) -> Array:
         """Fill a hidden frame (B, N) in K passes. ``predict``: a partly hidden frame (B, N) -> logits (B, N, V)."""
