@@ -13,8 +13,9 @@ from filming import coded, config, expected, numbers, write
 from reverie.actions import START, UNLABELLED
 from reverie.data.sources import film
 from reverie.data.sources.cuts import cuts
-from reverie.data.sources.videos import VideosConfig
+from reverie.data.sources.videos import VideosConfig, steadied
 from reverie.errors import ReverieError
+from reverie.evaluation.video import write_mp4
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,8 @@ def test_nothing_usable_is_one_clear_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"size": (0, 4)}, {"fps": -1.0}, {"shortest": 1}, {"frames": 3}, {"fit": "x"}, {"cuts": -1.0}]
+    "bad",
+    [{"size": (0, 4)}, {"fps": -1.0}, {"shortest": 1}, {"frames": 3}, {"fit": "x"}, {"cuts": -1.0}, {"still": 256}],
 )
 def test_a_wrong_field_is_named(bad):
     with pytest.raises(ReverieError, match=next(iter(bad))):
@@ -266,3 +268,28 @@ def test_progress_and_memory_stay_bounded(tmp_path):
     finally:
         tracemalloc.stop()
     assert told == [(0, 1, "a.mp4"), (1, 1, "")]
+
+
+def test_what_compression_does_to_a_still_picture_is_no_event(tmp_path):
+    """A square moves over a ground that no frame of the compressed video shows twice the same."""
+    ground = np.random.default_rng(0).integers(60, 180, (16, 16, 3)).repeat(4, 0).repeat(4, 1).astype(np.uint8)
+    pictures = []
+    for t in range(24):
+        pictures.append(ground.copy())
+        pictures[-1][24:40, 2 * t : 2 * t + 16] = (250, 240, 30)
+    write_mp4(tmp_path / "film.mp4", np.stack(pictures), fps=10)
+
+    def changes(still: int) -> tuple[float, float]:
+        frames = next(iter(VideosConfig(str(tmp_path), size=(64, 64), still=still).episodes())).frames
+        moved = (frames[1:] != frames[:-1]).any(-1)
+        return moved[:, :16].mean(), moved[:, 24:40].any(axis=(1, 2)).mean()
+
+    noisy, quiet = changes(0), changes(8)
+    assert noisy[0] > 10 * quiet[0] and quiet[1] == 1.0
+
+
+def test_a_slow_change_is_seen_at_last():
+    frames = np.arange(0, 240, 3, np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    steady = steadied(frames, 8)
+    assert (np.abs(steady.astype(int) - frames) <= 8).all() and 20 < len(np.unique(steady)) < 40
+    np.testing.assert_array_equal(steadied(frames, 0), frames)

@@ -4,6 +4,7 @@ Each video is decoded once, from beginning to end, holding no more than one epis
 """
 
 import dataclasses
+import itertools
 import logging
 import math
 from collections import Counter
@@ -36,7 +37,9 @@ class VideosConfig:
     0 takes the typical rate of these videos, divided by the smallest whole number that brings it to 15 or less. fit:
     how a picture of another shape is brought to ``size``: the middle of it ("crop"), all of it within black bars
     ("pad"), or all of it, distorted ("stretch"). shortest, frames: an episode's fewest and most frames. cuts: how much
-    must change at once for a scene to end there, 0..255 (0: never). actions: read the action files beside the videos.
+    must change at once for a scene to end there, 0..255 (0: never). still: a pixel keeps its colour until it differs by
+    more, 0..255; what compression does to a picture that stands still would else be told as events. actions: read the
+    action files beside the videos.
     """
 
     path: str
@@ -46,11 +49,12 @@ class VideosConfig:
     shortest: int = 16
     frames: int = 128
     cuts: float = 14.0
+    still: int = 8
     actions: bool = True
 
     def __post_init__(self):
-        if min(self.size) < 1 or not 0 <= self.fps <= 240 or not 0 <= self.cuts <= 255:
-            raise ReverieError("videos need a size of at least 1 x 1, 0 <= fps <= 240 and 0 <= cuts <= 255.")
+        if min(self.size) < 1 or not 0 <= self.fps <= 240 or not 0 <= self.cuts <= 255 or not 0 <= self.still <= 255:
+            raise ReverieError("videos need a size of at least 1 x 1, 0 <= fps <= 240, and cuts and still in 0..255.")
         if self.fit not in ("crop", "pad", "stretch"):
             raise ReverieError(f"fit cannot be '{self.fit}'; choose crop, pad or stretch.")
         if self.shortest < 2 or self.frames < 2 * self.shortest:
@@ -78,7 +82,7 @@ class VideosConfig:
                 usable = len(piece) >= self.shortest
                 counts[usable] += 1
                 if usable:
-                    yield _episode(piece, fps, one.name)
+                    yield _episode(piece, fps, one.name, self.still)
         if progress:
             progress(len(films), len(films), "")
         if counts[False]:
@@ -172,12 +176,21 @@ def _split(piece: list[Sample], config: VideosConfig) -> Iterator[list[Sample]]:
     yield from (part for part in (piece[:at], piece[at:]) if part)
 
 
-def _episode(piece: list[Sample], fps: float, name: str) -> Episode:
+def _episode(piece: list[Sample], fps: float, name: str, still: int) -> Episode:
     return Episode(
-        frames=np.stack([sample.picture for sample in piece]),
+        frames=steadied(np.stack([sample.picture for sample in piece]), still),
         actions=np.array([START, *(sample.action for sample in piece[1:])], np.int32),
         rewards=np.zeros(len(piece), np.float32),
         ends=np.zeros(len(piece), np.bool_),
         fps=fps,
         source=name,
     )
+
+
+def steadied(frames_THWC: np.ndarray, still: int) -> np.ndarray:
+    """Return uint8 frames in which a pixel keeps its colour until one of its channels differs from it by more."""
+    steady = frames_THWC.copy()
+    for before, frame in itertools.pairwise(steady):
+        same = np.abs(frame.astype(np.int16) - before).max(axis=-1, keepdims=True) <= still
+        np.copyto(frame, before, where=same)
+    return steady
