@@ -14,7 +14,7 @@ class Linear(nnx.Linear):
 
     Over tensors with more axes than two, XLA's CPU backend makes the gradient of the weights from a transposed copy,
     with whatever led to it computed again inside; and it adds up the gradient of a bias column by column. Both together
-    were a quarter of a training step (docs/speed.md). Reverse mode only: there is no ``jax.jvp`` of it.
+    were a sixth of a training step (docs/speed.md). Reverse mode only: there is no ``jax.jvp`` of it.
     """
 
     def __call__(self, inputs: Array) -> Array:
