@@ -264,6 +264,7 @@ def test_dreams_of_the_simulator_do_not_drift(judged):
         assert numbers["drift_frames"] == 12 and numbers["drift_ci"][0] < 2 * numbers["drift_floor"]
         assert numbers["drift"] < 1 and numbers["frechet_random"] < 2 * numbers["frechet_random_floor"]
     assert judged["obedient"][0]["frechet_random"] == judged["obedient"][0]["frechet_random_floor"]
+    assert judged["obedient"][0]["frechet_random_actions"] < 2 * judged["obedient"][0]["frechet_random_floor"]
     assert judged["obedient"][0]["frechet_random_copy_last"] > 2 * judged["obedient"][0]["frechet_random_floor"]
 
 
@@ -282,7 +283,8 @@ def test_a_world_that_fades_is_found_out(dataset, judged):
     healthy = judged["obedient"][0]
     assert numbers["drift_ci"][0] > 3 * max(healthy["drift"], healthy["drift_floor"])
     assert numbers["drift"] > 3 * numbers["drift_copy_last"]
-    assert numbers["frechet_random"] > 3 * numbers["frechet_random_floor"]
+    for name in ("frechet_random", "frechet_random_actions"):
+        assert numbers[name] > 3 * numbers["frechet_random_floor"]
     assert numbers["idm_accuracy"] is None, "nobody gave it episodes to learn to read from"
 
 

@@ -50,7 +50,7 @@ def test_codes_are_chosen_in_float32():
     """Codes 1e-3 apart are one and the same in bfloat16, also inside the matmuls of GPUs and TPUs."""
     vq, x = book(codes=512), jax.random.normal(KEY, (200, 4)).astype(jnp.bfloat16)
     q = vq(x)
-    assert (q.vectors.dtype, q.loss.dtype, q.similarity.dtype) == (jnp.float32,) * 3
+    assert (q.vectors.dtype, q.loss.dtype, q.scores.dtype) == (jnp.float32,) * 3
     np.testing.assert_array_equal(q.codes, vq(x.astype(jnp.float32)).codes)
     exact = [
         e.params["precision"]
@@ -91,6 +91,29 @@ def test_a_collapsed_codebook_comes_back_to_life():
     for i in range(40):
         statistics, codes = step(statistics, x, jax.random.fold_in(KEY, i))
     assert len(np.unique(codes)) >= 15
+
+
+def test_thrift_keeps_one_code_for_one_thing():
+    """Sixty-four codes for four things and a little noise: several to each, between which one thing flickers."""
+    centres = unit(jax.random.normal(KEY, (4, 4)))
+    found = {}
+    for thrift in (0.0, 0.01):
+        vq = book(codes=64, decay=0.9, restart_after=10, thrift=thrift)
+        statistics, step = learning(vq)
+        for i in range(150):
+            x = centres[np.arange(256) % 4] + 0.02 * jax.random.normal(jax.random.fold_in(KEY, i), (256, 4))
+            statistics, codes = step(statistics, x, jax.random.fold_in(KEY, i))
+        nnx.update(vq, statistics)
+        q = vq(x)
+        chosen = np.asarray(q.codes).reshape(-1, 4)
+        flickers = np.mean(chosen[1:] != chosen[:-1])
+        misfit = float(jnp.mean(1 - jnp.sum(unit(x) * vq.lookup(q.codes), axis=-1)))
+        found[thrift] = len(np.unique(chosen)), flickers, misfit
+        np.testing.assert_array_equal(q.codes, np.argmax(q.scores, axis=-1))
+    codes, flickers, misfit = found[0.01]
+    assert codes == 4 and flickers == 0 and misfit < 1e-3
+    codes, flickers, _ = found[0.0]
+    assert codes > 20 and flickers > 0.5
 
 
 @pytest.mark.parametrize("levels", [(8, 6, 5, 5), (3,), (2, 2, 2), (7, 4)])

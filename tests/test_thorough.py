@@ -136,8 +136,9 @@ FAULTS = ("noise", "noisy", "frozen", "shuffled in time", "fading", "burning out
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_lies_farther_from_real_clips_than_other_real_clips(fault, clips):
-    views = {"truth": clips, "dream": spoiled(clips)[fault], "copy_last": spoiled(clips)["frozen"]}
+    views = {"truth": clips, "dream": spoiled(clips)[fault], "copy_last": spoiled(clips)["frozen"], "random": clips}
     found = frechet.distances("frechet_random", frechet.at_random(views))
+    assert found["frechet_random_actions"] == found["frechet_random_floor"]
     times = found["frechet_random"] / found["frechet_random_floor"]
     assert times > (1.4 if fault == "shuffled in time" else 3)
     low, high = found["frechet_random_ci"]

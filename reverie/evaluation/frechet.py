@@ -32,6 +32,8 @@ Features = Callable[[np.ndarray], np.ndarray]  # uint8 clips (B, T, H, W, C) -> 
 WINDOW = 4  # frames that the random network sees at once: a step, and whether it goes on
 LOOK, MOVE = (8, 8, 8), (8, 16, 16)  # widths of its layers: few, as F x F covariances come from some hundred windows
 TOGETHER = 64  # windows at once
+# Dreams along random actions are what a player meets who presses what was never pressed: things vanish, or double.
+SUFFIXES = {"dream": "", "truth": "_floor", "copy_last": "_copy_last", "random": "_actions"}
 
 
 def frechet(a_BF: np.ndarray, b_BF: np.ndarray) -> float:
@@ -61,16 +63,16 @@ def apart(real_BWF: np.ndarray, other_BWF: np.ndarray, rows: np.ndarray) -> floa
 
 
 def distances(name: str, features: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return ``name``, its interval over clips, and the same for real clips (``_floor``) and for ``_copy_last``.
+    """Return ``name``, its interval over clips, and the same for what else was seen, each by a suffix (``SUFFIXES``).
 
-    ``features``: (B, W, F) each of "truth", "dream" and "copy_last". Nothing for fewer than four clips.
+    ``features``: (B, W, F) each of "truth", "dream", "copy_last" and, where there are actions, "random". Nothing for
+    fewer than four clips.
     """
     real = features["truth"]
     if len(real) < 4:
         return {}
-    named = {name: "dream", f"{name}_floor": "truth", f"{name}_copy_last": "copy_last"}
     every = np.arange(len(real))
-    numbers: dict[str, Any] = {key: apart(real, features[view], every) for key, view in named.items()}
+    numbers: dict[str, Any] = {name + SUFFIXES[view]: apart(real, seen, every) for view, seen in features.items()}
     interval = jackknife(lambda rows: apart(real, features["dream"], rows), len(real))
     return numbers | ({f"{name}_ci": interval} if interval else {})
 

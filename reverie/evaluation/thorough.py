@@ -31,10 +31,11 @@ def measured(
 ) -> Numbers:
     """Return the numbers of the second part; what cannot be had is left out.
 
-    ``tokens``: latents of the clips' frames. ``views``: dreamed frames by name ("dream", "floor", "copy_last"), of the
-    length of ``given.truth``. ``trained``: frames of a clip in training. ``practice``: episodes with actions.
+    ``tokens``: latents of the clips' frames. ``views``: frames by name ("dream", "floor", "copy_last" and, where there
+    are actions, "random"), of the length of ``given.truth``. ``trained``: frames of a clip in training. ``practice``:
+    episodes with actions.
     """
-    sets = {"truth": given.truth, "dream": views["dream"], "copy_last": views["copy_last"]}
+    sets = {"truth": given.truth} | {name: frames for name, frames in views.items() if name != "floor"}
     numbers = _shuffled(dreams, given, tokens_BTN) | _drift(dreams, given, views["dream"], LONG * trained)
     at_random = frechet.at_random(sets)
     if at_random:

@@ -26,7 +26,7 @@ class Quantised(NamedTuple):
     vectors: Array  # (..., L)
     codes: Array  # (...), int32
     loss: Array  # scalar
-    similarity: Array  # (..., V) to each code, for VQ; (..., 0) for FSQ
+    scores: Array  # (..., V) of each code, the highest is chosen, for VQ; (..., 0) for FSQ
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class VQConfig:
     Running means replace the codebook loss of VQ-VAE (arXiv 1711.00937, appendix A.1): they need no learning rate, and
     weight decay cannot shrink them. A code that nothing chose for ``restart_after`` steps is moved onto a vector of
     the batch at hand, the likelier the worse it is served.
+
+    ``thrift`` is the price of a nat, in squared distance: a rarer code must fit better by as much as naming it costs
+    more, as in entropy-constrained quantisation (Chou, Lookabaugh and Gray 1989, IEEE Trans. ASSP 37(1)). Without it
+    several codes share what is one thing and a little noise, and what stands still flickers between them.
     """
 
     codes: int = 1024
@@ -43,6 +47,7 @@ class VQConfig:
     commitment: float = 0.25
     decay: float = 0.99
     restart_after: int = 50
+    thrift: float = 0.0
 
     def make(self, rngs: nnx.Rngs) -> "VectorQuantiser":
         """Return the module."""
@@ -50,7 +55,7 @@ class VQConfig:
 
 
 class VectorQuantiser(nnx.Module):
-    """Nearest code by cosine similarity."""
+    """Nearest code by cosine similarity, and cheapest where ``thrift`` says so."""
 
     def __init__(self, config: VQConfig, *, rngs: nnx.Rngs):
         self.config, self.codes, self.width = config, config.codes, config.width
@@ -63,21 +68,25 @@ class VectorQuantiser(nnx.Module):
     def __call__(self, x: Array, key: Array | None = None) -> Quantised:
         """Quantise (..., L); with a ``key`` the codebook learns from ``x`` as well."""
         x = unit(x.astype(jnp.float32))
-        similarity = jnp.einsum("...l,vl->...v", x, self.book[...], precision=EXACT)
-        codes = jnp.argmax(similarity, axis=-1).astype(jnp.int32)
+        # A squared distance is two less twice the similarity; -log(count) is what naming costs, up to a constant.
+        cheapness = jnp.float32(self.config.thrift / 2) * jnp.log(self.counts[...] + 1e-6)
+        scores = jnp.einsum("...l,vl->...v", x, self.book[...], precision=EXACT)
+        scores += jnp.expand_dims(cheapness, range(x.ndim - 1))
+        codes = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         chosen = self.lookup(codes)
         loss = jnp.float32(self.config.commitment) * jnp.mean(jnp.square(x - chosen))
         if key is not None:
             self._learn(
-                *jax.lax.stop_gradient((x.reshape(-1, self.width), codes.reshape(-1), similarity.max(-1).ravel())), key
+                *jax.lax.stop_gradient((x.reshape(-1, self.width), codes.reshape(-1), chosen.reshape(-1, self.width))),
+                key,
             )
-        return Quantised(x + jax.lax.stop_gradient(chosen - x), codes, loss, similarity)
+        return Quantised(x + jax.lax.stop_gradient(chosen - x), codes, loss, scores)
 
     def lookup(self, codes: Array) -> Array:
         """Codes (...) -> vectors (..., L)."""
         return self.book[...][codes]
 
-    def _learn(self, x: Array, codes: Array, similarity: Array, key: Array):
+    def _learn(self, x: Array, codes: Array, chosen: Array, key: Array):
         c = self.config
         decay = jnp.float32(c.decay)
         one_hot = jax.nn.one_hot(codes, c.codes, dtype=jnp.float32)
@@ -87,7 +96,7 @@ class VectorQuantiser(nnx.Module):
         idle = jnp.where(used > 0, 0, self.idle[...] + 1)
         dead = idle > c.restart_after
         # Dead codes go where the codebook fits worst: by chance, most vectors are the sky, and so would most codes be.
-        misfit = jnp.cumsum(1 - similarity + 1e-6)
+        misfit = jnp.cumsum(1 - jnp.sum(x * chosen, axis=-1) + 1e-6)
         fresh = x[jnp.searchsorted(misfit, jax.random.uniform(key, (c.codes,)) * misfit[-1])]
         # A code that is not in use keeps its place (its sums only shrink, their direction stays) until restarted.
         self.sums[...] = jnp.where(dead[:, None], fresh, sums)

@@ -22,7 +22,9 @@ def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str) -> Re
     net = TransformerConfig(width=width, depth=depth, heads=width // 64, window=8, scan=True)
     see = replace(net, depth=max(2, depth // 2))
     optimizer = OptimConfig(rate=3e-4, warmup=steps // 50, decay=0.1, weight_decay=1e-2, ema=0.999)
-    tokenizer = VQVAEConfig(patch=patch, encoder=see, decoder=see, quantiser=VQConfig(1024, 32), motion_weight=4.0)
+    tokenizer = VQVAEConfig(
+        patch=patch, encoder=see, decoder=see, quantiser=VQConfig(1024, 32, thrift=0.01), motion_weight=4.0
+    )
     lam = TokenLAMConfig(actions=8, encoder=replace(see, places=False), decoder=see)
     dynamics = MaskGITConfig(transformer=net, changed_weight=4.0, passes=12)
     return Recipe(

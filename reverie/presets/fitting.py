@@ -28,10 +28,18 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     # A window shorter than the clips: else every frame in training sees its clip's beginning, and is lost without it.
     net = TransformerConfig(width=width, depth=4, heads=width // 32, time_every=2, window=4)
     optimizer = OptimConfig(kind="muon", rate=3e-3, warmup=100, decay=0.3, floor=0.02, weight_decay=1e-3)
-    tokenizer = VQVAEConfig(patch=patch, encoder=look, decoder=look, quantiser=VQConfig(512, 16), motion_weight=8.0)
+    tokenizer = VQVAEConfig(
+        patch=patch, encoder=look, decoder=look, quantiser=VQConfig(512, 16, thrift=0.01), motion_weight=8.0
+    )
     lam = TokenLAMConfig(actions=6, encoder=replace(look, places=False), decoder=look)
     maskgit = MaskGITConfig(
-        transformer=net, context="hidden", previous=True, changed_weight=4.0, passes=8, temperature=0.5
+        transformer=net,
+        context="hidden",
+        previous=True,
+        changed_weight=4.0,
+        passes=8,
+        temperature=0.5,
+        pace="geometric",
     )
     latent = spec.actions.kind == "none"
     return Recipe(
@@ -43,7 +51,7 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         if latent
         else None,
         dynamics=stage(
-            DynamicsObjective(maskgit, lam="../lam" if latent else None, context=4),
+            DynamicsObjective(maskgit, lam="../lam" if latent else None, context=4, slips=0.1),
             batch=8,
             length=8,
             steps=2000,

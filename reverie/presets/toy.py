@@ -126,7 +126,9 @@ def smooth() -> Recipe:
     net = TransformerConfig(width=128, depth=4, heads=4, window=4)
     see = replace(net, depth=2)
     optimizer = OptimConfig(rate=1e-3, warmup=200, decay=0.2, floor=0.02, weight_decay=1e-2)
-    tokenizer = VQVAEConfig(patch=4, encoder=see, decoder=see, quantiser=VQConfig(1024, 32), motion_weight=10.0)
+    tokenizer = VQVAEConfig(
+        patch=4, encoder=see, decoder=see, quantiser=VQConfig(1024, 32, thrift=0.01), motion_weight=10.0
+    )
     dynamics = MaskGITConfig(transformer=net, changed_weight=5.0, passes=8)
     return Recipe(
         about="platformer with smooth motion, recorded actions",

@@ -82,9 +82,9 @@ class PixelLAM(nnx.Module):
         For training together with the dynamics: forward the codes are hard, backward they are a softmax over cosine
         similarities; the model's own loss keeps training decoder and codebook.
         """
-        similarity = self.quantiser(self._happened(frames_BTHWC)).similarity
-        soft = jax.nn.softmax(similarity * SHARPNESS, axis=-1)
-        hard = jax.nn.one_hot(jnp.argmax(similarity, axis=-1), self.codes, dtype=jnp.float32)
+        scores = self.quantiser(self._happened(frames_BTHWC)).scores
+        soft = jax.nn.softmax(scores * SHARPNESS, axis=-1)
+        hard = jax.nn.one_hot(jnp.argmax(scores, axis=-1), self.codes, dtype=jnp.float32)
         weights = soft + jax.lax.stop_gradient(hard - soft)
         loss, metrics = self.loss(frames_BTHWC, key)
         return jnp.pad(weights, ((0, 0), (1, 0), (0, 0))), loss, metrics
