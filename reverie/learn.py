@@ -37,7 +37,7 @@ from reverie.training.engine import Run, fit
 WORLD = "world.json"
 DEMO = "toy-maskgit-latent"
 MINUTES = 30.0  # what `learn` takes on videos unless told otherwise
-SHARES = {"tokenizer": 0.4, "lam": 0.25, "dynamics": 0.35}  # of the time for training
+SHARES = {"tokenizer": 0.25, "lam": 0.25, "dynamics": 0.5}  # of the time for training
 TRIAL = 12  # steps by which a stage's speed is told
 
 
