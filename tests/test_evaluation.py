@@ -99,6 +99,15 @@ def test_agreement_knows_names_from_nonsense():
     assert collapsed["accuracy"] == collapsed["chance"] and collapsed["nmi"] == 0
 
 
+def test_a_code_means_the_action_it_mostly_goes_with():
+    codes, actions = (
+        np.array([[0, 0, 0, 1, 1, 1, 1], [2, 2, 3, 3, 3, 4, 4]]),
+        np.array([[1, 1, 0, 1, 1, 1, 0], [0, 2, 2, 2, 0, 0, 0]]),
+    )
+    assert control.meanings(codes, actions, 6) == [None, 1, None, 2, 0, None]
+    assert control.meanings(np.zeros(0, int), np.zeros(0, int), 2) == [None, None]
+
+
 def test_intervals_hold_the_mean_and_shrink():
     rng = np.random.default_rng(0)
     few, many = (control.interval(rng.normal(5, 2, (count, 3))) for count in (20, 2000))

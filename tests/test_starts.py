@@ -1,14 +1,16 @@
 """Where a world's dreams may begin is found from its folder alone."""
 
+import json
+
 import numpy as np
 import pytest
 from playground import FPS, FRAME, STEER
 
-from reverie.actions import START
+from reverie.actions import START, ActionSpace
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Spec
 from reverie.errors import ReverieError
-from reverie.play.starts import STARTS, play, starts_of
+from reverie.play.starts import STARTS, named, play, starts_of
 from reverie.training.checkpoint import Record, write_record
 from reverie.training.engine import Run
 
@@ -36,3 +38,24 @@ def test_a_world_begins_in_its_own_data_or_in_what_was_packed_with_it(tmp_path):
     assert len(starts_of(folder.parent)) == 1
     with pytest.raises(ReverieError, match="nothing at"):
         play(tmp_path / "nowhere")
+
+
+def test_latent_actions_bear_the_names_and_keys_of_what_they_stand_for(tmp_path):
+    spec, space = Spec(FRAME, STEER, FPS, "noise"), ActionSpace("latent", 4)
+    folder = tmp_path / "world" / "dynamics"
+    folder.mkdir(parents=True)
+    write_record(folder, Record(Run(None), spec, "0"))
+    assert named(space, folder.parent) == space, "not measured yet"
+
+    def measured(found):
+        (folder.parent / "eval.json").write_text(json.dumps({"lam_actions": found}))
+        return named(space, folder.parent)
+
+    some = measured([None, 1, None, 0])
+    assert some.names == ("1", STEER.names[1], "3", STEER.names[0])
+    assert some.keys == ("", STEER.keys[1], "", STEER.keys[0])
+    for nonsense in (None, [], [0], [None, 99, None, 0], ["a"] * 4, {"a": 1}):
+        assert measured(nonsense) == space
+    assert named(STEER, folder.parent) == STEER
+    (folder.parent / "eval.json").write_text("{")
+    assert named(space, folder.parent) == space

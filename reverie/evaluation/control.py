@@ -88,6 +88,20 @@ def agreement(codes: np.ndarray, actions: np.ndarray) -> dict[str, float]:
     }
 
 
+def meanings(codes: np.ndarray, actions: np.ndarray, size: int) -> list[int | None]:
+    """Return for each of ``size`` latent codes the true action it stands for, None where it stands for none.
+
+    That of more than half of the steps with this code, if no other code has more of them: an action names one code.
+    """
+    joint = np.zeros((size, actions.max(initial=0) + 1), int)
+    np.add.at(joint, (codes.ravel(), actions.ravel()), 1)
+    mostly = np.where(2 * joint > joint.sum(1, keepdims=True), joint, 0)
+    return [
+        int(row.argmax()) if row.any() and code == mostly[:, row.argmax()].argmax() else None
+        for code, row in enumerate(mostly)
+    ]
+
+
 def entropy(shares: np.ndarray) -> float:
     """Return the entropy of a distribution, in nats."""
     shares = shares[shares > 0]

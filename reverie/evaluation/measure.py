@@ -183,6 +183,7 @@ def _latent(given: Clips, space: ActionSpace) -> Numbers:
         found = control.agreement(codes[known], actions[known])
         numbers["lam_agreement"], numbers["lam_agreement_chance"] = found["accuracy"], found["chance"]
         numbers["lam_nmi"] = found["nmi"]
+        numbers["lam_actions"] = control.meanings(codes[known], actions[known], space.size)
     return numbers
 
 

@@ -201,7 +201,10 @@ def _card(world: WorldModel, name: str, note: str, seed: int, starts: int) -> di
     actions = world.config.actions
     notes = {
         "none": "This world learned from video without actions: it dreams on by itself, nobody steers.",
-        "latent": "The actions were inferred from video and have no names: try each and see what it does.",
+        "latent": "The actions were inferred from video. Those with a name mostly happened when that key was pressed; "
+        "try the others and see what they do."
+        if any(actions.keys)
+        else "The actions were inferred from video and have no names: try each and see what it does.",
     }
     buttons, levels, rest = actions.buttons, actions.levels, actions.rest
     return {

@@ -1,9 +1,16 @@
-"""Where dreams may begin: moments of the data that a world was trained on, or that were packed along with it."""
+"""What a world's folder tells its player: where dreams may begin, and what its latent actions mostly stand for.
 
+Starts are moments of the data that a world was trained on, or that were packed along with it.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from reverie.actions import ActionSpace
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset
 from reverie.data.loader import clips
@@ -21,7 +28,31 @@ def play(run: str | Path, **options) -> None:
     """Load a world from its folder and ``serve`` it with starts of its own; ``options`` are those of ``serve``."""
     run = Path(run)
     world = load(run)
+    world.config = replace(world.config, actions=named(world.config.actions, run))
     serve(world, **{"name": run.resolve().name, "starts": starts_of(run), **options})
+
+
+def named(space: ActionSpace, run: str | Path) -> ActionSpace:
+    """Return a world's latent actions with the names and keys of the recorded ones that they stand for.
+
+    As its evaluation found (``evaluation.control.meanings``), where there were recorded ones; others keep their number.
+    """
+    folder = find_run(run)
+    recorded = read_record(folder).spec.actions
+    try:
+        found = json.loads((folder.parent / "eval.json").read_text("utf-8"))["lam_actions"]
+        stands_for = {code: recorded.nth(action).item() for code, action in enumerate(found) if action is not None}
+    except (OSError, ValueError, KeyError, TypeError):
+        return space  # never measured, or where no actions are recorded
+    if space.kind != "latent" or recorded.kind != "discrete" or len(found) != space.size:
+        return space
+
+    def told(each: tuple[str, ...], otherwise: Callable[[int], str]) -> tuple[str, ...]:
+        named = {code: each[action] for code, action in stands_for.items() if each}
+        return tuple(named.get(code) or otherwise(code) for code in range(space.size))
+
+    names = told(recorded.names, lambda code: f"{code + 1}")
+    return replace(space, names=names, keys=told(recorded.keys, lambda _: ""))
 
 
 def starts_of(run: str | Path, count: int = COUNT) -> list[Start]:
