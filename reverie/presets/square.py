@@ -28,7 +28,7 @@ def shortcut() -> Recipe:
     )
     return Recipe(
         about="bouncing square, recorded actions: Dreamer 4's tokenizer and shortcut forcing",
-        takes="minutes for the tokenizer, its dynamics were not timed yet",
+        takes="ten minutes on two CPU cores",
         source=SquareConfig(count=2000),
         tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=1, steps=6000, optimizer=MUON, every=1000),
         lam=None,
@@ -45,6 +45,6 @@ def shortcut_mae() -> Recipe:
     return replace(
         whole,
         about="bouncing square, recorded actions: a vector for each patch and shortcut forcing",
-        takes="half an hour on two CPU cores",
+        takes="a quarter of an hour on two CPU cores",
         tokenizer=replace(whole.tokenizer, objective=TokenizerObjective(tokenizer), batch=32, steps=2000),
     )
