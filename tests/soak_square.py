@@ -1,4 +1,4 @@
-"""The bouncing square: both tokenizers against linear ones, five minutes; then shortcut forcing over both, half an hour.
+"""The bouncing square: two tokenizers against linear ones, five minutes; shortcut forcing over both, half an hour.
 
 PCA is the bar that a tokenizer must clear to be worth its name: the best that can be done without a nonlinearity,
 learned from the same frames. All is measured on held-out episodes, with nothing hidden unless said otherwise.

@@ -13,6 +13,8 @@ from reverie.presets.recipe import Recipe, stage
 from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
 from reverie.training.optim import OptimConfig
 
+FEW = 20_000  # frames: twelve videos of half a minute are a fifth of that, and were known by heart in six minutes
+
 
 def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     """Return a recipe for any data, sized for ``minutes`` on two CPU cores (steps follow from the machine itself).
@@ -42,20 +44,18 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         pace="geometric",
     )
     latent = spec.actions.kind == "none"
+    often: Any = {"optimizer": optimizer, "every": 500, "least": FEW}
     return Recipe(
         about=f"made for {spec.source}, {minutes:g} minutes",
         takes=f"{minutes:g} minutes",
         source=source,
-        tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=2, steps=2000, optimizer=optimizer, every=500),
-        lam=stage(LatentActionObjective(lam), batch=12, length=3, steps=1500, optimizer=optimizer, every=500)
-        if latent
-        else None,
+        tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=2, steps=2000, **often),
+        lam=stage(LatentActionObjective(lam), batch=12, length=3, steps=1500, **often) if latent else None,
         dynamics=stage(
             DynamicsObjective(maskgit, lam="../lam" if latent else None, context=4, slips=0.1),
             batch=8,
             length=8,
             steps=2000,
-            optimizer=optimizer,
-            every=500,
+            **often,
         ),
     )

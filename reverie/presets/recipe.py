@@ -1,6 +1,6 @@
 """What a recipe is: which source, which models, how long."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flax import nnx
@@ -25,11 +25,12 @@ class Recipe:
     horizon: int = 16  # and frames dreamed
 
 
-def stage(objective: Any, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int) -> Run:
+def stage(
+    objective: Any, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int, least: int = 0
+) -> Run:
     """A run that reports and saves ``every`` so many steps."""
-    return Run(
-        objective, batch=batch, length=length, steps=steps, optimizer=optimizer, report_every=every, save_every=every
-    )
+    run = Run(objective, batch=batch, length=length, steps=steps, optimizer=optimizer, least=least)
+    return replace(run, report_every=every, save_every=every)
 
 
 def parameters(recipe: Any) -> int:
