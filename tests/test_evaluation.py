@@ -342,6 +342,7 @@ def test_a_real_world_gets_a_whole_report(latent, real, tmp_path):
     speeds = {"frames_per_second", "frames_per_second_uncached", "latency_p95_ms"}
     absent = {name for name in MEANING if written[name] is None}
     assert absent == (set() if latent else speeds | {name for name in MEANING if name.startswith("lam_")})
+    assert len(written["lam_actions"]) == 3 if latent else "lam_actions" not in written
     assert all(written[name] > 0 for name in speeds - absent)
     for view in ("", "floor_", "copy_last_", "random_"):
         assert len(written[f"{view}psnr"]) == len(written[f"{view}ssim_ci"]) == 5

@@ -45,6 +45,6 @@ def test_the_first_copies_are_the_episodes_themselves_and_the_others_are_moved()
 def test_a_dataset_is_made_as_large_as_asked_and_no_larger():
     plain = dataset()
     assert enlarged(plain, 0) is enlarged(plain, 14) is plain
-    for frames, copies in ((15, 2), (28, 2), (29, 3)):
+    for frames, copies in ((15, 2), (28, 2), (29, 3), (10_000, 8)):
         assert enlarged(plain, frames).lengths.sum() == 14 * copies
     assert enlarged(plain, 29).fingerprint == enlarged(plain, 30).fingerprint != enlarged(plain, 28).fingerprint

@@ -10,6 +10,7 @@ import numpy as np
 from reverie.data.episode import Dataset
 
 REACH = 8  # a picture moves by at most this part of its side: a patch of the larger kind
+MOST = 8  # copies: the tokens of each are computed, and a single short video is not saved by a thousand
 
 
 class Shifted:
@@ -38,6 +39,6 @@ class Shifted:
 
 
 def enlarged(dataset: Dataset, frames: int) -> Dataset:
-    """Return a dataset of at least ``frames`` frames: itself, or as many copies of it as that takes."""
-    copies = -(-frames // max(int(dataset.lengths.sum()), 1))
+    """Return a dataset of ``frames`` frames or more: itself, or as many copies of it as that takes, up to ``MOST``."""
+    copies = min(-(-frames // max(int(dataset.lengths.sum()), 1)), MOST)
     return Shifted(dataset, copies) if copies > 1 else dataset

@@ -203,7 +203,7 @@ def _card(world: WorldModel, name: str, note: str, seed: int, starts: int) -> di
         "none": "This world learned from video without actions: it dreams on by itself, nobody steers.",
         "latent": "The actions were inferred from video. Those with a name mostly happened when that key was pressed; "
         "try the others and see what they do."
-        if any(actions.keys)
+        if actions.names
         else "The actions were inferred from video and have no names: try each and see what it does.",
     }
     buttons, levels, rest = actions.buttons, actions.levels, actions.rest

@@ -48,8 +48,8 @@ def named(space: ActionSpace, run: str | Path) -> ActionSpace:
         return space
 
     def told(each: tuple[str, ...], otherwise: Callable[[int], str]) -> tuple[str, ...]:
-        named = {code: each[action] for code, action in stands_for.items() if each}
-        return tuple(named.get(code) or otherwise(code) for code in range(space.size))
+        known = {code: each[action] for code, action in stands_for.items() if each}
+        return tuple(known.get(code) or otherwise(code) for code in range(space.size))
 
     names = told(recorded.names, lambda code: f"{code + 1}")
     return replace(space, names=names, keys=told(recorded.keys, lambda _: ""))
