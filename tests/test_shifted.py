@@ -21,11 +21,11 @@ def dataset(lengths=(5, 9)):
 
 def test_the_first_copies_are_the_episodes_themselves_and_the_others_are_moved():
     plain = dataset()
-    more = Shifted(plain, 4)
-    assert more.lengths.tolist() == [5, 9] * 4 and more.fingerprint != plain.fingerprint
+    more = Shifted(plain)
+    assert more.lengths.tolist() == [5, 9] * 5 and more.fingerprint != plain.fingerprint
     height, width, _ = FRAME
     different = set()
-    for episode in range(8):
+    for episode in range(10):
         window, true = more.read(episode, 1, 4), plain.read(episode % 2, 1, 4)
         assert "states" not in window
         np.testing.assert_array_equal(window["actions"], true["actions"])
@@ -42,9 +42,7 @@ def test_the_first_copies_are_the_episodes_themselves_and_the_others_are_moved()
     assert len(different) > 4
 
 
-def test_a_dataset_is_made_as_large_as_asked_and_no_larger():
+def test_only_a_small_dataset_is_made_larger():
     plain = dataset()
     assert enlarged(plain, 0) is enlarged(plain, 14) is plain
-    for frames, copies in ((15, 2), (28, 2), (29, 3), (10_000, 8)):
-        assert enlarged(plain, frames).lengths.sum() == 14 * copies
-    assert enlarged(plain, 29).fingerprint == enlarged(plain, 30).fingerprint != enlarged(plain, 28).fingerprint
+    assert enlarged(plain, 15).lengths.sum() == 5 * 14

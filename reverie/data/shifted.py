@@ -10,19 +10,19 @@ import numpy as np
 from reverie.data.episode import Dataset
 
 REACH = 8  # a picture moves by at most this part of its side: a patch of the larger kind
-MOST = 8  # copies: the tokens of each are computed, and a single short video is not saved by a thousand
+COPIES = 5  # of each episode, itself included
 
 
 class Shifted:
-    """``copies`` of each episode, the first as it is; edges are repeated where the picture leaves room.
+    """``COPIES`` of each episode, the first as it is; edges are repeated where the picture leaves room.
 
     A simulator's states say where things were, not where they are shown: they are left out.
     """
 
-    def __init__(self, dataset: Dataset, copies: int):
+    def __init__(self, dataset: Dataset):
         self.dataset, self.spec = dataset, dataset.spec
-        self.lengths = np.tile(dataset.lengths, copies)
-        self.fingerprint = f"{dataset.fingerprint}-shifted{copies}"
+        self.lengths = np.tile(dataset.lengths, COPIES)
+        self.fingerprint = f"{dataset.fingerprint}-shifted{COPIES}"
         reach = np.array(self.spec.frame[:2]) // REACH
         self.moves = np.random.default_rng(0).integers(-reach, reach + 1, (len(self.lengths), 2))
         self.moves[: len(dataset.lengths)] = 0
@@ -38,7 +38,9 @@ class Shifted:
         return window | {"frames": window["frames"][:, rows[:, None], columns]}
 
 
-def enlarged(dataset: Dataset, frames: int) -> Dataset:
-    """Return a dataset of ``frames`` frames or more: itself, or as many copies of it as that takes, up to ``MOST``."""
-    copies = min(-(-frames // max(int(dataset.lengths.sum()), 1)), MOST)
-    return Shifted(dataset, copies) if copies > 1 else dataset
+def enlarged(dataset: Dataset, few: int) -> Dataset:
+    """Return a dataset of fewer than ``few`` frames in moved copies, any other as it is.
+
+    Where there are enough frames, copies cost: a thing must be learned in every way in which patches may cut it.
+    """
+    return Shifted(dataset) if int(dataset.lengths.sum()) < few else dataset

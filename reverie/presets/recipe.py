@@ -25,11 +25,9 @@ class Recipe:
     horizon: int = 16  # and frames dreamed
 
 
-def stage(
-    objective: Any, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int, least: int = 0
-) -> Run:
+def stage(objective: Any, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int, few: int = 0) -> Run:
     """A run that reports and saves ``every`` so many steps."""
-    run = Run(objective, batch=batch, length=length, steps=steps, optimizer=optimizer, least=least)
+    run = Run(objective, batch=batch, length=length, steps=steps, optimizer=optimizer, few=few)
     return replace(run, report_every=every, save_every=every)
 
 

@@ -76,13 +76,13 @@ class Objective(Protocol):
 class Run:
     """Everything that decides what a run computes, and how often it says so.
 
-    data: a store or .npz file, relative to the folder that the run's folder lies in. least: frames; fewer are seen in
+    data: a store or .npz file, relative to the folder that the run's folder lies in. few: frames; fewer are seen in
     copies that are moved by some pixels (``data.shifted``). Clocks are in steps, 0 is never.
     """
 
     objective: Objective
     data: str = "data"
-    least: int = 0
+    few: int = 0
     batch: int = 16
     length: int = 16
     steps: int = 1000
@@ -322,7 +322,7 @@ def _datasets(run: Run, out: Path, dataset: Dataset | None, held_out: Dataset | 
             held_out = held_out or open_dataset(out.parent / run.data, "val")
     if held_out is None or not (held_out.lengths >= run.length).any():
         held_out = dataset
-    return enlarged(dataset, run.least), held_out
+    return enlarged(dataset, run.few), held_out
 
 
 def _resume_from(run: Run, out: Path, dataset: Dataset) -> int | None:
