@@ -135,7 +135,10 @@ def test_flags_of_a_preset_are_its_fields(run):
 
 def test_an_interrupt_is_130_and_leaves_nothing(tmp_path):
     words = ["data", "platformer", "store", "--count", "100000"]
-    with subprocess.Popen([sys.executable, "-m", "reverie.cli", *words], stderr=subprocess.PIPE, text=True) as process:
+    # What a shell starts in the background ignores interrupts, and so would this.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heed}; from reverie.cli import main; raise SystemExit(main())", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -19,6 +19,7 @@ from reverie.errors import ReverieError
 from reverie.play.connection import Start
 from reverie.play.server import serve
 from reverie.training.checkpoint import find_run, load, read_record
+from reverie.world import WorldModel
 
 STARTS = "starts.npz"  # beside a world's runs: a small dataset of starts, for a world that travels without its data
 COUNT = 8
@@ -28,7 +29,8 @@ def play(run: str | Path, **options) -> None:
     """Load a world from its folder and ``serve`` it with starts of its own; ``options`` are those of ``serve``."""
     run = Path(run)
     world = load(run)
-    world.config = replace(world.config, actions=named(world.config.actions, run))
+    if isinstance(world, WorldModel):  # else ``serve`` says what it is instead
+        world.config = replace(world.config, actions=named(world.config.actions, run))
     serve(world, **{"name": run.resolve().name, "starts": starts_of(run), **options})
 
 
