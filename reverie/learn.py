@@ -80,7 +80,7 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
             checkpoint.clear(out / name)
     for name, run in runs.items():
         if minutes is not None:
-            run = _in_time(run, out, name, dataset, minutes, list(runs))
+            run = _in_time(run, out, name, dataset, held_out, minutes, list(runs))
         if checkpoint.is_done(out / name, run):
             _say(f"{name}: done before")
             continue
@@ -201,7 +201,9 @@ def _fitted(run: Run, dataset: Dataset) -> Run:
     return replace(run, length=min(run.length, longest))
 
 
-def _in_time(run: Run, out: Path, name: str, dataset: Dataset, minutes: float, stages: list[str]) -> Run:
+def _in_time(
+    run: Run, out: Path, name: str, dataset: Dataset, held_out: Dataset, minutes: float, stages: list[str]
+) -> Run:
     """A run of as many steps as its share of ``minutes`` has room for, told by a few steps of it."""
     if (out / name / checkpoint.RECORD).is_file() and checkpoint.steps(out / name):
         return checkpoint.read_record(out / name).run  # begun before: it goes on as it was
@@ -210,7 +212,7 @@ def _in_time(run: Run, out: Path, name: str, dataset: Dataset, minutes: float, s
     shutil.rmtree(trial, ignore_errors=True)
     try:
         short = replace(run, steps=TRIAL, log_every=2, report_every=0, save_every=0)
-        fit(short, trial, dataset=dataset, held_out=dataset, progress=False)
+        fit(short, trial, dataset=dataset, held_out=held_out, progress=False)
         lines = [json.loads(line) for line in (trial / "timing.jsonl").read_text("utf-8").splitlines()]
         if (trial / "cache").exists():  # tokens are as good for the run itself
             (out / name).mkdir(exist_ok=True)

@@ -100,11 +100,8 @@ def test_agreement_knows_names_from_nonsense():
 
 
 def test_a_code_means_the_action_it_mostly_goes_with():
-    codes, actions = (
-        np.array([[0, 0, 0, 1, 1, 1, 1], [2, 2, 3, 3, 3, 4, 4]]),
-        np.array([[1, 1, 0, 1, 1, 1, 0], [0, 2, 2, 2, 0, 0, 0]]),
-    )
-    assert control.meanings(codes, actions, 6) == [None, 1, None, 2, 0, None]
+    pairs = np.array([[0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4], [1, 1, 0, 1, 1, 1, 0, 0, 2, 2, 2, 0, 0, 0]])
+    assert control.meanings(*pairs, 6) == [None, 1, None, 2, 0, None]
     assert control.meanings(np.zeros(0, int), np.zeros(0, int), 2) == [None, None]
 
 

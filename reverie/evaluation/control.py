@@ -75,9 +75,8 @@ def agreement(codes: np.ndarray, actions: np.ndarray) -> dict[str, float]:
     scored on the same pairs: a little flattering when pairs are few); "chance": always the most frequent action;
     "nmi": mutual information over the mean of the two entropies, 0 (independent) to 1 (the same up to renaming).
     """
-    joint = np.zeros((codes.max(initial=0) + 1, actions.max(initial=0) + 1))
-    np.add.at(joint, (codes.ravel(), actions.ravel()), 1)
-    joint /= joint.sum()
+    joint = _joint(codes, actions, int(codes.max(initial=0)) + 1)
+    joint = joint / joint.sum()
     of_codes, of_actions = entropy(joint.sum(1)), entropy(joint.sum(0))
     mutual = of_codes + of_actions - entropy(joint.ravel())
     mean = (of_codes + of_actions) / 2
@@ -93,13 +92,19 @@ def meanings(codes: np.ndarray, actions: np.ndarray, size: int) -> list[int | No
 
     That of more than half of the steps with this code, if no other code has more of them: an action names one code.
     """
-    joint = np.zeros((size, actions.max(initial=0) + 1), int)
-    np.add.at(joint, (codes.ravel(), actions.ravel()), 1)
+    joint = _joint(codes, actions, size)
     mostly = np.where(2 * joint > joint.sum(1, keepdims=True), joint, 0)
     return [
         int(row.argmax()) if row.any() and code == mostly[:, row.argmax()].argmax() else None
         for code, row in enumerate(mostly)
     ]
+
+
+def _joint(codes: np.ndarray, actions: np.ndarray, size: int) -> np.ndarray:
+    """Return how often each of ``size`` codes goes with each action."""
+    joint = np.zeros((size, actions.max(initial=0) + 1), int)
+    np.add.at(joint, (codes.ravel(), actions.ravel()), 1)
+    return joint
 
 
 def entropy(shares: np.ndarray) -> float:

@@ -35,7 +35,7 @@ def measured(
     are actions, "random"), of the length of ``given.truth``. ``trained``: frames of a clip in training. ``practice``:
     episodes with actions.
     """
-    sets = {"truth": given.truth} | {name: frames for name, frames in views.items() if name != "floor"}
+    sets = {name: frames for name, frames in ({"truth": given.truth} | views).items() if name in frechet.SUFFIXES}
     numbers = _shuffled(dreams, given, tokens_BTN) | _drift(dreams, given, views["dream"], LONG * trained)
     at_random = frechet.at_random(sets)
     if at_random:

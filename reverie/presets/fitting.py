@@ -44,18 +44,18 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         pace="geometric",
     )
     latent = spec.actions.kind == "none"
-    often: Any = {"optimizer": optimizer, "every": 500, "few": FEW}
+    common: Any = {"optimizer": optimizer, "every": 500, "few": FEW}
     return Recipe(
         about=f"made for {spec.source}, {minutes:g} minutes",
         takes=f"{minutes:g} minutes",
         source=source,
-        tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=2, steps=2000, **often),
-        lam=stage(LatentActionObjective(lam), batch=12, length=3, steps=1500, **often) if latent else None,
+        tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=2, steps=2000, **common),
+        lam=stage(LatentActionObjective(lam), batch=12, length=3, steps=1500, **common) if latent else None,
         dynamics=stage(
             DynamicsObjective(maskgit, lam="../lam" if latent else None, context=4, slips=0.1),
             batch=8,
             length=8,
             steps=2000,
-            **often,
+            **common,
         ),
     )

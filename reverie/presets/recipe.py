@@ -1,6 +1,6 @@
 """What a recipe is: which source, which models, how long."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from flax import nnx
@@ -27,8 +27,16 @@ class Recipe:
 
 def stage(objective: Any, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int, few: int = 0) -> Run:
     """A run that reports and saves ``every`` so many steps."""
-    run = Run(objective, batch=batch, length=length, steps=steps, optimizer=optimizer, few=few)
-    return replace(run, report_every=every, save_every=every)
+    return Run(
+        objective,
+        few=few,
+        batch=batch,
+        length=length,
+        steps=steps,
+        optimizer=optimizer,
+        report_every=every,
+        save_every=every,
+    )
 
 
 def parameters(recipe: Any) -> int:
