@@ -35,7 +35,7 @@ bench: $(READY)  ## speed: one JSON line a measurement
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
 soak: $(READY_DEV)  ## the tests that take many minutes
-	$(VENV)/bin/python -m pytest -m soak -o faulthandler_timeout=3600 tests tests/soak_*.py $(TEST_ARGS)
+	$(VENV)/bin/python -m pytest -m soak -o faulthandler_timeout=3600 $(TEST_ARGS)
 
 lock:            ## write requirements.lock anew (needs uv)
 	uv lock --quiet --upgrade

@@ -1,6 +1,6 @@
 """What takes minutes: twenty kills at random instants, also while saving; and a job of two processes.
 
-Not collected by default: `make soak`.
+Left out unless asked for: `make soak`.
 """
 
 import json

@@ -144,6 +144,18 @@ def test_links_and_paths_lead_somewhere(page):
         assert (ROOT / path).exists(), f"{page.name} speaks of {path}"
 
 
+SOAKS = sorted({soak for page in LIVING for soak in re.findall(r"`(make soak[^`\n]*)`", page.read_text("utf8"))})
+
+
+@pytest.mark.parametrize("command", SOAKS)
+def test_a_soak_that_a_page_names_finds_long_tests(command):
+    """A pattern that matches nothing long would pass in seconds, and look like success."""
+    shown = subprocess.run(["bash", "-c", f"{command.replace('make', 'make -n')}"], cwd=ROOT, capture_output=True)
+    words = shlex.split(shown.stdout.decode().splitlines()[-1])
+    found = subprocess.run([sys.executable, *words[1:], "--collect-only"], cwd=ROOT, capture_output=True, text=True)
+    assert "tests/soak_" in found.stdout, f"'{command}' finds no soak:\n{found.stdout}{found.stderr}"
+
+
 def test_a_planted_fault_is_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
