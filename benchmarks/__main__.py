@@ -1,9 +1,9 @@
 """``python -m benchmarks [NAME ...] [--out FILE]``: one JSON line per figure, all of them or those of some files."""
 
 import argparse
-import json
 from importlib import import_module
 
+from benchmarks.timing import tell
 from reverie.nn.compiled import cache_compilations
 
 NAMES = ("dispatch", "loader", "training", "play")
@@ -19,12 +19,7 @@ def main() -> None:
         parser.error(f"there is no benchmark {wrong[0]!r}: choose from {', '.join(NAMES)}")
     cache_compilations()
     for name in args.names or NAMES:
-        for figure in import_module(f"benchmarks.{name}").measure():
-            line = json.dumps(figure.line())
-            print(line, flush=True)
-            if args.out:
-                with open(args.out, "a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+        tell(import_module(f"benchmarks.{name}").measure(), args.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Timing two or more ways of doing a thing in turn, so that a machine that slows down slows all of them."""
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,16 @@ class Figure:
     def line(self) -> dict[str, Any]:
         """Return it as plain values, the number rounded to four digits."""
         return vars(self) | {"value": float(f"{self.value:.4g}")}
+
+
+def tell(figures: Iterable[Figure], out: str | None = None) -> None:
+    """Print every figure as soon as it is known, a JSON line each; append it to the file ``out`` as well."""
+    for figure in figures:
+        line = json.dumps(figure.line())
+        print(line, flush=True)
+        if out:
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
 def interleaved(sides: dict[str, Callable[[], Any]], *, seconds: float = 10.0, least: int = 5) -> Times:

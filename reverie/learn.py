@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from reverie import config
@@ -31,7 +32,7 @@ from reverie.play.starts import play, write_starts
 from reverie.presets import preset
 from reverie.presets.fitting import fitting
 from reverie.presets.recipe import Recipe
-from reverie.training import checkpoint
+from reverie.training import checkpoint, sharding
 from reverie.training.engine import Run, fit
 
 WORLD = "world.json"
@@ -53,6 +54,7 @@ def learn(source: str, out: Path, minutes: float | None = None, *, fresh: bool =
 
     ``minutes`` is how long training may take on this machine; steps and sizes follow from it.
     """
+    sharding.connect()
     made = _source(source)
     path = Path(source)
     spec = open_dataset(path).spec if made is None else made.spec()
@@ -65,13 +67,15 @@ def learn(source: str, out: Path, minutes: float | None = None, *, fresh: bool =
 def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
     """Follow a recipe in the folder ``out``, skipping what is done; with ``minutes``, steps are as many as fit.
 
-    ``fresh``: throw away first what was trained there; the data stay.
+    ``fresh``: throw away first what was trained there; the data stay. Started as a job of several processes, which must
+    share a disk, all of them train, and the first does the rest (``training.sharding.connect``).
     """
     _check_minutes(minutes)
+    sharding.connect()
     cache_compilations()
     began = time.perf_counter()
     out = Path(out).absolute()
-    record(recipe, out)
+    sharding.by_first(lambda: record(recipe, out))
     dataset, held_out = open_dataset(out / "data", "train"), _held_out(out / "data")
     runs = {"tokenizer": recipe.tokenizer, "lam": recipe.lam, "dynamics": recipe.dynamics}
     runs = {name: _fitted(run, dataset) for name, run in runs.items() if run is not None}
@@ -86,13 +90,18 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
             continue
         _say(f"{name}: {run.steps} steps")
         fit(run, out / name, dataset=dataset, held_out=held_out)
-    write_starts(out)
-    if not (out / "eval.json").exists() or not _is_newest(out / "eval.json", out / "dynamics" / checkpoint.RECORD):
-        # Measuring takes a minute or two: less where there was less to train.
-        clips = recipe.clips if minutes is None else min(recipe.clips, max(8, round(4 * minutes)))
-        evaluate(out, clips=clips, horizon=recipe.horizon)
+    # Measuring takes a minute or two: less where there was less to train.
+    clips = recipe.clips if minutes is None else min(recipe.clips, max(8, round(4 * minutes)))
+    sharding.by_first(lambda: _finish(out, clips, recipe.horizon))
     _say(f"{out.name}: ready after {(time.perf_counter() - began) / 60:.1f} minutes")
     return out
+
+
+def _finish(out: Path, clips: int, horizon: int) -> None:
+    """Pack starts along with a trained world and measure it, unless that was done."""
+    write_starts(out)
+    if not (out / "eval.json").exists() or not _is_newest(out / "eval.json", out / "dynamics" / checkpoint.RECORD):
+        evaluate(out, clips=clips, horizon=horizon)
 
 
 def record(recipe: Recipe, out: Path) -> None:
@@ -209,17 +218,22 @@ def _in_time(
         return checkpoint.read_record(out / name).run  # begun before: it goes on as it was
     _say(f"{name}: timing {TRIAL} steps")
     trial = out / f".trial-{name}"
-    shutil.rmtree(trial, ignore_errors=True)
-    try:
-        short = replace(run, steps=TRIAL, log_every=2, report_every=0, save_every=0)
-        fit(short, trial, dataset=dataset, held_out=held_out, progress=False)
-        lines = [json.loads(line) for line in (trial / "timing.jsonl").read_text("utf-8").splitlines()]
+
+    def tidy() -> None:
         if (trial / "cache").exists():  # tokens are as good for the run itself
             (out / name).mkdir(exist_ok=True)
             shutil.rmtree(out / name / "cache", ignore_errors=True)
             shutil.move(trial / "cache", out / name / "cache")
+
+    try:
+        short = replace(run, steps=TRIAL, log_every=2, report_every=0, save_every=0)
+        fit(short, trial, dataset=dataset, held_out=held_out, progress=False, fresh=True)
+        sharding.wait_for_all("the trial")
+        lines = [json.loads(line) for line in (trial / "timing.jsonl").read_text("utf-8").splitlines()]
+        sharding.by_first(tidy)
     finally:
-        shutil.rmtree(trial, ignore_errors=True)
+        if jax.process_index() == 0:
+            shutil.rmtree(trial, ignore_errors=True)
     rate = max(line["steps_per_s"] for line in lines if "steps_per_s" in line)
     share = SHARES[name] / sum(SHARES[stage] for stage in stages)
     steps = max(TRIAL, int(rate * share * minutes * 60 * 0.85))  # the rest: compiling, reports, evaluation
@@ -235,4 +249,5 @@ def _is_newest(path: Path, other: Path) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"\n== {text}", flush=True)
+    if jax.process_index() == 0:
+        print(f"\n== {text}", flush=True)

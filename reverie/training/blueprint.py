@@ -15,6 +15,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Sharding
 
 from reverie.errors import ReverieError
+from reverie.training.sharding import put
 
 Weights = dict[str, Array]  # by dotted name
 Place = Callable[[tuple[int, ...]], Sharding]  # where an array of a shape lives
@@ -88,7 +89,7 @@ class Blueprint:
             return {name: leaf for name, leaf in made if name in wanted}
 
         weights = jax.jit(make, out_shardings=wanted)() if wanted else {}
-        moved = {n: jax.device_put(a, place(a.shape)) for n, a in self.ready.items() if n not in have}
+        moved = {n: put(a, place(a.shape)) for n, a in self.ready.items() if n not in have}
         return weights | moved | have
 
     def merge(self, *weights: Weights) -> nnx.Module:

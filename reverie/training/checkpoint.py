@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -36,7 +36,7 @@ except ImportError:  # Windows
 from reverie import config
 from reverie.errors import ReverieError, did_you_mean
 from reverie.training.blueprint import Blueprint, Place, Weights
-from reverie.training.sharding import wait_for_all
+from reverie.training.sharding import by_first
 
 FORMAT = 1  # of run.json and of what lies beside it
 RECORD, CHECKPOINTS = "run.json", "checkpoints"
@@ -120,11 +120,7 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
-            if fcntl and jax.process_index() == 0:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system however the process ends
-                except BlockingIOError:
-                    raise ReverieError(f"another process is training in '{folder}': wait, or choose another.") from None
+            by_first(lambda: _lock(lock, folder))
             yield
     except OSError as error:
         if error.errno not in FULL | CLOSED:
@@ -132,15 +128,24 @@ def owned(folder: Path) -> Iterator[None]:
         raise ReverieError(f"cannot write to '{folder}': {error.strerror}.") from error
 
 
+def _lock(file: IO, folder: Path) -> None:
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system however the process ends
+    except BlockingIOError:
+        raise ReverieError(f"another process is training in '{folder}': wait, or choose another.") from None
+
+
 def clear(folder: Path) -> None:
     """Throw away what a run has left in its folder, and nothing else that may lie there."""
-    wait_for_all("before")
-    if jax.process_index() == 0:
+
+    def removed() -> None:
         for name in (CHECKPOINTS, "report", "cache"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("metrics.jsonl", "timing.jsonl", RECORD):
             (folder / name).unlink(missing_ok=True)
-    wait_for_all("cleared")
+
+    by_first(removed)
 
 
 def load(path: str | Path) -> Any:

@@ -196,8 +196,8 @@ def fit(
         if fresh:
             checkpoint.clear(out)
         state, frozen = _state(run, out, blueprint, mesh, newest)
-        if jax.process_index() == 0:
-            checkpoint.write_record(out, Record(run, dataset.spec, dataset.fingerprint, blueprint.fingerprint()))
+        record = Record(run, dataset.spec, dataset.fingerprint, blueprint.fingerprint())
+        sharding.by_first(lambda: checkpoint.write_record(out, record))
         model = blueprint.merge(frozen, state.params, state.rest)
         dataset = run.objective.prepare(model, dataset, out / "cache" / "train")
         held_out = run.objective.prepare(model, held_out, out / "cache" / "val")
@@ -375,9 +375,7 @@ def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | 
         blueprint.check(out, found["weights"])
         if not found["optimizer"]:
             raise ReverieError(f"'{out}' holds weights only, as an export does: it can be played, not trained on.")
-        if jax.process_index() == 0:
-            checkpoint.remove_after(out, step)
-        sharding.wait_for_all("restored")
+        sharding.by_first(lambda: checkpoint.remove_after(out, step))
     weights = blueprint.build(place, found.get("weights"))
     params, rest, frozen = ({name: weights[name] for name in blueprint.parts[part]} for part in blueprint.parts)
     tx = run.optimizer.make()

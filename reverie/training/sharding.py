@@ -5,12 +5,13 @@ Models know nothing of this: a rule over shapes decides where an array lives, an
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from reverie.errors import ReverieError
 
@@ -50,6 +51,28 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def by_first(work: Callable[[], Any]) -> None:
+    """Do on the job's first process what one must do for all, once all have come here; the others wait for it.
+
+    What it raises is raised there; on the others it is a ReverieError, so that no process waits for one that is gone.
+    """
+    wait_for_all("what the first does")
+    failure: BaseException | None = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except BaseException as error:
+            failure = error
+    failed = failure is not None
+    if jax.process_count() > 1:
+        with meant():
+            failed = bool(multihost_utils.process_allgather(np.bool_(failed)).any())
+    if failure is not None:
+        raise failure
+    if failed:
+        raise ReverieError("the first process of this job has failed, and says why.")
+
+
 def make_mesh() -> Mesh:
     """Return the mesh over every device of every process."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -82,6 +105,29 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     rows = NamedSharding(mesh, PartitionSpec("data"))
     with meant():
         return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
+
+
+def put(array: np.ndarray | jax.Array, where: Sharding) -> jax.Array:
+    """Copy an array that every process has alike to where it belongs."""
+    with meant():
+        if jax.process_count() == 1:
+            return jax.device_put(array, where)
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
+
+
+def put_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Spread the rows of what every process has alike over the devices."""
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    return {name: put(array, rows) for name, array in batch.items()}
+
+
+def fetch(tree: Any) -> Any:
+    """Copy arrays to the host of every process, wherever their parts are."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    with meant():
+        return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def put_everywhere(mesh: Mesh, tree: Any) -> Any:

@@ -21,8 +21,9 @@ from flax import nnx
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset
 from reverie.nn.compiled import compiled
+from reverie.training import sharding
 
-SEGMENT, TOGETHER = 64, 8  # frames encoded at once, and how many such pieces in one call
+SEGMENT, TOGETHER = 64, 8  # frames encoded at once, and how many such pieces in one call, or more for more devices
 KEY = "key.json"
 
 
@@ -51,14 +52,21 @@ def cached(
     arrays = _kept(folder, key)
     if arrays is None:
         half = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
-        try:
-            _write(model, encode, dataset, lead, half)
+
+        def begin() -> None:
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir(parents=True)
+
+        def end() -> None:
             names = sorted(path.stem for path in half.glob("*.npy"))
             (half / KEY).write_text(json.dumps({**key, "arrays": names}), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(half, folder)
+
+        try:
+            sharding.by_first(begin)
+            _write(model, encode, dataset, lead, half)
+            sharding.by_first(end)
         finally:
             shutil.rmtree(half, ignore_errors=True)
         arrays = _opened(folder)
@@ -66,18 +74,19 @@ def cached(
 
 
 def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
-    call = compiled(model, encode)
+    """All processes encode, rows spread over all devices; the first one writes."""
+    call, mesh = compiled(model, encode), sharding.make_mesh()
     files: dict[str, np.memmap] = {}
     total, starts = int(dataset.lengths.sum()), np.cumsum(dataset.lengths) - dataset.lengths
-    pieces = list(_segments(dataset.lengths, lead))
-    for first in range(0, len(pieces), TOGETHER):
-        group = pieces[first : first + TOGETHER]
+    pieces, together = list(_segments(dataset.lengths, lead)), -(-TOGETHER // mesh.size) * mesh.size
+    for first in range(0, len(pieces), together):
+        group = pieces[first : first + together]
         windows = [dataset.read(episode, start, stop - start) for episode, start, stop, _ in group]
-        windows += windows[:1] * (TOGETHER - len(group))  # one shape, one program
+        windows += windows[:1] * (together - len(group))  # one shape, one program
         names = ("frames", "actions")
         batch = {name: np.stack([_padded(window[name], SEGMENT + lead) for window in windows]) for name in names}
-        results = jax.device_get(call(jax.device_put(batch)))
-        for name, result in results.items():
+        results = sharding.fetch(call(sharding.put_rows(mesh, batch)))
+        for name, result in results.items() if jax.process_index() == 0 else ():
             if name not in files:
                 shape = (total, *result.shape[2:])
                 files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", result.dtype, shape)
@@ -106,7 +115,7 @@ def _padded(array: np.ndarray, length: int) -> np.ndarray:
 def _digest(model: nnx.Module) -> str:
     digest = hashlib.sha256()
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        digest.update(repr(path).encode() + np.asarray(leaf[...]).tobytes())
+        digest.update(repr(path).encode() + np.asarray(sharding.fetch(leaf[...])).tobytes())
     return digest.hexdigest()[:16]
 
 

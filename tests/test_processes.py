@@ -1,0 +1,67 @@
+"""Jobs of several processes: what one does for all, what all do together, and how they end when one cannot go on."""
+
+from pathlib import Path
+
+import numpy as np
+from processes import all_done, job
+from test_tokens import make
+
+REHEARSAL = str(Path(__file__).with_name("rehearsal.py"))
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from reverie.training import sharding
+assert sharding.connect() and sharding.connect()
+
+import jax, numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from reverie.errors import ReverieError
+from test_tokens import Eye, make
+
+place, mesh = Path(sys.argv[1]), sharding.make_mesh()
+assert jax.process_count() == 2 and mesh.size == 4
+
+note = place / "note"
+sharding.by_first(lambda: note.write_text(note.read_text() + "x" if note.exists() else "x"))
+assert note.read_text() == "x"
+
+def fails():
+    raise OSError("no room")
+
+try:
+    sharding.by_first(fails)
+except (OSError, ReverieError) as error:
+    assert isinstance(error, OSError) == (jax.process_index() == 0), error
+
+rows = {"x": np.arange(24.0).reshape(8, 3)}
+spread = sharding.put_rows(mesh, rows)
+assert {shard.data.shape for shard in spread["x"].addressable_shards} == {(2, 3)}
+np.testing.assert_array_equal(sharding.fetch(spread)["x"], rows["x"])
+
+eye = Eye(back=3)
+weights = NamedSharding(mesh, PartitionSpec("data"))  # as fsdp has them
+nnx.update(eye, jax.tree.map(lambda leaf: sharding.put(leaf, weights), nnx.state(eye)))
+assert make(place / "cache", eye, lead=3)[1], "nobody had looked yet"
+assert not make(place / "cache", eye, lead=3)[1], "they are kept"
+"""
+
+
+def test_processes_share_work_and_what_one_of_them_does(tmp_path):
+    from test_tokens import Eye
+
+    all_done(job("-c", TOGETHER, str(tmp_path), devices=2))
+    alone, _ = make(tmp_path / "alone", Eye(back=3), lead=3)
+    together, asked = make(tmp_path / "cache", Eye(back=3), lead=3)
+    assert not asked, "a cache is the same whoever made it"
+    for name, array in alone.arrays.items():
+        np.testing.assert_array_equal(together.arrays[name], array, err_msg=name)
+
+
+def test_a_job_whose_first_process_cannot_go_on_ends(tmp_path):
+    (tmp_path / "taken").write_text("a file, not a folder")
+    first, second = job(REHEARSAL, "train", "toy-maskgit", "--out", str(tmp_path / "taken" / "run"))
+    assert (first[0], second[0]) == (2, 2)
+    assert "taken" in first[1] and "the first process of this job has failed" in second[1]
+    assert "Traceback" not in first[1] + second[1]
