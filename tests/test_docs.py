@@ -36,7 +36,6 @@ REHEARSED = [  # (how a command begins, what becomes of it)
     ("cd reverie", "leave"),
     ("pip install", "leave"),  # set-up is tried by .ci/run
     ("uv", "leave"),
-    ("srun", "leave"),  # no cluster; tests/soak_processes.py starts such a job on one machine
     (".ci/run", "leave"),  # runs this
 ]
 
