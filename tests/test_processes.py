@@ -36,7 +36,7 @@ except (OSError, ReverieError) as error:
     assert isinstance(error, OSError) == (jax.process_index() == 0), error
 
 rows = {"x": np.arange(24.0).reshape(8, 3)}
-spread = sharding.put_rows(mesh, rows)
+spread = sharding.put(rows, sharding.rows(mesh))
 assert {shard.data.shape for shard in spread["x"].addressable_shards} == {(2, 3)}
 np.testing.assert_array_equal(sharding.fetch(spread)["x"], rows["x"])
 

@@ -254,7 +254,7 @@ def _train(
             if last:
                 break
             batch = sharding.put_batch(mesh, next(stream))
-            pace = sharding.put_everywhere(mesh, pace_of(run, n))
+            pace = sharding.put(pace_of(run, n), sharding.everywhere(mesh))
             if n == start:
                 log.flops = flops.count(step.trace(state, frozen, batch, pace).jaxpr)
             state, metrics = step(state, frozen, batch, pace)
@@ -304,7 +304,7 @@ def _compile_report(
         return lambda state: {}
     places = int(np.maximum(held_out.lengths - run.length + 1, 0).sum())
     batch = clips(held_out, length=run.length, count=min(run.report_clips, places), seed=run.seed)
-    batch = sharding.put_everywhere(mesh, batch)
+    batch = sharding.put(batch, sharding.everywhere(mesh))
 
     def report(params: Weights, rest: Weights, frozen: Weights, batch: dict) -> Scalars:
         key = jax.random.fold_in(jax.random.key(run.seed), jnp.uint32(2**32 - 2))
@@ -386,7 +386,7 @@ def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | 
     else:
         opt = jax.jit(tx.init, out_shardings=sharding.shardings(mesh, shapes, run.mesh))(params)
     ema = (found.get("ema") or jax.tree.map(jnp.copy, params)) if run.optimizer.ema else {}
-    made, broken = (jax.device_put(np.int32(number), place(())) for number in (step, 0))
+    made, broken = (sharding.put(np.int32(number), place(())) for number in (step, 0))
     return TrainState(made, params, rest, ema, opt, broken), frozen
 
 

@@ -103,26 +103,26 @@ def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def rows(mesh: Mesh) -> NamedSharding:
+    """Of an array whose rows are spread over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Make global arrays, rows spread over the devices, of what this process read of a batch."""
-    rows = NamedSharding(mesh, PartitionSpec("data"))
     with meant():
-        return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
+        return {name: jax.make_array_from_process_local_data(rows(mesh), array) for name, array in batch.items()}
 
 
-def put(array: np.ndarray | jax.Array, where: Sharding) -> jax.Array:
-    """Copy an array that every process has alike to where it belongs."""
-    with meant():
-        if jax.process_count() == 1:
-            return jax.device_put(array, where)
+def put(tree: Any, where: Sharding) -> Any:
+    """Copy arrays that every process has alike to where they belong."""
+
+    def put_parts(array: Any) -> jax.Array:
         whole = np.asarray(array)
         return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
 
-
-def put_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Spread the rows of what every process has alike over the devices."""
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    return {name: put(array, rows) for name, array in batch.items()}
+    with meant():  # with several processes, ``device_put`` would first compare what each of them has
+        return jax.device_put(tree, where) if jax.process_count() == 1 else jax.tree.map(put_parts, tree)
 
 
 def fetch(tree: Any) -> Any:
@@ -131,12 +131,6 @@ def fetch(tree: Any) -> Any:
         return jax.device_get(tree)
     with meant():
         return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def put_everywhere(mesh: Mesh, tree: Any) -> Any:
-    """Copy what every process has alike to each device."""
-    with meant():
-        return jax.device_put(tree, everywhere(mesh))
 
 
 def meant() -> Any:

@@ -85,7 +85,7 @@ def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
         windows += windows[:1] * (together - len(group))  # one shape, one program
         names = ("frames", "actions")
         batch = {name: np.stack([_padded(window[name], SEGMENT + lead) for window in windows]) for name in names}
-        results = sharding.fetch(call(sharding.put_rows(mesh, batch)))
+        results = sharding.fetch(call(sharding.put(batch, sharding.rows(mesh))))
         for name, result in results.items() if jax.process_index() == 0 else ():
             if name not in files:
                 shape = (total, *result.shape[2:])
