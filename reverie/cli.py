@@ -47,7 +47,6 @@ def learn(args: argparse.Namespace, rest: list[str]) -> None:
 
     out = args.out or Path("runs") / Path(args.source).resolve().stem
     learn(args.source, out, args.minutes, fresh=args.fresh)
-    print(f"{out}: step into it with 'reverie play {out}'")
 
 
 def train(args: argparse.Namespace, rest: list[str]) -> None:

@@ -74,7 +74,7 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
     sharding.connect()
     cache_compilations()
     began = time.perf_counter()
-    out = Path(out).absolute()
+    named, out = out, Path(out).absolute()
     sharding.by_first(lambda: record(recipe, out))
     dataset, held_out = open_dataset(out / "data", "train"), _held_out(out / "data")
     runs = {"tokenizer": recipe.tokenizer, "lam": recipe.lam, "dynamics": recipe.dynamics}
@@ -93,7 +93,8 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
     # Measuring takes a minute or two: less where there was less to train.
     clips = recipe.clips if minutes is None else min(recipe.clips, max(8, round(4 * minutes)))
     sharding.by_first(lambda: _finish(out, clips, recipe.horizon))
-    _say(f"{out.name}: ready after {(time.perf_counter() - began) / 60:.1f} minutes")
+    taken = (time.perf_counter() - began) / 60
+    _say(f"{out.name}: ready after {taken:.1f} minutes; step into it with 'reverie play {named}'")
     return out
 
 
