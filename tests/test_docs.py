@@ -36,6 +36,7 @@ REHEARSED = [  # (how a command begins, what becomes of it)
     ("cd reverie", "leave"),
     ("pip install", "leave"),  # set-up is tried by .ci/run
     ("uv", "leave"),
+    ("python -m benchmarks.jasmine", "leave"),  # needs that checkout
     (".ci/run", "leave"),  # runs this
 ]
 
