@@ -41,7 +41,9 @@ class Jasmine:
         blocks: Any = import_module("jasmine.utils.nn").AxialTransformer
         keep = blocks.__setattr__
         # It holds its layers in a plain list, which flax no longer takes for modules.
-        blocks.__setattr__ = lambda net, name, value: keep(net, name, nnx.List(value) if value == [] else value)
+        blocks.__setattr__ = lambda net, name, value: keep(
+            net, name, nnx.List(value) if isinstance(value, list) else value
+        )
 
     def model(self, sizes: Sizes) -> tuple[Any, Any]:
         """Return its arguments for these sizes, and tokenizer, latent action model and dynamics in one module."""
@@ -87,16 +89,11 @@ class Jasmine:
         return lambda: np.asarray(dream(model, batch))
 
 
-def clip(sizes: Sizes, rows: int) -> np.ndarray:
-    """Return frames of noise, uint8 (rows, T, H, W, C)."""
-    return np.random.default_rng(0).integers(0, 256, (rows, sizes.length, *sizes.frame), np.uint8)
-
-
 def training(peer: Jasmine, sizes: Sizes, seconds: float) -> Iterator[Figure]:
     """Yield a training step of each, and theirs by ours. ``hidden`` trains as it does; ``clean`` is our default."""
     ours = sides(sizes)
     calls = {
-        "jasmine": peer.training(sizes, clip(sizes, sizes.batch)),
+        "jasmine": peer.training(sizes, sizes.noise(sizes.batch)),
         "hidden": ours["hidden"],
         "clean": ours["clean"],
     }
@@ -108,7 +105,7 @@ def playing(peer: Jasmine, sizes: Sizes, seconds: float) -> Iterator[Figure]:
     length = sizes.length + 1  # 16 frames and the new one
     tokenizer, lam, dynamics = dataclasses.replace(sizes, length=length).models("clean")
     session = Session(make_world(tokenizer, lam, dynamics, nnx.Rngs(0)))
-    frames = clip(sizes, 1)
+    frames = sizes.noise(1)
     session.reset(frames[0])
     calls = {"jasmine": peer.playing(sizes, frames, dynamics.passes), "reverie": lambda: session.step(0)}
     yield from figures("played_frame", "ms/frame", calls, sizes, seconds)
@@ -117,14 +114,13 @@ def playing(peer: Jasmine, sizes: Sizes, seconds: float) -> Iterator[Figure]:
 def figures(name: str, unit: str, calls: dict[str, Callable], sizes: Sizes, seconds: float) -> Iterator[Figure]:
     """Yield the time of every side, and Jasmine's by each of the others'."""
     times = interleaved(calls, seconds=seconds)
-    tokens = (sizes.frame[0] // sizes.patch) * (sizes.frame[1] // sizes.patch) + 1
-    names = {side: f"{name}_{side}_{tokens}" for side in calls}
+    names = {side: f"{name}_{side}_{sizes.tokens}" for side in calls}
     about = dataclasses.asdict(sizes)
     for side, taken in times.items():
         yield Figure(names[side], milliseconds(taken), unit, config=about)
     for side in list(calls)[1:]:
         gain = ratio(times["jasmine"], times[side])
-        yield Figure(f"{name}_{side}_vs_jasmine_{tokens}", gain, "x", (names["jasmine"], names[side]), about)
+        yield Figure(f"{name}_{side}_vs_jasmine_{sizes.tokens}", gain, "x", (names["jasmine"], names[side]), about)
 
 
 def measure(checkout: Path, seconds: float = 30.0) -> Iterator[Figure]:

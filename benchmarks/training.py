@@ -49,6 +49,15 @@ class Sizes:
     batch: int = 4
     length: int = 16
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of a frame, and its action's."""
+        return (self.frame[0] // self.patch) * (self.frame[1] // self.patch) + 1
+
+    def noise(self, rows: int) -> np.ndarray:
+        """Return frames of noise, uint8 (rows, T, H, W, C)."""
+        return np.random.default_rng(0).integers(0, 256, (rows, self.length, *self.frame), np.uint8)
+
     def models(self, context: Literal["clean", "hidden"]) -> tuple[VQVAEConfig, PixelLAMConfig, MaskGITConfig]:
         """Return the tokenizer's, the action model's and the dynamics' config."""
         net = TransformerConfig(
@@ -102,8 +111,7 @@ class Side:
 def sides(sizes: Sizes) -> dict[str, Side]:
     """Return the predecessor's step and ours, on the same clips, with the same weights; and ours with clean context."""
     tokenizer, lam, hidden = sizes.models("hidden")
-    rng = np.random.default_rng(0)
-    frames = jnp.asarray(rng.integers(0, 256, (sizes.batch, sizes.length, *sizes.frame), np.uint8))
+    frames = jnp.asarray(sizes.noise(sizes.batch))
     theirs = Side(PredecessorObjective(tokenizer, lam, hidden), sizes, {"frames": frames}, optimizer())
     world = theirs.blueprint.merge(theirs.frozen, theirs.state.params, theirs.state.rest)
     read = compiled(world, _encode)(frames)
@@ -130,7 +138,7 @@ def figures(size: Sizes, steps: dict[str, Side], seconds: float, peak: int = PEA
     """Yield frames a second of each side, ratios, and what share of a matmul's rate our step reaches."""
     work = {name: side.gflop() for name, side in steps.items()}
     times = interleaved({**steps, "matmul": matmul(peak)}, seconds=seconds)
-    tokens = (size.frame[0] // size.patch) * (size.frame[1] // size.patch) + 1
+    tokens = size.tokens
     about = vars(size) | {"frame": list(size.frame), "tokens": tokens}
     rate = 2 * peak**3 / 1e9 / times["matmul"]
     top = f"matmul_peak_{tokens}"  # as fast as the machine was while these steps ran

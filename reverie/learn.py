@@ -54,7 +54,6 @@ def learn(source: str, out: Path, minutes: float | None = None, *, fresh: bool =
 
     ``minutes`` is how long training may take on this machine; steps and sizes follow from it.
     """
-    sharding.connect()
     made = _source(source)
     path = Path(source)
     spec = open_dataset(path).spec if made is None else made.spec()

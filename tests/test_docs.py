@@ -151,7 +151,7 @@ SOAKS = sorted({soak for page in LIVING for soak in re.findall(r"`(make soak[^`\
 @pytest.mark.parametrize("command", SOAKS)
 def test_a_soak_that_a_page_names_finds_long_tests(command):
     """A pattern that matches nothing long would pass in seconds, and look like success."""
-    shown = subprocess.run(["bash", "-c", f"{command.replace('make', 'make -n')}"], cwd=ROOT, capture_output=True)
+    shown = subprocess.run(["bash", "-c", command.replace("make", "make -n")], cwd=ROOT, capture_output=True)
     words = shlex.split(shown.stdout.decode().splitlines()[-1])
     found = subprocess.run([sys.executable, *words[1:], "--collect-only"], cwd=ROOT, capture_output=True, text=True)
     assert "tests/soak_" in found.stdout, f"'{command}' finds no soak:\n{found.stdout}{found.stderr}"

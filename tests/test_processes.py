@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from processes import all_done, job
-from test_tokens import make
+from test_tokens import Eye, make
 
 REHEARSAL = str(Path(__file__).with_name("rehearsal.py"))
 
@@ -16,7 +16,6 @@ assert sharding.connect() and sharding.connect()
 
 import jax, numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from reverie.errors import ReverieError
 from test_tokens import Eye, make
 
@@ -34,6 +33,8 @@ try:
     sharding.by_first(fails)
 except (OSError, ReverieError) as error:
     assert isinstance(error, OSError) == (jax.process_index() == 0), error
+else:
+    raise AssertionError("nobody was told")
 
 rows = {"x": np.arange(24.0).reshape(8, 3)}
 spread = sharding.put(rows, sharding.rows(mesh))
@@ -41,16 +42,13 @@ assert {shard.data.shape for shard in spread["x"].addressable_shards} == {(2, 3)
 np.testing.assert_array_equal(sharding.fetch(spread)["x"], rows["x"])
 
 eye = Eye(back=3)
-weights = NamedSharding(mesh, PartitionSpec("data"))  # as fsdp has them
-nnx.update(eye, jax.tree.map(lambda leaf: sharding.put(leaf, weights), nnx.state(eye)))
+nnx.update(eye, sharding.put(nnx.state(eye), sharding.rows(mesh)))  # spread, as fsdp has them
 assert make(place / "cache", eye, lead=3)[1], "nobody had looked yet"
 assert not make(place / "cache", eye, lead=3)[1], "they are kept"
 """
 
 
 def test_processes_share_work_and_what_one_of_them_does(tmp_path):
-    from test_tokens import Eye
-
     all_done(job("-c", TOGETHER, str(tmp_path), devices=2))
     alone, _ = make(tmp_path / "alone", Eye(back=3), lead=3)
     together, asked = make(tmp_path / "cache", Eye(back=3), lead=3)

@@ -30,7 +30,7 @@ def shortcut() -> Recipe:
         about="bouncing square, recorded actions: Dreamer 4's tokenizer and shortcut forcing",
         takes="a quarter of an hour on two CPU cores",
         source=SquareConfig(count=2000),
-        # Half of these steps gave 28.6 dB with one seed and 26.7, more than 3 below the tokenizer's own, with another.
+        # Half of these steps gave 28.6 dB in one run and 26.7, more than 3 below the tokenizer's own, in another.
         tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=1, steps=12000, optimizer=MUON, every=2000),
         lam=None,
         dynamics=stage(

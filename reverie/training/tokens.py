@@ -86,7 +86,9 @@ def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
         names = ("frames", "actions")
         batch = {name: np.stack([_padded(window[name], SEGMENT + lead) for window in windows]) for name in names}
         results = sharding.fetch(call(sharding.put(batch, sharding.rows(mesh))))
-        for name, result in results.items() if jax.process_index() == 0 else ():
+        if jax.process_index() > 0:
+            continue
+        for name, result in results.items():
             if name not in files:
                 shape = (total, *result.shape[2:])
                 files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", result.dtype, shape)
@@ -115,7 +117,7 @@ def _padded(array: np.ndarray, length: int) -> np.ndarray:
 def _digest(model: nnx.Module) -> str:
     digest = hashlib.sha256()
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        digest.update(repr(path).encode() + np.asarray(sharding.fetch(leaf[...])).tobytes())
+        digest.update(repr(path).encode() + sharding.fetch(leaf[...]).tobytes())
     return digest.hexdigest()[:16]
 
 
