@@ -28,6 +28,12 @@ LONG = [
 if version("jaxlib").startswith("0.10."):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# What `make test` was called with belongs to that make: a make that a test calls would repeat its arguments, and say
+# which folder it enters.
+MAKES = "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"
+for name in (*MAKES, "TEST_ARGS", "DEMO_ARGS", "BENCH_ARGS", "EXTRAS", "VENV"):
+    os.environ.pop(name, None)
+
 gc.set_threshold(50_000, 20, 100)  # tracing makes garbage by the million: a tenth of all work was looking for it
 
 # Each worker keeps to a core of its own: XLA's threads of one in the way of the other's cost a seventh of all work.

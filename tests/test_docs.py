@@ -63,9 +63,9 @@ def serve(command: str, **where) -> None:
                 line = process.stdout.readline()
                 assert line, f"'{command}' ended before it had told an address: {told}"
                 told += line
-            assert b"<canvas" in urllib.request.urlopen(address[0], timeout=20).read()
+            assert b"<canvas" in urllib.request.urlopen(address[0], timeout=120).read()
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) in (0, 130)
+            assert process.wait(timeout=300) in (0, 130)
         finally:
             process.kill()
 
@@ -100,7 +100,7 @@ def test_every_block_of_a_page_runs(page, tmp_path):
         write_clips(tmp_path / "clips")
     for language, text in found:
         if language == "python":
-            subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=env, check=True, timeout=120)
+            subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=env, check=True, timeout=600)
         else:
             for command in commands(text):
                 rehearse(command, tmp_path, env)
@@ -151,8 +151,10 @@ SOAKS = sorted({soak for page in LIVING for soak in re.findall(r"`(make soak[^`\
 @pytest.mark.parametrize("command", SOAKS)
 def test_a_soak_that_a_page_names_finds_long_tests(command):
     """A pattern that matches nothing long would pass in seconds, and look like success."""
-    shown = subprocess.run(["bash", "-c", command.replace("make", "make -n")], cwd=ROOT, capture_output=True)
-    words = shlex.split(shown.stdout.decode().splitlines()[-1])
+    shown = subprocess.run(["bash", "-c", command.replace("make", "make -n")], cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in shown.stdout.splitlines() if "-m pytest" in line]  # set-up may stand before it
+    assert len(lines) == 1, f"'{command}' shows {len(lines)} calls of pytest:\n{shown.stdout}{shown.stderr}"
+    words = shlex.split(lines[0])
     found = subprocess.run([sys.executable, *words[1:], "--collect-only"], cwd=ROOT, capture_output=True, text=True)
     assert "tests/soak_" in found.stdout, f"'{command}' finds no soak:\n{found.stdout}{found.stderr}"
 

@@ -36,6 +36,7 @@ except ImportError:  # Windows
 from reverie import config
 from reverie.errors import ReverieError, did_you_mean
 from reverie.training.blueprint import Blueprint, Place, Weights
+from reverie.training.log import WANDB
 from reverie.training.sharding import by_first
 
 FORMAT = 1  # of run.json and of what lies beside it
@@ -142,7 +143,7 @@ def clear(folder: Path) -> None:
     def removed() -> None:
         for name in (CHECKPOINTS, "report", "cache"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "timing.jsonl", RECORD):
+        for name in ("metrics.jsonl", "timing.jsonl", WANDB, RECORD):
             (folder / name).unlink(missing_ok=True)
 
     by_first(removed)

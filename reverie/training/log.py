@@ -5,12 +5,12 @@ resumed leaves the same bytes as one that was not. ``timing.jsonl`` has the time
 get the same numbers when a run asks for them.
 """
 
-import hashlib
 import importlib
 import json
 import math
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,11 +20,13 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from reverie.errors import ReverieError
 
 LoggerName = Literal["tensorboard", "wandb"]
-UNITS = {"steps": "steps", "frames": "frames", "flops": "FLOP"}  # what is counted per second, and how it is written
+UNITS = {"frames": "frames", "steps": "steps", "flops": "FLOP"}  # what is counted per second, and how it is written
+WANDB = "wandb-id"  # a file in the folder of a run that logs to Weights & Biases
 QUIET = 10.0  # seconds between lines where there is no terminal to draw a bar on
 
 
@@ -75,13 +77,7 @@ class Log:
         self._bar = None
         self._plain = progress and writes and not console.is_terminal
         if progress and writes and console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=16),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=console)
+            self._bar = progress_bar(console)
             self._task = self._bar.add_task(folder.name, total=steps, completed=resume, text="")
             self._bar.start()
 
@@ -166,10 +162,10 @@ class Log:
         return {name: float(f"{value:.4g}") for name, value in speed.items()}
 
     def _say(self, step: int, numbers: dict[str, float], speed: dict[str, float]) -> None:
-        first = ["loss", *(name for name in numbers if name not in ("loss", "grad_norm", "learning_rate"))][:4]
-        text = "  ".join(f"{name} {numbers[name]:.4g}" for name in first)
-        if speed:
-            text += "".join(f"  {si(speed[f'{unit}_per_s'])}{name}/s" for unit, name in UNITS.items())
+        rates = [f"{si(speed[f'{unit}_per_s'])}{name}/s" for unit, name in UNITS.items()] if speed else []
+        others = [name for name in numbers if name not in ("loss", "grad_norm", "learning_rate")][:3]
+        said = [f"{name} {numbers[name]:.4g}" for name in ("loss", *others)]
+        text = "  ".join(said[:1] + rates[:1] + said[1:] + rates[1:])  # a narrow terminal shows the beginning
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
         elif self._plain and (time.perf_counter() - self._said > QUIET or step == self._steps):
@@ -182,6 +178,20 @@ class Log:
 def open_loggers(names: Sequence[LoggerName], folder: Path, config: dict[str, Any]) -> list[Logger]:
     """Return the loggers a run asks for; ReverieError when the package one of them needs is not installed."""
     return [{"tensorboard": _TensorBoard, "wandb": _Wandb}[name](folder, config) for name in names]
+
+
+def progress_bar(console: Console) -> Progress:
+    """Return a bar that fits its terminal: name, bar, steps and time left are always shown, ``text`` is cut to fit."""
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[text]}", table_column=rest),
+        console=console,
+        expand=True,
+    )
 
 
 def si(value: float) -> str:
@@ -211,10 +221,17 @@ class _TensorBoard:
 class _Wandb:
     def __init__(self, folder: Path, config: dict[str, Any]):
         self._wandb = _need("wandb", "wandb")
-        # The same folder is the same run, also after it was interrupted.
-        known = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        # The folder remembers which run it is: after an interruption, and wherever it is moved.
+        note = folder / WANDB
+        if not note.is_file():
+            note.write_text(secrets.token_hex(8), encoding="utf-8")
         self._run = self._wandb.init(
-            project="reverie", name=folder.name, id=known, resume="allow", dir=str(folder), config=config
+            project="reverie",
+            name=f"{folder.parent.name}/{folder.name}",
+            id=note.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=str(folder),
+            config=config,
         )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
