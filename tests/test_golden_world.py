@@ -1,0 +1,46 @@
+"""A world that an earlier version wrote loads, plays, and is trained on from where it was left."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from golden import unpack
+
+from reverie.config import replace
+from reverie.play.starts import starts_of
+from reverie.training import checkpoint
+from reverie.training.checkpoint import load
+from reverie.training.engine import fit
+from reverie.world import Session
+
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return unpack(tmp_path_factory.mktemp("golden") / "world")
+
+
+def test_it_loads_and_plays(world, capfd):
+    model = load(world)
+    weights = nnx.to_flat_state(nnx.state(model))
+    total = sum(np.abs(np.asarray(leaf[...], np.float64)).sum() for _, leaf in weights)
+    assert total == pytest.approx(2227.947, rel=1e-6)
+    starts = starts_of(world)
+    assert starts and starts[0][0].shape[1:] == (8, 8, 3)
+    session = Session(model)
+    session.reset(*starts[0])
+    frames = [session.step(code) for code in range(3)]
+    assert {frame.shape for frame in frames} == {(8, 8, 3)}
+    assert capfd.readouterr().err == "", "nothing in it counts as damaged"
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "lam", "dynamics"])
+def test_its_stages_are_trained_on(world, stage):
+    run = checkpoint.read_record(world / stage).run
+    assert checkpoint.steps(world / stage) == [run.steps] == [4]
+    before = checkpoint.restore(world / stage, lambda shape: HERE, ("weights",))[1]["weights"]
+    fit(replace(run, steps=6), unpack(world.with_name(stage)) / stage, progress=False)
+    step, found = checkpoint.restore(world.with_name(stage) / stage, lambda shape: HERE, ("weights",))
+    assert step == 6 and found["weights"].keys() == before.keys()
+    assert any((np.asarray(found["weights"][name]) != np.asarray(before[name])).any() for name in before)
