@@ -54,7 +54,7 @@ def from_json(data: Any) -> Any:
             raise ReverieError(f"{cls.__name__}.{key} cannot be {values[key]!r}: it is a {_name(hints[key])}.")
     try:
         return cls(**values)
-    except (TypeError, ValueError) as error:  # a field is missing, or values contradict each other
+    except (TypeError, ValueError, ArithmeticError) as error:  # a field is missing, or values contradict each other
         raise ReverieError(f"{cls.__name__} cannot be read: {error}.") from None
 
 
@@ -90,7 +90,7 @@ def _config_class(name: str) -> type:
     inside = module.partition(".")[0] in packages
     try:
         cls = getattr(importlib.import_module(module), qualname) if inside and qualname.isidentifier() else None
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):
         cls = None
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ReverieError(f"'{name}' is not a config of this version of Reverie; it may come from a newer one.")

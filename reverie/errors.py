@@ -1,4 +1,4 @@
-"""The one exception users are meant to read: a single clear line that says what to do."""
+"""The exceptions that users read: a single clear line that says what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class ReverieError(Exception):
     """What went wrong and what to do about it, in one line. The command line prints it and exits with status 2."""
+
+
+class Damaged(ReverieError):
+    """What is in a file is not what was written there, as its checksum or its structure proves."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

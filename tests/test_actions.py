@@ -246,6 +246,7 @@ def test_a_store_whose_actions_are_not_those_of_its_spec_is_damaged(tmp_path):
     write_store(tmp_path / "store", source.spec(), source.episodes())
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text())
     manifest["spec"]["actions"] = config.to_json(SPACES["continuous"])
+    del manifest["checksum"]
     (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ReverieError, match="not those its spec says"):
         open_dataset(tmp_path / "store")

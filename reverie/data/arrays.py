@@ -8,16 +8,16 @@ import copy
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from reverie import config
+from reverie.bounded import parse_json, read_npz
 from reverie.data.episode import Episode, Spec
-from reverie.errors import ReverieError
+from reverie.errors import Damaged, ReverieError
 
 SCHEMA = 1
 HEAD, LENGTHS = "reverie", "lengths"  # what an .npz holds beside the arrays
@@ -28,13 +28,15 @@ class ArrayDataset:
 
     def __init__(self, spec: Spec, lengths: np.ndarray, arrays: Mapping[str, np.ndarray], fingerprint: str = ""):
         self.spec = spec
-        self.lengths = np.asarray(lengths, np.int64)
+        self.lengths = whole_lengths(lengths)
         self.arrays = dict(arrays)
         self.starts = np.cumsum(self.lengths) - self.lengths
         total = int(self.lengths.sum())
         for name, array in self.arrays.items():
-            if len(array) != total:
-                raise ReverieError(f"array '{name}' has {len(array)} entries for episodes of {total} frames in all.")
+            if array.shape[:1] != (total,):
+                raise ReverieError(
+                    f"array '{name}' has {array.shape[:1]} entries for episodes of {total} frames in all."
+                )
         if "frames" in self.arrays and self.arrays["frames"].shape[1:] != tuple(spec.frame):
             raise ReverieError(f"frames have shape {self.arrays['frames'].shape[1:]}, the dataset says {spec.frame}.")
         self.fingerprint = fingerprint or _fingerprint(config.to_json(spec), self)
@@ -73,38 +75,55 @@ class ArrayDataset:
         if path.suffix != ".npz":
             raise ReverieError(f"an array dataset is saved as one .npz file; '{path}' is not named so.")
         head = {"schema": SCHEMA, "spec": config.to_json(self.spec), "fingerprint": self.fingerprint}
+        content: dict[str, Any] = {HEAD: np.array(json.dumps(head)), LENGTHS: self.lengths, **self.arrays}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with part.open("wb") as file:
-                np.savez_compressed(file, **{HEAD: np.array(json.dumps(head)), LENGTHS: self.lengths, **self.arrays})
+                np.savez_compressed(file, **content)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "ArrayDataset":
-        """Return what ``save`` wrote. Pickled objects are never read; a damaged or foreign file raises ReverieError."""
+    def load(cls, path: str | Path, limit: int | None = None) -> "ArrayDataset":
+        """Return what ``save`` wrote; a damaged or foreign file raises ReverieError.
+
+        ``limit``: bytes of memory that its arrays may take (see ``bounded.read_npz``).
+        """
         path = Path(path)
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = dict(file)
-            head = json.loads(str(arrays.pop(HEAD)))
-            lengths = arrays.pop(LENGTHS)
+            arrays = read_npz(path, limit)
+            head, lengths = parse_json(str(arrays.pop(HEAD)), f"the head of '{path}'"), arrays.pop(LENGTHS)
         except FileNotFoundError:
             raise ReverieError(f"there is no file '{path}'.") from None
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (Damaged, KeyError) as error:
             raise ReverieError(f"'{path}' is not a dataset that Reverie wrote, or it is damaged ({error}).") from None
         if not isinstance(head, dict) or not isinstance(head.get("schema"), int):
             raise ReverieError(f"'{path}' is not a dataset that Reverie wrote.")
         if head["schema"] > SCHEMA:
             raise ReverieError(f"'{path}' was written by a newer Reverie (data format {head['schema']}); update first.")
-        spec = config.from_json(head["spec"])
-        dataset = cls(spec, lengths, arrays, fingerprint=head["fingerprint"])
+        spec = config.from_json(head.get("spec"))
+        if not isinstance(spec, Spec):
+            raise ReverieError(f"'{path}' is not a dataset that Reverie wrote: it has no spec.")
+        dataset = cls(spec, lengths, arrays, fingerprint=str(head.get("fingerprint")))
+        for name, kind in (("frames", np.uint8), ("actions", spec.actions.dtype)):
+            if name not in arrays or arrays[name].dtype != kind:
+                raise ReverieError(f"'{path}' has no array '{name}' of {np.dtype(kind).name}.")
         if dataset.fingerprint != _fingerprint(head["spec"], dataset):
             raise ReverieError(f"'{path}' is damaged: its content does not match its own fingerprint; write it again.")
         return dataset
+
+
+def whole_lengths(lengths: Any) -> np.ndarray:
+    """Return episodes' lengths as an int64 array; ReverieError unless they are whole numbers of frames."""
+    found = np.asarray(lengths)
+    if not len(found.shape) == 1 or (len(found) and found.dtype.kind not in "iu"):
+        raise ReverieError(f"episodes' lengths are whole numbers of frames, not {found.dtype} {found.shape}.")
+    if len(found) and not 0 < found.min() <= found.max() < 2**31:
+        raise ReverieError(f"episodes have at least 1 frame; these have {found.min()} to {found.max()}.")
+    return found.astype(np.int64)
 
 
 def _fingerprint(spec: dict, dataset: ArrayDataset) -> str:

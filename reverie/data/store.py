@@ -12,6 +12,7 @@ that ends in .npz is all one has to say.
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import struct
 import tempfile
@@ -24,11 +25,13 @@ import msgpack
 import numpy as np
 
 from reverie import config
-from reverie.data.arrays import ArrayDataset
+from reverie.bounded import parse_json, read_bytes
+from reverie.checksums import checked, write_json
+from reverie.data.arrays import ArrayDataset, whole_lengths
 from reverie.data.episode import Dataset, Episode, Spec
-from reverie.errors import ReverieError, did_you_mean
+from reverie.errors import Damaged, ReverieError, did_you_mean
 
-MANIFEST = "manifest.json"
+MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # a name and a length for each of some million episodes
 FORMAT, SCHEMA = "reverie-store", 1
 KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
 AGAIN = "fetch or write the dataset again"
@@ -95,7 +98,7 @@ def write_store(
             "provenance": provenance,
             "splits": {split: writers[split].finish() for split in sorted(writers)},
         }
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        write_json(part / MANIFEST, manifest)
         part.chmod(0o755)  # mkdtemp makes it private
         part.replace(path)
     finally:
@@ -133,9 +136,9 @@ class StoreDataset:
     """A Dataset that reads from a folder; see ``open_dataset``. ``sources`` names where each episode came from."""
 
     def __init__(self, path: Path, split: str, *, checksums: bool = False):
-        raw = (path / MANIFEST).read_bytes()
         try:
-            manifest = json.loads(raw)
+            raw = read_bytes(path / MANIFEST, MANIFEST_BYTES)
+            manifest = parse_json(raw, f"'{path / MANIFEST}'")
             if manifest["format"] != FORMAT:
                 raise ReverieError(f"'{path}' is not a dataset that Reverie wrote (format '{manifest['format']}').")
             if manifest["schema"] > SCHEMA:
@@ -143,11 +146,12 @@ class StoreDataset:
                     f"'{path}' was written by a newer Reverie (data format {manifest['schema']}, this one reads "
                     f"{SCHEMA}); update Reverie first."
                 )
+            manifest = checked(manifest, "its content")
             if split not in manifest["splits"]:
                 raise ReverieError(f"'{path}' has no split '{split}'.{did_you_mean(split, manifest['splits'])}")
             part = manifest["splits"][split]
             self.spec: Spec = config.from_json(manifest["spec"])
-            self.lengths = np.array(part["lengths"], np.int64)
+            self.lengths = whole_lengths(part["lengths"])
             self.sources: list[str] = part["sources"]
             self.licence: str = manifest["licence"]
             self._chunk: int = manifest["chunk"]
@@ -155,7 +159,11 @@ class StoreDataset:
             sizes = [(file["bytes"], file["sha256"]) for file in part["files"]]
             self._ends = np.cumsum([file["records"] for file in part["files"]])  # of each file's record numbers
             chunks = -(-self.lengths // self._chunk)
-        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+            if not isinstance(self.spec, Spec) or not isinstance(self._chunk, int) or self._chunk < 1:
+                raise Damaged("it has no spec, or no length of chunks")
+        except Damaged as error:
+            raise ReverieError(f"'{path / MANIFEST}' is damaged ({error}); {AGAIN}.") from None
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise ReverieError(f"'{path / MANIFEST}' is damaged ({error!r}); {AGAIN}.") from None
         self._split = split
         self._files = [path / _file_name(split, index) for index in range(len(sizes))]
@@ -163,7 +171,7 @@ class StoreDataset:
         self._readers: list[Any] = [None] * len(sizes)
         self._lock = threading.Lock()
         self.fingerprint = hashlib.sha256(raw + split.encode()).hexdigest()[:16]
-        if not len(self.lengths) or chunks.sum() != self._ends[-1]:
+        if not len(self.lengths) or not sizes or chunks.sum() != self._ends[-1]:
             raise ReverieError(f"'{path / MANIFEST}' is damaged: its counts disagree; {AGAIN}.")
         foreign = {kind for _, kind, _ in self._arrays} - set(KINDS)
         kind, shape = np.dtype(self.spec.actions.dtype).name, self.spec.actions.shape
@@ -295,7 +303,7 @@ def _header(split: str, episode: int, start: int, arrays: Iterable[tuple[str, st
 
 
 def _bytes(kind: str, shape: Iterable[int]) -> int:
-    return int(np.prod(list(shape))) * np.dtype(kind).itemsize
+    return math.prod(shape) * np.dtype(kind).itemsize
 
 
 def _file_name(split: str, index: int) -> str:
