@@ -73,7 +73,8 @@ def play(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.play.starts import play
 
     run = args.run or shipped()
-    play(run, host=args.host, port=args.port, expose=args.expose, open_browser=args.browser)
+    place = {"host": args.host, "port": args.port, "expose": args.expose, "allow_hosts": args.allow_host}
+    play(run, **place, open_browser=args.browser)
 
 
 def data(args: argparse.Namespace, rest: list[str]) -> None:
@@ -235,6 +236,8 @@ def _worlds(add: Callable[..., Parser]) -> None:
     one.add_argument("run", type=Path, nargs="?", metavar="RUN")
     one.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     one.add_argument("--expose", action="store_true", help="allow a --host that others can reach")
+    text = "also answer to this host name, of a proxy, a tunnel or a .local address; may be repeated"
+    one.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=text)
     add_page(one)
 
 

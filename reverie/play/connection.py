@@ -2,7 +2,7 @@
 
 Two tasks run per player. One reads: it checks every message and files it, so a flood is noticed at once and steps that
 come faster than the world can dream are merged. The other plays: it takes what is filed and answers. The model runs in
-one thread of its own for all players (there is one device), so the event loop stays free.
+threads of its own (``Seats``), so the event loop stays free.
 
 Legend: T time, H W C image.
 """
@@ -10,16 +10,19 @@ Legend: T time, H W C image.
 import asyncio
 import contextlib
 import io
+import json
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from reverie.errors import ReverieError
 from reverie.evaluation.video import write_gif, write_mp4
@@ -27,6 +30,7 @@ from reverie.play import protocol
 from reverie.world import Session, WorldModel
 
 POLICY, TRY_LATER, BROKEN = 1008, 1013, 1011  # close codes of RFC 6455 and its registry
+FAREWELL = 5.0  # seconds
 Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions that led to them (T, ...) or None
 _RECORDERS = {"gif": (write_gif, protocol.GIF, 256), "mp4": (write_mp4, protocol.MP4, 512)}  # and its side in pixels
 
@@ -37,42 +41,74 @@ log = logging.getLogger(__name__)
 class Limits:
     """What one player, and all of them together, may use."""
 
-    players: int = 4
+    players: int = 16
     rate: float = 120.0  # messages per second, and how many may come at once
     queue: int = 3  # steps that wait; of those that come faster, the newest is kept
     strikes: int = 8  # refused messages until the connection is closed
     idle: float = 600.0  # seconds without a message until the seat is given back
+    begin: float = 30.0  # the same for a player who has not begun a dream; a page begins one at once
     recorded: int = 1200  # frames kept for a recording
     recorded_bytes: int = 64 << 20
 
 
+def cores() -> int:
+    """Return how many frames are made at once: one on each core that this process may use, one on an accelerator.
+
+    One frame of a small world keeps one core busy, and a batch of frames in one call takes as long as its frames one
+    by one (docs/decisions/007); and every session runs the same program whoever else plays, so it dreams the same bits.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Seat:
+    """A session lent to a player, and the last piece of work on it."""
+
+    def __init__(self, session: Session, thread: ThreadPoolExecutor):
+        self.session, self.thread = session, thread
+        self.last: Future | None = None
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """Run a function on the session in a thread of the model; only one at a time."""
+        self.last = self.thread.submit(function)
+        return await asyncio.wrap_future(self.last)
+
+
 class Seats:
-    """The seats at one world: sessions that are made when first needed and used again, and the thread they run in."""
+    """The seats at one world: sessions that are made when first needed and used again, and the threads they run in.
+
+    Each player waits for at most one frame at a time, and frames are made in the order in which they were asked for:
+    so everyone who asks gets one before anyone gets two.
+    """
 
     def __init__(self, world: WorldModel, starts: Sequence[Start], limits: Limits):
         self.world, self.starts, self.limits = world, starts, limits
         self.free = [Session(world)]  # compiled here, before the first key
         self.known = protocol.commands(world.config.actions.count, len(starts))
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="world")
+        self.thread = ThreadPoolExecutor(cores(), thread_name_prefix="world")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="recording")
         self.taken = 0
 
-    async def run(self, function: Callable, *arguments: Any) -> Any:
-        """Run a function in the thread of the model."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
-
     @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[Session]:
+    async def one(self) -> AsyncIterator[Seat]:
         """Lend a session; raises ReverieError when every seat is taken."""
         if self.taken >= self.limits.players:
             raise ReverieError(f"All {self.limits.players} seats are taken: try again when a player has left.")
         self.taken += 1
         try:
-            session = self.free.pop() if self.free else await self.run(Session, self.world)
+            if self.free:
+                session = self.free.pop()
+            else:
+                session = await asyncio.wrap_future(self.thread.submit(Session, self.world))
+            seat = Seat(session, self.thread)
             try:
-                yield session
+                yield seat
             finally:
-                self.free.append(session)  # a step it may still be in runs in the one thread, before any new one
+                if seat.last is None:
+                    self.free.append(session)
+                else:  # a thread may still be at work on it; called at once where it is not
+                    seat.last.add_done_callback(lambda _: self.free.append(session))
         finally:
             self.taken -= 1
 
@@ -82,11 +118,17 @@ class Seats:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+async def say(socket: WebSocket, kind: str, **fields: Any) -> None:
+    """Send a JSON object. In ASCII: what it quotes may hold half of a surrogate pair, which UTF-8 cannot encode."""
+    await socket.send_text(json.dumps({"type": kind, **fields}))
+
+
 class Connection:
     """One player's conversation; ``card`` is the description of the world that the page is greeted with."""
 
-    def __init__(self, socket: WebSocket, session: Session, seats: Seats, card: dict[str, Any]):
-        self.socket, self.session, self.seats, self.card, self.limits = socket, session, seats, card, seats.limits
+    def __init__(self, socket: WebSocket, seat: Seat, seats: Seats, card: dict[str, Any]):
+        self.socket, self.seat, self.seats, self.card, self.limits = socket, seat, seats, card, seats.limits
+        self.session = seat.session
         self.shape, self.known = seats.world.config.frame, seats.known
         self.waiting: deque[dict[str, Any]] = deque()
         self.news = asyncio.Event()
@@ -100,7 +142,7 @@ class Connection:
 
     async def run(self) -> None:
         """Greet, then play until the player leaves, is idle for too long, or is refused too often."""
-        await self.socket.send_json(self.card)
+        await say(self.socket, "world", **self.card)
         tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._play())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -109,7 +151,8 @@ class Connection:
                 task.cancel()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
         for end in ends:
-            if isinstance(end, Exception) and not isinstance(end, WebSocketDisconnect):
+            closed = self.socket.application_state is WebSocketState.DISCONNECTED  # by the other task, in the middle
+            if isinstance(end, Exception) and not isinstance(end, WebSocketDisconnect) and not closed:
                 log.error("a player's session broke", exc_info=end)
                 await self._leave("error", "The world broke; the terminal it runs in says how.", BROKEN)
                 return
@@ -117,7 +160,8 @@ class Connection:
     async def _read(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(self.limits.idle):
+                patience = self.limits.idle if self.begun else min(self.limits.begin, self.limits.idle)
+                async with asyncio.timeout(patience):
                     message = await self.socket.receive()
             except TimeoutError:
                 return await self._leave("bye", "You were away for long, so the seat was given back.", 1000)
@@ -127,14 +171,14 @@ class Connection:
                 self._spend()
                 if message.get("bytes") is not None:
                     self._look(message["bytes"])
-                    await self.socket.send_json({"type": "picture"})
+                    await say(self.socket, "picture")
                 else:
                     self._file(protocol.parse(message["text"], self.known))
             except ReverieError as error:
                 self.strikes += 1
                 if self.strikes >= self.limits.strikes:
                     return await self._leave("bye", f"Refused too often, at last because: {error}", POLICY)
-                await self.socket.send_json({"type": "error", "text": str(error)})
+                await say(self.socket, "error", text=str(error))
 
     def _spend(self) -> None:
         """Pay for one message out of an allowance that refills with time; raises ReverieError when there is none."""
@@ -184,7 +228,7 @@ class Connection:
                 try:
                     await answers[command["type"]](command)
                 except ReverieError as error:
-                    await self.socket.send_json({"type": "error", "text": str(error)})
+                    await say(self.socket, "error", text=str(error))
             self.news.clear()
 
     async def _reset(self, command: dict[str, Any]) -> None:
@@ -194,7 +238,7 @@ class Connection:
 
         self.frames.clear()
         self.steps = 0
-        await self._show(await self.seats.run(begin), -1, command["id"])
+        await self._show(await self.seat.run(begin), -1, command["id"])
 
     async def _step(self, command: dict[str, Any]) -> None:
         actions = self.session.actions
@@ -203,7 +247,7 @@ class Connection:
             self.session.temperature = command["temperature"] / 100
             return self.session.step(actions.nth(command["action"]) if actions.size else 0)
 
-        frame = await self.seats.run(step)
+        frame = await self.seat.run(step)
         self.steps += 1
         await self._show(frame, command["action"], command["id"])
 
@@ -221,6 +265,7 @@ class Connection:
 
     async def _leave(self, kind: str, text: str, code: int) -> None:
         """Say why, and close; the player may be gone already."""
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            await self.socket.send_json({"type": kind, "text": text})
-            await self.socket.close(code)
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+            async with asyncio.timeout(FAREWELL):  # one who does not read would keep the seat
+                await say(self.socket, kind, text=text)
+                await self.socket.close(code)

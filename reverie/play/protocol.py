@@ -52,7 +52,8 @@ def parse(text: str, known: dict[str, dict[str, range | tuple]]) -> dict[str, An
     if not isinstance(command, dict) or not isinstance(command.get("type"), str):
         raise ReverieError("A command is one JSON object with a type.")
     if command["type"] not in known:
-        raise ReverieError(f"There is no command '{command['type'][:20]}'.{did_you_mean(command['type'], known)}")
+        asked = ascii(command["type"][:20])  # quoted so that it stays one line, and text
+        raise ReverieError(f"There is no command {asked}.{did_you_mean(command['type'], known)}")
     fields = known[command["type"]]
     if set(command) != {"type", *fields}:
         raise ReverieError(f"A {command['type']} has these fields and no others: {', '.join(fields)}.")

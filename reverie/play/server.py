@@ -1,8 +1,7 @@
 """A web page to play a world in, served on this machine alone unless asked otherwise.
 
 The page (page/) is plain files; everything else goes over one websocket per player (protocol.py, connection.py).
-A page on another site must not reach a server on this machine: the Host header has to name this machine (against DNS
-rebinding) and a websocket's Origin has to be that same host.
+Who may connect is decided in guard.py, how long a connection may stay silent in transport.py.
 
 Legend: T time, H W C image.
 """
@@ -10,7 +9,6 @@ Legend: T time, H W C image.
 import contextlib
 import errno
 import io
-import ipaddress
 import socket
 import sys
 import threading
@@ -18,7 +16,6 @@ import webbrowser
 from collections.abc import AsyncIterator, Sequence
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import uvicorn
@@ -26,24 +23,17 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from reverie.errors import ReverieError
 from reverie.evaluation.video import write_png
 from reverie.play import protocol
-from reverie.play.connection import TRY_LATER, Connection, Limits, Seats, Start
+from reverie.play.connection import TRY_LATER, Connection, Limits, Seats, Start, say
+from reverie.play.guard import Guard, loopback
+from reverie.play.transport import Http, Websocket
 from reverie.world import WorldModel
 
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), microphone=(), geolocation=()",
-    "cache-control": "no-store",
-}
 
 
 def serve(
@@ -58,17 +48,27 @@ def serve(
     note: str = "",
     seed: int = 0,
     limits: Limits | None = None,
+    allow_hosts: Sequence[str] = (),
 ) -> None:
     """Let people play ``world`` in a browser until Ctrl-C; prints one line with the address when it can be opened.
 
     ``starts``: (frames uint8 (T, H, W, C), actions (T, ...) or None) to begin from. ``seed``: the first dream's.
     ``note``: a sentence shown on the page. ``port`` 0 picks a free one. A ``host`` that others can reach needs
-    ``expose``. Raises ReverieError.
+    ``expose``. ``allow_hosts``: names of proxies or tunnels through which the page may be reached. Raises ReverieError.
     """
     server, listening, address = prepare(
-        world, name=name, port=port, host=host, expose=expose, starts=starts, note=note, seed=seed, limits=limits
+        world,
+        name=name,
+        port=port,
+        host=host,
+        expose=expose,
+        starts=starts,
+        note=note,
+        seed=seed,
+        limits=limits,
+        allow_hosts=allow_hosts,
     )
-    if expose and not _loopback(host):
+    if expose and not loopback(host):
         print(f"Warning: everyone who can reach {host} can play, on this machine's time.", file=sys.stderr)
     print(f"Playing {name} at {address}", flush=True)
     if open_browser:
@@ -88,6 +88,7 @@ def prepare(
     note: str = "",
     seed: int = 0,
     limits: Limits | None = None,
+    allow_hosts: Sequence[str] = (),
 ) -> tuple[uvicorn.Server, socket.socket, str]:
     """Take the port, compile the world, and return (server, listening socket, address), ready to run."""
     if seed not in protocol.SEEDS:
@@ -96,69 +97,27 @@ def prepare(
     listening = _listen(host, port, expose)
     try:
         seats = Seats(world, starts, limits or Limits())
+        app = Guard(_application(seats, _card(world, name, note, seed, len(starts))), host, allow_hosts)
     except BaseException:
         listening.close()
         raise
     taken = listening.getsockname()[1]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
     config = uvicorn.Config(
-        Guard(_application(seats, _card(world, name, note, seed, len(starts))), host),
-        ws="websockets-sansio",
+        app,
+        http=Http,
+        ws=Websocket,
         lifespan="on",
         log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=64,
+        h11_max_incomplete_event_size=16 << 10,  # a request's headers
         timeout_graceful_shutdown=1,
         ws_max_size=int(max(np.prod(world.config.frame), protocol.LONGEST)) + 1024,  # a little more gets an answer
         ws_per_message_deflate=False,  # costs more time than it saves on one machine
     )
     return uvicorn.Server(config), listening, f"http://{shown}:{taken}/"
-
-
-class Guard:
-    """Refuses requests that another site's page could have sent, and adds the headers that keep the page to itself."""
-
-    def __init__(self, app: ASGIApp, host: str):
-        self.app, self.host = app, host
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request or websocket."""
-        if scope["type"] not in ("http", "websocket"):
-            return await self.app(scope, receive, send)
-        hosts = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
-        origins = [value.decode("latin-1") for key, value in scope["headers"] if key == b"origin"]
-        refusal = None
-        if len(hosts) != 1 or not self._ours(hosts[0]):
-            refusal = "This server answers to its own address only."
-        elif scope["type"] == "websocket" and any(origin not in _origins(hosts[0]) for origin in origins):
-            refusal = "A page of another site may not play here."  # no Origin: not a browser, so no site's page
-        if refusal and scope["type"] == "websocket":
-            return await send({"type": "websocket.close", "code": 1008, "reason": refusal})
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                sources = "'none'" if refusal else f"'self'; connect-src 'self' ws://{hosts[0]} wss://{hosts[0]}"
-                policy = f"default-src {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-                extra = {**_HEADERS, "content-security-policy": policy}
-                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in extra.items())]
-            await send(message)
-
-        await (PlainTextResponse(refusal, 403) if refusal else self.app)(scope, receive, guarded)
-
-    def _ours(self, host: str) -> bool:
-        """Whether a Host header names this machine; an address cannot be rebound to another machine, a name can."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-            urlsplit(f"//{host}").port  # noqa: B018  raises when it is no port
-        except ValueError:
-            return False
-        if not all(letter.isalnum() or letter in "-._:[]" for letter in host):
-            return False  # it is repeated in a header
-        if _loopback(name):
-            return True
-        return not _loopback(self.host) and (name in (self.host.lower(), socket.gethostname().lower()) or _is_ip(name))
 
 
 def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
@@ -178,11 +137,13 @@ def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
     async def play(websocket: WebSocket) -> None:
         await websocket.accept()
         try:
-            async with seats.one() as session:
-                await Connection(websocket, session, seats, card).run()
+            async with seats.one() as seat:
+                await Connection(websocket, seat, seats, card).run()
         except ReverieError as full:
-            await websocket.send_json({"type": "busy", "text": str(full)})
+            await say(websocket, "busy", text=str(full))
             await websocket.close(TRY_LATER)
+        except WebSocketDisconnect:  # gone already
+            pass
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -208,7 +169,6 @@ def _card(world: WorldModel, name: str, note: str, seed: int, starts: int) -> di
     }
     buttons, levels, rest = actions.buttons, actions.levels, actions.rest
     return {
-        "type": "world",
         "version": protocol.VERSION,
         "name": name,
         "frame": [height, width, channels],
@@ -242,7 +202,7 @@ def _checked(start: Start, frame: tuple[int, int, int]) -> Start:
 
 
 def _listen(host: str, port: int, expose: bool) -> socket.socket:
-    if not _loopback(host) and not expose:
+    if not loopback(host) and not expose:
         raise ReverieError(f"Others on the network could play at {host}: say --expose if you want that.")
     if port not in range(2**16):  # getaddrinfo would wrap it round
         raise ReverieError(f"There is no port {port}: choose 0 to 65535.")
@@ -253,18 +213,3 @@ def _listen(host: str, port: int, expose: bool) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise ReverieError(f"Port {port} is in use: try --port {port + 1}, or --port 0 for any free one.") from None
         raise ReverieError(f"Cannot listen at {host}, port {port}: {error.strerror}.") from None
-
-
-def _origins(host: str) -> tuple[str, str]:
-    return f"http://{host}", f"https://{host}"  # https: behind a proxy that adds it
-
-
-def _loopback(host: str) -> bool:
-    return host.lower() == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host) is not None
-    except ValueError:
-        return False

@@ -12,7 +12,10 @@ export class Wire {
   }
 
   open() {
-    this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`);
+    const address = new URL("play", location.href); // beside the page, wherever a proxy has put it
+    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+    address.hash = ""; // a websocket's address has none
+    this.socket = new WebSocket(address);
     this.socket.binaryType = "arraybuffer";
     this.socket.onclose = () => this.on.closed();
     this.socket.onmessage = ({ data }) => {
