@@ -18,7 +18,7 @@ from reverie.errors import Damaged
 CHECKSUM = "checksum"  # the key of a JSON object's checksum of everything else in it
 MANIFEST = "seal.json"  # sizes and checksums of a folder's files
 FORMAT = 2  # of the manifest; in the first it was nothing but {name: [size, checksum]}
-IGNORED = "commit_success.txt"  # orbax writes it late, and needs it on cloud storage only
+LATE = ("commit_success.txt", "_CHECKPOINT_METADATA")  # orbax writes them last; nothing that is loaded is in them
 
 
 def signed(data: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def checked(data: Any, what: str, *, required: bool = False) -> dict[str, Any]:
 
 def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     """Note size and checksum of every file in ``folder``, and what the folder is: ``about``, plain JSON data."""
-    files = {name: [file.stat().st_size, crc(file)] for name, file in _files(folder).items()}
+    files = {name: [file.stat().st_size, crc(file)] for name, file in _files(folder).items() if file.name not in LATE}
     write_json(folder / MANIFEST, {"format": FORMAT, **about, "files": files})
 
 
@@ -83,7 +83,8 @@ def check_manifest(folder: Path, whole: Callable[[str], bool] = lambda name: Tru
             raise Damaged(f"{name} is missing")
         if found[name].stat().st_size != size or (whole(name) and crc(found[name]) != checksum):
             raise Damaged(f"{name} is not what was written")
-    if strict and (extra := sorted(found.keys() - noted.keys())):
+    extra = sorted(name for name, file in found.items() if name not in noted and file.name not in LATE)
+    if strict and extra:
         raise Damaged(f"{extra[0]} does not belong there")
     return data
 
@@ -108,5 +109,4 @@ def _is_entry(entry: Any) -> bool:
 def _files(folder: Path) -> dict[str, Path]:
     """Every file in a folder by its name there, except the manifest and hidden ones, which systems leave behind."""
     files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-    skipped = (MANIFEST, IGNORED)
-    return {name: file for name, file in files.items() if file.name not in skipped and "/." not in f"/{name}"}
+    return {name: file for name, file in files.items() if file.name != MANIFEST and "/." not in f"/{name}"}

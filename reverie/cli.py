@@ -133,7 +133,7 @@ def show(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def export(args: argparse.Namespace, rest: list[str]) -> None:
-    from reverie.training.checkpoint import export
+    from reverie.training.export import export
 
     export(args.run, args.out)
     print(f"{args.out}: 'reverie play {args.out}' plays it")

@@ -19,3 +19,8 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Choose from: {', '.join(options)}." if options else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what another library's exception says, in one short line without a full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

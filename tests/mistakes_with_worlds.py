@@ -38,7 +38,9 @@ def eval_a_run_of_a_newer_version(world):
 @case("is not a config of this version of Reverie")
 def eval_a_run_that_names_foreign_code(world):
     file = copy(world) / "dynamics/run.json"
-    file.write_text(file.read_text().replace("reverie.training.engine:Run", "subprocess:Popen"))
+    data = json.loads(file.read_text().replace("reverie.training.engine:Run", "subprocess:Popen"))
+    del data["checksum"]  # as written by an earlier version
+    file.write_text(json.dumps(data | {"format": 1}))
     return "eval mine"
 
 

@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from toy_objective import ToyObjective, toy_dataset, toy_run
 
+from reverie.checksums import check_manifest
 from reverie.errors import ReverieError
 from reverie.training import checkpoint, sharding
-from reverie.training.checkpoint import Writer, export, load
+from reverie.training.checkpoint import Writer, load
 from reverie.training.engine import fit
+from reverie.training.export import export
 
 DATA = toy_dataset()
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -77,6 +80,144 @@ def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(run, traine
     assert (run / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
 
 
+def swap(one, other):
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+
+
+FOREIGN = {
+    "no averaged weights": lambda root: shutil.rmtree(root / "4" / "ema"),
+    "no optimizer": lambda root: shutil.rmtree(root / "4" / "optimizer"),
+    "no weights": lambda root: shutil.rmtree(root / "4" / "weights"),
+    "another step": lambda root: swap(root / "4", root / "2"),
+    "another step's weights": lambda root: swap(root / "4" / "weights", root / "2" / "weights"),
+    "items exchanged": lambda root: swap(root / "4" / "ema", root / "4" / "weights"),
+    "a file more": lambda root: (root / "4" / "ema" / "more").touch(),
+    "no manifest": lambda root: (root / "4" / "seal.json").unlink(),
+    "no manifest and no metadata": lambda root: [
+        (root / "4" / name).unlink() for name in ("seal.json", "_CHECKPOINT_METADATA")
+    ],
+    "another manifest": lambda root: shutil.copy(root / "3" / "seal.json", root / "4" / "seal.json"),
+    "a manifest of another step": lambda root: swap(root / "4" / "seal.json", root / "2" / "seal.json"),
+    "an empty folder": lambda root: (shutil.rmtree(root / "4"), (root / "4").mkdir()),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_missing_or_foreign_content_is_damage_and_is_passed_over(run, trained, what, capsys):
+    FOREIGN[what](run / "checkpoints")
+    step, found = checkpoint.restore(run, lambda shape: HERE, ("weights", "ema", "optimizer"))
+    assert step == 3 and "The checkpoint of step 4" in capsys.readouterr().err
+    (trained_step, truth) = checkpoint.restore(trained, lambda shape: HERE, ("weights", "ema", "optimizer"), newest=3)
+    assert trained_step == 3
+    for item, weights in truth.items():
+        assert weights and found[item].keys() == weights.keys()
+        for name, leaf in weights.items():
+            np.testing.assert_array_equal(found[item][name], leaf)
+    assert not checkpoint.is_done(run, checkpoint.read_record(run).run)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(116, "Stale file handle"), MemoryError(), RuntimeError("RESOURCE_EXHAUSTED")]
+)
+def test_an_error_that_passes_is_raised_and_nothing_changes(run, monkeypatch, error, capsys):
+    before = files(run)
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_read", fail)
+        with pytest.raises((OSError, MemoryError, ReverieError)) as caught:
+            fit(toy_run(4, report_every=0, save_every=1, keep=3), run, dataset=DATA)
+    assert caught.value is error or ("step 4" in str(caught.value) and "nothing was changed" in str(caught.value))
+    with monkeypatch.context() as patch:
+        patch.setattr("reverie.checksums.crc", fail)
+        with pytest.raises(type(error)):
+            load(run)
+    assert "damaged" not in capsys.readouterr().err and files(run) == before | {".lock"}
+    assert int(load(run).calls[...]) == 4
+
+
+def test_a_checkpoint_is_sealed_as_soon_as_it_has_its_name(tmp_path):
+    item = {"weights": {"w": jax.device_put(np.arange(5.0), HERE)}}
+    with Writer(tmp_path, keep=5) as writer:
+        for step in range(1, 5):
+            writer.save(step, item)
+            at = tmp_path / "checkpoints" / str(step)
+            while not at.exists():
+                time.sleep(1e-4)
+            assert check_manifest(at)["step"] == step, "whoever kills it now leaves a protected checkpoint"
+    assert checkpoint.steps(tmp_path) == [1, 2, 3, 4]
+
+
+def test_later_checkpoints_stay_until_a_new_one_is_as_late(tmp_path):
+    def values(number):
+        return {"weights": {"w": jax.device_put(np.full(3, number, np.float32), HERE)}}
+
+    def newest():
+        step, found = checkpoint.restore(tmp_path, lambda shape: HERE, ("weights",))
+        return step, float(found["weights"]["w"][0])
+
+    with Writer(tmp_path, keep=2) as writer:
+        assert all(writer.save(step, values(step)) for step in (6, 8))
+    with Writer(tmp_path, keep=2, start=6, end=16) as writer:
+        assert not writer.save(7, values(70)) and writer.wait() == [6, 8]
+        assert newest() == (8, 8), "what there was is not worse for having gone on from before it"
+        assert writer.save(8, values(80))
+        while not (tmp_path / "checkpoints" / "8.new").exists():
+            time.sleep(1e-4)
+        assert newest() == (8, 80), "the new one counts from the moment it is complete"
+        assert writer.wait() == [6, 8] and newest() == (8, 80)
+        assert writer.save(10, values(100))
+    assert checkpoint.steps(tmp_path) == [8, 10]
+    with Writer(tmp_path, keep=2, start=8, end=9) as writer:  # a shorter run: its own end replaces the later one
+        assert writer.save(9, values(90))
+    assert checkpoint.steps(tmp_path) == [8, 9] and newest() == (9, 90)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"8", "9"}
+
+
+def test_a_kill_while_names_change_loses_nothing(tmp_path):
+    item = {"weights": {"w": jax.device_put(np.arange(5.0), HERE)}}
+    with Writer(tmp_path, keep=2) as writer:
+        writer.save(3, item)
+    root = tmp_path / "checkpoints"
+    shutil.copytree(root / "3", root / "3.old")  # the old one is out of the way, the new one has no name yet
+    (root / "3").rename(root / "3.new")
+    (root / "5.orbax-checkpoint-tmp").mkdir()
+    assert checkpoint.steps(tmp_path) == [3]
+    assert checkpoint.restore(tmp_path, lambda shape: HERE, ("weights",))[0] == 3
+    with Writer(tmp_path, start=3):
+        pass
+    assert [path.name for path in root.iterdir()] == ["3"]
+
+
+def test_no_flipped_bit_of_a_record_loads_another_config(run):
+    good = (run / "run.json").read_bytes()
+    truth = checkpoint.read_record(run)
+    rng, refused = np.random.default_rng(0), 0
+    for bit in rng.choice(8 * len(good), 400, replace=False).tolist():
+        broken = bytearray(good)
+        broken[bit // 8] ^= 1 << bit % 8
+        (run / "run.json").write_bytes(broken)
+        try:
+            assert checkpoint.read_record(run) == truth
+        except ReverieError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 300
+    data = json.loads(good)
+    del data["run"]["batch"]
+    (run / "run.json").write_text(json.dumps(data))
+    with pytest.raises(ReverieError, match="checksum differs"):
+        checkpoint.read_record(run)
+    del data["checksum"]
+    (run / "run.json").write_text(json.dumps(data))
+    with pytest.raises(ReverieError, match="checksum is missing"):
+        checkpoint.read_record(run)
+
+
 def test_a_wrong_path_is_one_line_and_creates_nothing(run, tmp_path):
     before = files(tmp_path)
     for path, says in [
@@ -104,6 +245,8 @@ def test_a_wrong_path_is_one_line_and_creates_nothing(run, tmp_path):
 )
 def test_a_record_that_cannot_be_used_is_one_line(run, change, says):
     data = json.loads((run / "run.json").read_text())
+    del data["checksum"]
+    data["format"] = 1
     change(data)
     (run / "run.json").write_text(json.dumps(data))
     with pytest.raises(ReverieError, match=says) as error:

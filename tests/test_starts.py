@@ -11,8 +11,8 @@ from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Spec
 from reverie.errors import ReverieError
 from reverie.play.starts import STARTS, named, play, starts_of
-from reverie.training.checkpoint import Record, write_record
 from reverie.training.engine import Run
+from reverie.training.record import Record, write_record
 
 
 def test_a_world_begins_in_its_own_data_or_in_what_was_packed_with_it(tmp_path):

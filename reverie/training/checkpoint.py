@@ -5,21 +5,20 @@ A run's folder holds ``run.json`` (its config, the spec and fingerprint of its d
 training changed besides), ``ema`` (the running mean of the trained weights, when there is one) and ``optimizer``.
 Frozen parts are not in it: they belong to the run that trained them, which the config names. Nor are random keys:
 they are functions of the seed and the step.
+
+Both are checked when they are read: ``run.json`` has a checksum inside, a checkpoint a checksum manifest that knows its
+step and its items (``reverie.checksums``), written before the checkpoint gets its name.
 """
 
 import errno
-import hashlib
-import json
 import logging
 import os
+import re
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,15 +33,20 @@ except ImportError:  # Windows
     fcntl = None
 
 from reverie import config
-from reverie.errors import ReverieError, did_you_mean
+from reverie.bounded import read_json
+from reverie.checksums import check_manifest, write_manifest
+from reverie.errors import Damaged, ReverieError, first_line
 from reverie.training.blueprint import Blueprint, Place, Weights
 from reverie.training.log import WANDB
-from reverie.training.sharding import by_first
+from reverie.training.record import RECORD, Record, find_run, read_record
+from reverie.training.sharding import by_first, from_first
 
-FORMAT = 1  # of run.json and of what lies beside it
-RECORD, CHECKPOINTS = "run.json", "checkpoints"
-SEAL = "seal.json"  # sizes and checksums of a checkpoint's files
-COMMIT = "commit_success.txt"  # orbax writes it, and needs it on cloud storage only
+CHECKPOINTS = "checkpoints"
+METADATA = "_CHECKPOINT_METADATA"  # orbax's own, in each checkpoint; ours in it says that there is a checksum manifest
+SEALED = {"manifest": True}
+# A new checkpoint of a step of which there is an old one is called N.new, until the old one is out of its way.
+NAME = re.compile(r"(\d{1,18})(\.new)?")
+GONE, UNFINISHED = ".old", ".orbax-checkpoint-tmp"  # in the names of those being deleted, and being written
 # What a disk refuses: it is full, read-only, forbidden, or has a file where a folder should be.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
@@ -51,68 +55,17 @@ CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
 
-@dataclass(frozen=True)
-class Record:
-    """What ``run.json`` says: the run's config, the spec of its data, what they and the frozen weights hash to."""
-
-    run: Any
-    spec: Any
-    fingerprint: str
-    frozen: str = ""
-
-
-def write_record(folder: Path, record: Record) -> None:
-    """Write ``run.json``, whole or not at all."""
-    text = {
-        "format": FORMAT,
-        "reverie": _version(),
-        "code": _code_hash(),
-        "jax": jax.__version__,
-        "data": record.fingerprint,
-        "frozen": record.frozen,
-        "spec": config.to_json(record.spec),
-        "run": config.to_json(record.run),
-    }
-    fresh = folder / f".{RECORD}.{os.getpid()}"
-    fresh.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, folder / RECORD)
-
-
-def read_record(folder: Path) -> Record:
-    """Read ``run.json``; ReverieError when it is damaged, or newer than this code."""
-    try:
-        data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        version = data["format"]
-        if version > FORMAT:
-            raise ReverieError(
-                f"'{folder}' was made by Reverie {data['reverie']}, newer than this one: upgrade to use it."
-            )
-        return Record(config.from_json(data["run"]), config.from_json(data["spec"]), data["data"], data["frozen"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReverieError(
-            f"'{folder / RECORD}' cannot be read ({error!r}): it is damaged or not Reverie's."
-        ) from error
-
-
-def find_run(path: str | Path) -> Path:
-    """Return the folder of a run: ``path`` itself, or the dynamics of a world's folder. Creates nothing."""
-    path = Path(os.path.abspath(path))  # "run/../other" is read before there is a run
-    if not path.exists():
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ReverieError(f"there is nothing at '{path}'.{did_you_mean(path.name, near) if len(near) < 50 else ''}")
-    for folder in (path, path / "dynamics"):
-        if (folder / RECORD).is_file():
-            return folder
-    stages = sorted(p.parent.name for p in path.glob(f"*/{RECORD}")) if path.is_dir() else []
-    hint = f" It has stages: {', '.join(stages)}; name one of them." if stages else ""
-    raise ReverieError(f"'{path}' holds no trained model: there is no {RECORD} in it.{hint}")
-
-
 def is_done(folder: Path, run: Any) -> bool:
-    """Whether ``folder`` holds the last checkpoint of just this run."""
+    """Whether ``folder`` holds the last checkpoint of just this run, whole."""
     if not (folder / RECORD).is_file() or run.steps not in steps(folder):
         return False
-    return config.to_json(read_record(folder).run) == config.to_json(run)
+    if config.to_json(read_record(folder).run) != config.to_json(run):
+        return False
+    try:
+        _check(folder, run.steps, ("weights", "ema", "optimizer"))
+    except Damaged:
+        return False
+    return True
 
 
 @contextmanager
@@ -180,70 +133,87 @@ def check_frozen(folder: Path, record: Record, blueprint: Blueprint) -> None:
         )
 
 
-def export(run: str | Path, out: str | Path) -> Path:
-    """Write a slim copy of a run, or of every stage of a world: configs and weights, nothing to train on with."""
-    source, out = Path(run).absolute(), Path(out).absolute()
-    if out.exists():
-        raise ReverieError(f"'{out}' exists already: choose another place for the copy.")
-    stages = [source] if (source / RECORD).is_file() else sorted(p.parent for p in source.glob(f"*/{RECORD}"))
-    if not stages:
-        find_run(source)
-    device = SingleDeviceSharding(jax.local_devices()[0])
-    half = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        for stage in stages:
-            folder = half / stage.relative_to(source)
-            folder.mkdir(parents=True)
-            shutil.copyfile(stage / RECORD, folder / RECORD)
-            step, found = restore(stage, lambda shape: device, ("weights", "ema"))
-            with Writer(folder) as writer:
-                writer.save(step, {"weights": found["weights"] | found["ema"]})
-        for note in half.rglob(COMMIT):
-            note.unlink()  # it names the folder it was written to
-        for extra in (*source.glob("*.json"), *source.glob("*.npz")):
-            shutil.copyfile(extra, half / extra.name)
-        os.replace(half, out)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-    return out
-
-
 class Writer:
-    """Saves in the background, keeps the newest ``keep`` checkpoints and those at the steps ``always``."""
+    """Saves in the background, keeps the newest ``keep`` checkpoints and those at the steps ``always``.
 
-    def __init__(self, folder: Path, keep: int = 1, always: Sequence[int] = ()):
-        self._folder = folder / CHECKPOINTS
-        self._unsealed: Path | None = None
-        policies = ocp.checkpoint_managers
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(max(keep, 1)), policies.CustomSteps(list(always))]
-            ),
-            cleanup_tmp_directories=True,
-        )
+    ``start``, ``end``: steps that training goes on from, and to. Checkpoints after ``start`` (the end of a shorter run,
+    or damaged ones) stay until a new one is complete that is as late as the last of them, or is the last of all. None
+    is saved before that, so a run is never older than it was.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 1,
+        always: Sequence[int] = (),
+        start: int | None = None,
+        end: int | None = None,
+    ):
+        self._run, self._folder = folder, folder / CHECKPOINTS
+        self._keep, self._always = max(keep, 1), set(always)
+        self._later = {step for step in steps(folder) if start is not None and step > start}
+        self._first = min(max(self._later, default=0), sys.maxsize if end is None else end)
+        self._step: int | None = None  # which is being saved
+        options = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         with self._saving():
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                for left in self._folder.glob(f"*{UNFINISHED}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                self._tidy(set())
+            self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
-    def save(self, step: int, items: dict[str, Weights]) -> None:
-        """Copy the arrays off the devices and return; they are written while training goes on."""
+    def save(self, step: int, items: dict[str, Weights]) -> bool:
+        """Copy the arrays off the devices and return; they are written while training goes on.
+
+        Returns False, and saves nothing, while a checkpoint from before is later.
+        """
         self.wait()
+        if step < self._first:
+            return False
+        items = {name: item for name, item in items.items() if item}
         with self._saving():
             # A disk that fills up on the way is an error as well, but orbax makes a noise about it.
             needed = sum(leaf.nbytes for item in items.values() for leaf in item.values())
             if (free := shutil.disk_usage(self._folder).free) < needed:
                 raise OSError(f"the disk is full: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
-            args = {name: ocp.args.StandardSave(item) for name, item in items.items() if item}
-            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
-            self._unsealed = self._folder / str(step)
+            self._about = {"step": step, "items": sorted(items)}
+            self._name = f"{step}.new" if (self._folder / str(step)).exists() else str(step)
+            args = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
+            self._step = step
+            self._checkpointer.save(self._folder / self._name, args=args, force=True, custom_metadata=SEALED)
+        return True
 
     def wait(self) -> list[int]:
         """Return the steps on disk when everything is written; ReverieError if it could not be."""
-        unsealed, self._unsealed = self._unsealed, None
+        step, self._step = self._step, None
         with self._saving():
-            self._manager.wait_until_finished()
-            if unsealed and jax.process_index() == 0:
-                _seal(unsealed)
-        return steps(self._folder.parent)
+            self._checkpointer.wait_until_finished()
+            if step is not None:
+                replaced, self._later, self._first = self._later - {step}, set(), 0
+                if jax.process_index() == 0:
+                    found = [each for each in steps(self._run) if each not in replaced]
+                    kept = {*found[-self._keep :], *self._always.intersection(found)}
+                    self._tidy(set(steps(self._run)) - kept)
+        return steps(self._run)
+
+    def _seal(self) -> None:
+        """Write the checksum manifest: in orbax's thread, when all is written and the folder has no name yet."""
+        final = self._folder / self._name
+        written = next(self._folder.glob(f"{self._name}{UNFINISHED}*"), final)
+        write_manifest(written, self._about)
+
+    def _tidy(self, delete: set[int]) -> None:
+        """Give new checkpoints their names, and delete old ones: what is half deleted has no valid name any more."""
+        for fresh in self._folder.glob("*.new"):
+            named = fresh.with_suffix("")
+            if named.exists():
+                os.replace(named, named.with_suffix(GONE))
+            os.replace(fresh, named)
+        for step in delete:
+            os.replace(self._folder / str(step), self._folder / f"{step}{GONE}")
+        for gone in self._folder.glob(f"*{GONE}"):
+            shutil.rmtree(gone, ignore_errors=True)
 
     def __enter__(self) -> "Writer":
         return self
@@ -255,7 +225,7 @@ class Writer:
             if kind is None:
                 raise
         finally:
-            self._manager.close()
+            self._checkpointer.close()
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
@@ -264,40 +234,83 @@ class Writer:
         except (
             Exception
         ) as error:  # a full disk is an OSError, a ValueError or a bare Exception, depending on who met it
-            good = steps(self._folder.parent)
+            good = steps(self._run)
             left = f"The checkpoint of step {good[-1]} is intact." if good else "There is no earlier checkpoint."
-            raise ReverieError(f"cannot save to '{self._folder}': {_first_line(error)}. {left}") from error
+            raise ReverieError(f"cannot save to '{self._folder}': {first_line(error)}. {left}") from error
 
 
 def steps(folder: Path) -> list[int]:
     """Return the steps of which a run has checkpoints, oldest first. (Unfinished ones have longer names.)"""
     root = folder / CHECKPOINTS
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit()) if root.is_dir() else []
+    found = [NAME.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
+    return sorted({int(match[1]) for match in found if match})
+
+
+def place_of(folder: Path, step: int) -> Path:
+    """Return the folder of a run's checkpoint."""
+    fresh = folder / CHECKPOINTS / f"{step}.new"
+    return fresh if fresh.is_dir() else folder / CHECKPOINTS / str(step)
 
 
 def restore(
-    folder: Path, place: Place, items: Sequence[str], newest: int | None = None
+    folder: Path, place: Place, items: Sequence[str], newest: int | None = None, *, together: bool = False
 ) -> tuple[int, dict[str, Weights]]:
-    """Return (step, {item: arrays by name}) of the newest checkpoint that can be read, up to step ``newest``.
+    """Return (step, {item: arrays by name}) of the newest whole checkpoint, up to step ``newest``.
 
     Arrays are put where ``place`` says, whatever devices they were saved from. Items that were not saved come back
-    empty. A damaged checkpoint is passed over with a line; ReverieError when none is left.
+    empty. A checkpoint that its checksums prove damaged is passed over with a line, and stays; ReverieError when none
+    is left. Any other error in reading says nothing about the checkpoint and is raised. ``together``: every process of
+    a job calls this at once, and the first one chooses the step for all.
     """
+
+    def choose() -> int:
+        return _newest_whole(folder, items, newest)
+
+    step = from_first(choose) if together else choose()
+    at = place_of(folder, step)
+    try:
+        saved = _items(at, check_manifest(at, lambda name: False))
+        return step, {item: _read(at / item, place) if item in saved else {} for item in items}
+    except (ReverieError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever orbax makes of a disk that fails, or of devices without room
+        raise ReverieError(
+            f"the checkpoint of step {step} in '{folder}' cannot be read now ({first_line(error)}); nothing is wrong "
+            f"with its checksums, and nothing was changed: try again."
+        ) from error
+
+
+def _newest_whole(folder: Path, items: Sequence[str], newest: int | None) -> int:
     candidates = [step for step in reversed(steps(folder)) if newest is None or step <= newest]
     for step in candidates:
         try:
-            return step, {item: _read(folder / CHECKPOINTS / str(step) / item, place) for item in items}
-        except Exception as error:  # whatever orbax makes of missing, cut or garbled files
-            print(f"The checkpoint of step {step} in '{folder}' is damaged ({_first_line(error)}).", file=sys.stderr)
+            _check(folder, step, items)
+            return step
+        except Damaged as error:
+            print(f"The checkpoint of step {step} in '{folder}' is damaged ({first_line(error)}).", file=sys.stderr)
     why = "none of its checkpoints can be read" if candidates else "it has no checkpoint yet"
     raise ReverieError(f"nothing to load from '{folder}': {why}.")
 
 
-def remove_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints after ``step``: the run goes on from there."""
-    for later in steps(folder):
-        if later > step:
-            shutil.rmtree(folder / CHECKPOINTS / str(later))
+def _check(folder: Path, step: int, items: Sequence[str]) -> None:
+    """Raise ``Damaged`` unless a checkpoint is what was written, is of its step, and its ``items`` are whole."""
+    at = place_of(folder, step)
+    about = check_manifest(at, lambda name: "/" not in name or name.partition("/")[0] in items)
+    if about is None:
+        metadata = read_json(at / METADATA) if (at / METADATA).is_file() else None
+        if not isinstance(metadata, dict) or metadata.get("custom_metadata") == SEALED:
+            raise Damaged("its checksum manifest is missing")
+    if about is not None and about.get("step", step) != step:
+        raise Damaged(f"what is in it is of step {about['step']}")
+    if "weights" not in _items(at, about):
+        raise Damaged("its weights are missing")
+
+
+def _items(at: Path, about: dict[str, Any] | None) -> set[str]:
+    """The items of a checkpoint: as its manifest says, or, where an earlier version wrote none, its folders."""
+    if about is None:
+        return {path.name for path in at.iterdir() if path.is_dir()}
+    return set(about.get("items") or {name.partition("/")[0] for name in about["files"] if "/" in name})
 
 
 def named(tree: Any) -> Weights:
@@ -307,60 +320,7 @@ def named(tree: Any) -> Weights:
 
 
 def _read(path: Path, place: Place) -> Weights:
-    if not path.is_dir() and path.parent.is_dir() and path.name != "weights":
-        return {}
-    _check_seal(path.parent, path.name)  # before orbax reads: it leaves noisy threads behind when a file is broken
     handler = ocp.StandardCheckpointHandler()
     known = handler.metadata(epath.Path(path)).tree
     target = {n: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place(tuple(m.shape))) for n, m in known.items()}
     return handler.restore(epath.Path(path), args=ocp.args.StandardRestore(target))
-
-
-def _seal(folder: Path) -> None:
-    """Note size and checksum of every file of a finished checkpoint."""
-    names = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-    seal = {name: [file.stat().st_size, _crc(file)] for name, file in names.items() if file.name != COMMIT}
-    fresh = folder / f".{SEAL}.{os.getpid()}"
-    fresh.write_text(json.dumps(seal), encoding="utf-8")
-    os.replace(fresh, folder / SEAL)
-
-
-def _check_seal(folder: Path, item: str) -> None:
-    """Raise ValueError unless the files of an item are as they were sealed; what has no seal yet passes."""
-    if not (folder / SEAL).is_file():
-        return
-    for name, (size, crc) in json.loads((folder / SEAL).read_text(encoding="utf-8")).items():
-        if name.startswith(f"{item}/"):
-            file = folder / name
-            if not file.is_file():
-                raise ValueError(f"{name} is missing")
-            if file.stat().st_size != size or _crc(file) != crc:
-                raise ValueError(f"{name} is not what was written")
-
-
-def _crc(file: Path) -> int:
-    crc = 0
-    with file.open("rb") as stream:
-        while block := stream.read(2**22):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _version() -> str:
-    try:
-        return metadata.version("reverie-worlds")
-    except metadata.PackageNotFoundError:  # run from its source, not installed
-        return "unknown"
-
-
-def _code_hash() -> str:
-    """A hash of the package's source: it says which code made a run also where git is not at hand."""
-    root = Path(config.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

@@ -33,9 +33,10 @@ from reverie.errors import ReverieError
 from reverie.nn.compiled import cache_compilations, compiler_options
 from reverie.training import checkpoint, flops, sharding
 from reverie.training.blueprint import Blueprint, Weights
-from reverie.training.checkpoint import Record, Writer
+from reverie.training.checkpoint import Writer
 from reverie.training.log import Log, LoggerName, open_loggers
 from reverie.training.optim import OptimConfig, average
+from reverie.training.record import Record, write_record
 from reverie.training.signals import stop_signals
 
 Scalars = dict[str, Array]
@@ -197,7 +198,7 @@ def fit(
             checkpoint.clear(out)
         state, frozen = _state(run, out, blueprint, mesh, newest)
         record = Record(run, dataset.spec, dataset.fingerprint, blueprint.fingerprint())
-        sharding.by_first(lambda: checkpoint.write_record(out, record))
+        sharding.by_first(lambda: write_record(out, record))
         model = blueprint.merge(frozen, state.params, state.rest)
         dataset = run.objective.prepare(model, dataset, out / "cache" / "train")
         held_out = run.objective.prepare(model, held_out, out / "cache" / "val")
@@ -232,7 +233,8 @@ def _train(
         writes=jax.process_index() == 0,
     )
     previous: Scalars = {}  # what the last step returned and nobody has read yet
-    with stop_signals() as stop, Writer(out, run.keep, always=[fall]) as writer, log, jax.transfer_guard("disallow"):
+    checkpoints = Writer(out, run.keep, always=[fall], start=start, end=run.steps)
+    with stop_signals() as stop, checkpoints as writer, log, jax.transfer_guard("disallow"):
         for n in range(start, run.steps + 1):
             last, ticks, signum = n == run.steps, n % run.log_every == 0, stop(n % run.log_every == 0)
             reports = n > start and run.report_every and (n % run.report_every == 0 or last)
@@ -243,13 +245,14 @@ def _train(
                 log.report(n, report(state))
             if saves:
                 log.flush()  # so that a checkpoint never knows more than the log beside it
-                writer.save(n, _saved(state))
+                saved = writer.save(n, _saved(state))
             if reports or saves:
                 log.pause(n)
             if signum:
                 writer.wait()
                 if jax.process_index() == 0:
-                    print(f"Stopped at step {n} of {run.steps}; the same command goes on from there.", flush=True)
+                    last_saved = f"the same command goes on from {'there' if saved else f'step {start}'}"
+                    print(f"Stopped at step {n} of {run.steps}; {last_saved}.", flush=True)
                 raise Interrupted(128 + signum)
             if last:
                 break
@@ -371,11 +374,10 @@ def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | 
     step, found = 0, {}
     if newest is not None:
         checkpoint.check_frozen(out, checkpoint.read_record(out), blueprint)
-        step, found = checkpoint.restore(out, place, ("weights", "ema", "optimizer"), newest)
+        step, found = checkpoint.restore(out, place, ("weights", "ema", "optimizer"), newest, together=True)
         blueprint.check(out, found["weights"])
         if not found["optimizer"]:
             raise ReverieError(f"'{out}' holds weights only, as an export does: it can be played, not trained on.")
-        sharding.by_first(lambda: checkpoint.remove_after(out, step))
     weights = blueprint.build(place, found.get("weights"))
     params, rest, frozen = ({name: weights[name] for name in blueprint.parts[part]} for part in blueprint.parts)
     tx = run.optimizer.make()

@@ -76,6 +76,20 @@ def by_first(work: Callable[[], Any]) -> None:
         raise ReverieError("the first process of this job has failed, and says why.")
 
 
+def from_first(work: Callable[[], int]) -> int:
+    """Do ``work`` as ``by_first`` does, and return its result to every process."""
+    found = [0]
+
+    def kept() -> None:
+        found[0] = work()
+
+    by_first(kept)
+    if jax.process_count() > 1:
+        with meant():
+            found[0] = int(multihost_utils.broadcast_one_to_all(np.int32(found[0])))
+    return found[0]
+
+
 def make_mesh() -> Mesh:
     """Return the mesh over every device of every process."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))

@@ -1,0 +1,97 @@
+"""A copy of a run or a world to give away: configs and weights, nothing to train on with, and nothing of this machine.
+
+Only what the format names is copied, and everything is written anew from what was read: no link is followed, and of
+every absolute path only the last name leaves.
+"""
+
+import os
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from reverie import config
+from reverie.bounded import read_json
+from reverie.checksums import checked, write_json
+from reverie.data.arrays import ArrayDataset
+from reverie.errors import ReverieError
+from reverie.training.checkpoint import Writer, restore
+from reverie.training.record import RECORD, find_run, read_record, write_record
+
+NOTES = ("world.json", "eval.json")  # beside the stages of a world
+STARTS, STARTS_BYTES = "starts.npz", 2**28
+ABSOLUTE = re.compile(r"(/.|~[\\/]|[A-Za-z]:[\\/]|\\\\|file:)")
+WITHIN = re.compile(r"(?<![\w./\\])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s'\",;:()]+)+[/\\]([^/\\\s'\",;:()]+)")  # a text
+
+
+def export(run: str | Path, out: str | Path) -> Path:
+    """Write a slim copy of a run, or of every stage of a world, to a new folder; ReverieError if that exists."""
+    source, out = Path(run).absolute(), Path(out).absolute()
+    if out.exists():
+        raise ReverieError(f"'{out}' exists already: choose another place for the copy.")
+    stages = [source] if (source / RECORD).is_file() else sorted(p.parent for p in source.glob(f"*/{RECORD}"))
+    if not stages:
+        find_run(source)
+    half = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        for stage in stages:
+            _export_stage(stage, source, half / stage.relative_to(source))
+        for name in NOTES:
+            if _is_plain(source / name):
+                data = checked(read_json(source / name), f"'{source / name}'")
+                write_json(half / name, _without_places(data))
+        if _is_plain(source / STARTS):
+            starts = ArrayDataset.load(source / STARTS, STARTS_BYTES)
+            spec = _spec_without_places(starts.spec)
+            ArrayDataset(spec, starts.lengths, starts.arrays).save(half / STARTS)
+        os.replace(half, out)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return out
+
+
+def _export_stage(stage: Path, source: Path, out: Path) -> None:
+    links = [path for path in stage.rglob("*") if path.is_symlink()]
+    if stage != source and stage.is_symlink():
+        links.append(stage)
+    if links:
+        raise ReverieError(f"'{links[0]}' is a link: an export follows none. Put there what it points to.")
+    record = read_record(stage)
+    run = config.from_json(_without_places(config.to_json(record.run)))
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    step, found = restore(stage, lambda shape: device, ("weights", "ema"))
+    out.mkdir(parents=True)
+    write_record(out, replace(record, run=run, spec=_spec_without_places(record.spec)))
+    with Writer(out) as writer:
+        writer.save(step, {"weights": found["weights"] | found["ema"]})
+    for note in out.rglob("commit_success.txt"):
+        note.unlink()  # orbax's, needed on cloud storage only; it names the folder it was written to
+
+
+def _is_plain(file: Path) -> bool:
+    """Whether there is such a file; of a link, say that it is left out."""
+    if file.is_symlink():
+        print(f"'{file}' is a link and is left out.", file=sys.stderr)
+    return file.is_file() and not file.is_symlink()
+
+
+def _spec_without_places(spec: Any) -> Any:
+    return config.from_json(_without_places(config.to_json(spec)))
+
+
+def _without_places(data: Any) -> Any:
+    """Return JSON data with the last name of each absolute path instead of the path."""
+    if isinstance(data, dict):
+        return {key: _without_places(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_without_places(item) for item in data]
+    if not isinstance(data, str):
+        return data
+    if ABSOLUTE.match(data):
+        return re.split(r"[\\/]", data.rstrip("\\/"))[-1]
+    return WITHIN.sub(r"\1", data)

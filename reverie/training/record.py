@@ -1,0 +1,100 @@
+"""``run.json``: what a run is. Its config, the spec and fingerprint of its data, and the code that made it."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from reverie import config
+from reverie.bounded import read_json
+from reverie.checksums import checked, write_json
+from reverie.errors import Damaged, ReverieError, did_you_mean, first_line
+
+FORMAT = 2  # of run.json; format 1 had no checksum
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``run.json`` says: the run's config, the spec of its data, what they and the frozen weights hash to."""
+
+    run: Any
+    spec: Any
+    fingerprint: str
+    frozen: str = ""
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write ``run.json``, whole or not at all."""
+    data = {
+        "format": FORMAT,
+        "reverie": _version(),
+        "code": _code_hash(),
+        "jax": jax.__version__,
+        "data": record.fingerprint,
+        "frozen": record.frozen,
+        "spec": config.to_json(record.spec),
+        "run": config.to_json(record.run),
+    }
+    write_json(folder / RECORD, data)
+
+
+def read_record(folder: Path) -> Record:
+    """Read ``run.json``; ReverieError when it is damaged, or newer than this code.
+
+    Fields that a config has gained since the file was written have their defaults; its checksum proves that nothing
+    else is missing. Files of format 1 have no checksum.
+    """
+    path = folder / RECORD
+    try:
+        data = read_json(path)
+        version = data["format"] if isinstance(data, dict) else None
+        if not isinstance(version, int) or version < 1:
+            raise Damaged("it has no format")
+        if version > FORMAT:
+            raise ReverieError(
+                f"'{folder}' was made by Reverie {data.get('reverie')}, newer than this one: upgrade to use it."
+            )
+        data = checked(data, "it", required=version > 1)
+        record = Record(config.from_json(data["run"]), config.from_json(data["spec"]), data["data"], data["frozen"])
+    except (Damaged, KeyError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise ReverieError(f"'{path}' cannot be read ({why}): it is damaged or not Reverie's.") from error
+    texts = isinstance(record.fingerprint, str) and isinstance(record.frozen, str)
+    if not (texts and hasattr(record.run, "objective") and hasattr(record.spec, "frame")):
+        raise ReverieError(f"'{path}' cannot be read: what it holds is no run of Reverie's.")
+    return record
+
+
+def find_run(path: str | Path) -> Path:
+    """Return the folder of a run: ``path`` itself, or the dynamics of a world's folder. Creates nothing."""
+    path = Path(os.path.abspath(path))  # "run/../other" is read before there is a run
+    if not path.exists():
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ReverieError(f"there is nothing at '{path}'.{did_you_mean(path.name, near) if len(near) < 50 else ''}")
+    for folder in (path, path / "dynamics"):
+        if (folder / RECORD).is_file():
+            return folder
+    stages = sorted(p.parent.name for p in path.glob(f"*/{RECORD}")) if path.is_dir() else []
+    hint = f" It has stages: {', '.join(stages)}; name one of them." if stages else ""
+    raise ReverieError(f"'{path}' holds no trained model: there is no {RECORD} in it.{hint}")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("reverie-worlds")
+    except metadata.PackageNotFoundError:  # run from its source, not installed
+        return "unknown"
+
+
+def _code_hash() -> str:
+    """A hash of the package's source: it says which code made a run also where git is not at hand."""
+    root = Path(config.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
