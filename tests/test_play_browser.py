@@ -1,87 +1,19 @@
-"""The page in a real browser: seen, pressed, touched, recorded, and replayed from a link.
+"""The page in a real browser: seen, pressed, touched, recorded, and replayed from a link."""
 
-Needs Chromium (Debian: ``apt install chromium``; elsewhere set ``CHROMIUM`` to its path); without it these are skipped.
-"""
-
-import hashlib
 import io
-import os
-import shutil
 
+import browsing
 import numpy as np
 import pytest
+from browsing import at_step, picture, says
 from PIL import Image
 from playground import playing, some_starts, tiny_world
 
 from reverie.actions import ActionSpace
 from reverie.data.sources.square import SPACES
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = [  # a test machine is often root in a container, and stays on itself
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install it, or set CHROMIUM to its path")
-
-
-@pytest.fixture(scope="module")
-def world():
-    return tiny_world()
-
-
-@pytest.fixture(scope="module")
-def place(world):
-    with playing(world) as (address, _):
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open the page in a window of its own; what it writes to the console fails the test."""
-    windows, wrong = [], []
-
-    def open_page(address, **options):
-        window = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
-        windows.append(window)
-        page = window.new_page()
-        page.set_default_timeout(30_000)
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(address)
-        page.wait_for_selector("#veil", state="hidden")
-        return page
-
-    yield open_page
-    for window in windows:
-        window.close()
-    assert not wrong, wrong
-
-
-def picture(page) -> str:
-    """Return a hash of the canvas's pixels."""
-    script = "Array.from(view.getContext('2d').getImageData(0, 0, view.width, view.height).data)"
-    return hashlib.sha256(bytes(page.evaluate(script))).hexdigest()
-
-
-def at_step(page, step: int) -> None:
-    page.wait_for_function("at => Number(document.getElementById('step').textContent) >= at", arg=step)
-
-
-def says(page, name: str, text: str) -> None:
-    """Wait until an element says something. (Functions only: the page's policy forbids evaluating strings.)"""
-    page.wait_for_function("([it, text]) => document.getElementById(it).textContent.includes(text)", arg=[name, text])
+browser, open_page, world, place = browsing.browser, browsing.open_page, browsing.world, browsing.place
+pytestmark = browsing.needed
 
 
 def test_keys_play_and_the_picture_changes(open_page, place, tmp_path):

@@ -108,6 +108,11 @@ export class Input {
       });
       for (const end of ["pointerup", "pointercancel", "lostpointercapture"])
         button.addEventListener(end, (event) => this.release(`pointer ${event.pointerId}`));
+      button.addEventListener("click", (event) => {
+        if (event.detail) return; // after a pointer, which has pressed already
+        this.press("click", action); // Enter, Space, a screen reader
+        this.release("click");
+      });
       button.addEventListener("contextmenu", (event) => event.preventDefault()); // a long touch is a long press
       (arrow ? cross : others).append(button);
       return button;

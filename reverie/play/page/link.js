@@ -11,9 +11,13 @@ export function hash(bytes, seen = EMPTY) {
 }
 export const hex = (number) => number.toString(16).padStart(8, "0");
 
-export async function encode({ seed, start, picture, played, end }) {
+// A picture as `encode` wants it.
+export const packed = async (picture) => base64(await through(new CompressionStream("deflate-raw"), picture));
+
+// played: {action, temperature} of each step; temperature: that of the next.
+export function encode({ seed, start, picture, played, temperature: next, end }) {
   const fields = { seed, start };
-  if (picture) fields.picture = base64(await through(new CompressionStream("deflate-raw"), picture));
+  if (picture) fields.picture = picture;
   const numbers = [];
   let temperature = null;
   for (let i = 0, run; i < played.length; i += run) {
@@ -22,10 +26,11 @@ export async function encode({ seed, start, picture, played, end }) {
     if (warmth !== temperature) numbers.push(MARK, (temperature = warmth));
     numbers.push(action + 1, run);
   }
+  if (next !== temperature) numbers.push(MARK, next);
   return new URLSearchParams({ ...fields, play: base64(varints(numbers)), end }).toString();
 }
 
-// Returns what `encode` was given, or throws an Error with a sentence.
+// Returns what `encode` was given, the picture as bytes and a temperature of null where none is said, or throws an Error with a sentence.
 export async function decode(text, { actions, starts, size, longest }) {
   const fields = new URLSearchParams(text);
   const whole = (name, low, high) => {
@@ -44,15 +49,15 @@ export async function decode(text, { actions, starts, size, longest }) {
   }
   const numbers = numbersOf(bytes(fields.get("play") ?? ""));
   const played = [];
-  let temperature = 100;
+  let temperature = null;
   for (let i = 0; i + 1 < numbers.length; i += 2) {
     const [what, count] = [numbers[i], numbers[i + 1]];
     if (what === MARK) temperature = count;
     else if (what > actions || played.length + count > longest) throw new Error("This link is of another world.");
-    else for (let n = 0; n < count; n++) played.push({ action: what - 1, temperature });
+    else for (let n = 0; n < count; n++) played.push({ action: what - 1, temperature: temperature ?? 100 });
     if (temperature < 0 || temperature > 200) throw new Error("This link has no proper temperature.");
   }
-  return { seed, start, picture, played, end };
+  return { seed, start, picture, played, temperature, end };
 }
 
 function varints(numbers) {

@@ -1,16 +1,21 @@
 // The player: a clock at the world's own pace, a canvas, and the controls around it.
 
-import { EMPTY, decode, encode, hash, hex } from "./link.js";
-import { Input, glyph } from "./input.js";
+import { EMPTY, decode, encode, hash, hex, packed } from "./link.js";
+import { Input } from "./input.js";
+import { keep, kept } from "./kept.js";
 import { Meter } from "./meter.js";
+import { $, badge, drawKeys, drawStarts, fit, save, tell, veil } from "./panel.js";
 import { squeeze } from "./picture.js";
+import { Stillness } from "./still.js";
 import { Wire } from "./wire.js";
 
 const IN_FLIGHT = 2; // steps asked for and not yet seen: enough to hide a network, too few to feel
 const ASLEEP = 180_000; // ms without a key until real time stops, so that a forgotten tab does not dream all night
 const LONGEST = 20_000; // steps of a dream that a link can hold
+const FAST = 10; // ms a step while a dream is brought back: the server allows 120 messages a second
+const MOVES = /^(Arrow.*|Home|End|Page.*)$/; // keys that a slider answers to
+const TYPED = /^(\d|Backspace|Delete|Home|End|Tab)$/; // keys that the seed's field answers to
 
-const $ = (id) => document.getElementById(id);
 const view = $("view");
 const paint = view.getContext("2d");
 const meter = new Meter($("fps"), $("p50"), $("p95"));
@@ -20,16 +25,18 @@ let input = null;
 let image = null; // ImageData of one frame
 let met = false; // greeted once: what the player chose since then is kept through reconnections
 let goodbye = null; // why the server closed, when it said
-const dream = { seed: 0, start: 0, picture: null, played: [], seen: EMPTY, from: 0, shown: false };
+const dream = { seed: 0, start: 0, picture: null, packed: "", played: [], seen: EMPTY, from: 0, shown: false };
 const sent = new Map(); // id of a step not yet answered -> {action, temperature, since}
-let replay = null; // {played, end, at}
+const stillness = new Stillness();
+let stuck = false; // the badge says that nothing moves
+let replay = null; // {played, end, temperature, at, text, back}; back: this tab's own dream, brought back in a hurry
 let live = true; // real time, or step by step
 let still = true; // real time waits for a first key
 let due = 0;
 let touched = 0; // when a key was last pressed
 
 const wire = new Wire({
-  world(greeting) {
+  async world(greeting) {
     world = greeting;
     const [height, width] = world.frame;
     Object.assign(view, { width, height });
@@ -39,16 +46,17 @@ const wire = new Wire({
     $("note").textContent = world.notes.join(" ");
     if (!met) $("seed").value = world.seed;
     if (!met) $("temperature").value = world.temperature;
-    showTemperature();
+    setTemperature($("temperature").value);
     met = true;
     input = new Input(world, $("pad"), pressed);
     dream.start = world.starts ? Math.min(Math.max(dream.start, 0), world.starts - 1) : -1;
-    drawStarts();
-    drawKeys();
+    drawStarts(world.starts, choose);
+    drawKeys(world, input, shortcuts());
     setLive(live);
     fit();
-    if (!dream.picture && world.starts === 0) dream.picture = new Uint8Array(world.frame.reduce((a, b) => a * b)).fill(128);
-    else if (dream.start >= 0) dream.picture = null;
+    const grey = () => new Uint8Array(world.frame.reduce((a, b) => a * b)).fill(128);
+    if (dream.start >= 0) dream.picture = null;
+    else await setPicture(dream.picture ?? grey());
     openLink();
   },
   frame({ step, action, id, bytes }) {
@@ -62,16 +70,18 @@ const wire = new Wire({
     meter.drawn(asked?.since);
     input.show(step ? action : -1);
     if (!dream.shown) begun();
+    else if (!replay) watch(bytes, action);
     if (replay && step === replay.played.length) replayed();
   },
-  gif: (message) => save(message.bytes, "gif", "image/gif"),
-  mp4: (message) => save(message.bytes, "mp4", "video/mp4"),
+  gif: (message) => save(message.bytes, `${world.name}-${dream.seed}`, "gif", "image/gif"),
+  mp4: (message) => save(message.bytes, `${world.name}-${dream.seed}`, "mp4", "video/mp4"),
   busy: ({ text }) => (goodbye = { text, again: 5 }),
   bye: ({ text }) => (goodbye = { text }),
   error: ({ text }) => tell(text),
   closed() {
-    const { text, again } = goodbye ?? { text: "The world is out of reach. Is it still running?", again: 2 };
+    const { text, again } = goodbye ?? { text: outOfReach(), again: 2 };
     goodbye = null;
+    keepDream();
     world = null;
     dream.shown = false;
     veil(text, again ? "" : "Come back", reconnect);
@@ -83,12 +93,19 @@ function reconnect() {
   if (wire.socket.readyState === WebSocket.CLOSED) wire.open();
 }
 
+function outOfReach() {
+  if (met || /^(localhost|127\..*|\[::1\])$/.test(location.hostname)) return "The world is out of reach. Is it still running?";
+  return `The world does not answer to this page. Behind a proxy or tunnel, start it with --allow-host ${location.hostname}.`;
+}
+
 // ---- a dream -------------------------------------------------------------------------------------------------------
 
 function begin() {
   if (!world) return;
   sent.clear();
   input.releaseAll();
+  stillness.clear();
+  stuck = false;
   Object.assign(dream, { played: [], seen: EMPTY, shown: false, seed: Number($("seed").value) });
   if (dream.start === -1) wire.sendPicture(dream.picture);
   dream.from = wire.send({ type: "reset", seed: dream.seed, start: dream.start });
@@ -100,14 +117,16 @@ function begin() {
 function begun() {
   dream.shown = true;
   $("veil").hidden = true;
-  if (replay) return replay.played.length || replayed();
+  if (replay?.played.length)
+    return badge(replay.back ? "Bringing your dream back. Esc: stop here." : "Replaying. Esc: stop here and play on.");
+  if (replay) return replayed();
   if (world.actions.size === 0) still = !live;
   badge(still && live ? "Press a key, and the dream begins." : "");
 }
 
 function restart() {
   replay = null;
-  if (location.hash) history.replaceState(null, "", location.pathname);
+  if (location.hash) history.replaceState(null, "", location.pathname + location.search);
   $("link").hidden = true;
   begin();
 }
@@ -123,7 +142,9 @@ function pressed() {
 
 function tick() {
   requestAnimationFrame(tick);
-  advance(performance.now());
+  const now = performance.now();
+  advance(now);
+  if (replay?.back) advance(now); // two steps for each picture of the screen, if they are due
 }
 
 function advance(now) {
@@ -136,12 +157,20 @@ function advance(now) {
   if (!wanted) return;
   if (replay) {
     replay.at++;
-    badge(`Replaying ${replay.at} of ${replay.played.length}. Esc: stop here and play on.`);
+    setTemperature(wanted.temperature);
   }
-  const period = 1000 / world.fps;
-  due = now - due > period ? now + period : due + period;
+  const period = replay?.back ? FAST : 1000 / world.fps;
+  due = now - due > 2 * period ? now + period : due + period;
   const step = { action: wanted.action, temperature: wanted.temperature ?? Number($("temperature").value) };
   sent.set(wire.send({ type: "step", ...step }), { ...step, since: wanted.since });
+}
+
+// Say so when nothing moves any more, and no longer once something does.
+function watch(bytes, action) {
+  const frames = stillness.seen(bytes, action, world);
+  if (frames && !stuck) badge(`Nothing has moved for ${frames} frames. Start again (R), or take another seed (N).`);
+  else if (stuck && !frames) badge("");
+  stuck = frames > 0;
 }
 
 function draw(bytes) {
@@ -157,18 +186,25 @@ function draw(bytes) {
 
 // ---- links ---------------------------------------------------------------------------------------------------------
 
+// Open the link in the address, or go on with the dream that this tab kept since.
 async function openLink() {
   replay = null;
-  if (location.hash.length > 1) {
+  const own = kept(world.name);
+  const back = own?.hash === location.hash;
+  const text = back ? own.text : location.hash.slice(1);
+  if (text) {
     try {
       const size = world.frame.reduce((a, b) => a * b);
       const { count } = world.actions;
-      const link = await decode(location.hash.slice(1), { actions: count, starts: world.starts, size, longest: LONGEST });
-      Object.assign(dream, { start: link.start, picture: link.picture });
+      const link = await decode(text, { actions: count, starts: world.starts, size, longest: LONGEST });
+      Object.assign(dream, { start: link.start });
+      if (link.picture) await setPicture(link.picture);
       $("seed").value = link.seed;
-      replay = { played: link.played, end: link.end, at: 0 };
+      if (link.temperature !== null) setTemperature(link.temperature);
+      if (back) setLive(own.live);
+      if (!back || link.played.length) replay = { ...link, at: 0, text, back };
     } catch (problem) {
-      tell(problem.message);
+      if (!back) tell(problem.message);
     }
   }
   begin();
@@ -176,69 +212,47 @@ async function openLink() {
 
 function replayed() {
   const same = hex(dream.seen) === replay.end;
+  const { back, temperature } = replay;
   replay = null;
   still = true;
+  if (temperature !== null) setTemperature(temperature);
   badge(
-    same
-      ? `✓ The same dream, bit for bit (${hex(dream.seen)}). Press a key to play on.`
-      : `✗ Another dream: ${hex(dream.seen)}. The link is of another world, or of another kind of machine.`,
+    !same
+      ? `✗ Another dream: ${hex(dream.seen)}. The link is of another world, or of another kind of machine.`
+      : back
+        ? "Your dream is back. Press a key to play on."
+        : `✓ The same dream, bit for bit (${hex(dream.seen)}). Press a key to play on.`,
     same ? "good" : "bad",
   );
 }
 
+function linked() {
+  const { seed, start, packed, played, seen } = dream;
+  const picture = start === -1 ? packed : "";
+  return encode({ seed, start, picture, played, temperature: Number($("temperature").value), end: hex(seen) });
+}
+
+function keepDream() {
+  if (!world || !dream.shown || dream.played.length > LONGEST) return;
+  keep(world.name, { hash: location.hash, text: replay?.text ?? linked(), live });
+}
+
 async function share() {
   if (dream.played.length > LONGEST) return tell("This dream is too long for a link.");
-  const { seed, start, picture, played, seen } = dream;
-  const link = await encode({ seed, start, picture: start === -1 ? picture : null, played, end: hex(seen) });
-  history.replaceState(null, "", `#${link}`);
+  const { length } = dream.played;
+  history.replaceState(null, "", `#${linked()}`);
   $("link").hidden = false;
   $("link").value = location.href;
-  $("link").select();
   try {
     await navigator.clipboard.writeText(location.href);
-    tell(`Copied: ${played.length} steps in ${location.href.length} characters.`);
+    tell(`Copied: ${length} steps in ${location.href.length} characters.`);
   } catch {
+    $("link").select();
     tell("Copy the link above."); // clipboards need https or this machine
   }
 }
 
 // ---- the page around -----------------------------------------------------------------------------------------------
-
-function drawStarts() {
-  const tiles = Array.from({ length: world.starts }, (_, start) => {
-    const tile = document.createElement("button");
-    const picture = new Image();
-    Object.assign(picture, { src: `start-${start}.png`, alt: `start ${start + 1}`, draggable: false });
-    tile.append(picture);
-    tile.onclick = () => { dream.start = start; restart(); };
-    tile.dataset.start = start;
-    return tile;
-  });
-  const own = document.createElement("button");
-  Object.assign(own, { textContent: "+", title: "a picture of yours: choose, drop or paste one" });
-  own.setAttribute("aria-label", "a picture of yours");
-  own.dataset.start = -1;
-  own.onclick = () => $("file").click();
-  $("starts").replaceChildren(...tiles, own);
-}
-
-function drawKeys() {
-  const { names, size } = world.actions;
-  const rows = new Map();
-  for (const [key, action] of input.keys) {
-    if (/^[1-9]$/.test(key) && world.actions.keys[action]) continue; // digits always work; shown where there is nothing better
-    const name = names[action] ?? (size ? `action ${action + 1}` : "dream on");
-    rows.set(name, [glyph(key), ...(rows.get(name) ?? [])]);
-  }
-  const list = [...rows].map(([name, keys]) => [keys.join(" "), name]);
-  for (const [key, , text] of shortcuts()) list.push([key.toUpperCase(), text]);
-  $("keys").replaceChildren(...list.flatMap(([keys, text]) => {
-    const [left, right] = [document.createElement("dt"), document.createElement("dd")];
-    left.append(...keys.split(" ").map((key) => Object.assign(document.createElement("kbd"), { textContent: key })));
-    right.textContent = text;
-    return [left, right];
-  }));
-}
 
 // The page's own keys, less those that the world has a use for.
 function shortcuts() {
@@ -261,25 +275,25 @@ function reseed() {
   restart();
 }
 
+function choose(start) {
+  if (start < 0) return $("file").click();
+  dream.start = start;
+  restart();
+}
+
+async function setPicture(picture) {
+  Object.assign(dream, { packed: await packed(picture), picture });
+}
+
 async function own(file) {
   if (!file || !world) return;
   try {
-    dream.picture = await squeeze(file, world.frame);
+    await setPicture(await squeeze(file, world.frame));
   } catch {
     return tell("This is no picture that the browser can read.");
   }
   dream.start = -1;
   restart();
-}
-
-function save(bytes, ending, type) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([bytes], { type }));
-  link.download = `${world.name.replace(/[^\w-]+/g, "-")}-${dream.seed}.${ending}`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-  $(ending).disabled = false;
-  tell(`Saved ${link.download} (${Math.ceil(bytes.length / 1024)} KiB).`);
 }
 
 function record(format) {
@@ -289,32 +303,20 @@ function record(format) {
   wire.send({ type: "record", format });
 }
 
-function tell(text) {
-  $("told").textContent = text;
-  for (const format of ["gif", "mp4"]) $(format).disabled = false;
-}
-
-function badge(text, kind = "") {
-  Object.assign($("badge"), { textContent: text, className: kind, hidden: !text });
-}
-
-function veil(text, button, click) {
-  $("veil").hidden = false;
-  $("veil-text").textContent = text;
-  Object.assign($("veil-button"), { textContent: button, hidden: !button, onclick: click });
-}
-
-// Whole device pixels per pixel of the world, as many as fit: every pixel is the same size and sharp.
-function fit() {
-  const { clientWidth, clientHeight } = $("screen");
-  const ratio = window.devicePixelRatio || 1;
-  const times = Math.min((clientWidth * ratio) / view.width, (clientHeight * ratio) / view.height);
-  const size = (times >= 1 ? Math.floor(times) : times) / ratio;
-  Object.assign(view.style, { width: `${view.width * size}px`, height: `${view.height * size}px` });
+// Whether a key is for the control that has the focus, and not for the world.
+function taken({ target, key }) {
+  if (!target.matches) return false; // the document itself
+  if (target.matches("button")) return key === "Enter" || key === " ";
+  if (target.matches("input[type=range]")) return MOVES.test(key);
+  return target === $("seed") && TYPED.test(key);
 }
 
 addEventListener("keydown", (event) => {
-  if (!world || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=range])")) return;
+  if (!world || event.ctrlKey || event.metaKey || event.altKey || taken(event)) return;
+  if (event.target === $("seed") && (event.key === "Enter" || input.keys.has(event.key) || event.key.length === 1)) {
+    $("seed").blur(); // takes the seed as typed; the key is the world's again
+    if (event.key === "Enter") return;
+  }
   if (event.key === "Escape" && replay) {
     replay = null;
     badge("Yours again. Press a key to play on.");
@@ -325,10 +327,14 @@ addEventListener("keydown", (event) => {
   }
   event.preventDefault();
 });
+// A button that was clicked does not keep Enter and Space to itself; one that was reached by keyboard does.
+addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur());
 addEventListener("keyup", (event) => input?.release(event.code));
 addEventListener("blur", () => input?.releaseAll());
+addEventListener("pagehide", keepDream);
 document.addEventListener("visibilitychange", () => {
   input?.releaseAll();
+  if (document.hidden) keepDream(); // the last that a phone may say
   if (document.hidden && live && world && !replay && !still) {
     still = true;
     badge("Asleep. Press a key to go on.");
@@ -351,9 +357,10 @@ $("seed").onchange = () => {
   $("seed").value = Math.min(2 ** 31 - 1, Math.max(0, Math.floor(Number($("seed").value)) || 0));
   restart();
 };
-function showTemperature() {
+function setTemperature(hundredths) {
+  $("temperature").value = hundredths;
   $("temperature-shown").textContent = ($("temperature").value / 100).toFixed(2);
 }
-$("temperature").oninput = showTemperature;
-$("temperature").onchange = () => $("temperature").blur(); // so that arrows are the world's again
+$("temperature").oninput = () => setTemperature($("temperature").value);
+$("temperature").onpointerup = () => $("temperature").blur(); // arrows are the world's again; by keyboard they are its own
 requestAnimationFrame(tick);
