@@ -43,4 +43,6 @@ def test_its_stages_are_trained_on(world, stage):
     fit(replace(run, steps=6), unpack(world.with_name(stage)) / stage, progress=False)
     step, found = checkpoint.restore(world.with_name(stage) / stage, lambda shape: HERE, ("weights",))
     assert step == 6 and found["weights"].keys() == before.keys()
+    made = sorted(path.name for path in (world.with_name(stage) / stage).glob("cache/*"))
+    assert made == ([] if stage == "tokenizer" else ["train", "val"])
     assert any((np.asarray(found["weights"][name]) != np.asarray(before[name])).any() for name in before)

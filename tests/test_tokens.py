@@ -1,6 +1,8 @@
 """The cache of what frozen models say: the same as asking them, asked once."""
 
 import json
+import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,18 @@ import numpy as np
 import pytest
 from contracts.tiny import FRAME
 from flax import nnx
+from golden import unpack
 
 from reverie.actions import START, ActionSpace
+from reverie.checksums import MANIFEST
+from reverie.config import replace
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Episode, Spec
-from reverie.training.tokens import KEY, SEGMENT, Joined, _segments, cached
+from reverie.data.store import open_dataset
+from reverie.errors import ReverieError
+from reverie.training import checkpoint, tokens
+from reverie.training.engine import fit
+from reverie.training.tokens import SEGMENT, Joined, _segments, cached
 
 LENGTHS = (5, 150, SEGMENT, SEGMENT + 1, 1, 70, 2, 3, 9)
 
@@ -29,6 +38,7 @@ def dataset(seed=0):
 
 
 DATA = dataset()
+SMALL = DATA.subset([0, 5], "small")
 
 
 class Eye(nnx.Module):
@@ -55,7 +65,7 @@ def look(model, batch):
 def make(folder, model=None, data=DATA, lead=0):
     """Return the cache, and whether the model was asked for it."""
     traced.clear()
-    return cached(model or Eye(), look, data, lead, folder), bool(traced)
+    return cached(model or Eye(), look, data, lead, folder, ["weights"]), bool(traced)
 
 
 @pytest.mark.parametrize(("back", "lead"), [(0, 0), (0, 5), (1, 1), (3, 3), (2, 7)])
@@ -96,24 +106,99 @@ def _half(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _flip(path, share):
+    raw = bytearray(path.read_bytes())
+    bit = int(share * 8 * len(raw))
+    raw[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(raw)
+
+
+def _zero(path):
+    raw = path.read_bytes()
+    path.write_bytes(raw[:200] + bytes(64) + raw[264:])
+
+
+FLIPS = {
+    f"bit {share:.3f} of {name}": lambda cache, name=name, share=share: _flip(cache / name, share)
+    for name in ("latents.npy", "actions.npy")
+    for share in np.linspace(0, 0.999, 12).tolist()
+}
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda cache: (cache / KEY).write_text("{"),
-        lambda cache: (cache / KEY).write_text(json.dumps([1])),
-        lambda cache: (cache / KEY).unlink(),
+        lambda cache: (cache / MANIFEST).write_text("{"),
+        lambda cache: (cache / MANIFEST).write_text(json.dumps([1])),
+        lambda cache: (cache / MANIFEST).unlink(),
+        lambda cache: _flip(cache / MANIFEST, 0.5),
         lambda cache: (cache / "latents.npy").unlink(),
         lambda cache: (cache / "latents.npy").write_bytes(b""),
+        lambda cache: (cache / "latents.npy").rename(cache / "latent.npy"),
+        lambda cache: (cache / "more.npy").write_bytes((cache / "actions.npy").read_bytes()),
         lambda cache: _half(cache / "latents.npy"),
+        lambda cache: _zero(cache / "latents.npy"),
+        *FLIPS.values(),
     ],
-    ids=["no JSON", "no record", "no key", "no latents", "empty latents", "half of the latents"],
-)
-def test_a_damaged_cache_is_made_again(tmp_path, damage):
-    expected = np.array(make(tmp_path / "cache")[0].arrays["latents"])
+    ids=["no JSON", "no record", "no manifest", "a bit of the manifest", "no latents", "empty latents", "renamed",
+         "one more", "half of the latents", "zeros", *FLIPS],
+)  # fmt: skip
+def test_a_damaged_cache_is_made_again(tmp_path, whole, damage):
+    expected = np.array(whole[0].arrays["latents"])
+    shutil.copytree(whole[1], tmp_path / "cache")
     damage(tmp_path / "cache")
-    kept, asked = make(tmp_path / "cache")
+    kept, asked = make(tmp_path / "cache", data=SMALL)
     assert asked
     np.testing.assert_array_equal(kept.arrays["latents"], expected)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A small cache, and where it is."""
+    folder = tmp_path_factory.mktemp("whole") / "cache"
+    return make(folder, data=SMALL)[0], folder
+
+
+def test_weights_that_are_trained_do_not_concern_it(tmp_path):
+    class Trained(Eye):
+        def __init__(self):
+            super().__init__()
+            self.other = nnx.Param(jnp.zeros(3))
+
+    model = Trained()
+    assert make(tmp_path / "cache", model, data=SMALL)[1]
+    model.other[...] = jnp.ones(3)
+    assert not make(tmp_path / "cache", model, data=SMALL)[1], "every resume would encode everything again"
+
+
+def test_an_error_that_passes_is_no_damage(tmp_path, whole, monkeypatch):
+    def fail(path):
+        raise OSError(116, "Stale file handle")
+
+    before = {path: path.stat().st_mtime_ns for path in whole[1].iterdir()}
+    monkeypatch.setattr("reverie.checksums.crc", fail)
+    with pytest.raises(OSError, match="Stale"):
+        make(whole[1], data=SMALL)
+    assert {path: path.stat().st_mtime_ns for path in whole[1].iterdir()} == before
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / ".cache.1234").mkdir()  # of an earlier version that was killed
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 100, 1_000, 5_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # no file may grow larger, as on a full disk
+        try:
+            with pytest.raises(ReverieError, match="cannot cache tokens in .*Make room there") as error:
+                make(tmp_path / "cache")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+    full = type(shutil.disk_usage(tmp_path))(total=100, used=90, free=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: full)
+        with pytest.raises(ReverieError, match="No space left on device"):
+            make(tmp_path / "cache")
+    assert make(tmp_path / "cache")[1] and [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_nothing_is_left_of_a_cache_that_failed(tmp_path):
@@ -121,7 +206,7 @@ def test_nothing_is_left_of_a_cache_that_failed(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached(Eye(), fail, DATA, 0, tmp_path / "cache")
+        cached(Eye(), fail, DATA, 0, tmp_path / "cache", ["weights"])
     assert not list(tmp_path.iterdir())
 
 
@@ -132,3 +217,23 @@ def test_joined_windows_hold_both(tmp_path):
     np.testing.assert_array_equal(window["latents"], both.cache.read(1, 60, 10)["latents"])
     assert {name: len(array) for name, array in window.items()} == dict.fromkeys(window, 10)
     assert both.fingerprint == DATA.fingerprint and both.spec == DATA.spec
+
+
+def test_training_goes_on_without_encoding_anything_again(tmp_path, monkeypatch):
+    """The dynamics' weights change from resume to resume; what the frozen tokenizer says does not."""
+    world = unpack(tmp_path / "world")
+    out, calls = world / "dynamics", []
+    run = replace(checkpoint.read_record(out).run, keep=1)
+    train, write = open_dataset(world / "data", "train"), tokens._write
+
+    def counted(model, encode, dataset, lead, folder):
+        calls.append(folder.name)
+        return write(model, encode, dataset, lead, folder)
+
+    monkeypatch.setattr(tokens, "_write", counted)
+    for steps in (5, 6):  # nothing is held out: one cache for both
+        fit(replace(run, steps=steps), out, dataset=train, held_out=open_dataset(world / "data", "train"))
+    assert calls == [".train.part"] and len(list((out / "cache").glob("train/*.npy"))) == 2
+    _flip(out / "cache" / "train" / "latents.npy", 0.9)
+    fit(replace(run, steps=7), out, dataset=train, held_out=train)
+    assert calls == [".train.part"] * 2

@@ -200,8 +200,9 @@ def fit(
         record = Record(run, dataset.spec, dataset.fingerprint, blueprint.fingerprint())
         sharding.by_first(lambda: write_record(out, record))
         model = blueprint.merge(frozen, state.params, state.rest)
+        alike = held_out.fingerprint == dataset.fingerprint  # nothing is held out: once is enough
         dataset = run.objective.prepare(model, dataset, out / "cache" / "train")
-        held_out = run.objective.prepare(model, held_out, out / "cache" / "val")
+        held_out = dataset if alike else run.objective.prepare(model, held_out, out / "cache" / "val")
         del model  # its weights are about to be donated
         _train(run, out, blueprint, mesh, state, frozen, dataset, held_out, progress)
     return out

@@ -87,7 +87,7 @@ class LatentActionObjective:
         """Tokens where the model reads those; frames as they are where it does not."""
         if not self.tokenizer:
             return dataset
-        return Joined(dataset, cached(model, _see, dataset, model.tokenizer.lookback, cache))
+        return Joined(dataset, cached(model, _see, dataset, model.tokenizer.lookback, cache, self.frozen))
 
     def loss(self, model: Any, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
         """The model's own."""
@@ -150,7 +150,8 @@ class DynamicsObjective:
         lead = model.tokenizer.lookback
         if model.lam is not None and not self._together:  # whose every code says what happened since the frame before
             lead = max(lead, model.lam.lookback)
-        tokens = cached(model, _encode_frames if self._together else _encode, dataset, lead, cache)
+        encode = _encode_frames if self._together else _encode
+        tokens = cached(model, encode, dataset, lead, cache, self.frozen)
         return Joined(dataset, tokens) if self._together else tokens
 
     def loss(self, model: WorldModel, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:

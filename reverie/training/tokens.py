@@ -1,30 +1,36 @@
 """What frozen models say about a dataset, computed once and kept beside the run: tokens instead of pixels.
 
 A frozen encoder gives the same codes at every visit of a clip; running it again in every training step is most of what
-such a step would cost.
+such a step would cost. The cache has a checksum manifest, checked whenever the cache is opened: reading it once costs a
+second per gigabyte or so, encoding its frames again hours.
 
 Shapes: B segments at once, T frames of a segment, N tokens per frame.
 """
 
+import contextlib
+import errno
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from reverie.bounded import map_npy
+from reverie.checksums import check_manifest, write_manifest
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset
+from reverie.errors import Damaged, ReverieError, first_line
 from reverie.nn.compiled import compiled
 from reverie.training import sharding
+from reverie.training.checkpoint import FULL
 
 SEGMENT, TOGETHER = 64, 8  # frames encoded at once, and how many such pieces in one call, or more for more devices
-KEY = "key.json"
 
 
 class Joined:
@@ -40,26 +46,38 @@ class Joined:
 
 
 def cached(
-    model: nnx.Module, encode: Callable[[Any, dict], dict], dataset: Dataset, lead: int, folder: Path
+    model: nnx.Module,
+    encode: Callable[[Any, dict], dict],
+    dataset: Dataset,
+    lead: int,
+    folder: Path,
+    frozen: Sequence[str],
 ) -> ArrayDataset:
-    """Return ``encode(model, batch)`` of every frame of a dataset, from ``folder`` if it is there already.
+    """Return ``encode(model, batch)`` of every frame of a dataset, from ``folder`` if it is there already and whole.
 
-    ``encode`` takes and gives dicts of arrays (B, T, ...) and is causal in T. Episodes are worked through in segments;
-    each but an episode's first begins with ``lead`` frames whose results are not kept, so that models which look back
-    have something to look back on.
+    ``encode`` takes and gives dicts of arrays (B, T, ...) and is causal in T. It uses the parts of the model that are
+    named in ``frozen`` and no others: while those stay the same, so does the cache. Episodes are worked through in
+    segments; each but an episode's first begins with ``lead`` frames whose results are not kept, so that models which
+    look back have something to look back on. Raises ReverieError, and leaves nothing behind, when the disk is full.
     """
-    key = {"data": dataset.fingerprint, "model": _digest(model), "lead": lead, "segment": SEGMENT}
-    arrays = _kept(folder, key)
-    if arrays is None:
-        half = folder.with_name(f".{folder.name}.{os.getpid()}")
+    key = {
+        "data": dataset.fingerprint,
+        "encode": encode.__name__,
+        "model": _digest(model, frozen),
+        "lead": lead,
+        "segment": SEGMENT,
+    }
+    if not sharding.from_first(lambda: int(_is_whole(folder, key))):
+        half = folder.with_name(f".{folder.name}.part")  # one name: nobody else works here, and a kill leaves only one
 
         def begin() -> None:
-            shutil.rmtree(half, ignore_errors=True)
+            for left in folder.parent.glob(f".{folder.name}.*"):
+                shutil.rmtree(left, ignore_errors=True)
             half.mkdir(parents=True)
 
         def end() -> None:
-            names = sorted(path.stem for path in half.glob("*.npy"))
-            (half / KEY).write_text(json.dumps({**key, "arrays": names}), encoding="utf-8")
+            with _room_on_disk(folder):
+                write_manifest(half, {"key": key})
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(half, folder)
 
@@ -69,34 +87,69 @@ def cached(
             sharding.by_first(end)
         finally:
             shutil.rmtree(half, ignore_errors=True)
-        arrays = _opened(folder)
+    arrays = {path.stem: map_npy(path) for path in sorted(folder.glob("*.npy"))}
     return ArrayDataset(dataset.spec, dataset.lengths, arrays, fingerprint=dataset.fingerprint)
 
 
 def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
-    """All processes encode, rows spread over all devices; the first one writes."""
+    """All processes encode, rows spread over all devices; the first one writes.
+
+    Frames come in the order of the arrays, so files are written from start to end: where the disk is full, that is an
+    error, where a memory-mapped file would be a bus error.
+    """
     call, mesh = compiled(model, encode), sharding.make_mesh()
-    files: dict[str, np.memmap] = {}
-    total, starts = int(dataset.lengths.sum()), np.cumsum(dataset.lengths) - dataset.lengths
+    total, at = int(dataset.lengths.sum()), 0
     pieces, together = list(_segments(dataset.lengths, lead)), -(-TOGETHER // mesh.size) * mesh.size
-    for first in range(0, len(pieces), together):
-        group = pieces[first : first + together]
-        windows = [dataset.read(episode, start, stop - start) for episode, start, stop, _ in group]
-        windows += windows[:1] * (together - len(group))  # one shape, one program
-        names = ("frames", "actions")
-        batch = {name: np.stack([_padded(window[name], SEGMENT + lead) for window in windows]) for name in names}
-        results = sharding.fetch(call(sharding.put(batch, sharding.rows(mesh))))
-        if jax.process_index() > 0:
-            continue
-        for name, result in results.items():
-            if name not in files:
-                shape = (total, *result.shape[2:])
-                files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", result.dtype, shape)
-            for row, (episode, start, stop, keep) in zip(result, group, strict=False):
-                at = int(starts[episode])
-                files[name][at + keep : at + stop] = row[keep - start : stop - start]
-    for file in files.values():
-        file.flush()
+    with _room_on_disk(folder), contextlib.ExitStack() as stack:
+        files: dict[str, IO[bytes]] = {}
+        for first in range(0, len(pieces), together):
+            group = pieces[first : first + together]
+            windows = [dataset.read(episode, start, stop - start) for episode, start, stop, _ in group]
+            windows += windows[:1] * (together - len(group))  # one shape, one program
+            names = ("frames", "actions")
+            batch = {name: np.stack([_padded(window[name], SEGMENT + lead) for window in windows]) for name in names}
+            results = sharding.fetch(call(sharding.put(batch, sharding.rows(mesh))))
+            if jax.process_index() > 0:
+                continue
+            results = {name: _plain(result) for name, result in results.items()}
+            files = files or {
+                name: stack.enter_context(_begun(folder / f"{name}.npy", result.dtype, (total, *result.shape[2:])))
+                for name, result in results.items()
+            }
+            for index, (_, start, stop, keep) in enumerate(group):
+                for name, result in results.items():
+                    files[name].write(result[index, keep - start : stop - start].tobytes())
+                at += stop - keep
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())  # some disks say only now that they are full
+    assert at in (0, total)
+
+
+def _begun(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> IO[bytes]:
+    """Return a new .npy file, open behind its header."""
+    needed = int(np.prod(shape)) * dtype.itemsize
+    if shutil.disk_usage(path.parent).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # said before the work, not after it
+    file = path.open("wb")
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """An array of a type that .npy files know: bfloat16 becomes float32."""
+    return array if array.dtype.kind in "biuf" else array.astype(np.float32)
+
+
+@contextlib.contextmanager
+def _room_on_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL - {errno.EIO}:
+            raise
+        raise ReverieError(f"cannot cache tokens in '{folder.parent}': {error.strerror}. Make room there.") from error
 
 
 def _segments(lengths: np.ndarray, lead: int) -> Iterator[tuple[int, int, int, int]]:
@@ -114,22 +167,22 @@ def _padded(array: np.ndarray, length: int) -> np.ndarray:
     return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1), mode="edge")
 
 
-def _digest(model: nnx.Module) -> str:
+def _digest(model: nnx.Module, parts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        digest.update(repr(path).encode() + sharding.fetch(leaf[...]).tobytes())
+        if path[0] in parts:
+            digest.update(repr(path).encode() + sharding.fetch(leaf[...]).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _kept(folder: Path, key: dict) -> dict[str, np.ndarray] | None:
-    """Return the arrays in ``folder`` if they are those of ``key``, all there and whole."""
+def _is_whole(folder: Path, key: dict) -> bool:
+    """Whether the cache in ``folder`` is that of ``key``, and every byte of it as it was written."""
     try:
-        found = json.loads((folder / KEY).read_text(encoding="utf-8"))
-        arrays = _opened(folder)
-    except (OSError, ValueError, EOFError):
-        return None
-    return arrays if found == {**key, "arrays": sorted(arrays)} else None
-
-
-def _opened(folder: Path) -> dict[str, np.ndarray]:
-    return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
+        about = check_manifest(folder, lambda name: False)
+        if about is None or about.get("key") != key:
+            return False
+        check_manifest(folder)
+    except Damaged as error:
+        print(f"The token cache '{folder}' is damaged ({first_line(error)}): it is made again.", file=sys.stderr)
+        return False
+    return True
