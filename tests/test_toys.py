@@ -168,3 +168,12 @@ def test_square_is_mirrored_at_the_walls():
 def test_a_world_that_cannot_be_is_refused(wrong):
     with pytest.raises(ReverieError):
         PlatformerConfig(**wrong)
+
+
+def test_a_numpy_number_is_an_action_like_any_other():
+    simulator = PlatformerConfig(tile=4, tiles=6).make()
+    for action in range(4):
+        state, reward, end = simulator.step(simulator.reset(3), action)
+        for kind in (np.int32, np.int64, np.uint8, np.array):
+            other, *rest = simulator.step(simulator.reset(3), kind(action))
+            assert np.array_equal(state, other) and rest == [reward, end]

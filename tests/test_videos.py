@@ -12,7 +12,6 @@ from filming import coded, config, expected, numbers, write
 
 from reverie.actions import START, UNLABELLED
 from reverie.data.sources import film
-from reverie.data.sources.cuts import cuts
 from reverie.data.sources.videos import VideosConfig, steadied
 from reverie.errors import ReverieError
 from reverie.evaluation.video import write_mp4
@@ -127,36 +126,6 @@ def test_a_cut_splits_and_motion_does_not(tmp_path):
     assert [len(episode.frames) for episode in episodes] == [40, 30]
     assert all(episode.actions[0] == START for episode in episodes)
     assert [len(episode.frames) for episode in config(path).episodes()] == [70]
-
-
-def begins(frames):
-    """The places at which a scene begins."""
-    return [place for place, cut in cuts(enumerate(frames), 14.0) if cut]
-
-
-def test_no_cut_is_seen_in_pans_sprites_fades_and_flashes():
-    rng = np.random.default_rng(2)
-    scene, sprite, white = noise(rng, (64, 512)), noise(rng, (16, 16), 4), np.full((64, 64, 3), 255, np.uint8)
-    still = [scene[:, 64:128]] * 10
-    pan = [scene[:, 64 + 12 * i : 128 + 12 * i] for i in range(20)]
-    assert not begins(still + pan + pan[::-1] + still)  # from a stand into a fast pan, and back
-    walked = []
-    for y, x in np.clip(np.cumsum(rng.integers(-9, 10, (200, 2)), axis=0), 0, 48):
-        walked.append(scene[:, 300:364].copy())
-        walked[-1][y : y + 16, x : x + 16] = sprite
-    assert not begins(walked)
-    assert not begins([(still[0] * (1 - i / 30)).astype(np.uint8) for i in range(31)])
-    for length in 1, 2, 3:
-        flashes = still + [white] * length + still + [white - still[0]] * length + pan
-        assert not begins(flashes)
-
-
-def test_cuts_are_found_one_by_one_and_at_the_right_frame():
-    rng = np.random.default_rng(3)
-    scenes = [[noise(rng, (64, 64))] * int(length) for length in rng.integers(5, 20, 30)]
-    assert begins(chain(*scenes)) == np.cumsum([len(scene) for scene in scenes[:-1]]).tolist()
-    assert begins([]) == begins([scenes[0][0]]) == []
-    assert begins([scenes[0][0], scenes[1][0]]) == [1]
 
 
 def test_long_scenes_become_several_episodes_without_losing_a_frame(tmp_path):

@@ -184,6 +184,7 @@ class Platformer:
         seed, x, y, pose, rising, facing, coins, bird_x, bird_way, time = state.tolist()
         tile, pace = self.config.tile, self.config.pace
         level = _level(seed, self.config.tiles, self.config.themes)
+        action = int(action)  # of a NumPy number, comparisons cannot be subtracted
         way = (action == RIGHT) - (action == LEFT)
         facing = way or facing
         if action == JUMP and pose in (STAND, WALK):

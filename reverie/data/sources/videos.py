@@ -48,7 +48,7 @@ class VideosConfig:
     fit: Fit = "stretch"
     shortest: int = 16
     frames: int = 128
-    cuts: float = 14.0
+    cuts: float = 9.0
     still: int = 8
     actions: bool = True
 
@@ -72,22 +72,25 @@ class VideosConfig:
     def episodes(self, progress: Callable[[int, int, str], object] | None = None) -> Iterator[Episode]:
         """Yield the episodes in the order of the files' names; ``progress(done, of, name)`` is told of each file.
 
-        What cannot be used is logged, file by file and counted at the end. ReverieError when nothing was long enough.
+        What cannot be used is logged, one line a file. ReverieError when nothing was long enough.
         """
         films, fps, counts = self._films(), self.spec().fps, Counter()
         for done, one in enumerate(films):
             if progress:
                 progress(done, len(films), one.name)
+            short = []
             for piece in _pieces(film.samples(one, fps, self.size, self.fit), self):
-                usable = len(piece) >= self.shortest
-                counts[usable] += 1
-                if usable:
+                if len(piece) >= self.shortest:
+                    counts["episodes"] += 1
                     yield _episode(piece, fps, one.name, self.still)
+                else:
+                    short.append(len(piece))
+            if short:
+                said = f"{sum(short)} frames in {len(short)} scenes shorter than {self.shortest} frames"
+                log.warning("%s: left out %s", one.name, said)
         if progress:
             progress(len(films), len(films), "")
-        if counts[False]:
-            log.warning("left out %d pieces of video shorter than %d frames", counts[False], self.shortest)
-        if not counts[True]:
+        if not counts["episodes"]:
             raise ReverieError(
                 f"no piece of the videos in '{self.path}' is {self.shortest} frames long at {fps:g} frames per second; "
                 "bring longer videos, or choose a smaller shortest, a larger fps, or cuts 0."
@@ -159,7 +162,9 @@ def _rows(one: Film) -> action_files.ActionRows | None:
 def _pieces(samples: Iterator[Sample], config: VideosConfig) -> Iterator[list[Sample]]:
     """Yield unbroken stretches of at most ``frames``, some too short; a long scene leaves no short rest."""
     piece, plain = [], ((sample, False) for sample in samples)
-    told = cuts(((sample, sample.picture) for sample in samples), config.cuts) if config.cuts else plain
+    told = (
+        cuts(((sample, sample.picture) for sample in samples), config.cuts, config.shortest) if config.cuts else plain
+    )
     for sample, begins in told:
         if begins or sample.first:
             yield from _split(piece, config)
