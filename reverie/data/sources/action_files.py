@@ -16,6 +16,8 @@ from reverie.actions import UNLABELLED
 from reverie.errors import ReverieError
 
 ENDINGS = (".npy", ".csv", ".jsonl")
+LATE = 0.5  # seconds by which a log may outlast its video at either end
+CROWDED = 0.1  # of a video: actions all within so little of it, at ten times its rate, have another unit
 LARGEST = 1023  # an action beyond is a mistake (a time stamp, a bit mask), not a choice a model could learn
 
 
@@ -24,18 +26,40 @@ class ActionRows:
     """actions int32 (R,), each in force from ``at`` (R,) float64, ascending, until the next. by: what ``at`` counts.
 
     "row": row i belongs to frame i, and there must be as many as frames. "frame": frame numbers. "time": seconds after
-    the first frame.
+    the first frame. "shown": the same, of frames as they were decoded, to the last bit.
     """
 
     actions: np.ndarray
     at: np.ndarray
     by: str
 
-    def taken(self, frame: int, time: float, slack: float) -> int:
-        """Return the action taken at a frame; times that agree within ``slack`` seconds are the same."""
-        place = time + slack if self.by == "time" else frame
-        row = int(np.searchsorted(self.at, place, side="right")) - 1
+    def taken(self, time: float, slack: float) -> int:
+        """Return the action taken at a frame; written times that agree within ``slack`` seconds are the same."""
+        row = int(np.searchsorted(self.at, time + (slack if self.by == "time" else 1e-6), side="right")) - 1
         return int(self.actions[row]) if row >= 0 else UNLABELLED
+
+    def placed(self, times: np.ndarray, name: str) -> "ActionRows":
+        """Return rows or frame numbers at the times (T,) of the frames shown; ReverieError where they do not fit."""
+        frames = len(times)
+        if self.by == "row" and len(self.at) not in (frames, frames - 1):
+            raise ReverieError(f"{name} has {len(self.at)} actions for {frames} frames")
+        if (wrong := self.at[(self.at < 0) | (self.at >= frames) | (self.at % 1 != 0)]).size:
+            raise ReverieError(f"{name} names frame {wrong[0]:g}; the video shows {frames}, counted from 0")
+        return ActionRows(self.actions, times[self.at.astype(np.int64)], "shown")
+
+    def within(self, span: float, rate: float, name: str) -> "ActionRows":
+        """Return the rows if their times can be seconds of a video of ``span`` seconds at ``rate``; else ReverieError.
+
+        Times of another clock or unit lie beyond its ends, or crowd into a small part of it.
+        """
+        first, last = float(self.at[0]), float(self.at[-1])
+        crowded = last - first < CROWDED * span and len(self.at) > max(8, (last - first) * rate / CROWDED)
+        if first < -LATE or last > span + LATE or crowded:
+            raise ReverieError(
+                f"{name} has times from {first:g} to {last:g} for a video of {span:.6g} seconds; "
+                "they must be seconds after its first frame"
+            )
+        return self
 
 
 def beside(video: Path) -> Path | None:

@@ -1,14 +1,15 @@
-"""One video file: a first look at it, its decoding, and its frames at another size and rate.
+"""One video file: a first look at it, and its frames at another size and rate.
 
-Frames are found by their time stamps, never by counting. Sample k of an unbroken stretch shows the last frame with
+Frames are found by their time stamps (``decode.py``), never by counting. Sample k of an unbroken stretch shows the last
+frame with
 
     time <= start of the stretch + k / fps + SLACK * interval,      interval = 1 / (the video's own frame rate)
 
-where the slack absorbs what containers round (1 ms in webm, 10 ms in gif). No more than one picture is held.
-H W C image.
+where the slack absorbs what containers round (1 ms in webm, 10 ms in gif). Of pictures, as many are held as the decoder
+holds back to bring them in order. H W C image.
 """
 
-import contextlib
+import dataclasses
 import itertools
 import logging
 from collections import Counter
@@ -19,45 +20,36 @@ from typing import Literal, NamedTuple
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.error import EOFError as EndOfStream
-from av.error import FFmpegError
-from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 
 from reverie.actions import START, UNLABELLED
+from reverie.data.sources import action_files, decode
 from reverie.data.sources.action_files import ActionRows
+from reverie.data.sources.decode import Tally, Track, Unusable
 
 SLACK = 0.3  # of a frame's interval; not 0.5: with whole multiples of the interval that would tie at every sample
 HOLD = 2.0  # seconds: a picture that stands longer is a break in the recording, not a still
-PROBED = 120  # packets looked at to learn a video's frame rate
-OPTIONS = {"protocol_whitelist": "file"}  # a playlist named .mp4 must not make ffmpeg reach for the network
+UNTAGGED = 2  # AVCOL_SPC_UNSPECIFIED
+HD = 1280, 576  # untagged colours of pictures wider or higher are BT.709's, as video players take them
 
 Fit = Literal["crop", "pad", "stretch"]
 log = logging.getLogger(__name__)
 
 
-class Unusable(Exception):
-    """Why a video cannot be used."""
-
-
 @dataclass(frozen=True)
 class Film:
-    """What the first look at a video told. rate: its own frames per second; shape: (height, width) as it is seen."""
+    """What the first look at a video told. shape: (height, width) as it is seen, upright and with square pixels."""
 
     path: Path
     name: str
-    rate: float
+    track: Track
     shape: tuple[float, float]
     rows: ActionRows | None = None
 
-
-class Shown(NamedTuple):
-    """One decoded frame. time: seconds after the first; index: frames before it, -1 once some were lost."""
-
-    index: int
-    time: float
-    frame: av.VideoFrame
+    @property
+    def rate(self) -> float:
+        """Its own frames per second."""
+        return self.track.rate
 
 
 class Sample(NamedTuple):
@@ -69,119 +61,61 @@ class Sample(NamedTuple):
 
 
 def look(path: Path, name: str) -> Film:
-    """Open a video and decode two of its frames; Unusable tells why that cannot be."""
-    if not path.stat().st_size:
-        raise Unusable("the file is empty")
-    stamps, frames, average = set(), [], 0.0
-    try:
-        with _open(path) as container:
-            stream = _stream(container)
-            average = float(stream.average_rate or 0)
-            for packet in container.demux(stream):
-                if packet.pts is not None and packet.time_base:
-                    stamps.add(float(packet.pts * packet.time_base))
-                if len(frames) < 2:
-                    frames += packet.decode()
-                elif len(stamps) >= PROBED:
-                    break
-    except (FFmpegError, ValueError) as error:  # damaged further on: what decodes is used
-        if len(frames) < 2:
-            raise Unusable(f"it is no video, or damaged ({_reason(error)})") from None
-    if len(frames) < 2:
-        raise Unusable(f"it has {'a single frame' if frames else 'no frame that decodes'}")
-    # Variable rates: typical intervals only. The declared average is exact where it agrees, and absurd in some files.
-    gaps = np.diff(sorted(stamps))
-    usual = gaps[(gaps > 0.5 * np.median(gaps)) & (gaps < 1.5 * np.median(gaps))] if gaps.size else gaps
-    measured = 1 / float(usual.mean()) if usual.size else average or 25.0
-    rate = average if abs(average / measured - 1) < 0.02 else measured
-    return Film(path, name, min(max(rate, 0.05), 240.0), _shape(frames[0]))
+    """Read all time stamps of a video and decode two of its frames; Unusable tells why that cannot be."""
+    track, tally = decode.track(path), Tally()
+    sound = (shown.frame for shown in decode.frames(track, tally) if shown.frame is not None)
+    found = list(itertools.islice(sound, 2))
+    if not found and not track.sized:
+        raise Unusable(f"its pictures have no size, or more than {decode.LARGEST} pixels")
+    if len(found) < 2:
+        why = f" ({tally})" if str(tally) else ""
+        raise Unusable(f"it has {'a single frame' if found else 'no frame that decodes'}{why}")
+    return Film(path, name, track, _shape(found[0], track.aspect))
 
 
-def count(path: Path) -> int:
-    """Return how many frames a video has, or had before it was damaged, without decoding them."""
-    total = 0
-    with contextlib.suppress(FFmpegError), _open(path) as container:
-        stream = _stream(container)
-        if stream.frames:
-            return stream.frames
-        for packet in container.demux(stream):
-            total += packet.size > 0
-    return total
+def labelled(film: Film) -> Film:
+    """Return the video with the actions that lie beside it; ReverieError tells what is wrong with them.
+
+    Where they count frames, the whole video is decoded to see how many it shows.
+    """
+    path = action_files.beside(film.path)
+    if path is None:
+        return film
+    rows = action_files.read(path)
+    if rows.by == "time":
+        rows = rows.within(film.track.span, film.rate, path.name)
+    else:
+        tally = Tally()
+        times = [shown.time for shown in decode.frames(film.track, tally) if shown.time == shown.time]
+        rows = rows.placed(np.sort(np.array(times + tally.missing)), path.name)
+    return dataclasses.replace(film, rows=rows)
 
 
 def samples(film: Film, fps: float, size: tuple[int, int], fit: Fit) -> Iterator[Sample]:
-    """Yield a video at ``fps`` and ``size``; see the head of this file. Of the actions in between, the usual."""
-    scaler, interval = VideoReformatter(), 1 / film.rate
+    """Yield a video at ``fps`` and ``size``; see the head of this file. Of the actions in between, the usual.
+
+    What was left out or repaired is logged in one line.
+    """
+    scaler, interval, tally = VideoReformatter(), 1 / film.rate, Tally()
     slack, hold = SLACK * min(interval, 1 / fps), max(HOLD, 4 * interval)
     start, k, shown, taken = 0.0, 0, None, []
-    for item in itertools.chain(_decode(film), (None,)):
-        joined = shown is not None and item is not None and 0 <= item.time - shown.time <= hold
+    for item in itertools.chain(decode.frames(film.track, tally), (None,)):
+        coming = (item.time, item.frame) if item is not None and item.frame is not None else None
+        joined = shown is not None and coming is not None and coming[0] - shown[0] <= hold
         if shown is not None:
-            until = item.time if item is not None and joined else shown.time + interval
-            action, picture = _taken(film.rows, shown, slack), None
+            time, frame = shown
+            until = coming[0] if coming is not None and joined else time + interval
+            action, picture = film.rows.taken(time, slack) if film.rows else UNLABELLED, None
             while start + k / fps + slack < until:
-                picture = _picture(shown.frame, scaler, size, fit) if picture is None else picture
+                picture = _picture(frame, film.track.aspect, scaler, size, fit) if picture is None else picture
                 yield Sample(picture, _usual(taken or [action]) if k else START, not k)
                 taken, k = [], k + 1
             taken.append(action)
-        if item is not None and not joined:
-            start, k, taken = item.time, 0, []
-        shown = item
-
-
-def _decode(film: Film) -> Iterator[Shown | None]:
-    """Yield the frames of a video; None where some in between were lost. Damage ends in a warning, not an exception."""
-    index, lost, whole, start = 0, False, True, None
-    try:
-        with _open(film.path) as container:
-            stream = _stream(container)
-            stream.thread_type = "AUTO"
-            for packet in container.demux(stream):
-                try:
-                    frames = packet.decode()
-                except EndOfStream:
-                    break
-                except FFmpegError as error:
-                    if not lost:
-                        log.warning("%s is damaged after %d frames (%s)", film.name, index, _reason(error))
-                    lost, whole = True, False
-                    yield None
-                    continue
-                for frame in frames:
-                    index += 1
-                    whole = (
-                        whole or frame.key_frame
-                    ) and not frame.is_corrupt  # after damage: smeared until a key frame
-                    if not whole:
-                        yield None
-                        continue
-                    time = frame.time if frame.time is not None else (index - 1) / film.rate
-                    start = time if start is None else start
-                    yield Shown(-1 if lost else index - 1, time - start, frame)
-    except (FFmpegError, ValueError) as error:
-        log.warning("%s ends early, after %d frames (%s)", film.name, index, _reason(error))
-
-
-def _open(path: Path) -> InputContainer:
-    # "file:", as a name may hold a colon
-    return av.open(f"file:{path.resolve()}", options=OPTIONS, metadata_errors="ignore")
-
-
-def _stream(container: InputContainer) -> av.VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # the cover of a sound file
-            return stream
-    raise Unusable("it has no moving pictures, only sound, text or a cover")
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _taken(rows: ActionRows | None, shown: Shown, slack: float) -> int:
-    if rows is None or (shown.index < 0 and rows.by != "time"):
-        return UNLABELLED
-    return rows.taken(shown.index, shown.time, slack)
+        if coming is not None and not joined:
+            start, k, taken = coming[0], 0, []
+        shown = coming
+    if str(tally):
+        log.warning("%s: %s", film.name, tally)
 
 
 def _usual(actions: list[int]) -> int:
@@ -190,25 +124,50 @@ def _usual(actions: list[int]) -> int:
     return max(counts, key=counts.__getitem__)
 
 
-def _shape(frame: av.VideoFrame) -> tuple[float, float]:
-    """Return (height, width) as the frame is meant to be seen, upright."""
-    return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """Return how to show a frame upright: whether rows and columns change places, then up and down, left and right do.
+
+    Its display matrix takes the stored point (x, y) to (m[0] x + m[3] y, m[1] x + m[4] y); all eight such turns exist,
+    as cameras that face their user mirror. Others are rounded to one of them.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return False, False, False
+    m = np.frombuffer(bytes(data), np.int32).astype(np.float64)
+    across = abs(m[1]) + abs(m[3]) > abs(m[0]) + abs(m[4])
+    return (True, m[1] < 0, m[3] < 0) if across else (False, m[4] < 0, m[0] < 0)
 
 
-def _picture(frame: av.VideoFrame, scaler: VideoReformatter, size: tuple[int, int], fit: Fit) -> np.ndarray:
+def _shape(frame: av.VideoFrame, aspect: float) -> tuple[float, float]:
+    """Return (height, width) as the frame is meant to be seen, upright, with square pixels."""
+    height, width = float(frame.height), frame.width * aspect
+    return (width, height) if _turn(frame)[0] else (height, width)
+
+
+def _picture(
+    frame: av.VideoFrame, aspect: float, scaler: VideoReformatter, size: tuple[int, int], fit: Fit
+) -> np.ndarray:
     """Return a frame as uint8 (H,W,3) of the target size; every source pixel counts (area averaging)."""
     height, width = size
     if fit == "stretch":
         to = size
     else:
-        scales = [target / seen for target, seen in zip(size, _shape(frame), strict=True)]
+        shape = _shape(frame, aspect)
+        scales = [target / seen for target, seen in zip(size, shape, strict=True)]
         scale = max(scales) if fit == "crop" else min(scales)
-        to = tuple(max(1, round(seen * scale)) for seen in _shape(frame))
-    stored = to[::-1] if frame.rotation % 180 else to
-    scaled = scaler.reformat(frame, width=stored[1], height=stored[0], format="rgb24", interpolation="AREA")
-    picture = np.rot90(scaled.to_ndarray(), frame.rotation // 90)
-    top, left = max(0, (to[0] - height) // 2), max(0, (to[1] - width) // 2)
-    picture = picture[top : top + height, left : left + width]
+        to = tuple(max(1, round(seen * scale)) for seen in shape)
+    across, down, left = _turn(frame)
+    stored = to[::-1] if across else to
+    large = frame.width >= HD[0] or frame.height > HD[1]
+    colours = Colorspace.ITU709 if large and frame.colorspace == UNTAGGED else None
+    scaled = scaler.reformat(
+        frame, width=stored[1], height=stored[0], format="rgb24", interpolation="AREA", src_colorspace=colours
+    )
+    picture = scaled.to_ndarray()
+    picture = picture.swapaxes(0, 1) if across else picture
+    picture = picture[:: -1 if down else 1, :: -1 if left else 1]
+    top, side = max(0, (to[0] - height) // 2), max(0, (to[1] - width) // 2)
+    picture = picture[top : top + height, side : side + width]
     rows, columns = height - picture.shape[0], width - picture.shape[1]
     bars = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
     return np.ascontiguousarray(np.pad(picture, bars))

@@ -3,10 +3,10 @@
 Each video is decoded once, from beginning to end, holding no more than one episode in memory.
 """
 
-import dataclasses
 import itertools
 import logging
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,11 +19,17 @@ from reverie.actions import START, ActionSpace
 from reverie.data.episode import Episode, Spec
 from reverie.data.sources import action_files, film
 from reverie.data.sources.cuts import cuts
-from reverie.data.sources.film import Film, Fit, Sample, Unusable
+from reverie.data.sources.decode import Unusable
+from reverie.data.sources.film import Film, Fit, Sample
 from reverie.errors import ReverieError
 
-ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv")
+ENDINGS = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx", ".gif", ".flv"),
+    *(".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".wmv", ".asf", ".ogv", ".mxf", ".dv"),
+    *(".h264", ".h265", ".hevc", ".mjpeg", ".mjpg", ".ivf", ".y4m"),
+)
 RATE = 15.0  # frames per second: more makes longer sequences of smaller changes, and no better player
+DARK = 64  # of 255
 WIDEST = 8.0  # a picture so many times longer than the target's shape is a mistake
 
 log = logging.getLogger(__name__)
@@ -65,7 +71,7 @@ class VideosConfig:
         films = self._films()
         largest = max((int(film.rows.actions.max()) for film in films if film.rows is not None), default=-1)
         actions = ActionSpace("discrete", largest + 1) if largest >= 0 else ActionSpace()
-        typical = float(np.median([film.rate for film in films]))
+        typical = statistics.median_low(film.rate for film in films)  # one that some video has
         fps = self.fps or round(typical / max(1, math.ceil(typical / RATE - 0.01)), 3)
         return Spec((*self.size, 3), actions, fps, "videos")
 
@@ -131,7 +137,7 @@ def _look(config: VideosConfig, files: tuple[Path, ...], stamps: tuple) -> tuple
                 raise Unusable(
                     f"{one.shape[1]}x{one.shape[0]} is too long a shape for {config.size}; fit stretch takes it"
                 )
-            films.append(dataclasses.replace(one, rows=_rows(one) if config.actions else None))
+            films.append(_labelled(one) if config.actions else one)
         except Unusable as reason:
             log.warning("skipped %s: %s", name, reason)
             reasons.append(f"{name}: {reason}")
@@ -143,20 +149,13 @@ def _look(config: VideosConfig, files: tuple[Path, ...], stamps: tuple) -> tuple
     return tuple(films)
 
 
-def _rows(one: Film) -> action_files.ActionRows | None:
-    """Return the actions beside a video; where they are wrong, say so and use the video without."""
+def _labelled(one: Film) -> Film:
+    """Return a video with the actions beside it; where they are wrong, say so and use it without."""
     try:
-        path = action_files.beside(one.path)
-        if path is None:
-            return None
-        rows = action_files.read(path)
-        frames = film.count(one.path) if rows.by == "row" else 0
-        if rows.by == "row" and len(rows.actions) not in (frames, frames - 1):
-            raise ReverieError(f"{path.name} has {len(rows.actions)} actions for {frames} frames")
-        return rows
+        return film.labelled(one)
     except ReverieError as reason:
         log.warning("%s is used without actions: %s", one.name, reason)
-        return None
+        return one
 
 
 def _pieces(samples: Iterator[Sample], config: VideosConfig) -> Iterator[list[Sample]]:
@@ -193,9 +192,14 @@ def _episode(piece: list[Sample], fps: float, name: str, still: int) -> Episode:
 
 
 def steadied(frames_THWC: np.ndarray, still: int) -> np.ndarray:
-    """Return uint8 frames in which a pixel keeps its colour until one of its channels differs from it by more."""
+    """Return uint8 frames in which a pixel keeps its colour until one of its channels differs from it by more.
+
+    In the dark (brightest channel below ``DARK``) by proportionally less, down to a quarter: there a step of 6 is as
+    plain to see as one of 24 in the light, and whole figures move in such steps.
+    """
     steady = frames_THWC.copy()
     for before, frame in itertools.pairwise(steady):
-        same = np.abs(frame.astype(np.int16) - before).max(axis=-1, keepdims=True) <= still
-        np.copyto(frame, before, where=same)
+        light = np.clip(np.minimum(before.max(-1), frame.max(-1)) / np.float32(DARK), 0.25, 1)
+        same = np.abs(frame.astype(np.int16) - before).max(axis=-1) <= still * light
+        np.copyto(frame, before, where=same[..., None])
     return steady

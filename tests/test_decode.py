@@ -1,0 +1,371 @@
+"""Packets become frames as players show them: order, number, times, shape and colours, whatever file they come in."""
+
+import logging
+import struct
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+from av.container.core import Flags
+from filming import coded, config, number, numbers, write
+
+from reverie.actions import UNLABELLED
+from reverie.data.sources import decode, film
+from reverie.data.sources.decode import Tally, Unusable
+from reverie.data.sources.videos import steadied
+
+OPEN = {"x264-params": "open-gop=1:bframes=3:scenecut=0:b-adapt=0:keyint=12:min-keyint=12"}
+RATE = 25
+
+
+def encode(path, codec="libx264", count=40, form="yuv420p", between=2, options=None, times=None, fmt=None, **container):
+    """Write a film in which frame i shows the number i; B-frames in between where the codec has them."""
+    with av.open(str(path), "w", format=fmt, options=container) as file:
+        stream = file.add_stream(codec, rate=RATE)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 64, form, options or {}
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = 12, between
+        base = Fraction(1, RATE) if times is None else Fraction(1, 1000)
+        stream.codec_context.time_base = base
+        for index in range(count):
+            frame = av.VideoFrame.from_ndarray(coded(index), format="rgb24").reformat(format=form)
+            frame.pts, frame.time_base = index if times is None else round(1000 * times[index]), base
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+def copied(source, path, start):
+    """Copy packets from the last key frame before ``start`` seconds, at which the new film's time begins."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux(video=0) if packet.size]
+        keys = [i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts * packet.time_base <= start]
+        shift = round(start / packets[0].time_base)
+        for place, packet in enumerate(packets):
+            if place >= keys[-1]:
+                packet.stream, packet.pts, packet.dts = stream, packet.pts - shift, packet.dts - shift
+                new.mux(packet)
+    return path
+
+
+def shown(path):
+    """Return the number that each frame shows (None: damaged), its time, and the tally."""
+    tally = Tally()
+    frames = [one for one in decode.frames(decode.track(path), tally) if one.time == one.time]
+    found = [None if one.frame is None else number(one.frame.to_ndarray(format="rgb24")) for one in frames]
+    return found, np.array([one.time for one in frames]), tally
+
+
+def pictures(path):
+    """Return the sound pictures of a film."""
+    frames = [one.frame for one in decode.frames(decode.track(path), Tally())]
+    return [frame.to_ndarray(format="rgb24") for frame in frames if frame is not None]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "made"),
+    [
+        ("a.mp4", "libx264", {}),
+        ("a.mov", "mpeg4", {}),
+        ("frag.mp4", "libx264", {"movflags": "frag_keyframe"}),
+        ("empty.mp4", "libx264", {"movflags": "frag_keyframe+empty_moov+default_base_moof"}),
+        ("hevc.mp4", "libx265", {"options": {"x265-params": "log-level=none:bframes=3:keyint=12"}}),
+        ("a.3gp", "mpeg4", {"between": 0}),
+        ("a.mkv", "libx264", {}),
+        ("a.webm", "libvpx", {"between": 0, "options": {"auto-alt-ref": "1", "lag-in-frames": "8", "cpu-used": "8"}}),
+        ("b.webm", "libvpx-vp9", {"between": 0, "options": {"lag-in-frames": "8", "cpu-used": "8"}}),
+        ("no times.avi", "libx264", {}),
+        ("b.avi", "mpeg4", {}),
+        ("m.avi", "mjpeg", {"between": 0, "form": "yuvj420p"}),
+        ("a.ts", "libx264", {}),
+        ("a.m2ts", "mpeg2video", {}),
+        ("a.mpg", "mpeg2video", {}),
+        ("a.flv", "flv", {"between": 0}),
+        ("a.gif", "gif", {"between": 0, "form": "rgb8"}),
+        ("raw.h264", "libx264", {}),
+    ],
+)
+def test_every_frame_is_shown_once_in_order_and_in_time(tmp_path, name, codec, made):
+    found, times, tally = shown(encode(tmp_path / name, codec, **made))
+    assert found == list(range(40)) and str(tally) == ""
+    np.testing.assert_allclose(times, np.arange(40) / RATE, atol=2e-3)
+    track = decode.track(tmp_path / name)
+    assert track.rate == pytest.approx(RATE, rel=1e-3) and track.span == pytest.approx(40 / RATE, abs=0.1)
+
+
+def test_a_packed_bitstream_is_in_order(tmp_path):
+    """XviD's and DivX's way to bring B-frames into AVI: two pictures in one chunk, then a chunk that holds none."""
+    codec = av.CodecContext.create("mpeg4", "w")
+    codec.width = codec.height = 64
+    codec.pix_fmt, codec.time_base, codec.framerate = "yuv420p", Fraction(1, RATE), Fraction(RATE)
+    codec.max_b_frames, codec.gop_size = 1, 12
+    chunks, packed = [], []
+    for index in [*range(40), None]:
+        frame = (
+            None
+            if index is None
+            else av.VideoFrame.from_ndarray(coded(index), format="rgb24").reformat(format="yuv420p")
+        )
+        if frame is not None:
+            frame.pts, frame.time_base = index, Fraction(1, RATE)
+        chunks += [bytes(packet) for packet in codec.encode(frame)]
+    start = chunks[0].index(b"\0\0\1\xb2")
+    made_by = chunks[0][start : chunks[0].index(b"\0\0\1", start + 4)]
+    kinds = [chunk[chunk.index(b"\0\0\1\xb6") + 4] >> 6 for chunk in chunks]  # 2: a B-frame
+    for chunk, kind in zip(chunks, kinds, strict=True):
+        chunk = chunk.replace(made_by, b"\0\0\1\xb2DivX503b1393p")
+        packed[-1:] = [packed[-1] + chunk, b"\0\0\1\xb6\x40\0\0\x7f"] if kind == 2 else [*packed[-1:], chunk]
+    with av.open(str(tmp_path / "a.avi"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for place, chunk in enumerate(packed):
+            packet = av.Packet(chunk)
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, place, place, Fraction(1, RATE)
+            file.mux(packet)
+    found, times, _ = shown(tmp_path / "a.avi")
+    assert kinds.count(2) > 10 and found == list(range(40))
+    np.testing.assert_allclose(np.diff(times), 1 / RATE, atol=1e-3)
+
+
+@pytest.mark.parametrize(("ending", "first"), [(".mp4", 20), (".mov", 20), (".mkv", 12)])
+def test_of_a_trimmed_film_what_is_shown_has_its_actions(tmp_path, ending, first):
+    """Cut out of an open group of pictures: B-frames refer to what is gone; an edit list hides the way to the cut."""
+    source = encode(tmp_path / "whole.mkv", count=60, options=OPEN)
+    path = copied(source, tmp_path / f"a{ending}", 20 / RATE)
+    found, _, tally = shown(path)
+    assert found == list(range(first, 60)) and str(tally) == ""
+    np.save(tmp_path / "a.npy", np.array(found))
+    (episode,) = config(path, fps=RATE).episodes()
+    assert numbers([episode]) == [found] and episode.actions[1:].tolist() == found[:-1]
+    np.save(tmp_path / "a.npy", np.arange(60))  # of the whole film
+    assert config(path).spec().actions.kind == "none"
+
+
+@pytest.mark.parametrize("made", [{}, {"movflags": "frag_keyframe"}])
+def test_actions_count_what_is_shown_not_what_an_index_says(tmp_path, made):
+    path = encode(tmp_path / "a.mp4", **made)
+    np.save(tmp_path / "a.npy", np.arange(40))
+    (episode,) = config(path, fps=RATE).episodes()
+    assert episode.actions[1:].tolist() == list(range(39))
+    (tmp_path / "a.npy").unlink()
+    (tmp_path / "a.csv").write_text("frame,action\n0,1\n10,2\n")
+    (episode,) = config(path, fps=RATE).episodes()
+    assert episode.actions[1:].tolist() == [1] * 10 + [2] * 29
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1 / 60, 10.0, 1e3, 1e6, 1e9])
+@pytest.mark.parametrize("clock", [0.0, 36000.0])
+def test_times_of_another_unit_or_clock_are_refused(tmp_path, caplog, unit, clock):
+    path = encode(tmp_path / "a.mp4", count=60)
+    rows = "".join(f"{clock + unit * i / RATE!r},{i % 6}\n" for i in range(60))
+    (tmp_path / "a.csv").write_text("time,action\n" + rows)
+    with caplog.at_level(logging.WARNING):
+        (episode,) = config(path).episodes()
+    assert (episode.actions[1:] == UNLABELLED).all()
+    assert [line for line in caplog.messages if "must be seconds after its first frame" in line]
+
+
+def test_frame_numbers_beyond_the_film_are_refused(tmp_path, caplog):
+    path = encode(tmp_path / "a.mp4")
+    for wrong in (40, 1200, -1, 2.5):
+        rows = sorted([(wrong, 1), (3, 0)])
+        (tmp_path / "a.csv").write_text("frame,action\n" + "".join(f"{place},{action}\n" for place, action in rows))
+        with caplog.at_level(logging.WARNING):
+            assert config(path).spec().actions.kind == "none"
+        assert f"a.csv names frame {wrong}; the video shows 40" in caplog.text
+
+
+def test_lost_packets_of_a_stream_cost_what_refers_to_them_and_a_line(tmp_path, caplog):
+    path, rng = encode(tmp_path / "a.ts", count=100), np.random.default_rng(0)
+    data = path.read_bytes()
+    packets = [data[i : i + 188] for i in range(0, len(data), 188)]
+    lost = rng.choice(np.arange(len(packets) // 8, len(packets)), 4, replace=False)
+    path.write_bytes(b"".join(packet for i, packet in enumerate(packets) if i not in lost))
+    found, _, tally = shown(path)
+    sound = [one for one in found if one is not None]
+    assert sound == sorted(set(sound)) and 30 < len(sound) < 95
+    clean = pictures(encode(tmp_path / "b.ts", count=100))
+    for picture in pictures(path):
+        assert (picture == clean[number(picture)]).all(), "as it was before the damage, to the bit"
+    with caplog.at_level(logging.WARNING):
+        list(config(path, fps=RATE).episodes())
+    (line,) = [line for line in caplog.messages if "damaged" in line]
+    assert line == f"a.ts: {tally}" and " frames damaged, left out" in line
+
+
+def test_of_a_stream_cut_anywhere_frames_count_from_the_first_that_is_whole(tmp_path, caplog):
+    path = encode(tmp_path / "a.ts", count=60)
+    data = path.read_bytes()
+    path.write_bytes(data[len(data) // 10 // 188 * 188 :])
+    found, times, tally = shown(path)
+    assert found[0] >= 12 and found == list(range(found[0], 60)) and not tally.missing and times[0] == 0
+    np.save(tmp_path / "a.npy", np.array(found))
+    with caplog.at_level(logging.WARNING):
+        (episode,) = config(path, fps=RATE).episodes()
+    assert episode.actions[1:].tolist() == found[:-1]
+
+
+def test_a_picture_that_does_not_decode_breaks_the_film_and_is_counted(tmp_path, caplog):
+    path = encode(tmp_path / "a.mov", "png", form="rgb24", between=0)
+    data = bytearray(path.read_bytes())
+    starts = [i for i in range(len(data)) if data[i : i + 8] == b"\x89PNG\r\n\x1a\n"]
+    data[starts[10] + 12 : starts[10] + 16] = bytes(4)
+    path.write_bytes(data)
+    np.save(tmp_path / "a.npy", np.arange(40))
+    with caplog.at_level(logging.WARNING):
+        episodes = list(config(path, fps=RATE).episodes())
+    assert numbers(episodes) == [list(range(10)), list(range(11, 40))]
+    assert [episode.actions[1:].tolist() for episode in episodes] == [list(range(9)), list(range(11, 39))]
+    assert "a.mov: 1 of 40 frames damaged, left out" in caplog.text
+
+
+def test_the_rate_is_that_of_most_frames_however_a_film_begins(tmp_path):
+    times = [0.8 * i for i in range(130)]
+    times += [times[-1] + i / 30 for i in range(1, 400)]
+    path = encode(tmp_path / "a.mkv", "mpeg4", count=len(times), times=times)
+    assert decode.track(path).rate == pytest.approx(30, rel=2e-2) and config(path).spec().fps == pytest.approx(
+        15, rel=2e-2
+    )
+
+
+def test_of_two_rates_one_that_exists_is_taken(tmp_path):
+    write(tmp_path / "a.mp4", [coded(i) for i in range(20)], 24)
+    write(tmp_path / "b.mp4", [coded(i) for i in range(20)], 60)
+    assert config(tmp_path).spec().fps == 12
+
+
+@pytest.mark.parametrize("ending", [".mkv", ".mov", ".ts"])
+def test_a_still_picture_or_a_cover_before_the_film_does_not_hide_it(tmp_path, ending):
+    source = encode(tmp_path / "film.mkv", "mpeg2video")
+    still = encode(tmp_path / "still.mkv", "mpeg2video", count=1)
+    path = tmp_path / f"a{ending}"
+    with av.open(str(still)) as one, av.open(str(source)) as other, av.open(str(path), "w") as new:
+        streams = [new.add_stream_from_template(old.streams.video[0]) for old in (one, other)]
+        for old, stream in zip((one, other), streams, strict=True):
+            for packet in old.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    new.mux(packet)
+    assert shown(path)[0] == list(range(40))
+
+
+def test_a_stream_whose_clock_starts_anew_goes_on(tmp_path, caplog):
+    one = encode(tmp_path / "a.ts", "mpeg2video", between=0).read_bytes()
+    (tmp_path / "b.ts").write_bytes(one + one)
+    found, times, tally = shown(tmp_path / "b.ts")
+    assert len(found) == 80 and tally.leaps == 1 and "clock starts anew" in str(tally)
+    np.testing.assert_allclose(times, np.arange(80) / RATE, atol=1e-3)
+    assert decode.track(tmp_path / "b.ts").span == pytest.approx(80 / RATE, abs=0.1)
+
+
+TURNS = [
+    (1, 0, 0, 1),
+    (-1, 0, 0, 1),
+    (1, 0, 0, -1),
+    (-1, 0, 0, -1),
+    (0, 1, 1, 0),
+    (0, 1, -1, 0),
+    (0, -1, 1, 0),
+    (0, -1, -1, 0),
+]
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_all_eight_display_matrices(tmp_path, turn):
+    """As the format has it: the stored point (x, y) is shown at (ax + cy, bx + dy), as by ffmpeg's autorotate."""
+    a, b, c, d = turn
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:24, :32], picture[40:, 64:] = (250, 0, 0), (0, 250, 0)
+    path = write(tmp_path / "a.mp4", [picture] * 4, 10)
+    plain = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+    data = path.read_bytes()
+    at = data.index(plain, data.index(b"tkhd"))
+    matrix = struct.pack(">9i", a * 0x10000, b * 0x10000, 0, c * 0x10000, d * 0x10000, 0, 0, 0, 0x40000000)
+    path.write_bytes(data[:at] + matrix + data[at + len(plain) :])
+    upright = np.zeros((96, 64, 3) if b else (64, 96, 3), np.uint8)
+    rows, columns = np.indices((64, 96))
+    x, y = a * columns + c * rows, b * columns + d * rows
+    upright[y - y.min(), x - x.min()] = picture
+    (episode,) = config(path, size=upright.shape[:2], fit="stretch").episodes()
+    assert np.abs(episode.frames[1].astype(int) - upright).mean() < 6
+
+
+@pytest.mark.parametrize(("aspect", "turned"), [(Fraction(2), False), (Fraction(1, 2), False), (Fraction(2), True)])
+def test_pixels_that_are_not_square_are_shown_as_they_are_meant(tmp_path, aspect, turned):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        if turned:
+            stream.set_display_rotation(90)
+        for _ in range(4):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 200, np.uint8), format="rgb24")))
+        file.mux(stream.encode(None))
+    (episode,) = config(path, fit="pad").episodes()
+    lit = episode.frames[1].mean(-1) > 100
+    height, width = lit.any(1).sum(), lit.any(0).sum()
+    assert (height, width) == ((32, 64) if (aspect > 1) != turned else (64, 32))
+
+
+@pytest.mark.parametrize(
+    ("shape", "tag", "matrix"), [((720, 128), 2, 709), ((64, 64), 2, 601), ((64, 64), 1, 709), ((720, 128), 5, 601)]
+)
+def test_colours_are_decoded_as_tagged_and_untagged_hd_as_players_do(tmp_path, shape, tag, matrix):
+    y, u, v = 100, 90, 190
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=10, options={"qp": "0"})
+        stream.height, stream.width, stream.pix_fmt = *shape, "yuv420p"
+        stream.codec_context.colorspace = tag
+        planes = np.concatenate(
+            [np.full(shape[0] * shape[1] // part, value, np.uint8) for part, value in ((1, y), (4, u), (4, v))]
+        )
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(planes.reshape(shape[0] * 3 // 2, shape[1]), format="yuv420p")
+            frame.colorspace = tag
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    red, blue = {709: (0.2126, 0.0722), 601: (0.299, 0.114)}[matrix]
+    luma, cb, cr = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
+    r, b = luma + 2 * (1 - red) * cr, luma + 2 * (1 - blue) * cb
+    wanted = 255 * np.array([r, (luma - red * r - blue * b) / (1 - red - blue), b])
+    (episode,) = config(path).episodes()
+    np.testing.assert_allclose(episode.frames[1, 32, 32], wanted, atol=3)
+
+
+@pytest.mark.parametrize("size", [(16000, 16000), (65535, 2000)])
+def test_a_picture_beyond_all_bounds_is_refused_unread(tmp_path, size):
+    path = write(tmp_path / "a.gif", [coded(i) for i in range(30)], 10)
+    data = bytearray(path.read_bytes())
+    data[6:10] = struct.pack("<HH", *size)
+    path.write_bytes(data)
+    with pytest.raises(Unusable, match="pixels"):
+        film.look(path, "a.gif")
+
+
+@pytest.mark.parametrize("ending", [".mts", ".m2ts", ".3gp", ".vob"])
+def test_what_cameras_write_is_a_video(tmp_path, ending):
+    encode(
+        tmp_path / f"A{ending.upper()}",
+        "mpeg2video" if ending != ".3gp" else "mpeg4",
+        fmt=None if ending != ".mts" else "mpegts",
+    )
+    assert len(next(iter(config(tmp_path, fps=RATE).episodes())).frames) == 40
+
+
+def test_motion_in_the_dark_is_seen():
+    frames = np.full((20, 32, 32, 3), 14, np.uint8)
+    for time in range(20):
+        frames[time, 10:16, time : time + 6] = 20
+    steady = steadied(frames, 8)
+    assert all((steady[now] != steady[before]).any() for before, now in pairwise(range(20)))
+    np.testing.assert_array_equal(steady, frames)
+
+
+def test_pyav_makes_no_times_up(tmp_path):
+    """PyAV's gen_pts would invent presentation times for AVI's B-frames."""
+    with decode._opened(encode(tmp_path / "a.avi")) as container:
+        assert not container.flags & Flags.gen_pts.value
