@@ -99,7 +99,8 @@ def crc(file: Path) -> int:
 
 
 def _of(data: dict[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(data, sort_keys=True).encode()):08x}"
+    plain = json.loads(json.dumps(data))  # as it is read again: keys are texts
+    return f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
 
 
 def _is_entry(entry: Any) -> bool:

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from reverie import config
+from reverie.bounded import read_json
+from reverie.checksums import read_signed
 from reverie.data.episode import Dataset
 from reverie.data.loader import batches, clips
 from reverie.data.store import open_dataset, write_source
@@ -77,7 +79,7 @@ def compare(made: Comparison, out: Path, seeds: int = 3, jobs: int = 2) -> Path:
 def work(out: Path, name: str) -> int:
     """Train one row, or what rows stand on; a row is also measured. Returns its steps."""
     cache_compilations()
-    made = config.from_json(json.loads((out / MADE).read_text(encoding="utf-8")))
+    made = config.from_json(read_json(out / MADE))
     folder, dataset, held_out = out / name, open_dataset(out / "data", "train"), open_dataset(out / "data", "val")
     run = run_of(made, name)
     if folder.name in foundations(made):
@@ -133,7 +135,7 @@ def arithmetic(run: Run, folder: Path, dataset: Dataset) -> float:
 def _begin(made: Comparison, out: Path) -> None:
     text = json.dumps(config.to_json(made), indent=1) + "\n"
     words = {"about": made.about, "takes": made.takes}  # may be said better since
-    if (out / MADE).exists() and json.loads((out / MADE).read_text(encoding="utf-8")) | words != json.loads(text):
+    if (out / MADE).exists() and read_json(out / MADE) | words != json.loads(text):
         raise ReverieError(f"'{out}' holds another comparison, or one of an older version: choose another --out.")
     if not (out / "data").exists():
         write_source(out / "data", made.source)
@@ -149,7 +151,7 @@ def _is_done(made: Comparison, folder: Path) -> bool:
 def _row(made: Comparison, out: Path, row: str, seeds: int) -> Numbers:
     """One row of the table: means over seeds, and the speed of the first seed's world, measured with nothing beside."""
     folders = [out / f"seed-{seed}" / row for seed in range(seeds)]
-    pooled = pool([json.loads((folder / "eval.json").read_text(encoding="utf-8")) for folder in folders])
+    pooled = pool([read_signed(folder / "eval.json") for folder in folders])
     timed = folders[0] / "speed.json"
     if not timed.exists():
         world: Any = checkpoint.load(folders[0])
@@ -158,4 +160,4 @@ def _row(made: Comparison, out: Path, row: str, seeds: int) -> Numbers:
         speed = speed_of(world, clip["frames"][0], clip["actions"][0])
         timed.write_text(json.dumps(speed) + "\n", encoding="utf-8")
     family, _, actions = row.partition("-")
-    return {"family": family, "actions": actions, **pooled, **json.loads(timed.read_text(encoding="utf-8"))}
+    return {"family": family, "actions": actions, **pooled, **read_json(timed)}

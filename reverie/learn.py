@@ -18,11 +18,12 @@ import jax
 from rich.console import Console
 
 from reverie import config
+from reverie.bounded import read_json
 from reverie.data.episode import Dataset
 from reverie.data.sources import sources
 from reverie.data.sources.videos import VideosConfig
 from reverie.data.store import open_dataset, write_source
-from reverie.errors import ReverieError, did_you_mean
+from reverie.errors import Damaged, ReverieError, did_you_mean
 from reverie.evaluation.frechet import user_features
 from reverie.evaluation.measure import Numbers
 from reverie.evaluation.measure import evaluate as measure
@@ -130,8 +131,8 @@ def _check_source(recipe: Recipe, out: Path) -> None:
     if not ((out / "data").exists() and (out / WORLD).is_file()):
         return
     try:
-        made = json.loads((out / WORLD).read_text(encoding="utf-8"))["source"]
-    except (ValueError, KeyError, TypeError):
+        made = read_json(out / WORLD)["source"]
+    except (Damaged, KeyError, TypeError):
         raise ReverieError(f"'{out / WORLD}' is damaged: remove it to go on with the data beside it.") from None
     if made != config.to_json(recipe.source):
         raise ReverieError(f"'{out}' was made from other data, or otherwise recorded: choose another --out.")

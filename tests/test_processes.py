@@ -11,7 +11,8 @@ REHEARSAL = str(Path(__file__).with_name("rehearsal.py"))
 TOGETHER = """
 import sys
 from pathlib import Path
-from reverie.training import sharding
+from reverie.training import checkpoint, sharding
+from reverie.training.checkpoint import Writer
 assert sharding.connect() and sharding.connect()
 
 import jax, numpy as np
@@ -45,6 +46,15 @@ eye = Eye(back=3)
 nnx.update(eye, sharding.put(nnx.state(eye), sharding.rows(mesh)))  # spread, as fsdp has them
 assert make(place / "cache", eye, lead=3)[1], "nobody had looked yet"
 assert not make(place / "cache", eye, lead=3)[1], "they are kept"
+
+run, everywhere = place / "run", sharding.everywhere(mesh)
+with Writer(run, keep=2) as writer:
+    for step in (1, 2):
+        writer.save(step, {"weights": sharding.put({"w": np.full(4, step, np.float32)}, everywhere)})
+assert checkpoint.steps(run) == [1, 2] and checkpoint.check_manifest(run / "checkpoints" / "2")["step"] == 2
+if jax.process_index() == 1:
+    checkpoint._newest_whole = lambda *_: 1  # as if this one could not read the newest: the first one decides
+assert checkpoint.restore(run, lambda shape: everywhere, ("weights",), together=True)[0] == 2
 """
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
+from reverie.checksums import signed
 from reverie.evaluation.video import write_gif, write_png
 
 # What each number of eval.json means, in the order of the table. Lists (one entry per dreamed frame) show first, last.
@@ -94,9 +95,8 @@ def write_report(numbers: Numbers, pictures: dict[str, np.ndarray], out: Path) -
     write_png(folder / "curves.png", curves(numbers))
     path, part = out / "eval.json", out / f".eval.json.{os.getpid()}.part"
     try:
-        lines = [
-            f"  {json.dumps(key)}: {json.dumps(_finite(value), allow_nan=False)}" for key, value in numbers.items()
-        ]
+        finite = {key: _finite(value) for key, value in numbers.items()}
+        lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in signed(finite).items()]
         part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         part.replace(path)
     finally:

@@ -11,7 +11,6 @@ Shapes: B batch, H W C image.
 """
 
 import functools
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from reverie.errors import ReverieError
+from reverie.bounded import read_npz
+from reverie.errors import Damaged, ReverieError
 from reverie.nn.quantise import unit
 
 # What the two networks were trained to expect, for pixels in -1..1 (LPIPS, its scaling layer).
@@ -90,12 +90,12 @@ class Perceptual(NamedTuple):
 def read(path: str) -> Perceptual:
     """Return what a file of weights holds; ReverieError unless it is whole and fits one of the two networks."""
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name], np.float32) for name in file.files if name[:3] in ("fea", "lin")}
+        found = read_npz(Path(path))
+        arrays = {name: np.asarray(array, np.float32) for name, array in found.items() if name[:3] in ("fea", "lin")}
     except FileNotFoundError:
         says = f"there are no LPIPS weights at '{path}'; reverie/nn/perceptual.py says how to make them."
         raise ReverieError(says) from None
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
+    except (OSError, ValueError, Damaged):
         raise ReverieError(f"'{path}' holds no LPIPS weights: it is not an .npz file of plain numbers.") from None
     network = VGG16 if "features.2.weight" in arrays else ALEXNET
 

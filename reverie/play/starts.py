@@ -3,7 +3,6 @@
 Starts are moments of the data that a world was trained on, or that were packed along with it.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from reverie.actions import ActionSpace
+from reverie.checksums import read_signed
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset
 from reverie.data.loader import clips
@@ -22,6 +22,7 @@ from reverie.training.checkpoint import find_run, load, read_record
 from reverie.world import WorldModel
 
 STARTS = "starts.npz"  # beside a world's runs: a small dataset of starts, for a world that travels without its data
+STARTS_BYTES = 2**28  # of memory that they may take
 COUNT = 8
 
 
@@ -42,9 +43,9 @@ def named(space: ActionSpace, run: str | Path) -> ActionSpace:
     folder = find_run(run)
     recorded = read_record(folder).spec.actions
     try:
-        found = json.loads((folder.parent / "eval.json").read_text("utf-8"))["lam_actions"]
+        found = read_signed(folder.parent / "eval.json")["lam_actions"]
         stands_for = {code: recorded.nth(action).item() for code, action in enumerate(found) if action is not None}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ReverieError, ValueError, KeyError, TypeError):
         return space  # never measured, or where no actions are recorded
     if space.kind != "latent" or recorded.kind != "discrete" or len(found) != space.size:
         return space
@@ -87,7 +88,7 @@ def write_starts(world: Path, count: int = COUNT) -> None:
 
 def _held_out(place: Path) -> Dataset | None:
     if place.name == STARTS:
-        return ArrayDataset.load(place)  # all of them were chosen to be begun from
+        return ArrayDataset.load(place, STARTS_BYTES)  # all of them were chosen to be begun from
     for split in ("val", "train"):
         try:
             dataset = open_dataset(place, split)

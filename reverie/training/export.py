@@ -20,7 +20,7 @@ from reverie.bounded import read_json
 from reverie.checksums import checked, write_json
 from reverie.data.arrays import ArrayDataset
 from reverie.errors import ReverieError
-from reverie.training.checkpoint import Writer, restore
+from reverie.training.checkpoint import CHECKPOINTS, Writer, restore
 from reverie.training.record import RECORD, find_run, read_record, write_record
 
 NOTES = ("world.json", "eval.json")  # beside the stages of a world
@@ -56,10 +56,8 @@ def export(run: str | Path, out: str | Path) -> Path:
 
 
 def _export_stage(stage: Path, source: Path, out: Path) -> None:
-    links = [path for path in stage.rglob("*") if path.is_symlink()]
-    if stage != source and stage.is_symlink():
-        links.append(stage)
-    if links:
+    read = [stage / RECORD, stage / CHECKPOINTS, *(stage / CHECKPOINTS).rglob("*")]
+    if links := [path for path in (*read, *({stage} - {source})) if path.is_symlink()]:
         raise ReverieError(f"'{links[0]}' is a link: an export follows none. Put there what it points to.")
     record = read_record(stage)
     run = config.from_json(_without_places(config.to_json(record.run)))

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from reverie.errors import ReverieError
+from reverie.bounded import parse_json
+from reverie.errors import Damaged, ReverieError
 
 LoggerName = Literal["tensorboard", "wandb"]
 UNITS = {"frames": "frames", "steps": "steps", "flops": "FLOP"}  # what is counted per second, and how it is written
@@ -266,7 +267,7 @@ def _cut(file: Path, step: int) -> None:
 def _lines_until(file: Path, step: int) -> Iterator[str]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            if line.endswith("\n") and parse_json(line, "a line")["step"] <= step:
                 yield line
-        except (ValueError, KeyError, TypeError):
+        except (Damaged, KeyError, TypeError):
             continue

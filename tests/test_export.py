@@ -1,0 +1,113 @@
+"""What an export carries: what is needed to play, written anew, and nothing else of the machine it was made on."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from golden import unpack
+
+from reverie.bounded import read_json
+from reverie.checksums import check_manifest, read_signed, write_json
+from reverie.data.arrays import ArrayDataset
+from reverie.data.sources.videos import VideosConfig
+from reverie.errors import ReverieError
+from reverie.play.starts import starts_of
+from reverie.training.checkpoint import load, steps
+from reverie.training.export import _without_places, export
+from reverie.training.record import read_record, write_record
+from reverie.world import WorldModel
+
+SECRET = "a line that stays here"
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A world whose every file that may name a place does so."""
+    world = unpack(tmp_path / "home of somebody" / "world")
+    clips = str(tmp_path / "home of somebody" / "clips")
+    for stage in ("tokenizer", "lam", "dynamics"):
+        record = read_record(world / stage)
+        spec = replace(record.spec, source=clips)
+        write_record(world / stage, replace(record, spec=spec, run=replace(record.run, data=clips)))
+    starts = ArrayDataset.load(world / "starts.npz")
+    (world / "starts.npz").unlink()
+    ArrayDataset(replace(starts.spec, source=clips), starts.lengths, starts.arrays).save(world / "starts.npz")
+    recipe = read_json(world / "world.json")
+    recipe["source"] = {"class": "reverie.data.sources.videos:VideosConfig", "path": clips}
+    recipe["about"] = "made for /home/somebody/a.mp4, 30 minutes"
+    (world / "world.json").write_text(json.dumps(recipe))
+    write_json(world / "eval.json", {"psnr": 1.0, "dataset": clips})
+    return world
+
+
+def everything(folder) -> bytes:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert not [file for file in folder.rglob("*") if file.is_symlink()]
+    return b"".join(file.read_bytes() for file in files) + "\n".join(map(str, files)).encode()
+
+
+def test_no_place_and_no_foreign_file_leaves(world, tmp_path):
+    (tmp_path / "secret.json").write_text(json.dumps({"secret": SECRET}))
+    (tmp_path / "secret.npz").write_text(SECRET)
+    (world / "more.json").symlink_to(tmp_path / "secret.json")
+    (world / "more.npz").symlink_to(tmp_path / "secret.npz")
+    (world / "notes.json").write_text(SECRET)
+    (world / "tokenizer" / "notes.txt").write_text(SECRET)
+    (world / "tokenizer" / "checkpoints" / "notes.txt").write_text(SECRET)
+    out = export(world, tmp_path / "out")
+    carried = everything(out)
+    assert SECRET.encode() not in carried and b"home of somebody" not in carried
+    assert b"/home/somebody" not in carried
+    assert str(tmp_path).encode() not in carried.replace(str(out).encode(), b"")
+    assert {path.name for path in out.iterdir()} == {
+        "tokenizer", "lam", "dynamics", "world.json", "eval.json", "starts.npz"
+    }  # fmt: skip
+    assert read_signed(out / "eval.json", required=True) == {"psnr": 1.0, "dataset": "clips"}
+    for stage in ("tokenizer", "lam", "dynamics"):
+        (step,) = steps(out / stage)
+        about = check_manifest(out / stage / "checkpoints" / str(step))
+        assert about and about["step"] == step and about["items"] == ["weights"]
+    shutil.move(out, tmp_path / "elsewhere")
+    assert isinstance(load(tmp_path / "elsewhere"), WorldModel) and starts_of(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", ["world.json", "eval.json", "starts.npz"])
+def test_a_link_beside_the_stages_is_left_out_with_a_line(world, tmp_path, name, capsys):
+    (world / name).replace(tmp_path / "secret")
+    (world / name).symlink_to(tmp_path / "secret")
+    assert not (export(world, tmp_path / "out") / name).exists()
+    assert f"{name}' is a link and is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["dynamics", "dynamics/run.json", "lam/checkpoints", "lam/checkpoints/4"])
+def test_a_link_in_a_stage_is_refused(world, tmp_path, name):
+    (world / name).replace(tmp_path / "secret")
+    (world / name).symlink_to(tmp_path / "secret", target_is_directory=(tmp_path / "secret").is_dir())
+    with pytest.raises(ReverieError, match="is a link: an export follows none") as error:
+        export(world, tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/me/my clips/a.mp4", "a.mp4"),
+        ("/home/me/clips/", "clips"),
+        ("~/clips", "clips"),
+        ("C:\\Users\\me\\clips", "clips"),
+        ("file:///home/me/x.npz", "x.npz"),
+        ("of /home/me/a.mp4, and C:\\Users\\me\\b.mp4", "of a.mp4, and b.mp4"),
+        ("../tokenizer", "../tokenizer"),
+        ("data", "data"),
+        ("/", "/"),
+        ("steps/s, 1/2", "steps/s, 1/2"),
+        ("reverie.training.engine:Run", "reverie.training.engine:Run"),
+    ],
+)
+def test_of_a_path_the_last_name_leaves(text, left):
+    assert _without_places({"a": [text]}) == {"a": [left]}
+
+
+def test_a_config_survives_it():
+    assert _without_places({"path": VideosConfig(path="/home/me/clips").path}) == {"path": "clips"}
