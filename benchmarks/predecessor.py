@@ -10,7 +10,7 @@ Shapes: B batch, T time, H W C image, N tokens per frame, V codes.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ class PredecessorObjective:
     lam: PixelLAMConfig
     dynamics: MaskGITConfig
     trains_actions: bool = False
+    reads: ClassVar[tuple[str, ...]] = ("frames",)
     frozen: tuple[str, ...] = ()  # that is the point: what is called frozen is known to the loss only
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:

@@ -153,11 +153,11 @@ class Interrupting(ArrayDataset):
 
     reads, at, number = 0, 0, 0
 
-    def read(self, episode, start, length):
+    def read(self, episode, start, length, names=None):
         self.reads += 1
         if self.reads == 8 * self.at:
             os.kill(os.getpid(), self.number)
-        return super().read(episode, start, length)
+        return super().read(episode, start, length, names)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -10,10 +10,11 @@ import pytest
 
 from reverie.actions import START
 from reverie.data.arrays import ArrayDataset
-from reverie.data.loader import batches, clips
+from reverie.data.loader import _Order, _shuffled, batches, clips
 from reverie.data.sources.platformer import TIME, PlatformerConfig
 from reverie.data.store import open_dataset, write_store
 from reverie.errors import ReverieError
+from reverie.training.tokens import Joined
 
 WORLD = PlatformerConfig(tile=4, tiles=6, count=5, frames=30)
 
@@ -75,21 +76,68 @@ def test_windows_are_whole_pieces_of_episodes_with_their_own_actions(memory):
         assert ((batch["actions"] == START) == (times == 0)).all()  # a cut window begins with a real action
 
 
-def test_every_window_is_as_likely_as_any_other():
-    world = PlatformerConfig(tile=4, tiles=6, count=3, frames=12)
-    episodes = list(world.episodes())
-    for episode, length in zip(episodes, (12, 5, 3), strict=True):  # with 4 frames a window: 9 places, 2 and none
-        for name, array in episode.arrays().items():
-            setattr(episode, name, array[:length])
-    dataset = ArrayDataset.from_episodes(world.spec(), episodes)
-    starts = [
-        (int(row[0, 0]), int(row[0, TIME]))
-        for batch in take(dataset, 200, batch=22, length=4)
-        for row in batch["states"]
-    ]
-    places, counts = np.unique(starts, axis=0, return_counts=True)
-    assert len(places) == 11 and abs(counts - 400).max() < 5 * 20
-    assert {level for level, _ in starts} == {int(e.arrays()["states"][0, 0]) for e in episodes[:2]}
+def counted(lengths, length, epochs=1, seed=0):
+    """Which windows some epochs draw: [(episode, first frame), ...] of each."""
+    order = _Order.of(np.array(lengths), length, seed)
+    size = int(order.ends[-1])
+    return [[order.window(epoch * size + number) for number in range(size)] for epoch in range(epochs)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 16])
+def test_an_epoch_shows_every_frame_and_no_window_twice(length):
+    lengths = [1, 2, 3, 5, 7, 15, 16, 17, 18, 31, 32, 33, 48, 128, 129]
+    for windows in counted(lengths, length, epochs=20):
+        assert len(set(windows)) == len(windows)
+        seen = {(episode, first + t) for episode, first in windows for t in range(length)}
+        assert seen == {(e, t) for e, frames in enumerate(lengths) if frames >= length for t in range(frames)}
+        assert len(windows) * length <= 2 * len(seen) + 3 * length * len(lengths)
+
+
+def test_epochs_differ_and_the_first_and_last_frames_are_seen_as_often_as_others():
+    frames, starts = np.zeros(128, int), np.zeros(113, int)
+    epochs = counted([128], 16, epochs=400)
+    assert len({tuple(epoch) for epoch in epochs}) == 400
+    for _, first in itertools.chain(*epochs):
+        frames[first : first + 16] += 1
+        starts[first] += 1
+    assert frames.min() == 400 and frames.max() <= 2.2 * 400 and frames[[0, -1]].tolist() == [400, 400]
+    assert starts[1:-1].min() > 0 and starts[1:-1].max() < 4 * np.median(starts[1:-1])
+
+
+def test_batches_draw_the_epochs_one_after_the_other(memory):
+    size = int(_Order.of(memory.lengths, 10, 3).ends[-1])
+    rows = np.concatenate([batch["states"][:, 0, [0, TIME]] for batch in take(memory, size, batch=8)])
+    for epoch in np.split(rows, 8):
+        assert len(np.unique(epoch, axis=0)) == size
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 17, 100, 1000])
+def test_a_shuffle_is_a_permutation_of_its_own_for_every_key(count):
+    orders = [[_shuffled(place, count, key) for place in range(count)] for key in range(10)]
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    assert len({tuple(order) for order in orders}) >= min(count, 8)
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_only_what_is_asked_for_is_read(kind, request):
+    dataset = request.getfixturevalue(kind)
+    whole, some = take(dataset, 2), take(dataset, 2, names=("actions", "states"))
+    assert [set(batch) for batch in some] == [{"actions", "states"}] * 2
+    assert equal(some, [{name: batch[name] for name in ("actions", "states")} for batch in whole])
+
+
+def test_what_a_cache_has_is_not_read_from_the_store(memory):
+    class Unread(ArrayDataset):
+        def read(self, episode, start, length, names=None):
+            raise AssertionError("read")
+
+    tokens = np.arange(len(memory.arrays["frames"]))[:, None]
+    cache = ArrayDataset(memory.spec, memory.lengths, {"latents": tokens}, fingerprint="x")
+    store = Unread(memory.spec, memory.lengths, memory.arrays, fingerprint="x")
+    (batch,) = take(Joined(store, cache), 1, names=("latents",), prefetch=0)
+    assert set(batch) == {"latents"} and batch["latents"].shape == (8, 10, 1)
+    (batch,) = take(Joined(memory, cache), 1, names=("latents", "actions"), prefetch=0)
+    assert set(batch) == {"latents", "actions"}
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])

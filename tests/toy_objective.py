@@ -8,7 +8,7 @@ B batch, T time, H W C image, F features.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,7 @@ class ToyObjective:
     width: int = 16
     noise: float = 0.1
     frozen: tuple[str, ...] = ("projection",)
+    reads: ClassVar[tuple[str, ...]] = ("frames",)
     other: str = ""  # another toy run, whose projection is taken
     explode_at: int = 0  # from this step on the loss is not a number; 0: never
 

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ class ArrayDataset:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return cls(spec, np.array([len(episode.frames) for episode in episodes]), joined)
 
-    def read(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
+    def read(
+        self, episode: int, start: int, length: int, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """Return a window of one episode, (length, ...) each; see ``Dataset.read``."""
         if not 0 <= start <= start + length <= self.lengths[episode]:
             raise IndexError(f"frames {start}..{start + length} of episode {episode} ({self.lengths[episode]} frames)")
         at = int(self.starts[episode]) + start
-        return {name: array[at : at + length] for name, array in self.arrays.items()}
+        return {name: array[at : at + length] for name, array in self.arrays.items() if names is None or name in names}
 
     def subset(self, episodes: Sequence[int], name: str) -> "ArrayDataset":
         """Return some of the episodes as a dataset over the same arrays; ``name`` goes into its fingerprint."""

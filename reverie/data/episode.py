@@ -4,7 +4,7 @@ T frames, H height, W width, C channels, S numbers in a simulator's state. ``act
 ``ends[t]`` belong to the step that led *to* frame ``t`` (see ``reverie.actions``), so ``rewards[0]`` is 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -128,10 +128,13 @@ class Dataset(Protocol):
     lengths: np.ndarray
     fingerprint: str
 
-    def read(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
+    def read(
+        self, episode: int, start: int, length: int, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """Return frames ``start .. start + length`` of an episode and all that goes with them, (length, ...) each.
 
-        Keys: "frames", "actions", "rewards", "ends", where they exist "states", or others ("latents" of a cache).
+        Keys: "frames", "actions", "rewards", "ends", where they exist "states", or others ("latents" of a cache); of
+        these, only ``names`` where given: what nobody wants is not read.
         """
         ...
 

@@ -5,6 +5,8 @@ lower is the same world, so it is shown so as well (random shifts, arXiv 2004.13
 tokens of all its frames are computed once, like those of the others.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 from reverie.data.episode import Dataset
@@ -27,14 +29,18 @@ class Shifted:
         self.moves = np.random.default_rng(0).integers(-reach, reach + 1, (len(self.lengths), 2))
         self.moves[: len(dataset.lengths)] = 0
 
-    def read(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
+    def read(
+        self, episode: int, start: int, length: int, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """See ``Dataset.read``."""
-        window = self.dataset.read(episode % len(self.dataset.lengths), start, length)
+        window = self.dataset.read(episode % len(self.dataset.lengths), start, length, names)
+        window.pop("states", None)
+        if "frames" not in window:
+            return window
         rows, columns = (
             np.clip(np.arange(side) - move, 0, side - 1)  # down, and to the right
             for side, move in zip(self.spec.frame[:2], self.moves[episode], strict=True)
         )
-        window = {name: array for name, array in window.items() if name != "states"}
         return window | {"frames": window["frames"][:, rows[:, None], columns]}
 
 

@@ -1,6 +1,6 @@
 """A dataset on disk: a folder of ArrayRecord files and one manifest.json. Also the door through which all data comes.
 
-One record is a chunk of an episode (64 frames unless said): a msgpack header with the episode's number, its first frame
+One record is a chunk of an episode (16 frames unless said): a msgpack header with the episode's number, its first frame
 and the name, type and shape of every array, then their raw bytes. ArrayRecord compresses each record with zstd. The
 manifest holds everything else: spec, lengths, sizes, checksums, where the data came from. Records are numbered through
 the files of a split in episode order, so lengths alone tell where every chunk is.
@@ -17,7 +17,7 @@ import shutil
 import struct
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # a name and a length for eac
 FORMAT, SCHEMA = "reverie-store", 1
 KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
 AGAIN = "fetch or write the dataset again"
+CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
 VAL = 0.1  # of the episodes are held out unless said otherwise
 
 
@@ -50,7 +51,7 @@ def write_store(
     episodes: Iterable[Episode] | Mapping[str, Iterable[Episode]],
     *,
     val: float = VAL,
-    chunk: int = 64,
+    chunk: int = CHUNK,
     file_bytes: int = 1 << 30,
     licence: str = "",
     provenance: str = "",
@@ -187,7 +188,9 @@ class StoreDataset:
                 raise ReverieError(f"'{file}' is damaged: its checksum differs; {AGAIN}.")
         _array_record()
 
-    def read(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
+    def read(
+        self, episode: int, start: int, length: int, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """Return a window of one episode, (length, ...) each, joined from its chunks; see ``Dataset.read``."""
         if not 0 <= start < start + length <= self.lengths[episode]:
             raise IndexError(f"frames {start}..{start + length} of episode {episode} ({self.lengths[episode]} frames)")
@@ -195,7 +198,8 @@ class StoreDataset:
         for chunk in range(start // self._chunk, (start + length - 1) // self._chunk + 1):
             first = chunk * self._chunk
             arrays = self._read_chunk(episode, chunk)
-            parts.append({k: a[max(0, start - first) : start + length - first] for k, a in arrays.items()})
+            wanted = arrays if names is None else arrays.keys() & names
+            parts.append({name: arrays[name][max(0, start - first) : start + length - first] for name in wanted})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _read_chunk(self, episode: int, chunk: int) -> dict[str, np.ndarray]:

@@ -47,11 +47,15 @@ MAY_CHANGE = {"steps", "data", "log_every", "report_every", "report_clips", "sav
 class Objective(Protocol):
     """What is trained: a frozen dataclass of configs and of paths to other runs.
 
-    frozen: attributes of the model that are carried along: no gradient, no optimiser state, not saved again.
+    frozen: attributes of the model that are carried along: no gradient, no optimiser state, not saved again. reads: the
+    arrays of a batch that the loss needs; others are not read from disk.
     """
 
     @property
     def frozen(self) -> tuple[str, ...]: ...
+
+    @property
+    def reads(self) -> tuple[str, ...]: ...
 
     def init(self, rngs: nnx.Rngs, spec: Any, folder: Path) -> nnx.Module:
         """Build the model for data like ``spec``. Paths to other runs are relative to ``folder``, this run's own."""
@@ -221,7 +225,9 @@ def _train(
 ) -> None:
     start, fall = int(state.step), run.optimizer.fall(run.steps)
     shard = (jax.process_index(), jax.process_count())
-    stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard)
+    stream = batches(
+        dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=run.objective.reads
+    )
     step = _compile_step(run, blueprint, mesh, state)
     report = _compile_report(run, blueprint, mesh, frozen, held_out)
     log = Log(

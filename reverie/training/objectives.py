@@ -47,6 +47,11 @@ class TokenizerObjective:
         """Return a new tokenizer for frames as ``spec`` says they are."""
         return config.replace(self.tokenizer, frame=spec.frame).make(rngs)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Nothing but pictures."""
+        return ("frames",)
+
     def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
         """The step reads frames as they are."""
         return dataset
@@ -83,6 +88,11 @@ class LatentActionObjective:
             model.tokenizer = tokenizer
         return model
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Tokens where the model reads those, else frames."""
+        return ("latents",) if self.tokenizer else ("frames",)
+
     def prepare(self, model: Any, dataset: Dataset, cache: Path) -> Dataset:
         """Tokens where the model reads those; frames as they are where it does not."""
         if not self.tokenizer:
@@ -91,7 +101,7 @@ class LatentActionObjective:
 
     def loss(self, model: Any, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
         """The model's own."""
-        return model.loss(batch["latents" if self.tokenizer else "frames"], key, progress)
+        return model.loss(batch[self.reads[0]], key, progress)
 
     def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
         """How well the next frame is told from the past and a code, how codes are used, and a picture."""
@@ -144,6 +154,11 @@ class DynamicsObjective:
     def _together(self) -> bool:
         """Whether the latent action model is trained along."""
         return self.lam is not None and "lam" not in self.frozen
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Latents and actions, or the frames of which the latent action model makes actions."""
+        return ("latents", "frames") if self._together else ("latents", "actions")
 
     def prepare(self, model: WorldModel, dataset: Dataset, cache: Path) -> Dataset:
         """Latents, and the actions the world obeys; frames as well only if the latent action model still learns."""

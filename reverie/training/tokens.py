@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,9 +40,13 @@ class Joined:
         self.dataset, self.cache = dataset, cache
         self.spec, self.lengths, self.fingerprint = dataset.spec, dataset.lengths, dataset.fingerprint
 
-    def read(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
-        """See ``Dataset.read``."""
-        return self.dataset.read(episode, start, length) | self.cache.read(episode, start, length)
+    def read(
+        self, episode: int, start: int, length: int, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """See ``Dataset.read``; of the dataset, nothing is read that the cache has."""
+        kept = self.cache.read(episode, start, length, names)
+        others = None if names is None else set(names) - kept.keys()
+        return kept if others == set() else self.dataset.read(episode, start, length, others) | kept
 
 
 def cached(
@@ -102,11 +106,11 @@ def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
     pieces, together = list(_segments(dataset.lengths, lead)), -(-TOGETHER // mesh.size) * mesh.size
     with _room_on_disk(folder), contextlib.ExitStack() as stack:
         files: dict[str, IO[bytes]] = {}
+        names = ("frames", "actions")
         for first in range(0, len(pieces), together):
             group = pieces[first : first + together]
-            windows = [dataset.read(episode, start, stop - start) for episode, start, stop, _ in group]
+            windows = [dataset.read(episode, start, stop - start, names) for episode, start, stop, _ in group]
             windows += windows[:1] * (together - len(group))  # one shape, one program
-            names = ("frames", "actions")
             batch = {name: np.stack([_padded(window[name], SEGMENT + lead) for window in windows]) for name in names}
             results = sharding.fetch(call(sharding.put(batch, sharding.rows(mesh))))
             if jax.process_index() > 0:
