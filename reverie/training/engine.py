@@ -47,8 +47,7 @@ MAY_CHANGE = {"steps", "data", "log_every", "report_every", "report_clips", "sav
 class Objective(Protocol):
     """What is trained: a frozen dataclass of configs and of paths to other runs.
 
-    frozen: attributes of the model that are carried along: no gradient, no optimiser state, not saved again. reads: the
-    arrays of a batch that the loss needs; others are not read from disk.
+    frozen: attributes of the model without gradient or optimiser state, not saved again. reads: a batch's arrays it needs.
     """
 
     @property
@@ -223,13 +222,10 @@ def _train(
     held_out: Dataset,
     progress: bool,
 ) -> None:
-    start, fall = int(state.step), run.optimizer.fall(run.steps)
+    start, fall, reads = int(state.step), run.optimizer.fall(run.steps), run.objective.reads
     shard = (jax.process_index(), jax.process_count())
-    stream = batches(
-        dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=run.objective.reads
-    )
-    step = _compile_step(run, blueprint, mesh, state)
-    report = _compile_report(run, blueprint, mesh, frozen, held_out)
+    stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=reads)
+    step, report = _compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
     log = Log(
         out,
         steps=run.steps,
