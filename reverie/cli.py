@@ -74,7 +74,7 @@ def play(args: argparse.Namespace, rest: list[str]) -> None:
 
     run = args.run or shipped()
     place = {"host": args.host, "port": args.port, "expose": args.expose, "allow_hosts": args.allow_host}
-    play(run, **place, open_browser=args.browser)
+    play(run, **place, players=args.players, open_browser=args.browser)
 
 
 def data(args: argparse.Namespace, rest: list[str]) -> None:
@@ -234,6 +234,7 @@ def _worlds(add: Callable[..., Parser]) -> None:
     one = add("play", play, "Step into a world; without RUN, one that came with Reverie.",
               "reverie play", "reverie play runs/demo", "reverie play runs/demo --port 9000 --no-browser")  # fmt: skip
     one.add_argument("run", type=Path, nargs="?", metavar="RUN")
+    one.add_argument("--players", type=int, default=16, help="how many may play at once (16)")
     one.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     one.add_argument("--expose", action="store_true", help="allow a --host that others can reach")
     text = "also answer to this host name, of a proxy, a tunnel or a .local address; may be repeated"

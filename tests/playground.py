@@ -20,6 +20,7 @@ from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
 from reverie.play import protocol
+from reverie.play.connection import cores
 from reverie.play.server import prepare
 from reverie.world import WorldConfig, WorldModel
 
@@ -114,6 +115,25 @@ def ask(address: str, path: str = "/", host: str | None = None, **headers: str):
     with contextlib.closing(link):
         answer = link.getresponse()
         return answer.status, answer.headers, answer.read()
+
+
+@contextlib.contextmanager
+def slow(seats) -> Iterator[None]:
+    """Keep every thread of the world busy inside."""
+    wait, busy = threading.Event(), threading.Barrier(cores() + 1)
+
+    def work() -> None:
+        busy.wait(30)
+        assert wait.wait(60)
+
+    held = [seats.thread.submit(work) for _ in range(cores())]
+    busy.wait(30)
+    try:
+        yield
+    finally:
+        wait.set()
+        for each in held:
+            each.result()
 
 
 @contextlib.contextmanager

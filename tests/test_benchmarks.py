@@ -8,8 +8,9 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from playground import tiny_world
 
-from benchmarks import dispatch, loader, play, training
+from benchmarks import dispatch, loader, play, players, training
 from benchmarks.timing import interleaved, ratio
 from reverie.nn.transformer import TransformerConfig
 
@@ -82,6 +83,7 @@ def test_every_figure_is_told_with_its_name_value_and_unit(steps):
         *play.remembering(small, 0, context=3, peak=16),
         *play.imagining("x", small, seconds=0, rows=2, length=2),
         *play.demo(frames=3),
+        *players.playing("noise", tiny_world(), seconds=0.1, rounds=1),
     ]
     assert all(np.isfinite(side.metrics["loss"]) for side in steps.values())
     told = {figure.name for figure in figures}
@@ -93,4 +95,4 @@ def test_every_figure_is_told_with_its_name_value_and_unit(steps):
 
 def test_an_unknown_name_is_refused_with_those_there_are():
     done = subprocess.run([sys.executable, "-m", "benchmarks", "speed"], capture_output=True, text=True)
-    assert done.returncode == 2 and "dispatch, loader, training, play" in done.stderr
+    assert done.returncode == 2 and "dispatch, loader, training, play, players" in done.stderr

@@ -1,6 +1,7 @@
 """The comparison: every row with the same arithmetic, nothing done twice, one table."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,34 @@ def test_rows_get_the_same_arithmetic_and_one_table(tmp_path, monkeypatch, capsy
     with pytest.raises(ReverieError, match="holds another comparison"):
         compare(replace(made, arithmetic=3e9), out, seeds=1)
     assert json.loads((out / "table.json").read_text("utf8"))["rows"] == table["rows"]
+
+
+MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE")
+
+
+def memory_of_a_process():
+    """What a process that works on rows would tell JAX about a GPU's memory, and whether it is too late for that."""
+    from jax._src import xla_bridge
+
+    return [os.environ.get(name) for name in MEMORY], xla_bridge.backends_are_initialized()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "said", "expected"),
+    [
+        (2, {}, ["0.450", None, None]),
+        (3, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, [None, None, "false"]),
+    ],
+)
+def test_rows_at_a_time_share_the_memory_of_a_gpu(monkeypatch, jobs, said, expected):
+    """JAX reserves three quarters of it in the first process that starts."""
+    for name in MEMORY:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with module.workers(jobs) as processes:
+        assert processes.submit(memory_of_a_process).result() == (expected, False)
+    assert {name: os.environ[name] for name in MEMORY if name in os.environ} == said, "ours is as it was"
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

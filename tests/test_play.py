@@ -1,23 +1,25 @@
 """The player's server, spoken to by a real websocket client."""
 
+import contextlib
 import io
 import os
 import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
-from playground import CONTEXT, FPS, FRAME, STEER, Player, playing, some_starts, tiny_world
+from playground import CONTEXT, FPS, FRAME, STEER, Player, playing, slow, some_starts, tiny_world
 
 from reverie.actions import ActionSpace
 from reverie.data.sources.square import SPACES
 from reverie.errors import ReverieError
 from reverie.play import protocol
-from reverie.play.connection import Limits, cores
+from reverie.play.connection import Limits
 from reverie.play.server import prepare, serve
 from reverie.world import Session
 
@@ -71,6 +73,64 @@ def test_players_do_not_touch_each_other(player, place):
     assert together == alone
 
 
+def test_many_at_once_each_see_what_they_would_alone(world, place):
+    def play(seed: int) -> list[bytes]:
+        with Player(place[0]) as player:
+            return player.dream([(seed + step) % 4 for step in range(8)], seed=seed, start=seed % 3)
+
+    with ThreadPoolExecutor(12) as threads:
+        together = list(threads.map(play, range(12)))
+    for seed, dream in enumerate(together):
+        session = Session(world, seed=seed)
+        local = [session.reset(*some_starts()[seed % 3]), *(session.step((seed + step) % 4) for step in range(8))]
+        assert dream == [frame.tobytes() for frame in local]
+
+
+def test_everyone_who_asks_gets_a_frame_before_anyone_gets_two(world, monkeypatch):
+    step, order = Session.step, []
+    monkeypatch.setattr(Session, "step", lambda self, action: order.append(id(self)) or step(self, action))
+    with playing(world) as (address, seats), contextlib.ExitStack() as stack:
+        players = [stack.enter_context(Player(address)) for _ in range(5)]
+        for player in players:
+            player.reset()
+        order.clear()  # of steps that only compiled
+        with slow(seats):
+            for player in players:
+                for _ in range(3):
+                    player.say("step", action=1, temperature=100)
+            deadline = time.monotonic() + 10
+            while seats.thread._work_queue.qsize() < len(players) and time.monotonic() < deadline:
+                time.sleep(0.01)
+        for player in players:
+            for _ in range(3):
+                player.hear()
+    assert len(order) == 15 and len(set(order[:5])) == 5
+
+
+def test_a_session_is_lent_again_only_once_its_last_step_is_done(world, monkeypatch):
+    wait, began, step = threading.Event(), threading.Event(), Session.step
+
+    def stuck(self, action):
+        began.set()
+        assert wait.wait(20)
+        return step(self, action)
+
+    with playing(world) as (address, seats):
+        with Player(address) as leaver:
+            leaver.reset()
+            monkeypatch.setattr(Session, "step", stuck)
+            leaver.say("step", action=1, temperature=100)
+            assert began.wait(10)
+        deadline = time.monotonic() + 10
+        while seats.taken and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert seats.taken == 0 and not seats.free, "its thread is still at work on it"
+        wait.set()
+        while not seats.free and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(seats.free) == 1
+
+
 def test_temperature_is_part_of_the_dream(player):
     def dream(heat):
         return [player.reset(), *(player.step(1, heat) for _ in range(4))]
@@ -98,14 +158,11 @@ def test_nothing_but_a_reset_begins(player):
 
 def test_steps_that_come_too_fast_are_merged(player, place):
     player.reset()
-    wait = threading.Event()
-    for _ in range(cores()):
-        place[1].thread.submit(wait.wait, 10)  # the world is slow for once
-    for action in range(4):
-        for _ in range(50):
-            last = player.say("step", action=action, temperature=100)
-    time.sleep(0.3)
-    wait.set()
+    with slow(place[1]):
+        for action in range(4):
+            for _ in range(50):
+                last = player.say("step", action=action, temperature=100)
+        time.sleep(0.3)
     answers = [player.hear()]
     while answers[-1][3] < last:
         answers.append(player.hear())

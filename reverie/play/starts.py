@@ -16,7 +16,7 @@ from reverie.data.episode import Dataset
 from reverie.data.loader import clips
 from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
-from reverie.play.connection import Start
+from reverie.play.connection import Limits, Start
 from reverie.play.server import serve
 from reverie.training.checkpoint import find_run, load, read_record
 from reverie.world import WorldModel
@@ -26,8 +26,12 @@ STARTS_BYTES = 2**28  # of memory that they may take
 COUNT = 8
 
 
-def play(run: str | Path, **options) -> None:
+def play(run: str | Path, players: int | None = None, **options) -> None:
     """Load a world from its folder and ``serve`` it with starts of its own; ``options`` are those of ``serve``."""
+    if players is not None:
+        if players < 1:
+            raise ReverieError(f"at least one player needs a seat, not {players}.")
+        options["limits"] = Limits(players=players)
     run = Path(run)
     world = load(run)
     if isinstance(world, WorldModel):  # else ``serve`` says what it is instead
