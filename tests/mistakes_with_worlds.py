@@ -169,6 +169,16 @@ def play_for_everyone_by_accident(world):
     return f"play {copy(world)} --host 0.0.0.0 --port 0 --no-browser"
 
 
+@case("--allow-host takes a name such as play.example.org, without scheme or port, not 'https://play.example'")
+def play_behind_an_address_that_is_no_name(world):
+    return f"play {copy(world)} --allow-host https://play.example --port 0 --no-browser"
+
+
+@case("at least one player needs a seat, not 0")
+def play_for_nobody(world):
+    return f"play {copy(world)} --players 0 --port 0 --no-browser"
+
+
 @case("'.*there' exists already: choose another place for the copy")
 def export_over_something(world):
     Path("there").mkdir()

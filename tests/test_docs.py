@@ -33,6 +33,7 @@ REHEARSED = [  # (how a command begins, what becomes of it)
     ("reverie train", "miniature"),
     ("make", "dry"),  # `make -n` in the repository: the target exists. What it would run is run here and in other tests
     ("git clone", "leave"),  # no network
+    ("ssh", "leave"),
     ("cd reverie", "leave"),
     ("pip install", "leave"),  # set-up is tried by .ci/run
     ("uv", "leave"),
