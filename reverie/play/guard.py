@@ -105,9 +105,7 @@ def _host_of(url: str) -> str | None:
 
 def _name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
-        raise ReverieError(
-            f"--allow-host takes a name such as play.example.org, without scheme or port, not {name!r}."
-        )
+        raise ReverieError(f"--allow-host takes a name such as play.example.org, without scheme or port, not {name!r}.")
     return name.lower()
 
 
