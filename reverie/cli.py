@@ -79,14 +79,20 @@ def play(args: argparse.Namespace, rest: list[str]) -> None:
 
 def data(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.config import flatten
+    from reverie.data.held_out import leak
     from reverie.data.sources import sources
-    from reverie.data.store import open_dataset, write_source
+    from reverie.data.store import NoSplit, open_dataset, write_source
     from reverie.flags import flags
 
     if args.source == "show":
-        for split in ("train", "val"):
-            dataset = open_dataset(args.path, split)
+        found = {"train": open_dataset(args.path, "train")}
+        with contextlib.suppress(NoSplit):
+            found["val"] = open_dataset(args.path, "val")
+        for split, dataset in found.items():
             print(f"{split}: {len(dataset.lengths)} episodes, {int(dataset.lengths.sum())} frames")
+        if "val" in found:
+            print(f"leak: {leak(found['train'], found['val']):.1%} of held-out frames are in train, or nearly so")
+        dataset = found["train"]
         print(table(flatten(dataset.spec).items()))
         return
     source = flags(named(sources(), args.source, "source"), rest, f"reverie data {args.source} PATH")

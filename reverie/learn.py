@@ -20,6 +20,7 @@ from rich.console import Console
 from reverie import config
 from reverie.bounded import read_json
 from reverie.data.episode import Dataset
+from reverie.data.held_out import held_out
 from reverie.data.sources import sources
 from reverie.data.sources.videos import VideosConfig
 from reverie.data.store import open_dataset, write_source
@@ -76,7 +77,7 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
     began = time.perf_counter()
     named, out = out, Path(out).absolute()
     sharding.by_first(lambda: record(recipe, out))
-    dataset, held_out = open_dataset(out / "data", "train"), _held_out(out / "data")
+    dataset, unseen = open_dataset(out / "data", "train"), held_out(out / "data")
     runs = {"tokenizer": recipe.tokenizer, "lam": recipe.lam, "dynamics": recipe.dynamics}
     runs = {name: _fitted(run, dataset) for name, run in runs.items() if run is not None}
     for name in runs if fresh else ():
@@ -84,12 +85,12 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
             checkpoint.clear(out / name)
     for name, run in runs.items():
         if minutes is not None:
-            run = _in_time(run, out, name, dataset, held_out, minutes, list(runs))
+            run = _in_time(run, out, name, dataset, unseen, minutes, list(runs))
         if checkpoint.is_done(out / name, run):
             _say(f"{name}: done before")
             continue
         _say(f"{name}: {run.steps} steps")
-        fit(run, out / name, dataset=dataset, held_out=held_out)
+        fit(run, out / name, dataset=dataset, held_out=unseen)
     # Measuring takes a minute or two: less where there was less to train.
     clips = recipe.clips if minutes is None else min(recipe.clips, max(8, round(4 * minutes)))
     sharding.by_first(lambda: _finish(out, clips, recipe.horizon))
@@ -154,7 +155,7 @@ def evaluate(
     world = checkpoint.load(run)
     trained = checkpoint.read_record(folder).run
     place = folder.parent / trained.data
-    dataset = _held_out(place)
+    dataset = held_out(place, world.config.context + 1)
     if not hasattr(world, "dynamics"):
         raise ReverieError(f"'{run}' is a {type(world).__name__}, not a world: its report is in '{folder / 'report'}'.")
     room = int(dataset.lengths.max()) - world.config.context
@@ -194,15 +195,6 @@ def _source(source: str) -> Any:
     )
 
 
-def _held_out(place: Path) -> Dataset:
-    """The held-out split; where an episode is all there is, the episodes trained on."""
-    try:
-        found = open_dataset(place, "val")
-    except ReverieError:
-        return open_dataset(place, "train")
-    return found if len(found.lengths) else open_dataset(place, "train")
-
-
 def _fitted(run: Run, dataset: Dataset) -> Run:
     """A run whose clips are no longer than the data's longest episode."""
     longest = int(dataset.lengths.max(initial=0))
@@ -212,7 +204,7 @@ def _fitted(run: Run, dataset: Dataset) -> Run:
 
 
 def _in_time(
-    run: Run, out: Path, name: str, dataset: Dataset, held_out: Dataset, minutes: float, stages: list[str]
+    run: Run, out: Path, name: str, dataset: Dataset, unseen: Dataset, minutes: float, stages: list[str]
 ) -> Run:
     """A run of as many steps as its share of ``minutes`` has room for, told by a few steps of it."""
     if (out / name / checkpoint.RECORD).is_file() and checkpoint.steps(out / name):
@@ -228,7 +220,7 @@ def _in_time(
 
     try:
         short = replace(run, steps=TRIAL, log_every=2, report_every=0, save_every=0)
-        fit(short, trial, dataset=dataset, held_out=held_out, progress=False, fresh=True)
+        fit(short, trial, dataset=dataset, held_out=unseen, progress=False, fresh=True)
         sharding.wait_for_all("the trial")
         lines = [json.loads(line) for line in (trial / "timing.jsonl").read_text("utf-8").splitlines()]
         sharding.by_first(tidy)

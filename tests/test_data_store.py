@@ -135,7 +135,7 @@ def test_a_killed_write_leaves_nothing_that_looks_like_a_dataset(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".*/*-00001.array_record")) and time.monotonic() < deadline:
+    while not list(tmp_path.rglob("*-00001.array_record")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

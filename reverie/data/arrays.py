@@ -17,6 +17,7 @@ import numpy as np
 from reverie import config
 from reverie.bounded import parse_json, read_npz
 from reverie.data.episode import Episode, Spec
+from reverie.data.splits import Piece
 from reverie.errors import Damaged, ReverieError
 
 SCHEMA = 1
@@ -24,10 +25,22 @@ HEAD, LENGTHS = "reverie", "lengths"  # what an .npz holds beside the arrays
 
 
 class ArrayDataset:
-    """A Dataset over arrays (sum of lengths, ...), which may be memory-mapped; windows are views, not copies."""
+    """A Dataset over arrays (sum of lengths, ...), which may be memory-mapped; windows are views, not copies.
 
-    def __init__(self, spec: Spec, lengths: np.ndarray, arrays: Mapping[str, np.ndarray], fingerprint: str = ""):
-        self.spec = spec
+    sources: where each episode came from, "" or nothing where that is not known.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        lengths: np.ndarray,
+        arrays: Mapping[str, np.ndarray],
+        fingerprint: str = "",
+        *,
+        split: str = "",
+        sources: Sequence[str] = (),
+    ):
+        self.spec, self.split = spec, split
         self.lengths = whole_lengths(lengths)
         self.arrays = dict(arrays)
         self.starts = np.cumsum(self.lengths) - self.lengths
@@ -39,6 +52,7 @@ class ArrayDataset:
                 )
         if "frames" in self.arrays and self.arrays["frames"].shape[1:] != tuple(spec.frame):
             raise ReverieError(f"frames have shape {self.arrays['frames'].shape[1:]}, the dataset says {spec.frame}.")
+        self.sources = list(sources) or [""] * len(self.lengths)
         self.fingerprint = fingerprint or _fingerprint(config.to_json(spec), self)
 
     @classmethod
@@ -53,7 +67,8 @@ class ArrayDataset:
         if len({tuple(part) for part in parts}) > 1:
             raise ReverieError("some episodes have simulator states and others do not; give all or none.")
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return cls(spec, np.array([len(episode.frames) for episode in episodes]), joined)
+        lengths = np.array([len(episode.frames) for episode in episodes])
+        return cls(spec, lengths, joined, sources=[episode.source for episode in episodes])
 
     def read(
         self, episode: int, start: int, length: int, names: Collection[str] | None = None
@@ -64,11 +79,17 @@ class ArrayDataset:
         at = int(self.starts[episode]) + start
         return {name: array[at : at + length] for name, array in self.arrays.items() if names is None or name in names}
 
-    def subset(self, episodes: Sequence[int], name: str) -> "ArrayDataset":
-        """Return some of the episodes as a dataset over the same arrays; ``name`` goes into its fingerprint."""
-        part = copy.copy(self)
-        part.lengths, part.starts = self.lengths[list(episodes)], self.starts[list(episodes)]
-        part.fingerprint = f"{self.fingerprint}-{name}"
+    def subset(self, episodes: Sequence[int], split: str) -> "ArrayDataset":
+        """Return some of the episodes as a dataset over the same arrays."""
+        return self.part([Piece(split, episode, 0, int(self.lengths[episode])) for episode in episodes], split)
+
+    def part(self, pieces: Sequence[Piece], split: str) -> "ArrayDataset":
+        """Return pieces of the episodes as a dataset over the same arrays."""
+        part, episodes = copy.copy(self), [piece.episode for piece in pieces]
+        part.lengths = np.array([piece.stop - piece.start for piece in pieces], np.int64)
+        part.starts = self.starts[episodes] + [piece.start for piece in pieces]
+        part.sources = [self.sources[episode] for episode in episodes]
+        part.split, part.fingerprint = split, f"{self.fingerprint}-{split}"
         return part
 
     def save(self, path: str | Path) -> Path:
@@ -77,6 +98,7 @@ class ArrayDataset:
         if path.suffix != ".npz":
             raise ReverieError(f"an array dataset is saved as one .npz file; '{path}' is not named so.")
         head = {"schema": SCHEMA, "spec": config.to_json(self.spec), "fingerprint": self.fingerprint}
+        head |= {"sources": self.sources} if any(self.sources) else {}
         content: dict[str, Any] = {HEAD: np.array(json.dumps(head)), LENGTHS: self.lengths, **self.arrays}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -109,7 +131,10 @@ class ArrayDataset:
         spec = config.from_json(head.get("spec"))
         if not isinstance(spec, Spec):
             raise ReverieError(f"'{path}' is not a dataset that Reverie wrote: it has no spec.")
-        dataset = cls(spec, lengths, arrays, fingerprint=str(head.get("fingerprint")))
+        sources = head.get("sources") or [""] * len(lengths)
+        if not isinstance(sources, list) or list(map(type, sources)) != [str] * len(lengths):
+            raise ReverieError(f"'{path}' is damaged: it names {len(sources)} sources of {len(lengths)} episodes.")
+        dataset = cls(spec, lengths, arrays, fingerprint=str(head.get("fingerprint")), sources=sources)
         for name, kind in (("frames", np.uint8), ("actions", spec.actions.dtype)):
             if name not in arrays or arrays[name].dtype != kind:
                 raise ReverieError(f"'{path}' has no array '{name}' of {np.dtype(kind).name}.")

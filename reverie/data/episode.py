@@ -76,7 +76,9 @@ class Spec:
 
 @dataclass
 class Episode:
-    """One recording without a cut. source: where it came from (a file name, a level).
+    """One recording without a cut. source: the recording it is a part of (a file name, a level).
+
+    Episodes of one source are nearly alike: they are never divided between training and evaluation (``data.splits``).
 
     frames uint8 (T,H,W,C); actions (T,) or (T,A), int32 or float32 as their space says, START first; rewards float32
     (T,); ends bool (T,), true where the world itself ended (not where the recording stopped); states int32 (T,S), or
@@ -121,10 +123,12 @@ class Episode:
 class Dataset(Protocol):
     """The one thing everything reads from. ``read`` may be called from several threads at once.
 
-    lengths: frames per episode, int64. fingerprint: a short hash of the content, stored in checkpoints.
+    lengths: frames per episode, int64. fingerprint: a short hash of the content, stored in checkpoints. split: "train",
+    "val", another name, or "" for episodes that are no part of a divided dataset.
     """
 
     spec: Spec
+    split: str
     lengths: np.ndarray
     fingerprint: str
 

@@ -22,7 +22,7 @@ class Shifted:
     """
 
     def __init__(self, dataset: Dataset):
-        self.dataset, self.spec = dataset, dataset.spec
+        self.dataset, self.spec, self.split = dataset, dataset.spec, dataset.split
         self.lengths = np.tile(dataset.lengths, COPIES)
         self.fingerprint = f"{dataset.fingerprint}-shifted{COPIES}"
         reach = np.array(self.spec.frame[:2]) // REACH

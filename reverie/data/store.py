@@ -17,7 +17,7 @@ import shutil
 import struct
 import tempfile
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from reverie.bounded import parse_json, read_bytes
 from reverie.checksums import checked, write_json
 from reverie.data.arrays import ArrayDataset, whole_lengths
 from reverie.data.episode import Dataset, Episode, Spec
+from reverie.data.splits import divided
 from reverie.errors import Damaged, ReverieError, did_you_mean
 
 MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # a name and a length for each of some million episodes
@@ -36,7 +37,11 @@ FORMAT, SCHEMA = "reverie-store", 1
 KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
 AGAIN = "fetch or write the dataset again"
 CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
-VAL = 0.1  # of the episodes are held out unless said otherwise
+VAL = 0.1  # of the frames are held out unless said otherwise
+
+
+class NoSplit(ReverieError):
+    """A dataset has no split of that name."""
 
 
 def write_source(path: str | Path, source: Any, **options: Any) -> Path:
@@ -58,10 +63,12 @@ def write_store(
 ) -> Path:
     """Write episodes, one in memory at a time, to a new folder ``path``, which appears complete or not at all.
 
-    episodes: {split: episodes}, or all of them, of which every 1/val-th goes to "val" and the rest to "train". chunk:
-    frames per record. file_bytes: a file is closed when it holds so many bytes before compression. A path that ends in
-    .npz becomes one file (from memory). Raises ReverieError, and leaves nothing behind, if an episode is not as the
-    spec says or ``path`` exists; when killed, a hidden folder ``.NAME.*.part`` may stay behind.
+    episodes: {split: episodes}, or all of them, of which about a share ``val`` goes to "val" and the rest to "train",
+    whole sources where there are enough (``splits.divided``; for that they are written twice, the first time to a
+    folder that is removed again). chunk: frames per record. file_bytes: a file is closed when it holds so many bytes
+    before compression. A path that ends in .npz becomes one file (from memory). Raises ReverieError, and leaves nothing
+    behind, if an episode is not as the spec says or ``path`` exists; when killed, a hidden folder ``.NAME.*.part`` may
+    stay behind.
     """
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
@@ -75,20 +82,50 @@ def write_store(
     _array_record()  # say so before the work, if it is not there
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        about = {"chunk": chunk, "file_bytes": file_bytes, "licence": licence, "provenance": provenance}
+        if isinstance(episodes, Mapping):
+            _fill(part, spec, _named(episodes), **about)
+        elif not val:
+            _fill(part, spec, _named({"train": episodes}), **about)
+        else:
+            whole = part / "whole"
+            whole.mkdir()
+            _fill(whole, spec, (("all", episode) for episode in episodes), **about)
+            _fill(part, spec, _pieces(StoreDataset(whole, "all"), val), **about)
+            shutil.rmtree(whole)
+        part.chmod(0o755)  # mkdtemp makes it private
+        part.replace(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def _fill(
+    folder: Path,
+    spec: Spec,
+    episodes: Iterable[tuple[str, Episode]],
+    *,
+    chunk: int,
+    file_bytes: int,
+    licence: str,
+    provenance: str,
+) -> None:
+    """Write (split, episode) after (split, episode) to an empty folder, then the manifest."""
     writers: dict[str, _SplitWriter] = {}
     arrays: list | None = None
     try:
-        for split, episode in _with_splits(episodes, val):
+        for split, episode in episodes:
             episode.validate(spec)
             found = [[name, array.dtype.name, list(array.shape[1:])] for name, array in episode.arrays().items()]
             arrays = arrays or found
             if found != arrays:
                 raise ReverieError(f"episode '{episode.source}' holds {found}, the episodes before it {arrays}.")
             if split not in writers:
-                writers[split] = _SplitWriter(part, split, chunk, file_bytes)
+                writers[split] = _SplitWriter(folder, split, chunk, file_bytes)
             writers[split].write(episode)
         if not writers:
-            raise ReverieError(f"there are no episodes to write to '{path}'.")
+            raise ReverieError("there are no episodes to write.")
         manifest = {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -99,19 +136,32 @@ def write_store(
             "provenance": provenance,
             "splits": {split: writers[split].finish() for split in sorted(writers)},
         }
-        write_json(part / MANIFEST, manifest)
-        part.chmod(0o755)  # mkdtemp makes it private
-        part.replace(path)
+        write_json(folder / MANIFEST, manifest)
     finally:
         for writer in writers.values():
             with contextlib.suppress(ReverieError):  # why it failed has been told
                 writer.close()
-        shutil.rmtree(part, ignore_errors=True)
-    return path
+
+
+def _named(episodes: Mapping[Any, Iterable[Episode]]) -> Iterator[tuple[str, Episode]]:
+    for split, part in episodes.items():
+        if not split.isidentifier():
+            raise ReverieError(f"'{split}' is no name for a split; use letters, digits and _.")
+        yield from ((split, episode) for episode in part)
+
+
+def _pieces(whole: "StoreDataset", val: float) -> Iterator[tuple[str, Episode]]:
+    """Read (split, episode) of a dataset whose episodes are to be divided; a later piece begins as an episode does."""
+    for piece in divided(whole.sources, whole.lengths.tolist(), val):
+        arrays = whole.read(piece.episode, piece.start, piece.stop - piece.start)
+        if piece.start:
+            arrays |= {name: arrays[name].copy() for name in ("actions", "rewards", "ends")}
+            arrays["actions"][0], arrays["rewards"][0] = whole.spec.actions.start(), 0
+        yield piece.split, Episode(**arrays, fps=whole.spec.fps, source=whole.sources[piece.episode])
 
 
 def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = False) -> Dataset:
-    """Return one split of a folder that ``write_store`` wrote, or of an .npz file (there every tenth is in "val").
+    """Return one split of a folder that ``write_store`` wrote, or of an .npz file, which is divided here.
 
     Sizes and shapes are always checked, and every record when it is read; ``checksums`` also reads every byte now.
     Raises ReverieError with what is wrong and what to do.
@@ -122,10 +172,10 @@ def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = Fa
         raise ReverieError(f"there is no dataset at '{path}'.{did_you_mean(path.name, near)}")
     if path.resolve().suffix == ".npz":  # a link to one need not be named so
         whole = ArrayDataset.load(path)
-        chosen = [i for i, (name, _) in enumerate(_with_splits(range(len(whole.lengths)), VAL)) if name == split]
-        if not chosen:
-            raise ReverieError(f"'{path}' has {len(whole.lengths)} episodes and no split '{split}': train or val.")
-        return whole.subset(chosen, split)
+        pieces = [p for p in divided(whole.sources, whole.lengths.tolist(), VAL) if p.split == split]
+        if not pieces:
+            raise NoSplit(f"'{path}' has {len(whole.lengths)} episodes and no split '{split}': train or val.")
+        return whole.part(pieces, split)
     if not (path / MANIFEST).is_file():
         inside = [p.name for p in path.glob("*") if _is_dataset(p)] if path.is_dir() else []
         hint = f" Did you mean '{path / inside[0]}'?" if inside else " `reverie learn` takes folders of videos."
@@ -149,7 +199,7 @@ class StoreDataset:
                 )
             manifest = checked(manifest, "its content")
             if split not in manifest["splits"]:
-                raise ReverieError(f"'{path}' has no split '{split}'.{did_you_mean(split, manifest['splits'])}")
+                raise NoSplit(f"'{path}' has no split '{split}'.{did_you_mean(split, manifest['splits'])}")
             part = manifest["splits"][split]
             self.spec: Spec = config.from_json(manifest["spec"])
             self.lengths = whole_lengths(part["lengths"])
@@ -166,7 +216,7 @@ class StoreDataset:
             raise ReverieError(f"'{path / MANIFEST}' is damaged ({error}); {AGAIN}.") from None
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise ReverieError(f"'{path / MANIFEST}' is damaged ({error!r}); {AGAIN}.") from None
-        self._split = split
+        self.split = split
         self._files = [path / _file_name(split, index) for index in range(len(sizes))]
         self._first = np.cumsum(chunks) - chunks  # record number of each episode's first chunk
         self._readers: list[Any] = [None] * len(sizes)
@@ -215,7 +265,7 @@ class StoreDataset:
         except (RuntimeError, IndexError, ValueError, struct.error, msgpack.UnpackException) as error:
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ReverieError(f"record {place} of '{self._files[index]}' cannot be read ({problem[:200]}).") from None
-        expected = _header(self._split, episode, first, [(name, kind, (length, *s)) for name, kind, s in self._arrays])
+        expected = _header(self.split, episode, first, [(name, kind, (length, *s)) for name, kind, s in self._arrays])
         total = 4 + size + sum(_bytes(kind, shape) for _, kind, shape in expected["arrays"])
         if header != expected or len(data) != total:
             raise ReverieError(
@@ -283,22 +333,6 @@ class _SplitWriter:
     def finish(self) -> dict[str, Any]:
         self.close()
         return {"lengths": self.lengths, "sources": self.sources, "files": self.files}
-
-
-def _with_splits(episodes: Any, val: float) -> Iterable[tuple[str, Any]]:
-    """Yield (split, episode). A share ``val`` goes to "val", evenly spread, the second of all among them."""
-    if isinstance(episodes, Mapping):
-        for split, part in episodes.items():
-            if not split.isidentifier():
-                raise ReverieError(f"'{split}' is no name for a split; use letters, digits and _.")
-            for episode in part:
-                yield split, episode
-        return
-    held = 0
-    for index, episode in enumerate(episodes):
-        to_val = (index == 1 and val > 0) or held < int(val * index)
-        held += to_val
-        yield ("val" if to_val else "train"), episode
 
 
 def _header(split: str, episode: int, start: int, arrays: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from einops import rearrange
 
 from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset, Simulator
-from reverie.data.loader import clips as held_out
+from reverie.data.loader import clips as clips_of
 from reverie.errors import ReverieError
 from reverie.evaluation import control, thorough
 from reverie.evaluation.dreams import BATCH, Clips, Dreams, cost, even_batch, played, played_uncached
@@ -76,7 +76,7 @@ def evaluate(
     heat: float = world.dynamics.temperature if temperature is None else temperature
     length = context + horizon
     different = int(np.maximum(dataset.lengths - length + 1, 0).sum())
-    found = held_out(dataset, length=length, count=min(clips, max(different, 1)), seed=seed)
+    found = clips_of(dataset, length=length, count=min(clips, max(different, 1)), seed=seed)
     frames, recorded = found["frames"], found["actions"]
     dreams = Dreams(world, batch=even_batch(len(frames)), seed=seed, temperature=heat)
     given = Clips(frames, recorded, dreams.actions(frames, recorded), context)
@@ -86,8 +86,9 @@ def evaluate(
     numbers: Numbers = {
         "action_source": space.kind if space.kind in ("latent", "none") else "true",
         "clips": len(frames), "context": context, "horizon": horizon,
-        "seed": seed, "temperature": heat, "dataset": spec.source, "fingerprint": dataset.fingerprint,
-        "fps": spec.fps, "device": jax.devices()[0].device_kind, **dict.fromkeys(MEANING),
+        "seed": seed, "temperature": heat, "dataset": spec.source, "split": dataset.split or None,
+        "fingerprint": dataset.fingerprint, "fps": spec.fps,
+        "device": jax.devices()[0].device_kind, **dict.fromkeys(MEANING),
     }  # fmt: skip
     tokens, rebuilt = dreams.reconstruct(frames)
     views = {

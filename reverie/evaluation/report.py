@@ -166,7 +166,11 @@ def _panel(axes: Axes, numbers: Numbers, kind: str) -> None:
 
 def _title(numbers: Numbers) -> str:
     actions = {"true": "true actions", "latent": "latent actions", "none": "no actions"}[numbers["action_source"]]
-    return f"{numbers['dataset']}: {numbers['clips']} held-out clips, {numbers['context']} real frames, {actions}"
+    split = numbers.get("split") or "?"
+    kind = "held-out clips" if split != "train" else "clips that were trained on"
+    return (
+        f"{numbers['dataset']}: {numbers['clips']} {kind} (split {split}), {numbers['context']} real frames, {actions}"
+    )
 
 
 def _short(value: float) -> str:

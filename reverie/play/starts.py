@@ -3,6 +3,7 @@
 Starts are moments of the data that a world was trained on, or that were packed along with it.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,8 @@ from reverie.actions import ActionSpace
 from reverie.checksums import read_signed
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset
+from reverie.data.held_out import held_out
 from reverie.data.loader import clips
-from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
 from reverie.play.connection import Limits, Start
 from reverie.play.server import serve
@@ -93,11 +94,8 @@ def write_starts(world: Path, count: int = COUNT) -> None:
 def _held_out(place: Path) -> Dataset | None:
     if place.name == STARTS:
         return ArrayDataset.load(place, STARTS_BYTES)  # all of them were chosen to be begun from
-    for split in ("val", "train"):
-        try:
-            dataset = open_dataset(place, split)
-        except ReverieError:
-            continue  # no such split, or data of a newer version: the world can be played without
-        if len(dataset.lengths):
-            return dataset
-    return None
+    try:
+        return held_out(place)
+    except ReverieError as error:  # the world can be played without
+        print(f"no starts are taken from '{place}': {error}", file=sys.stderr)
+        return None

@@ -8,7 +8,6 @@ nothing random is saved, and a run that was killed and resumed has the bits of o
 B rows of a batch.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,9 +25,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from reverie import config
 from reverie.data.episode import Dataset
+from reverie.data.held_out import train_and_held_out
 from reverie.data.loader import batches, clips
 from reverie.data.shifted import enlarged
-from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
 from reverie.nn.compiled import cache_compilations, compiler_options
 from reverie.training import checkpoint, flops, sharding
@@ -192,7 +191,8 @@ def fit(
     out = Path(out).absolute()
     mesh = sharding.make_mesh()
     sharding.check_batch(mesh, run.batch, run.accumulate)
-    dataset, held_out = _datasets(run, out, dataset, held_out)
+    dataset, held_out = train_and_held_out(out.parent / run.data, run.length, dataset, held_out)
+    dataset = enlarged(dataset, run.few)
     batches(dataset, batch=run.batch, length=run.length, seed=run.seed)  # says at once if that cannot be
     newest = None if fresh else _resume_from(run, out, dataset)
     blueprint = Blueprint(run.objective, dataset.spec, run.seed, out)
@@ -231,6 +231,7 @@ def _train(
         steps=run.steps,
         resume=start,
         frames=run.batch * run.length,
+        split=held_out.split,
         loggers=open_loggers(run.loggers, out, config.to_json(run)) if jax.process_index() == 0 else (),
         progress=progress,
         writes=jax.process_index() == 0,
@@ -318,17 +319,6 @@ def _compile_report(
 
     compiled = jax.jit(report, out_shardings=sharding.everywhere(mesh), compiler_options=compiler_options())
     return lambda state: jax.device_get(compiled(state.ema or state.params, state.rest, frozen, batch))
-
-
-def _datasets(run: Run, out: Path, dataset: Dataset | None, held_out: Dataset | None) -> tuple[Dataset, Dataset]:
-    """Return what to train on and what to report on: the split "val", or the same where there is none."""
-    if dataset is None:
-        dataset = open_dataset(out.parent / run.data, "train")
-        with contextlib.suppress(ReverieError):
-            held_out = held_out or open_dataset(out.parent / run.data, "val")
-    if held_out is None or not (held_out.lengths >= run.length).any():
-        held_out = dataset
-    return enlarged(dataset, run.few), held_out
 
 
 def _resume_from(run: Run, out: Path, dataset: Dataset) -> int | None:

@@ -50,7 +50,8 @@ class Logger(Protocol):
 class Log:
     """The log of one run. ``resume``: how many steps were made before; later lines of an earlier try are dropped.
 
-    ``frames``: how many one step reads. ``writes`` is false on all processes but one.
+    ``frames``: how many one step reads. ``split``: of which part of the data reports are. ``writes`` is false on all
+    processes but one.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Log:
         steps: int,
         resume: int,
         frames: int,
+        split: str = "",
         loggers: Sequence[Logger] = (),
         progress: bool = True,
         writes: bool = True,
     ):
         self._folder, self._steps, self._frames, self._writes = folder, steps, frames, writes
+        self._split = split
         self.flops = 0.0  # of one step, once they have been counted
         self._loggers = loggers if writes else ()
         if writes:
@@ -105,11 +108,11 @@ class Log:
                 numbers[f"report/{name}"] = float(value)
             else:
                 self._picture(step, name, value)
-        self._write(step, numbers)
+        self._write(step, numbers, {"split": self._split} if self._split else {})
         for logger in self._loggers:
             logger.scalars(step, numbers)
         if numbers and (self._bar or self._plain):
-            said = f"step {step:>7}  " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+            said = f"step {step:>7}  {self._split}  " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
             self._bar.console.print(said, highlight=False) if self._bar else print(said, flush=True)
 
     def tick(self, step: int) -> None:
@@ -139,9 +142,9 @@ class Log:
         for logger in self._loggers:
             logger.close()
 
-    def _write(self, step: int, numbers: dict[str, float]) -> None:
+    def _write(self, step: int, numbers: dict[str, float], words: dict[str, str] | None = None) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in sorted(numbers.items())}
-        print(json.dumps({"step": step, **finite}), file=self._metrics, flush=True)
+        print(json.dumps({"step": step, **(words or {}), **finite}), file=self._metrics, flush=True)
 
     def _picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
         if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] not in (1, 3):

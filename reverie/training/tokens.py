@@ -39,6 +39,7 @@ class Joined:
     def __init__(self, dataset: Dataset, cache: ArrayDataset):
         self.dataset, self.cache = dataset, cache
         self.spec, self.lengths, self.fingerprint = dataset.spec, dataset.lengths, dataset.fingerprint
+        self.split = dataset.split
 
     def read(
         self, episode: int, start: int, length: int, names: Collection[str] | None = None
@@ -92,7 +93,7 @@ def cached(
         finally:
             shutil.rmtree(half, ignore_errors=True)
     arrays = {path.stem: map_npy(path) for path in sorted(folder.glob("*.npy"))}
-    return ArrayDataset(dataset.spec, dataset.lengths, arrays, fingerprint=dataset.fingerprint)
+    return ArrayDataset(dataset.spec, dataset.lengths, arrays, fingerprint=dataset.fingerprint, split=dataset.split)
 
 
 def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:

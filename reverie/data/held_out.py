@@ -1,0 +1,72 @@
+"""The held-out episodes of a dataset, wherever a number or picture is made of them. Nothing else chooses a split."""
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from reverie.data.episode import Dataset
+from reverie.data.store import NoSplit, open_dataset
+
+NEAR = 16  # of 255: frames that differ by no more in any pixel count as the same
+
+
+def held_out(place: str | Path, length: int = 1) -> Dataset:
+    """Return the split "val" of a dataset, whose name is its ``split``.
+
+    It is the split "train" where there is no "val", or where no episode of "val" has ``length`` frames; a line on
+    stderr says so. ReverieError where "val" is damaged: numbers of other episodes would not be what they seem.
+    """
+    try:
+        found = open_dataset(place, "val")
+    except NoSplit:
+        why = f"'{place}' has no split 'val'"
+    else:
+        if (found.lengths >= length).any():
+            return found
+        why = f"no episode in the split 'val' of '{place}' has {length} frames"
+    print(f"{why}: the split 'train' is used, which is what was trained on, not held out.", file=sys.stderr)
+    return open_dataset(place, "train")
+
+
+def train_and_held_out(
+    place: str | Path, length: int, train: Dataset | None = None, unseen: Dataset | None = None
+) -> tuple[Dataset, Dataset]:
+    """Return (what to train on, what to report on); those of ``place`` where they are not given.
+
+    Where nothing held out has ``length`` frames, reports are of what is trained on; its ``split`` and stderr say so.
+    """
+    if train is None:
+        train, unseen = open_dataset(place, "train"), unseen or held_out(place, length)
+    if unseen is None or not (unseen.lengths >= length).any():
+        unseen = copy.copy(train)
+        unseen.split = "train"
+        print(f"no held-out clips of {length} frames: reports are of the split 'train'.", file=sys.stderr)
+    return train, unseen
+
+
+def leak(train: Dataset, val: Dataset, *, count: int = 128, among: int = 20_000) -> float:
+    """Return the share of held-out frames that occur in training, to within ``NEAR`` of 255 in every pixel.
+
+    Of ``count`` frames spread over ``val``; looked for among all frames of ``train``, or ``among`` spread over it.
+    """
+    wanted = np.concatenate(list(_frames(val, count)))
+    left = np.ones(len(wanted), bool)
+    for frames in _frames(train, among):
+        for index in np.flatnonzero(left):
+            near = frames[_near(frames[:, ::8, ::8], wanted[index, ::8, ::8])]  # a few pixels rule out most
+            left[index] = not _near(near, wanted[index]).any()
+    return 1 - float(left.mean())
+
+
+def _near(frames_THWC: np.ndarray, frame_HWC: np.ndarray) -> np.ndarray:
+    return np.abs(frames_THWC.astype(np.int16) - frame_HWC).max(axis=(1, 2, 3), initial=0) <= NEAR
+
+
+def _frames(dataset: Dataset, count: int) -> Iterator[np.ndarray]:
+    """Yield the frames of each episode, every n-th so that there are about ``count`` in all."""
+    every = max(1, int(dataset.lengths.sum()) // count)
+    for episode, length in enumerate(dataset.lengths.tolist()):
+        yield dataset.read(episode, 0, length)["frames"][::every]

@@ -1,0 +1,87 @@
+"""Which frames are held out: a division of a dataset's episodes that keeps every source on one side.
+
+Episodes of one source (one film, one level) look alike. Were some of them held out and others trained on, a model that
+had memorised its training data would seem to generalise.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+FEW = 5  # sources; of fewer, the end of each is held out instead of one as a whole
+BLOCK = 32  # frames held out at the end of a source, at least: clips and rollouts need room
+PARTS = 3  # a source is cut only if it has so many times BLOCK frames
+
+
+class Piece(NamedTuple):
+    """Frames ``start .. stop`` of an episode, and the split they belong to."""
+
+    split: str
+    episode: int
+    start: int
+    stop: int
+
+
+def divided(sources: Sequence[str], lengths: Sequence[int], val: float) -> list[Piece]:
+    """Return the pieces of all episodes, in order: about a share ``val`` of the frames in "val", the rest in "train".
+
+    sources, lengths: of each episode; an episode whose source is "" is a source of its own, and never cut. With ``FEW``
+    sources or more, whole sources are held out, evenly spread. With fewer, the last frames of each source that is long
+    enough are held out, and half as many before them belong to neither split: neighbouring frames are nearly identical.
+    Where no source is long enough to be cut, one is held out; of a single one, nothing.
+    """
+    names = [source or f"\0{index}" for index, source in enumerate(sources)]
+    frames: dict[str, int] = {}
+    longest: dict[str, int] = {}
+    for name, length in zip(names, lengths, strict=True):
+        frames[name] = frames.get(name, 0) + int(length)
+        longest[name] = max(longest.get(name, 0), int(length))
+    if len(frames) < FEW and val > 0:
+        cut = {name for name, total in frames.items() if name[0] != "\0" and total >= PARTS * BLOCK}
+        if cut:
+            return [
+                piece
+                for name in dict.fromkeys(names)
+                for piece in _cut([i for i, n in enumerate(names) if n == name], lengths, val if name in cut else 0)
+            ]
+    held = _chosen(list(frames), frames, longest, val) if val > 0 and len(frames) > 1 else set()
+    return [Piece("val" if name in held else "train", i, 0, int(lengths[i])) for i, name in enumerate(names)]
+
+
+def _chosen(names: list[str], frames: dict[str, int], longest: dict[str, int], val: float) -> set[str]:
+    """The sources to hold out: the second, and then whenever too few of the frames so far have been held out."""
+    budget = val * sum(frames.values())
+    held: set[str] = set()
+    total = before = 0
+    for index, name in enumerate(names):
+        if total + frames[name] <= (budget if index == 1 else val * before) + 1e-6:
+            held.add(name)
+            total += frames[name]
+        before += frames[name]
+    # Clips must find room in one of them.
+    room = [name for name in names if 2 * longest[name] >= max(longest.values())]
+    if not held & set(room):
+        order = {name: (abs(frames[name] - budget), index != 1, index) for index, name in enumerate(names)}
+        held.add(min(room, key=order.__getitem__))
+    return held if len(held) < len(names) else set(names[1:2])
+
+
+def _cut(episodes: list[int], lengths: Sequence[int], val: float) -> list[Piece]:
+    """The episodes of one source: its beginning for training, its end held out, and a gap between the two."""
+    starts = np.cumsum([0, *(int(lengths[i]) for i in episodes)])
+    total = int(starts[-1])
+    if not val:
+        return [Piece("train", i, 0, int(lengths[i])) for i in episodes]
+    block = min(max(round(val * total), BLOCK), total // 2)
+    at = total - block
+    inside = int(starts[np.searchsorted(starts, at, side="right") - 1])
+    if at - inside <= block:  # episodes are not cut without need, and clips find room
+        at = max(inside, total // 2)
+    gap = max(0, at - max((total - at) // 2, 1))
+    pieces = []
+    for index, start, stop in zip(episodes, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        for split, first, last in (("train", start, min(stop, gap)), ("val", max(start, at), stop)):
+            if last - first > 1 or last - first == stop - start:
+                pieces.append(Piece(split, index, first - start, last - start))
+    return pieces
