@@ -369,3 +369,21 @@ def test_pyav_makes_no_times_up(tmp_path):
     """PyAV's gen_pts would invent presentation times for AVI's B-frames."""
     with decode._opened(encode(tmp_path / "a.avi")) as container:
         assert not container.flags & Flags.gen_pts.value
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.avi"])
+def test_whatever_is_broken_decoding_ends(tmp_path, name):
+    """Also while the decoder's threads are at work: Python must never be waited for by those it waits for."""
+    path, rng = encode(tmp_path / name), np.random.default_rng(0)
+    whole = path.read_bytes()
+    for _ in range(40):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 3):
+            data[place : place + 4] = rng.bytes(4)
+        path.write_bytes(data)
+        try:
+            found, times, tally = shown(path)
+        except Unusable:
+            continue
+        assert len(found) == tally.shown and (np.diff(times) >= 0).all() and np.isfinite(times).all()
+        next(decode.frames(decode.track(path), Tally()), None)  # left while the threads are at work

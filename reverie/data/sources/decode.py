@@ -11,6 +11,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,25 +137,26 @@ def _sound(
     """Yield every frame that comes out of the decoder with whether it is sound; None where a packet failed.
 
     A frame is held until those decoded earlier are out too: B-frames come out before the damaged picture they refer to.
+    Packets bear their number as a time through the decoder, which hands it on to their frames. (PyAV's way to say so,
+    ``copy_opaque``, calls Python from the decoder's threads, and hangs where Python waits for them.)
     """
     assert isinstance(stream, av.VideoStream)
     context, damage, held = stream.codec_context, _Damage(), deque()
-    context.thread_type, context.copy_opaque, context.options = "AUTO", True, {"max_pixels": str(LARGEST)}
-    waiting: dict[int, float | None] = {}  # packets no frame has come of, by number in the order of decoding
+    context.thread_type, context.options = "AUTO", {"max_pixels": str(LARGEST)}
+    waiting: dict[int, _Stamps] = {}  # packets no frame has come of, by number in the order of decoding
     for number, packet in enumerate(container.demux(stream)):
         flush = not packet.size
         if flush and packet.dts is not None:
             continue  # an empty chunk, AVI's "as before": to the decoder it would mean the end
         if not flush:
-            packet.opaque = number
-            if not packet.is_discard:
-                waiting[number] = _seconds(packet.pts if packet.pts is not None else packet.dts, packet.time_base)
+            waiting[number] = _Stamps(packet.pts, packet.dts, packet.time_base, packet.is_discard)
+            packet.pts = number
             if packet.is_corrupt:
                 damage.at(number)
         earliest = max(0, number + 1 - max(1, context.thread_count))  # the packet an error now may belong to
         for frame in _decoded(packet, flush, damage, earliest):
-            own = frame.opaque if isinstance(frame.opaque, int) else number
-            waiting.pop(own, None)
+            own = number if frame.pts is None else frame.pts
+            frame.pts = waiting.pop(own, UNKNOWN).pts
             if frame.is_corrupt:
                 damage.at(own)
             held.append((own, frame))
@@ -165,7 +167,8 @@ def _sound(
             own, frame = held.popleft()
             yield frame, damage.spares(own, frame)
     if damage.first is not None:
-        lost = [clock.of(time) for number, time in waiting.items() if number >= damage.first and time is not None]
+        late = [stamps for number, stamps in waiting.items() if number >= damage.first and not stamps.hidden]
+        lost = [clock.of(stamps.time) for stamps in late if stamps.time is not None]
         tally.missing = [time for time in lost if time > 0]  # before the first whole picture players show nothing
 
 
@@ -249,6 +252,20 @@ class _Clock:
         return time + self._offset
 
 
+class _Stamps(NamedTuple):
+    pts: int | None = None
+    dts: int | None = None
+    base: Fraction | None = None
+    hidden: bool = False
+
+    @property
+    def time(self) -> float | None:
+        return _seconds(self.pts if self.pts is not None else self.dts, self.base)
+
+
+UNKNOWN = _Stamps()
+
+
 class _Facts(NamedTuple):
     default: bool
     width: int
@@ -286,8 +303,8 @@ def _read_stamps(container: InputContainer, streams: list[av.VideoStream], stamp
     try:
         for packet in container.demux(streams):
             if packet.size and not packet.is_discard:
-                stamp = _seconds(packet.pts if packet.pts is not None else packet.dts, packet.time_base)
-                stamps[packet.stream_index].append(float("nan") if stamp is None else stamp)
+                time = _Stamps(packet.pts, packet.dts, packet.time_base).time
+                stamps[packet.stream_index].append(float("nan") if time is None else time)
     except (FFmpegError, ValueError):
         if not any(stamps.values()):
             raise
