@@ -85,6 +85,12 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differences(old: Any, new: Any) -> dict[str, str]:
+    """Return in which fields two configs differ, ``{"dotted.path": "dotted.path 1 -> 2"}``."""
+    a, b = flatten(old), flatten(new)
+    return {name: f"{name} {a.get(name)!r} -> {b.get(name)!r}" for name in a | b if a.get(name) != b.get(name)}
+
+
 def _config_class(name: str) -> type:
     module, _, qualname = str(name).partition(":")
     inside = module.partition(".")[0] in packages

@@ -12,6 +12,7 @@ from flax import nnx
 from reverie.models.dynamics.diffusion import DiffusionConfig
 from reverie.models.dynamics.shortcut import ShortcutConfig, two_half_steps
 from reverie.nn.flow import data_of, denoise, noised, ramp
+from reverie.nn.step import made_with
 
 KEY = jax.random.key(0)
 
@@ -103,10 +104,41 @@ def test_remembered_noise_is_drawn_once(model):
 
 def test_sizes_and_levels_lie_on_their_grid():
     model = dataclasses.replace(dynamics(ShortcutConfig).config, levels=8, bootstrap=0.5).make(nnx.Rngs(0))
-    size, level = (np.asarray(x) for x in jax.jit(lambda a, b: model.draw(a, b, (400, 5)))(KEY, jax.random.key(1)))
-    assert set(np.unique(size[:200])) == {0.25, 0.5, 1.0} and (size[200:] == 0.125).all()
-    assert ((level / size) % 1 == 0).all() and (level >= 0).all() and (level + size <= 1).all()
-    assert set(np.unique(level[200:])) == set(np.arange(8) / 8)
+    draw = jax.jit(lambda own: model.draw(own, KEY, jax.random.key(1), (200, 5)))
+    for own, sizes in ((True, {0.25, 0.5, 1.0}), (False, {0.125})):
+        size, level = map(np.asarray, draw(own))
+        assert set(np.unique(size)) == sizes
+        assert ((level / size) % 1 == 0).all() and (level >= 0).all() and (level + size <= 1).all()
+    assert set(np.unique(level)) == set(np.arange(8) / 8)
+
+
+@pytest.mark.parametrize(("levels", "share"), [(8, 0.25), (8, 0.0), (1, 0.25)])
+def test_a_share_of_steps_is_taught_by_half_steps_however_few_rows_there_are(levels, share):
+    config = dataclasses.replace(dynamics(ShortcutConfig).config, levels=levels, bootstrap=share, passes=1)
+    model = config.make(nnx.Rngs(0))
+    latents, actions = clip(batch=1, length=3, of=ShortcutConfig)
+    keys = jax.random.split(KEY, 400)
+    taught = jax.jit(jax.vmap(model._own))(keys)
+    assert abs(float(jnp.mean(taught.astype(jnp.float32))) - (share if levels > 1 else 0)) < 0.06
+    loss = jax.jit(lambda key: model.loss(latents, actions, key)[1])
+    for own in {bool(own) for own in taught}:
+        first = int(jnp.argmax(taught == own))
+        assert bool(loss(keys[first])["bootstrap"]) == own
+
+
+def test_all_rows_of_a_step_are_taught_alike():
+    """However the batch is cut, the key of the step decides, and not that of a part."""
+    model = dynamics(ShortcutConfig)
+    steps, parts = jax.random.split(jax.random.key(3), 40), jax.random.split(KEY, 8)
+    own = [{bool(made_with(step, model._own)(part)) for part in parts} for step in steps]
+    assert all(len(each) == 1 for each in own) and {True} in own and {False} in own
+
+
+def test_settings_without_a_meaning_are_refused():
+    config = dynamics(ShortcutConfig).config
+    for change, says in (({"bootstrap": 1.0}, "share of the steps"), ({"predict": "v"}, "predicts clean frames")):
+        with pytest.raises(ValueError, match=says):
+            dataclasses.replace(config, **change).make(nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.25, 0.5])

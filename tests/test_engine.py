@@ -1,16 +1,19 @@
 """The training loop: its order, what it changes and what it must not, on one device and on many."""
 
+import dataclasses
 import json
 import os
 import re
 import resource
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import Primitive
 from toy_objective import ToyObjective, toy_dataset, toy_run, traces
 
 from reverie.data.arrays import ArrayDataset
@@ -138,6 +141,17 @@ def test_fsdp_spreads_the_large_and_copies_the_small(one_device):
     assert spread(2, 8) == (None, None) and spread() == ()
     assert spread(101, 1001) == (None, None), "no axis can be divided by four"
     assert sharding.sharding(mesh, (256, 256), "data").is_fully_replicated
+
+
+def test_what_cannot_be_spread_is_named(tmp_path, devices, capsys):
+    """129 columns and as many rows: no axis of the middle layer can be divided by four."""
+    devices(4)
+    run = toy_run(2, ToyObjective(width=129), mesh="fsdp", report_every=0)
+    fit(run, tmp_path / "run", dataset=DATA)
+    said = [line for line in capsys.readouterr().out.splitlines() if "no axis can be divided by 4" in line]
+    assert len(said) == 1 and "layers.linear.kernel (2, 129, 129) 0.133 MB" in said[0] and "out." not in said[0]
+    fit(dataclasses.replace(run, mesh="data"), tmp_path / "data", dataset=DATA)
+    assert "no axis" not in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
@@ -268,6 +282,12 @@ def test_flops_of_loops_branches_and_convolutions():
     assert count(lambda x, w: x @ w, x, w) == once
     assert count(lambda x, w: jax.lax.scan(lambda c, _: (c @ w, None), x, length=7)[0], x, w) == 7 * once
     assert count(lambda x, w: jax.lax.cond(x.sum() > 0, lambda: x @ w @ w, lambda: x @ w), x, w) == 2 * once
+
+    @jax.named_scope("share=0.25")
+    def sometimes(x, w):
+        return jax.lax.cond(x.sum() > 0, lambda: x @ w @ w @ w, lambda: x)
+
+    assert count(sometimes, x, w) == 0.75 * once
     assert count(jax.grad(lambda w, x: (jax.checkpoint(lambda x: x @ w)(x) ** 2).sum()), w, x) >= 2 * once
     image, kernel = jnp.ones((2, 10, 10, 4)), jnp.ones((3, 3, 2, 6))
 
@@ -278,3 +298,28 @@ def test_flops_of_loops_branches_and_convolutions():
         )
 
     assert count(conv, image, kernel) == 2 * (2 * 10 * 10 * 6) * (3 * 3 * 2)
+
+
+def test_flops_of_cudnns_attention_are_those_of_what_it_replaces():
+    """JAX traces cuDNN's calls on GPUs only; their equations are made by hand here, forward and back."""
+    q, k = jnp.ones((3, 8, 4, 16)), jnp.ones((3, 6, 2, 16))
+
+    def call(kind):
+        primitive = Primitive(f"dot_product_attention_{kind}_wrapper")
+        primitive.def_abstract_eval(lambda q, k, v: q)
+        return lambda q, k, v: primitive.bind(q, k, v)
+
+    forward = flops.count(jax.make_jaxpr(jax.nn.dot_product_attention)(q, k, k))
+    assert flops.count(jax.make_jaxpr(call("fwd"))(q, k, k)) == forward > 0
+    assert flops.count(jax.make_jaxpr(call("bwd"))(q, k, k)) == 2.5 * forward
+
+
+def test_the_share_of_a_peak_is_logged_where_the_peak_is_known(tmp_path, capsys):
+    node = [SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")] * 8
+    assert flops.peak(node) == 8 * 989e12 and flops.peak(jax.devices()) == 0
+    with Log(tmp_path, steps=2, resume=0, frames=1) as log:
+        log.flops, log.peak = 1e6, 1e9
+        log.metrics(2, {"loss": 0.0})
+    timing = json.loads((tmp_path / "timing.jsonl").read_text())
+    np.testing.assert_allclose(timing["mfu"], timing["flops_per_s"] / 1e9, rtol=1e-3)
+    assert "% MFU" in capsys.readouterr().out

@@ -10,15 +10,25 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from contracts.tiny import ACTIONS, FRAME, frames, tiny
 from toy_objective import ToyObjective, toy_dataset, toy_run
 
+from reverie.actions import START
 from reverie.config import replace
+from reverie.data.arrays import ArrayDataset
+from reverie.data.episode import Episode, Spec
 from reverie.errors import ReverieError
+from reverie.models.tokenizers.mae import MAEConfig
 from reverie.training import checkpoint
 from reverie.training.checkpoint import load
 from reverie.training.engine import fit
+from reverie.training.objectives import TokenizerObjective
 
 DATA = toy_dataset()
+ACTED, NONE = np.array([START, *[0] * 7], np.int32), np.zeros(8, np.float32)
+PICTURES = ArrayDataset.from_episodes(
+    Spec(FRAME, ACTIONS, 7.0, "noise"), [Episode(x, ACTED, NONE, NONE > 0) for x in frames(8)]
+)
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
@@ -144,3 +154,28 @@ def test_a_cosine_run_cannot_be_extended(tmp_path):
     out = fit(replace(toy_run(4), **cosine), tmp_path / "run", dataset=DATA)
     with pytest.raises(ReverieError, match="cannot go from 4 to 8 steps"):
         fit(replace(toy_run(8), **cosine), out, dataset=DATA)
+
+
+def test_where_and_how_a_run_is_computed_may_change(tmp_path, devices, capsys):
+    """The mesh, parts of a batch: on other devices with other settings, a line says so, and it goes on."""
+    out = fit(toy_run(8, ToyObjective(width=128)), tmp_path / "run", dataset=DATA)
+    devices(4)
+    capsys.readouterr()
+    fit(toy_run(16, ToyObjective(width=128), mesh="fsdp", accumulate=2), out, dataset=DATA)
+    said = [line for line in capsys.readouterr().out.splitlines() if "another way" in line]
+    assert len(said) == 1 and "mesh 'data' -> 'fsdp'" in said[0] and "accumulate 1 -> 2" in said[0]
+    assert checkpoint.steps(out)[-1] == 16
+
+
+def test_how_a_transformer_is_computed_may_change_and_its_sizes_may_not(tmp_path):
+    """Names anywhere in a config: whatever is inside an objective."""
+    config = tiny(MAEConfig())
+    how = {"objective.tokenizer.encoder.remat": "dots", "objective.tokenizer.decoder.scan": True}
+    old = toy_run(4, objective=TokenizerObjective(config))
+    new = replace(old, **how, **{"objective.tokenizer.encoder.dtype": "float32"})
+    out = tmp_path / "run"
+    fit(replace(old, steps=2, length=2), out, dataset=PICTURES, progress=False)
+    fit(replace(new, steps=4, length=2), out, dataset=PICTURES, progress=False)
+    assert checkpoint.steps(out)[-1] == 4
+    with pytest.raises(ReverieError, match="holds another run"):
+        fit(replace(new, length=2, **{"objective.tokenizer.width": 16}), out, dataset=PICTURES, progress=False)

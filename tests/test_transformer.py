@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reverie.nn.attention import attend, rotary_space, rotary_time, rotate
+from reverie.nn.attention import attend, rotary_space, rotary_time, rotate, why_no_flash
 from reverie.nn.memory import remember
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig, apart
 
@@ -210,3 +210,29 @@ def test_it_also_runs_where_modules_are_trees():
     np.testing.assert_allclose(y, plain, atol=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     assert nnx.set_graph_mode.current_value() is was
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, ""),
+        ({"masked": True}, ""),
+        ({"queries": 17}, ""),
+        ({"masked": True, "queries": 17}, "17 queries"),
+        ({"masked": True, "keys": 33}, "33 keys"),
+        ({"width": 20}, "20 wide"),
+        ({"width": 256}, "256 wide"),
+        ({"width": 256, "capability": 9.0}, ""),
+        ({"dtype": jnp.float32}, "float32"),
+        ({"soft_cap": 50.0}, "capped"),
+        ({"capability": 7.5}, "below 8.0"),
+    ],
+)
+def test_flash_attention_is_used_where_cudnn_has_a_kernel(change, says):
+    """Elsewhere JAX would raise; asked by shape, since there is no GPU here."""
+    case = {"masked": False, "queries": 16, "keys": 32, "width": 64, "dtype": jnp.bfloat16}
+    case |= {"soft_cap": 0.0, "capability": 8.0} | change
+    q = jax.ShapeDtypeStruct((2, case["queries"], 4, case["width"]), case["dtype"])
+    k = jax.ShapeDtypeStruct((2, case["keys"], 2, case["width"]), case["dtype"])
+    reason = why_no_flash(q, k, case["masked"], case["soft_cap"], case["capability"])
+    assert says in reason and bool(reason) == bool(says)

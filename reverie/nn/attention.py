@@ -3,6 +3,10 @@
 Shapes: B batch, Q queries, S keys, K heads, G key/value heads (K % G == 0), D head width.
 """
 
+import sys
+from functools import cache
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,12 +30,15 @@ def attend(
     the same for all rows or (B, Q, S).
     ``soft_cap`` > 0 squashes logits to cap * tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2).
 
-    On NVIDIA GPUs in 16-bit types cuDNN's flash kernels do the work; capped logits have no such kernel, they are
-    written out here.
+    On NVIDIA GPUs cuDNN's flash kernels do the work, where they can (``why_no_flash``); capped logits are written out.
     """
+    flash = False
+    if jax.default_backend() == "gpu":
+        reason = why_no_flash(q_BQKD, k_BSGD, mask_QS is not None, soft_cap, _compute_capability())
+        flash = not reason
+        _say(reason)
     if soft_cap:
         return _capped(q_BQKD, k_BSGD, v_BSGD, _combine(mask_QS, causal, window, q_BQKD.shape[1]), soft_cap)
-    flash = jax.default_backend() == "gpu" and q_BQKD.dtype in (jnp.bfloat16, jnp.float16)
     band = (window - 1, 0) if causal and window is not None and window < q_BQKD.shape[1] else None
     return jax.nn.dot_product_attention(
         q_BQKD,
@@ -42,6 +49,40 @@ def attend(
         local_window_size=band,
         implementation="cudnn" if flash else "xla",
     )
+
+
+def why_no_flash(q_BQKD: Any, k_BSGD: Any, masked: bool, soft_cap: float, capability: float) -> str:
+    """Return why cuDNN has no flash kernel for this attention, "" if it has one.
+
+    The first two: anything with ``shape`` and ``dtype``. ``capability``: the GPU's, such as 8.0 for an A100. The rules
+    are those of jax 0.10 (``check_is_flash_attention``), which raises where they are broken.
+    """
+    (_, queries, _, width), keys, most = q_BQKD.shape, k_BSGD.shape[1], 256 if capability >= 9 else 128
+    if capability < 8:
+        return f"the GPU's compute capability is {capability}, below 8.0"
+    if soft_cap:
+        return "logits are capped (soft_cap)"
+    if q_BQKD.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"the type is {q_BQKD.dtype}, not a 16-bit one"
+    if width % 8 or width > most:
+        return f"heads are {width} wide, not a multiple of 8 up to {most}"
+    if masked and (queries % 2 or keys % 2):
+        return f"a mask is over {queries} queries and {keys} keys, not even numbers"
+    return ""
+
+
+@cache
+def _compute_capability() -> float:
+    try:
+        return float(jax.local_devices()[0].compute_capability)
+    except (AttributeError, ValueError):  # a GPU without cuDNN, such as AMD's
+        return 0.0
+
+
+@cache  # once for each reason
+def _say(reason: str) -> None:
+    if reason:
+        print(f"Attention without cuDNN's flash kernel, slower and with more memory: {reason}.", file=sys.stderr)
 
 
 def recall(

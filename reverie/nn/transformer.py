@@ -26,6 +26,7 @@ from reverie.nn import memory as memory_of
 from reverie.nn.attention import rotary_space, rotary_time
 from reverie.nn.layers import Group, Looking, learned, run_group
 from reverie.nn.memory import Memory
+from reverie.nn.placement import by_rows, gathered
 from reverie.nn.precision import compute_dtype
 
 Fresh = tuple[tuple[Array, Array], ...]  # keys and values of a frame, for each layer that looks back
@@ -233,15 +234,17 @@ class SpaceTimeTransformer(nnx.Module):
         if self.groups is not None:
             parts = [nnx.split(group) for group in ([self.groups] if c.scan else self._each())]
             graph, weights = parts[0][0], [part[1] for part in parts]
+            x, count = by_rows(x), c.depth // c.group
 
             def run(x: Any, inputs: Any) -> Any:
                 weights, past, kept = inputs
+                weights = gathered(weights, count, compute_dtype(c.dtype))
                 x, fresh, kept = run_group(nnx.merge(graph, weights), x, how, past, kept)
-                return x, (fresh, kept)
+                return by_rows(x), (fresh, kept)
 
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
             step = run if c.remat == "none" else jax.checkpoint(run, policy=policy)
-            count, pasts = c.depth // c.group, memory.layers if memory is not None else ()
+            pasts = memory.layers if memory is not None else ()
             if c.scan:
                 x, (fresh, kept) = jax.lax.scan(
                     step, x, (weights[0], *(each[0] if each else None for each in (pasts, kept)))

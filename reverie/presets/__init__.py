@@ -22,11 +22,11 @@ def presets() -> dict[str, Recipe]:
         "square-shortcut": square.shortcut(),
         "square-shortcut-mae": square.shortcut_mae(),
         "coinrun-maskgit-tiny": coinrun.coinrun(
-            width=128, depth=4, patch=8, steps=20_000, takes="hours on a CPU, minutes on a GPU"
+            width=128, depth=4, patch=8, steps=20_000, takes="hours on a CPU, minutes on a GPU", remat="none"
         ),
         "coinrun-maskgit-small": coinrun.coinrun(width=256, depth=6, patch=8, steps=100_000, takes="hours on a GPU"),
         "coinrun-maskgit-base": coinrun.coinrun(
-            width=512, depth=8, patch=4, steps=200_000, takes="a day on a large GPU"
+            width=512, depth=8, patch=4, steps=200_000, takes="a day on a GPU of 80 GB"
         ),
         "coinrun-shortcut": coinrun.shortcut(),
         "coinrun-maskgit-jafar": coinrun.jafar(),

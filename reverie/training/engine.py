@@ -21,7 +21,7 @@ import optax
 from einops import rearrange
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from reverie import config
 from reverie.data.episode import Dataset
@@ -29,8 +29,10 @@ from reverie.data.held_out import train_and_held_out
 from reverie.data.loader import batches, clips
 from reverie.data.shifted import enlarged
 from reverie.errors import ReverieError
+from reverie.nn import placement
 from reverie.nn.compiled import cache_compilations, compiler_options
-from reverie.training import checkpoint, flops, sharding
+from reverie.nn.step import made_with
+from reverie.training import checkpoint, sharding
 from reverie.training.blueprint import Blueprint, Weights
 from reverie.training.checkpoint import Writer
 from reverie.training.log import Log, LoggerName, open_loggers
@@ -41,12 +43,14 @@ from reverie.training.signals import stop_signals
 Scalars = dict[str, Array]
 # What may differ when a run is resumed. (The data are known by their fingerprint, wherever they lie.)
 MAY_CHANGE = {"steps", "data", "log_every", "report_every", "report_clips", "save_every", "keep", "loggers"}
+# Where and how it is computed, and not what: these may change as well, anywhere in a config, and a line says so.
+HOW = {"mesh", "accumulate", "remat", "scan", "dtype"}
 
 
 class Objective(Protocol):
     """What is trained: a frozen dataclass of configs and of paths to other runs.
 
-    frozen: attributes of the model without gradient or optimiser state, not saved again. reads: a batch's arrays it needs.
+    frozen: attributes of the model without gradient or optimiser state, not saved again. reads: arrays of a batch.
     """
 
     @property
@@ -133,14 +137,14 @@ def train_step(
     pace: Pace,
 ) -> tuple[TrainState, Scalars]:
     """Make one update; pure, and all there is to training. The program is the same however many steps the run has."""
-    key = jax.random.fold_in(jax.random.key(run.seed), state.step)
+    key = step_key = jax.random.fold_in(jax.random.key(run.seed), state.step)
 
     def loss(params: Weights, rest: Weights, batch: dict, key: Array):
-        model = blueprint.merge(frozen, params, rest)
-        value, metrics = run.objective.loss(model, batch, key, pace.progress)
+        model = blueprint.merge(*map(placement.gathered_but_stacks, (frozen, params, rest)))
+        value, metrics = run.objective.loss(model, placement.by_rows(batch), key, pace.progress)
         return value, ({**metrics, "loss": value}, blueprint.split(model, "rest"))
 
-    gradient = jax.grad(loss, has_aux=True)
+    gradient = jax.grad(made_with(step_key, loss), has_aux=True)
     if run.accumulate == 1:
         grads, (metrics, rest) = gradient(state.params, state.rest, batch, key)
     else:
@@ -202,7 +206,7 @@ def fit(
         state, frozen = _state(run, out, blueprint, mesh, newest)
         record = Record(run, dataset.spec, dataset.fingerprint, blueprint.fingerprint())
         sharding.by_first(lambda: write_record(out, record))
-        model = blueprint.merge(frozen, state.params, state.rest)
+        model = blueprint.merge(sharding.whole(mesh, frozen), state.params, state.rest)
         alike = held_out.fingerprint == dataset.fingerprint  # nothing is held out: once is enough
         dataset = run.objective.prepare(model, dataset, out / "cache" / "train")
         held_out = dataset if alike else run.objective.prepare(model, held_out, out / "cache" / "val")
@@ -223,6 +227,7 @@ def _train(
     progress: bool,
 ) -> None:
     start, fall, reads = int(state.step), run.optimizer.fall(run.steps), run.objective.reads
+    sharding.say_copied(mesh, state.params, run.mesh)
     shard = (jax.process_index(), jax.process_count())
     stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=reads)
     step, report = _compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
@@ -263,7 +268,7 @@ def _train(
             batch = sharding.put_batch(mesh, next(stream))
             pace = sharding.put(pace_of(run, n), sharding.everywhere(mesh))
             if n == start:
-                log.flops = flops.count(step.trace(state, frozen, batch, pace).jaxpr)
+                log.count(step.trace(state, frozen, batch, pace).jaxpr, mesh.devices)
             state, metrics = step(state, frozen, batch, pace)
             if n == start:
                 jax.block_until_ready(metrics)
@@ -296,7 +301,7 @@ def _read(metrics: Scalars, writer: Writer, log: Log, n: int, write: bool) -> No
 def _compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState) -> Any:
     same = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
-        functools.partial(train_step, run, blueprint, run.optimizer.make()),
+        placement.traced_on(sharding.place(mesh, run.mesh), train_step, run, blueprint, run.optimizer.make()),
         donate_argnums=0,
         out_shardings=(same, sharding.everywhere(mesh)),
         compiler_options=compiler_options(),
@@ -313,12 +318,14 @@ def _compile_report(
     batch = clips(held_out, length=run.length, count=min(run.report_clips, places), seed=run.seed)
     batch = sharding.put(batch, sharding.everywhere(mesh))
 
-    def report(params: Weights, rest: Weights, frozen: Weights, batch: dict) -> Scalars:
+    def report(batch: dict, *weights: Weights) -> Scalars:
         key = jax.random.fold_in(jax.random.key(run.seed), jnp.uint32(2**32 - 2))
-        return run.objective.report(blueprint.merge(frozen, params, rest), batch, key)
+        model = blueprint.merge(*map(placement.gathered_but_stacks, weights))
+        return run.objective.report(model, placement.by_rows(batch), key)
 
-    compiled = jax.jit(report, out_shardings=sharding.everywhere(mesh), compiler_options=compiler_options())
-    return lambda state: jax.device_get(compiled(state.ema or state.params, state.rest, frozen, batch))
+    report = placement.traced_on(sharding.place(mesh, run.mesh), report)
+    compiled: Any = jax.jit(report, out_shardings=sharding.everywhere(mesh), compiler_options=compiler_options())
+    return lambda state: jax.device_get(compiled(batch, state.ema or state.params, state.rest, frozen))
 
 
 def _resume_from(run: Run, out: Path, dataset: Dataset) -> int | None:
@@ -327,13 +334,9 @@ def _resume_from(run: Run, out: Path, dataset: Dataset) -> int | None:
     if not saved:
         return None
     record = checkpoint.read_record(out)
-    old, new = config.flatten(record.run), config.flatten(run)
-    changes = [
-        f"{name} {old.get(name)!r} -> {new.get(name)!r}"
-        for name in old | new
-        if old.get(name) != new.get(name) and name.partition(".")[0] not in MAY_CHANGE
-    ]
-    if changes:
+    differ = config.differences(record.run, run)
+    how = [said for name, said in differ.items() if name.rpartition(".")[2] in HOW]
+    if changes := [s for name, s in differ.items() if name.split(".")[0] not in MAY_CHANGE and s not in how]:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise ReverieError(
             f"'{out}' holds another run ({', '.join(changes[:3])}{more}): choose another folder, or start over "
@@ -344,6 +347,8 @@ def _resume_from(run: Run, out: Path, dataset: Dataset) -> int | None:
             f"'{out}' was trained on other data ({record.fingerprint}, now {dataset.fingerprint}): choose another "
             f"folder, or start over with --fresh."
         )
+    if how and jax.process_index() == 0:
+        print(f"'{out}' goes on computed in another way, with rounding of its own: {', '.join(how)}.", flush=True)
     if record.run.steps == run.steps:
         return run.steps
     # Only up to where the rate begins to fall is a longer (or shorter) run the same run.
@@ -360,10 +365,7 @@ def _resume_from(run: Run, out: Path, dataset: Dataset) -> int | None:
 
 def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | None) -> tuple[TrainState, Weights]:
     """Return the state to start from, made or restored, and the frozen weights; each on the devices it belongs to."""
-
-    def place(shape: tuple[int, ...]) -> NamedSharding:
-        return sharding.sharding(mesh, shape, run.mesh)
-
+    place = functools.partial(sharding.sharding, mesh, layout=run.mesh)
     step, found = 0, {}
     if newest is not None:
         checkpoint.check_frozen(out, checkpoint.read_record(out), blueprint)

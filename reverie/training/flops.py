@@ -5,17 +5,34 @@ convolutions are counted: they are all that matters for speed, and what a device
 """
 
 import math
+import re
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+FLASH = re.compile(r"dot_product_attention_(fwd|bwd)(?:_wrapper)?")  # what jax.nn calls of cuDNN's
+SHARE = re.compile(r"share=([\d.]+)")
+# Peaks of dense 16-bit matmuls in TFLOP/s, by how JAX names a device; vendors' data sheets.
+PEAKS = {
+    "H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "GB200": 2500, "B200": 2250,
+    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459, "TPU v6": 918, "TPU7x": 2307,
+}  # fmt: skip
+
+
+def peak(devices: Any) -> float:
+    """Return the peak of an array of devices in FLOP/s, for 16-bit matmuls; 0 where it is not known."""
+    kinds = [device.device_kind for device in np.ravel(devices)]
+    return sum(next((1e12 * tera for name, tera in PEAKS.items() if name in kind), 0.0) for kind in kinds)
 
 
 def count(program: Any) -> float:
     """Return the floating-point operations (a multiply and an add are two) of one run of a (closed) jaxpr.
 
-    The jaxpr of ``fn`` is ``jax.jit(fn).trace(*args).jaxpr``. Of a ``cond``, the costliest branch counts; of a
-    ``while`` loop, whose length nobody knows beforehand, one turn.
+    The jaxpr of ``fn`` is ``jax.jit(fn).trace(*args).jaxpr``. Of a ``cond``, the costliest branch counts, but in
+    ``jax.named_scope("share=0.25")`` only that share of it, and the rest of the cheapest; of a ``while`` loop, whose
+    length nobody knows beforehand, one turn. What is computed again in the backward pass (remat) counts again.
     """
     jaxpr: Jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     return sum(_equation(equation) for equation in jaxpr.eqns)
@@ -32,9 +49,15 @@ def _equation(equation: Any) -> float:
         # An output element sums over the window and the input channels of its group: all of the kernel but one axis.
         window = math.prod(kernel) // kernel[axes[0]]
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * window
+    if found := FLASH.fullmatch(name):  # the arguments of both begin with queries (B, T, K, D), and keys (B, S, G, D)
+        batch, queries, heads, width = equation.invars[0].aval.shape
+        keys = equation.invars[1].aval.shape[1]
+        # Two matmuls forward; back the logits again, and two for each of them. Masked pairs count, as elsewhere.
+        return {"fwd": 2, "bwd": 5}[found[1]] * 2.0 * batch * queries * keys * heads * width
     inner = [count(jaxpr) for jaxpr in _inside(params)]
     if name == "cond":
-        return max(inner, default=0.0)
+        share = float(found[1]) if (found := SHARE.search(str(equation.source_info.name_stack))) else 1.0
+        return share * max(inner) + (1 - share) * min(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)
 
 

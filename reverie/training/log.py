@@ -24,6 +24,7 @@ from rich.table import Column
 
 from reverie.bounded import parse_json
 from reverie.errors import Damaged, ReverieError
+from reverie.training import flops
 
 LoggerName = Literal["tensorboard", "wandb"]
 UNITS = {"frames": "frames", "steps": "steps", "flops": "FLOP"}  # what is counted per second, and how it is written
@@ -69,6 +70,7 @@ class Log:
         self._folder, self._steps, self._frames, self._writes = folder, steps, frames, writes
         self._split = split
         self.flops = 0.0  # of one step, once they have been counted
+        self.peak = 0.0  # FLOP/s of all devices together, where it is known
         self._loggers = loggers if writes else ()
         if writes:
             for name in ("metrics.jsonl", "timing.jsonl"):
@@ -84,6 +86,10 @@ class Log:
             self._bar = progress_bar(console)
             self._task = self._bar.add_task(folder.name, total=steps, completed=resume, text="")
             self._bar.start()
+
+    def count(self, program: Any, devices: Any) -> None:
+        """Note what one step computes, a jaxpr, and on which devices: an array of them."""
+        self.flops, self.peak = flops.count(program), flops.peak(devices)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Note the numbers of one training step, and how fast steps were since the last time."""
@@ -163,10 +169,13 @@ class Log:
             return {}
         rate = (step - before) / (now - then)
         speed = {"steps_per_s": rate, "frames_per_s": rate * self._frames, "flops_per_s": rate * self.flops}
+        if self.peak:
+            speed["mfu"] = rate * self.flops / self.peak  # model FLOPs utilisation; with remat, of what is computed
         return {name: float(f"{value:.4g}") for name, value in speed.items()}
 
     def _say(self, step: int, numbers: dict[str, float], speed: dict[str, float]) -> None:
         rates = [f"{si(speed[f'{unit}_per_s'])}{name}/s" for unit, name in UNITS.items()] if speed else []
+        rates += [f"{speed['mfu']:.0%} MFU"] if "mfu" in speed else []
         others = [name for name in numbers if name not in ("loss", "grad_norm", "learning_rate")][:3]
         said = [f"{name} {numbers[name]:.4g}" for name in ("loss", *others)]
         text = "  ".join(said[:1] + rates[:1] + said[1:] + rates[1:])  # a narrow terminal shows the beginning

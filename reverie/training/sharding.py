@@ -1,6 +1,7 @@
 """Devices: one mesh with one axis, "data". Rows of a batch are spread over it; weights are copied, or spread as well.
 
-Models know nothing of this: a rule over shapes decides where an array lives, and XLA inserts the communication.
+Models know nothing of this: a rule over shapes decides where an array lives, ``nn.placement`` says where what is
+computed from it does, and XLA inserts the communication.
 """
 
 import math
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from reverie.errors import ReverieError
+from reverie.nn.placement import Place
 
 Layout = Literal["data", "fsdp"]
 SPREAD_FROM = (
@@ -110,6 +112,27 @@ def sharding(mesh: Mesh, shape: tuple[int, ...], layout: Layout) -> NamedShardin
 def shardings(mesh: Mesh, tree: Any, layout: Layout) -> Any:
     """``sharding`` for every array (or ShapeDtypeStruct) of a tree."""
     return jax.tree.map(lambda leaf: sharding(mesh, leaf.shape, layout), tree)
+
+
+def place(mesh: Mesh, layout: Layout) -> Place:
+    """Return where the activations and weights of a program that is traced for a mesh lie."""
+    return Place(rows(mesh), everywhere(mesh), lambda shape: sharding(mesh, shape, layout))
+
+
+def say_copied(mesh: Mesh, arrays: dict[str, Any], layout: Layout) -> None:
+    """Print a line, once a job, about the large arrays, by name, that "fsdp" has to copy: no axis can be divided."""
+    large = {name: a for name, a in arrays.items() if math.prod(a.shape) >= SPREAD_FROM}
+    named = [name for name, a in large.items() if sharding(mesh, a.shape, layout).is_fully_replicated]
+    said = [f"{n} {large[n].shape} {large[n].size * large[n].dtype.itemsize / 1e6:.3g} MB" for n in named]
+    if layout == "fsdp" and mesh.size > 1 and said and jax.process_index() == 0:
+        print(f"On every device whole, since no axis can be divided by {mesh.size}: {', '.join(said)}.", flush=True)
+
+
+def whole(mesh: Mesh, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return arrays of which every device has a copy."""
+    if all(array.is_fully_replicated for array in arrays.values()):
+        return arrays
+    return jax.jit(lambda arrays: arrays, out_shardings=everywhere(mesh))(arrays)
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:

@@ -3,15 +3,15 @@
 A step of size d must lead where two steps of half the size lead; the smallest step is taught by the data (shortcut
 models, arXiv 2410.12557, with a level of noise of its own for every frame). Four steps then make a frame.
 
-What the paper leaves open is a field here, with who chose what: the number of levels, the share of rows that learn from
-their own half steps, whether drafts read finished frames (4ku's clean context, our default) or noisy ones (the paper).
-Level and size are one embedding, added to every token of a frame or a token of its own (``conditioning``).
+What the paper leaves open is a field here, with who chose what: the number of levels, the share of steps whose targets
+are the network's own half steps, whether drafts read finished frames (4ku's clean context, our default) or noisy ones
+(the paper). Level and size are one embedding, added to every token of a frame or a token of its own (``conditioning``).
 
 Shapes: B batch, T time, N tokens per frame, L latent width.
 """
 
-import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax import Array
 from reverie.models.dynamics.diffusion import Diffusion, DiffusionConfig
 from reverie.nn.flow import noised
 from reverie.nn.running import Statistics
+from reverie.nn.step import step_key
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,21 @@ class ShortcutConfig(DiffusionConfig):
     """Dynamics over a grid of vectors; the fields of diffusion dynamics, and the grid of levels and sizes."""
 
     levels: int = 64  # K_max, a power of two: the smallest step is 1 / levels (lucidrains, V; others 8 or 256)
-    bootstrap: float = 0.25  # share of rows taught by their own half steps (E, N, 4ku); the rest by the data
+    bootstrap: float = 0.25  # share of steps whose targets are own half steps (open-dreamer; of rows: E, N, 4ku)
     steepest: float = 4.0  # bound of a half step's velocity (open-dreamer)
     teacher: float = 0.0  # half steps are those of an average of the weights, of this decay (open-dreamer); 0: as paper
     passes: int = 4  # K
+    predict: Literal["x"] = "x"  # half steps are taught as clean frames; a flow's error would be another weighting
 
     def make(self, rngs: nnx.Rngs) -> "Shortcut":
-        """Return the module; ValueError where passes or levels are no power of two."""
+        """Return the module; ValueError where passes or levels are no power of two, or a field has no meaning here."""
         if self.levels & (self.levels - 1) or self.passes & (self.passes - 1) or self.passes > self.levels:
             raise ValueError(f"{self.passes} passes and {self.levels} levels must be powers of two, passes the fewer")
-        return Shortcut(dataclasses.replace(self, predict="x"), rngs=rngs)
+        if self.predict != "x":
+            raise ValueError(f"shortcut forcing predicts clean frames: predict is 'x', not '{self.predict}'")
+        if not 0 <= self.bootstrap < 1:
+            raise ValueError(f"bootstrap is a share of the steps, 0 or more and below 1, not {self.bootstrap}")
+        return Shortcut(self, rngs=rngs)
 
 
 class Shortcut(Diffusion):
@@ -53,48 +59,61 @@ class Shortcut(Diffusion):
         self.taught = nnx.Dict({".".join(map(str, path)): Statistics(weight[...] + 0) for path, weight in weights})
 
     def loss(self, latents_BTNL: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Squared error of clean latents: true ones for the smallest step, those of two half steps for larger ones."""
+        """Squared error of clean latents: true ones for the smallest size; in a share of steps, for larger ones, those
+        of two half steps.
+
+        By steps and not by rows: so small batches get their share, and parts and devices do the same work.
+        """
         key_size, key_level, key_noise, key_past = jax.random.split(key, 4)
-        target = latents_BTNL[:, 1:]
-        size, level = self.draw(key_size, key_level, target.shape[:2])
-        draft = noised(target, jax.random.normal(key_noise, target.shape), level[..., None, None])
-        rows = self._taught_by_itself(len(target))
+        truth = latents_BTNL[:, 1:]
+        own = self._own(key)
+        size, level = self.draw(own, key_size, key_level, truth.shape[:2])
+        draft = noised(truth, jax.random.normal(key_noise, truth.shape), level[..., None, None])
         begins = self._begins(jax.random.fold_in(key, 1), *latents_BTNL.shape[:2])
-        denoise = self._denoiser(latents_BTNL, actions_BT, key_past, begins)
-        data = denoise(draft, level, size)
-        if rows:
-            few = self._teacher()._denoiser(latents_BTNL, actions_BT, key_past, begins, rows)
-            own = two_half_steps(few, draft[:rows], level[:rows], size[:rows], self.config.steepest)
-            target = jnp.concatenate([jax.lax.stop_gradient(own), target[rows:]])
+        data = self._denoiser(latents_BTNL, actions_BT, key_past, begins)(draft, level, size)
+        # Nothing of a target is trained. With inputs that are, the backward pass would keep all they passed through.
+        clip = jax.lax.stop_gradient((latents_BTNL, actions_BT))
+        teach = self._teacher()._denoiser(*clip, key_past, begins)
+
+        def half_steps() -> Array:
+            return two_half_steps(teach, draft, level, size, self.config.steepest)
+
+        with jax.named_scope(f"share={self._share}"):  # read by training/flops.py
+            target = jax.lax.stop_gradient(jax.lax.cond(own, half_steps, lambda: truth) if self._share else truth)
         error = jnp.mean(jnp.square(data - target), axis=-1)
-        metrics = {"error": jnp.mean(error[rows:]), "error_own": jnp.mean(error[:rows]) if rows else jnp.zeros(())}
+        metrics = {"error": jnp.mean(error), "bootstrap": own.astype(jnp.float32)}
         return self._weighted(error, level, latents_BTNL), metrics
 
-    def draw(self, key_size: Array, key_level: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """Return sizes and levels (B, T-1): rows that learn from the data at the smallest size, the rest at all others.
+    def draw(self, own: Array, key_size: Array, key_level: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Return sizes and levels (B, T-1): the smallest size where the data teaches, all others in a step of ``own``.
 
         A level is a multiple of its size, below 1: from there one step of that size does not go too far.
         """
         finest = self.config.levels.bit_length() - 1
-        own = (jnp.arange(shape[0]) < self._taught_by_itself(shape[0]))[:, None]
         power = jnp.where(own, jax.random.randint(key_size, shape, 0, max(finest, 1)), finest)  # size = 2 ** -power
         size = jnp.exp2(-power.astype(jnp.float32))
         return size, jnp.floor(jax.random.uniform(key_level, shape) / size) * size
 
     def _teacher(self) -> "Shortcut":
-        """Return the network whose half steps are believed, its average brought up to date; this one where none is."""
-        if not self.config.teacher:
-            return self
+        """Return the network whose half steps are targets: an average of the weights, brought up to date, or itself."""
         graph, weights, rest = nnx.split(self, nnx.Param, ...)
-        decay, slow = jnp.float32(self.config.teacher), []
+        weights, slow = jax.lax.stop_gradient(weights), []
+        if not self.config.teacher:
+            return nnx.merge(graph, weights, rest)
+        decay = jnp.float32(self.config.teacher)
         for path, weight in nnx.to_flat_state(weights):
             average = self.taught[".".join(map(str, path))]
-            average[...] = decay * average[...] + (1 - decay) * jax.lax.stop_gradient(weight[...])
+            average[...] = decay * average[...] + (1 - decay) * weight[...]
             slow.append((path, weight.replace(average[...])))
         return nnx.merge(graph, nnx.from_flat_state(slow), rest)
 
-    def _taught_by_itself(self, batch: int) -> int:
-        return int(batch * self.config.bootstrap) if self.config.levels > 1 else 0
+    @property
+    def _share(self) -> float:
+        return self.config.bootstrap if self.config.levels > 1 else 0.0
+
+    def _own(self, key: Array) -> Array:
+        """Whether this step is one of the share that the network teaches itself: one answer for all its rows."""
+        return jax.random.uniform(jax.random.fold_in(step_key(key), 2)) < jnp.float32(self._share)
 
     def _label(self, level: Array, size: Array | float | None = None) -> Array:
         """The level, and the size from 0 (the smallest) to 1 (all at once)."""

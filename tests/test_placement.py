@@ -1,0 +1,179 @@
+"""Where the work of a training step lies on a mesh, read off the compiled program: no number of a run shows it."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts.tiny import ACTIONS, FRAME, eyes, tiny, tokenizer
+from flax import nnx
+
+from reverie.data.episode import Spec
+from reverie.models import dynamics, lams, tokenizers
+from reverie.nn.transformer import TransformerConfig
+from reverie.training import engine, flops, sharding
+from reverie.training.blueprint import Blueprint
+from reverie.training.engine import Run
+from reverie.training.optim import OptimConfig
+
+LENGTH = 6
+NET = TransformerConfig(width=32, depth=2, heads=2, hidden=128, window=3, scan=True)
+FOLDERS = {"dynamics": dynamics, "lams": lams, "tokenizers": tokenizers}
+FAMILIES = [(kind, name) for kind, folder in FOLDERS.items() for name in sorted(folder.families())]
+SUMS = ("all-gather", "all-reduce", "reduce-scatter")  # what moves weights and sums their gradients
+COLLECTIVE = "|".join((*SUMS, "all-to-all", "collective-permute"))
+CALLS = "calls|body|condition|to_apply"
+FEW = 256  # numbers: norms, means, and at most one for each token
+ADAM = OptimConfig(ema=0.9)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The objective of one model, which is given what frozen models would say."""
+
+    kind: str
+    config: Any
+    frozen: tuple[str, ...] = ()
+
+    def init(self, rngs, spec, folder):
+        return self.config.make(rngs)
+
+    def loss(self, model, batch, key, progress):
+        args = (key, progress) if self.kind == "lams" else (key,)
+        return model.loss(*batch.values(), *args)
+
+
+def family(kind: str, name: str, **changes: Any) -> Alone:
+    config = dataclasses.replace(tiny(FOLDERS[kind].families()[name](), NET), **changes)
+    if kind == "dynamics":
+        config = config.fitted(eyes(config), ACTIONS)
+    return Alone(kind, config.fitted(FRAME, tokenizer()) if kind == "lams" else config)
+
+
+def batch_of(objective: Alone, rows: int) -> dict[str, Any]:
+    """Shapes of what the loss reads, in the order of its arguments."""
+    frames = jax.ShapeDtypeStruct((rows, LENGTH, *FRAME), jnp.uint8)
+    if objective.kind == "dynamics":
+        actions = jax.ShapeDtypeStruct((rows, LENGTH), jnp.int32)
+        return {"latents": jax.eval_shape(eyes(objective.config).encode, frames), "z": actions}
+    see = objective.config.make(nnx.Rngs(0)).see if objective.kind == "lams" else lambda frames: frames
+    return {"frames": jax.eval_shape(see, frames)}
+
+
+class Step:
+    """The step that ``fit`` would make, compiled for some devices; nothing is computed."""
+
+    def __init__(self, objective: Any, devices: int, layout: sharding.Layout, rows: int = 2, **changes: Any):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+        run = Run(objective, batch=rows * devices, length=LENGTH, mesh=layout, **{"optimizer": ADAM, **changes})
+        blueprint = Blueprint(objective, Spec(FRAME, ACTIONS, 7.0, "noise"), 0, Path())
+
+        def placed(tree: Any, where: Any) -> Any:
+            return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where(a.shape)), tree)
+
+        by_rule = partial(sharding.sharding, mesh, layout=layout)
+        shapes: Any = blueprint.shapes
+        self.params, rest = ({name: shapes[name] for name in blueprint.parts[part]} for part in ("params", "rest"))
+        number: Any = jax.ShapeDtypeStruct((), jnp.int32)
+        opt = jax.eval_shape(run.optimizer.make().init, self.params)
+        whole: Any = engine.TrainState(number, self.params, rest, self.params, opt, number)
+        state, batch = placed(whole, by_rule), placed(batch_of(objective, run.batch), lambda _: sharding.rows(mesh))
+        pace = engine.Pace(*[placed(jax.ShapeDtypeStruct((), jnp.float32), lambda _: sharding.everywhere(mesh))] * 2)
+        traced = engine._compile_step(run, blueprint, mesh, state).trace(state, {}, batch, pace)
+        compiled = traced.lower().compile()
+        self.flops, self.devices, self.memory = flops.count(traced.jaxpr), devices, compiled.memory_analysis()
+        self.arguments = sum(
+            math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves(state, batch)
+        )
+        self.weights = {no_ones(shape) for a in leaves(state) for shape in (a.shape, a.shape[1:])}
+        self.text = re.sub(r"/\*.*?\*/", "", compiled.as_text())
+
+    def device_flops(self) -> float:
+        """What one device computes in a step: matmuls of the compiled text, as often as loops run, of the costliest
+        branches."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        work: dict[str, Any] = {}  # of each computation: its own matmuls, and what it calls, how often
+        flop, calls, entry = [], [], ""
+        for line in self.text.splitlines():
+            if head := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
+                flop, calls = work[head[2]] = [], []
+                entry = head[2] if head[1] else entry
+            if value := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = \w+\[([\d,]*)\]", line):
+                shapes[value[1]] = dims(value[2])
+            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+            calls += [(int(trips[1]) if trips else 1, [name]) for name in re.findall(rf"(?:{CALLS})=%([\w.-]+)", line)]
+            if " conditional(" in line:
+                found = re.findall(r"_computations?=\{?((?:%[\w.-]+(?:, )?)+)", line)
+                calls.append((1, [name for names in found for name in re.findall(r"%([\w.-]+)", names)]))
+            if dot := re.search(r" dot\((?:\w+\[[\d,]*\]\S* )?%?([\w.-]+),.*lhs_contracting_dims=\{([\d,]*)\}", line):
+                assert value
+                contracted = math.prod(shapes[dot[1]][axis] for axis in dims(dot[2]))
+                flop.append(2.0 * math.prod(shapes[value[1]]) * contracted)
+
+        @cache
+        def cost(name: str) -> float:
+            own, calls = work[name]
+            return sum(own) + sum(trips * max(cost(branch) for branch in branches) for trips, branches in calls)
+
+        return cost(entry)
+
+    def sent(self) -> list[str]:
+        """What devices send each other, beyond weights, their gradients, and numbers too few to matter."""
+        found = []
+        for shape, kind in re.findall(rf"= (\(?[^=]*?) ({COLLECTIVE})(?:-start)?\(", self.text):
+            for each in map(dims, re.findall(r"\[([\d,]*)\]", shape)):
+                of_weights = no_ones(each) in self.weights and kind in SUMS
+                if math.prod(each) > FEW and not of_weights:
+                    found.append(f"{kind} {each}")
+        return found
+
+
+def leaves(*trees: Any) -> list[Any]:
+    return jax.tree.leaves(trees)
+
+
+def no_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(n for n in shape if n > 1))
+
+
+def dims(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(",") if n)
+
+
+@pytest.fixture(autouse=True)
+def small_weights_count(monkeypatch):
+    """Spread what would be large in real models; count a branch that some steps take as if all did: the text has it."""
+    monkeypatch.setattr(sharding, "SPREAD_FROM", 256)
+    monkeypatch.setattr(flops, "SHARE", re.compile("(?!)"))
+    monkeypatch.setattr("reverie.models.lams.tokens.RECENT", 16)  # every device groups them: its work is not divided
+
+
+def check(step: Step) -> None:
+    """No device computes more than its share, sends activations, or keeps more than its part of what can be divided."""
+    assert step.device_flops() == pytest.approx(step.flops / step.devices, rel=0.01)
+    assert not step.sent()
+    assert step.memory.argument_size_in_bytes == pytest.approx(step.arguments, rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "name"), FAMILIES)
+def test_every_device_computes_its_rows_and_is_sent_nothing_but_weights(kind, name):
+    """Two rows a device: too few for a share of rows to be taught in another way than the rest."""
+    check(Step(family(kind, name), 4, "fsdp"))
+
+
+def test_spreading_weights_costs_no_memory(monkeypatch):
+    """Temporaries as under "data", where every device has all weights; the state is a quarter, but for small arrays."""
+    step, plain = (Step(family("dynamics", "maskgit"), 4, layout) for layout in ("fsdp", "data"))
+    check(plain)
+    assert step.memory.temp_size_in_bytes < 1.1 * plain.memory.temp_size_in_bytes
+    copied = sum(math.prod(a.shape) * 4 for a in leaves(step.params) if math.prod(a.shape) < 256)
+    total = sum(math.prod(a.shape) * 4 for a in leaves(step.params))
+    state = 4 * ((total - copied) / 4 + copied)  # weights, their average, two moments
+    assert step.memory.argument_size_in_bytes == pytest.approx(state, rel=0.05)
