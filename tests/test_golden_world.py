@@ -1,5 +1,7 @@
 """A world that an earlier version wrote loads, plays, and is trained on from where it was left."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from flax import nnx
 from golden import unpack
 
 from reverie.config import replace
+from reverie.errors import ReverieError
 from reverie.play.starts import starts_of
 from reverie.training import checkpoint
 from reverie.training.checkpoint import load
@@ -46,3 +49,12 @@ def test_its_stages_are_trained_on(world, stage):
     made = sorted(path.name for path in (world.with_name(stage) / stage).glob("cache/*"))
     assert made == ([] if stage == "tokenizer" else ["train", "val"])
     assert any((np.asarray(found["weights"][name]) != np.asarray(before[name])).any() for name in before)
+
+
+def test_its_manifests_find_missing_items(world, capsys):
+    """Their format knew no step and no items, but every file."""
+    folder = unpack(world.with_name("broken")) / "tokenizer"
+    shutil.rmtree(folder / "checkpoints" / "4" / "optimizer")
+    with pytest.raises(ReverieError, match="none of its checkpoints can be read"):
+        checkpoint.restore(folder, lambda shape: HERE, ("weights", "ema", "optimizer"))
+    assert "is missing" in capsys.readouterr().err

@@ -38,7 +38,7 @@ from reverie.checksums import check_manifest, write_manifest
 from reverie.errors import Damaged, ReverieError, first_line
 from reverie.training.blueprint import Blueprint, Place, Weights
 from reverie.training.log import WANDB
-from reverie.training.record import RECORD, Record, find_run, read_record
+from reverie.training.record import RECORD, Record, find_run, identity, read_record
 from reverie.training.sharding import by_first, from_first
 
 CHECKPOINTS = "checkpoints"
@@ -177,7 +177,7 @@ class Writer:
             needed = sum(leaf.nbytes for item in items.values() for leaf in item.values())
             if (free := shutil.disk_usage(self._folder).free) < needed:
                 raise OSError(f"the disk is full: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
-            self._about = {"step": step, "items": sorted(items)}
+            self._about = {"run": identity(self._run), "step": step, "items": sorted(items)}
             self._name = f"{step}.new" if (self._folder / str(step)).exists() else str(step)
             args = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
             self._step = step
@@ -302,6 +302,8 @@ def _check(folder: Path, step: int, items: Sequence[str]) -> None:
             raise Damaged("its checksum manifest is missing")
     if about is not None and about.get("step", step) != step:
         raise Damaged(f"what is in it is of step {about['step']}")
+    if about is not None and about.get("run") and about["run"] != identity(folder):
+        raise Damaged(f"what is in it is of another run ({about['run']})")
     if "weights" not in _items(at, about):
         raise Damaged("its weights are missing")
 

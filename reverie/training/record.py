@@ -70,6 +70,17 @@ def read_record(folder: Path) -> Record:
     return record
 
 
+def identity(folder: Path) -> str:
+    """Return what a run keeps for as long as it is trained, as text, so that its checkpoints know whose they are.
+
+    "" for a folder without a record.
+    """
+    if not (folder / RECORD).is_file():
+        return ""
+    record = read_record(folder)
+    return f"data {record.fingerprint}, seed {record.run.seed}"
+
+
 def find_run(path: str | Path) -> Path:
     """Return the folder of a run: ``path`` itself, or the dynamics of a world's folder. Creates nothing."""
     path = Path(os.path.abspath(path))  # "run/../other" is read before there is a run
