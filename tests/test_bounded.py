@@ -245,7 +245,7 @@ def test_a_changed_store_manifest_is_damage(tmp_path):
     manifest = tmp_path / "store" / MANIFEST
     text = manifest.read_text()
     assert json.loads(text)["checksum"]
-    for old, new in [('"fps": 10.0', '"fps": 11.0'), ('"up"', '"un"'), ('"chunk": 64', '"chunk": 65')]:
+    for old, new in [('"fps": 10.0', '"fps": 11.0'), ('"up"', '"un"'), ('"chunk": 16', '"chunk": 65')]:
         assert text.count(old) >= 1
         manifest.write_text(text.replace(old, new))
         with pytest.raises(ReverieError, match="its checksum differs"):

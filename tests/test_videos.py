@@ -225,10 +225,9 @@ def test_a_wrong_field_is_named(bad):
         config("anywhere", **bad)
 
 
-def test_progress_and_memory_stay_bounded(tmp_path):
+def test_memory_stays_bounded(tmp_path):
     path = write(tmp_path / "a.mp4", (coded(i % 7, (360, 640)) for i in range(300)), 30)
-    told = []
-    stream = config(path, fps=30, frames=20, fit="stretch").episodes(progress=lambda *news: told.append(news))
+    stream = config(path, fps=30, frames=20, fit="stretch").episodes()
     tracemalloc.start()
     try:
         for episode in stream:
@@ -236,7 +235,6 @@ def test_progress_and_memory_stay_bounded(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 4e6  # a whole video of this size is 207 MB
     finally:
         tracemalloc.stop()
-    assert told == [(0, 1, "a.mp4"), (1, 1, "")]
 
 
 def test_what_compression_does_to_a_still_picture_is_no_event(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from reverie import config
+from reverie.actions import START, UNLABELLED, ActionSpace
 from reverie.bounded import parse_json, read_npz
 from reverie.data.episode import Episode, Spec
 from reverie.data.splits import Piece
@@ -111,14 +112,46 @@ class ArrayDataset:
         return path
 
     @classmethod
+    def plain(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> "ArrayDataset":
+        """Return the dataset in arrays that another program wrote; ReverieError says what they lack.
+
+        "frames" uint8 (sum of lengths, H, W, 3) and "lengths" (episodes,) must be there. "actions" are whole numbers,
+        one for each frame, START first in every episode; none if missing. "rewards" and "ends" are 0, "fps" is 15.
+        """
+        if LENGTHS not in arrays or arrays["frames"].ndim != 4:
+            raise ReverieError(
+                f"'{path}' is not a dataset: it needs 'frames' (of all episodes, H, W, 3) and 'lengths' (frames of each "
+                "episode); docs/data.md names every array."
+            )
+        lengths, frames = whole_lengths(arrays[LENGTHS]), arrays["frames"]
+        actions = np.asarray(arrays.get("actions", np.full(len(frames), UNLABELLED)))
+        ends = np.cumsum(lengths)
+        if actions.dtype.kind not in "iu" or not len(actions) == len(frames) == int(lengths.sum()):
+            raise ReverieError(
+                f"'{path}' has {len(frames)} frames and actions {actions.dtype} {actions.shape} for episodes of "
+                f"{int(lengths.sum())} frames in all; it needs one whole number for each."
+            )
+        if "actions" not in arrays:
+            actions[ends - lengths] = START
+        largest = int(actions.max(initial=-1))
+        space = ActionSpace("discrete", largest + 1) if largest >= 0 else ActionSpace()
+        spec = Spec(frames.shape[1:], space, float(arrays.get("fps", 15.0)), path.stem)
+        rewards, over = arrays.get("rewards", np.zeros(len(frames))), arrays.get("ends", np.zeros(len(frames)))
+        named = [frames, actions.astype(np.int32), rewards.astype(np.float32), over.astype(np.bool_)]
+        parts = zip(*(np.split(array, ends[:-1]) for array in named), strict=True)
+        return cls.from_episodes(spec, (Episode(*part, source=f"{path.name}, {i}") for i, part in enumerate(parts)))
+
+    @classmethod
     def load(cls, path: str | Path, limit: int | None = None) -> "ArrayDataset":
-        """Return what ``save`` wrote; a damaged or foreign file raises ReverieError.
+        """Return what ``save`` wrote, or ``plain`` makes of another program's file; else raises ReverieError.
 
         ``limit``: bytes of memory that its arrays may take (see ``bounded.read_npz``).
         """
         path = Path(path)
         try:
             arrays = read_npz(path, limit)
+            if HEAD not in arrays and "frames" in arrays:
+                return cls.plain(path, arrays)
             head, lengths = parse_json(str(arrays.pop(HEAD)), f"the head of '{path}'"), arrays.pop(LENGTHS)
         except FileNotFoundError:
             raise ReverieError(f"there is no file '{path}'.") from None

@@ -15,8 +15,10 @@ import json
 import math
 import shutil
 import struct
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # a name and a length for eac
 FORMAT, SCHEMA = "reverie-store", 1
 KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
 AGAIN = "fetch or write the dataset again"
+SHOWN, LOGGED = 0.5, 30.0  # seconds between two lines that say how far writing has come: to a person, to a file
 CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
 VAL = 0.1  # of the frames are held out unless said otherwise
 
@@ -47,7 +50,20 @@ class NoSplit(ReverieError):
 def write_source(path: str | Path, source: Any, **options: Any) -> Path:
     """Write all episodes of a source, with its config as provenance; ``options`` are those of ``write_store``."""
     provenance = json.dumps(config.to_json(source))
-    return write_store(path, source.spec(), source.episodes(), provenance=provenance, **options)
+    return write_store(path, source.spec(), _counted(source.episodes()), provenance=provenance, **options)
+
+
+def _counted(episodes: Iterable[Episode]) -> Iterable[Episode]:
+    """Yield episodes; say now and then on stderr how many there were."""
+    frames, said, shown = 0, time.monotonic(), sys.stderr.isatty()
+    for number, episode in enumerate(episodes, 1):
+        yield episode
+        frames += len(episode.frames)
+        if time.monotonic() - said > (SHOWN if shown else LOGGED):
+            said, line = time.monotonic(), f"{number} episodes, {frames} frames, at {episode.source[-60:]}"
+            print(f"\r{line}\033[K" if shown else line, end="" if shown else "\n", file=sys.stderr, flush=True)
+    if shown:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def write_store(

@@ -1,9 +1,14 @@
 """A recipe for anybody's data, sized for the time there is."""
 
+import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from reverie.data.episode import Spec
+from reverie.data.store import open_dataset
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
@@ -13,14 +18,18 @@ from reverie.presets.recipe import Recipe, stage
 from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
 from reverie.training.optim import OptimConfig
 
+ENOUGH = 0.5  # of the recordings must have actions for the model to learn from those
+SAMPLED = 64  # episodes of a store that are looked at
 FEW = 6000  # frames: 4400 were known by heart in six minutes, of 8700 copies cost more than they gave (docs/log.md)
+
+log = logging.getLogger(__name__)
 
 
 def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     """Return a recipe for any data, sized for ``minutes`` on two CPU cores (steps follow from the machine itself).
 
-    Frames are looked at one by one and in coarse patches: with so little time, every token must pay. Where actions were
-    recorded they are used, where not they are inferred.
+    Frames are looked at one by one and in coarse patches: with so little time, every token must pay. Recorded actions
+    are used where at least half of the recordings have some; else actions are inferred from the pictures of all.
     """
     width = 96 if minutes < 20 else 128 if minutes < 120 else 256
     patch = next(
@@ -43,7 +52,9 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         temperature=0.5,
         pace="geometric",
     )
-    latent = spec.actions.kind == "none"
+    latent = spec.actions.kind == "none" or _labelled(source) < ENOUGH
+    if latent and spec.actions.kind != "none":
+        log.warning("less than %.0f %% of the recordings have actions: they are inferred from all", 100 * ENOUGH)
     common: Any = {"optimizer": optimizer, "every": 500, "few": FEW}
     return Recipe(
         about=f"made for {spec.source}, {minutes:g} minutes",
@@ -59,3 +70,14 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
             **common,
         ),
     )
+
+
+def _labelled(source: Any) -> float:
+    """Return the share of recordings with actions: of a store's episodes, or what a source says of itself, else all."""
+    if not isinstance(source, str | Path):
+        return source.labelled() if hasattr(source, "labelled") else 1.0
+    dataset = open_dataset(source)
+    long = np.flatnonzero(dataset.lengths > 1)
+    some = long[:: -(-len(long) // SAMPLED)] if len(long) else long
+    firsts = [dataset.read(int(episode), 1, 1, ("actions",))["actions"] for episode in some]
+    return 1.0 - float(np.mean([dataset.spec.actions.is_unlabelled(first)[0] for first in firsts])) if firsts else 1.0

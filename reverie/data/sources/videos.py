@@ -6,9 +6,10 @@ Each video is decoded once, from beginning to end, holding no more than one epis
 import itertools
 import logging
 import math
+import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from reverie.data.sources import action_files, film
 from reverie.data.sources.cuts import cuts
 from reverie.data.sources.decode import Unusable
 from reverie.data.sources.film import Film, Fit, Sample
+from reverie.data.sources.recognise import ENDINGS as FORMATS
+from reverie.data.sources.recognise import refuse_formats
 from reverie.errors import ReverieError
 
 ENDINGS = (
@@ -30,6 +33,19 @@ ENDINGS = (
 )
 RATE = 15.0  # frames per second: more makes longer sequences of smaller changes, and no better player
 DARK = 64  # of 255
+TABLES = (
+    *action_files.ENDINGS,
+    ".npz",
+    ".json",
+    ".txt",
+    ".tsv",
+    ".parquet",
+    ".pkl",
+    ".h5",
+    ".hdf5",
+    ".mat",
+)  # of actions
+LINES = 10  # about files of one kind, at most
 WIDEST = 8.0  # a picture so many times longer than the target's shape is a mistake
 
 log = logging.getLogger(__name__)
@@ -75,15 +91,13 @@ class VideosConfig:
         fps = self.fps or round(typical / max(1, math.ceil(typical / RATE - 0.01)), 3)
         return Spec((*self.size, 3), actions, fps, "videos")
 
-    def episodes(self, progress: Callable[[int, int, str], object] | None = None) -> Iterator[Episode]:
-        """Yield the episodes in the order of the files' names; ``progress(done, of, name)`` is told of each file.
+    def episodes(self) -> Iterator[Episode]:
+        """Yield the episodes in the order of the files' names.
 
         What cannot be used is logged, one line a file. ReverieError when nothing was long enough.
         """
         films, fps, counts = self._films(), self.spec().fps, Counter()
-        for done, one in enumerate(films):
-            if progress:
-                progress(done, len(films), one.name)
+        for one in films:
             short = []
             for piece in _pieces(film.samples(one, fps, self.size, self.fit), self):
                 if len(piece) >= self.shortest:
@@ -94,13 +108,16 @@ class VideosConfig:
             if short:
                 said = f"{sum(short)} frames in {len(short)} scenes shorter than {self.shortest} frames"
                 log.warning("%s: left out %s", one.name, said)
-        if progress:
-            progress(len(films), len(films), "")
         if not counts["episodes"]:
             raise ReverieError(
                 f"no piece of the videos in '{self.path}' is {self.shortest} frames long at {fps:g} frames per second; "
                 "bring longer videos, or choose a smaller shortest, a larger fps, or cuts 0."
             )
+
+    def labelled(self) -> float:
+        """Return the share of the videos that have actions."""
+        films = self._films()
+        return sum(film.rows is not None for film in films) / len(films)
 
     def _films(self) -> tuple[Film, ...]:
         files = _files(Path(self.path))
@@ -112,16 +129,30 @@ class VideosConfig:
 def _files(path: Path) -> list[Path]:
     """Return the videos at ``path`` in the order of their names; ReverieError tells what is there instead."""
     if path.is_file():
+        refuse_formats(path, [path], [path] if path.suffix not in FORMATS else [])
         return [path]
     if not path.is_dir():
         raise ReverieError(f"there is no file or folder '{path}'.")
-    here = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    here = _inside(path)
     videos = [file for file in here if file.suffix.lower() in ENDINGS]
+    refuse_formats(path, here, videos)
     if not videos:
         kinds = Counter(file.suffix.lower() or "without ending" for file in here).most_common(5)
         found = ", ".join(f"{number} {kind}" for kind, number in kinds) or "nothing"
         raise ReverieError(f"'{path}' holds no videos (found: {found}); bring files such as .mp4, .webm, .mkv or .gif.")
     return videos
+
+
+def _inside(path: Path) -> list[Path]:
+    """Return all files below a folder, also through links, in the order of their names; nothing hidden, none twice."""
+    found, been = [], set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and real not in been)
+        if real not in been:
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
+        been.add(real)
+    return sorted(file for file in found if file.is_file())
 
 
 @lru_cache(maxsize=4)  # spec() and episodes() look at the same files; one that changed has another stamp
@@ -146,7 +177,31 @@ def _look(config: VideosConfig, files: tuple[Path, ...], stamps: tuple) -> tuple
         raise ReverieError(f"none of {len(files)} videos in '{root}' can be used ({'; '.join(reasons[:5])}{more}).")
     if reasons:
         log.warning("skipped %d of %d videos", len(reasons), len(files))
+    if config.actions:
+        unused = _unused(root, list(files)) if root.is_dir() else []
+        for path in unused[:LINES]:
+            log.warning("%s is not read: actions of VIDEO.mp4 are in VIDEO.npy, .csv or .jsonl", path.relative_to(root))
+        if len(unused) > LINES:
+            log.warning("%d more such files are not read", len(unused) - LINES)
+        labelled = sum(film.rows is not None for film in films)
+        if labelled or unused:
+            log.warning("%d of %d videos had actions", labelled, len(films))
     return tuple(films)
+
+
+def _unused(root: Path, videos: list[Path]) -> list[Path]:
+    """Return the files that look as if actions were in them, and are not where actions are looked for."""
+    used = {video.with_suffix(ending) for video in videos for ending in action_files.ENDINGS}
+    stems = {(video.parent, video.stem.lower()) for video in videos}
+
+    def telling(path: Path) -> bool:
+        name = path.name.lower()
+        if path.suffix.lower() in action_files.ENDINGS or "action" in name:
+            return True
+        return any((path.parent, name[:end]) in stems for end, letter in enumerate(name) if letter in "._-")
+
+    tables = (path for path in _inside(root) if path.suffix.lower() in TABLES)
+    return [path for path in tables if path not in used and telling(path)]
 
 
 def _labelled(one: Film) -> Film:

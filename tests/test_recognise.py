@@ -1,0 +1,129 @@
+"""What is in a folder is said: data in formats of others, action files nobody reads, links, hidden files."""
+
+import logging
+
+import numpy as np
+import pytest
+from filming import coded, config, write
+
+from reverie.actions import UNLABELLED
+from reverie.data import store
+from reverie.data.arrays import ArrayDataset
+from reverie.data.sources.videos import VideosConfig
+from reverie.data.store import open_dataset
+from reverie.errors import ReverieError
+from reverie.presets.fitting import fitting
+
+
+def film(path, frames=20):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write(path, [coded(i) for i in range(frames)], 10)
+
+
+LAYOUTS = {
+    "LeRobot": ["meta/info.json", "data/chunk-000/episode_000.parquet", "videos/chunk-000/top/episode_000.mp4"],
+    "LeRobot in a folder": ["x/meta/info.json", "x/data/a.parquet", "x/videos/a.mp4"],
+    "Minari": ["proof/data/main_data.hdf5", "proof/data/metadata.json"],
+    "RLDS": ["1.0.0/features.json", "1.0.0/dataset_info.json", "1.0.0/p-train.tfrecord-00000-of-00001"],
+    "HDF5": ["low_and_image.hdf5"],
+    "webdataset": ["play-000000.tar"],
+    "ArrayRecord": ["train/data_0000.array_record"],
+    "ViZDoom": ["episode_0.lmp"],
+    "npz": ["episode_0.npz", "episode_1.npz"],
+    "npy": ["frames.npy"],
+    "VPT": ["a.mp4"],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_known_format_is_refused_in_one_line_that_names_it(tmp_path, name):
+    for path in LAYOUTS[name]:
+        if path.endswith(".mp4"):
+            film(tmp_path / path)
+        else:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text("{}")
+    (tmp_path / "a.jsonl").write_text('{"mouse": {"dx": 1.0}, "keyboard": {"keys": []}, "tick": 0}\n')
+    places = [tmp_path, *(tmp_path / path for path in LAYOUTS[name][-1:] if name != "npz")]
+    for place in places:
+        with pytest.raises(ReverieError, match=name.partition(" ")[0]) as error:
+            VideosConfig(str(place)).spec()
+        assert "\n" not in str(error.value) and "write_store" in str(error.value)
+
+
+def test_videos_beside_other_things_are_videos(tmp_path):
+    film(tmp_path / "a.mp4")
+    for name in ("old.tar", "x.npz", "meta/info.json", "features.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert len(list(config(tmp_path).episodes())) == 1
+
+
+def test_links_are_followed_once_and_hidden_files_left_alone(tmp_path):
+    film(tmp_path / "elsewhere" / "a.mp4")
+    film(tmp_path / "clips" / ".trash" / "b.mp4")
+    film(tmp_path / "clips" / ".c.mp4")
+    (tmp_path / "clips" / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "clips", target_is_directory=True)
+    assert [episode.source for episode in config(tmp_path / "clips").episodes()] == ["link/a.mp4"]
+
+
+def test_action_files_that_are_not_read_are_named_and_those_that_are_counted(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    for name in ("a", "b", "c", "d"):
+        film(tmp_path / f"{name}.mp4")
+    (tmp_path / "a.csv").write_text("\n".join(["1"] * 20))
+    odd = ["b.CSV", "b_actions.npy", "c.mp4.csv", "c.json", "d.txt", "actions.parquet", "e.jsonl"]
+    for name in [*odd, "readme.txt", "settings.json"]:
+        (tmp_path / name).write_text("1")
+    episodes = list(config(tmp_path).episodes())
+    lines = [record.getMessage() for record in caplog.records]
+    assert sorted(line.partition(" is not read")[0] for line in lines if " is not read" in line) == sorted(odd)
+    assert lines[-1] == "1 of 4 videos had actions"
+    assert [(episode.actions[1:] != UNLABELLED).all() for episode in episodes] == [True, False, False, False]
+
+
+def test_latent_actions_where_few_recordings_have_some(tmp_path, caplog):
+    for name in "abcde":
+        film(tmp_path / f"{name}.mp4")
+    stores = {}
+    for labelled in ("", "a", "abcde"):
+        for name in labelled:
+            (tmp_path / f"{name}.csv").write_text("\n".join(["1", "0"] * 10))
+        source = config(tmp_path)
+        stores[labelled] = ArrayDataset.from_episodes(source.spec(), source.episodes())
+        path = stores[labelled].save(tmp_path / f"store{len(labelled)}.npz")
+        for made in (source, str(path)):
+            recipe = fitting(source.spec(), made, 10)
+            assert (recipe.lam is not None) == (labelled != "abcde"), (labelled, made)
+    assert np.mean(stores["a"].arrays["actions"] == UNLABELLED) > 0.5 and "less than 50 %" in caplog.text
+
+
+def test_any_program_can_write_a_dataset(tmp_path):
+    frames, path = np.zeros((7, 8, 8, 3), np.uint8), tmp_path / "mine.npz"
+    np.savez(path, frames=frames, lengths=[4, 3], actions=[-1, 0, 2, 1, -1, 2, 2], fps=8)
+    dataset = open_dataset(path, "train")
+    assert dataset.spec.fps == 8 and dataset.spec.actions.size == 3 and dataset.lengths.tolist() == [4]
+    assert dataset.read(0, 0, 4)["actions"].tolist() == [-1, 0, 2, 1]
+    np.savez(path, frames=frames, lengths=[4, 3])
+    assert open_dataset(path, "train").read(0, 0, 4)["actions"].tolist() == [-1, -2, -2, -2]
+    for wrong, word in [
+        ({"lengths": [4, 4]}, "needs one whole number for each"),
+        ({"lengths": [4, 3], "actions": [0, 0, 2, 1, -1, 2, 2]}, "must begin with action START"),
+        ({"lengths": [4, 3], "actions": [0.5] * 7}, "needs one whole number for each"),
+        ({}, "is not a dataset: it needs 'frames'"),
+    ]:
+        np.savez(path, frames=frames, **wrong)
+        with pytest.raises(ReverieError, match=word):
+            open_dataset(path, "train")
+
+
+def test_how_far_writing_has_come_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "LOGGED", -1.0)
+    film(tmp_path / "clips" / "a.mp4")
+    film(tmp_path / "clips" / "b.mp4")
+    store.write_source(tmp_path / "data", config(tmp_path / "clips"))
+    assert capsys.readouterr().err.splitlines() == [
+        "1 episodes, 20 frames, at a.mp4",
+        "2 episodes, 40 frames, at b.mp4",
+    ]
