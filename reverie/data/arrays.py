@@ -120,8 +120,8 @@ class ArrayDataset:
         """
         if LENGTHS not in arrays or arrays["frames"].ndim != 4:
             raise ReverieError(
-                f"'{path}' is not a dataset: it needs 'frames' (of all episodes, H, W, 3) and 'lengths' (frames of each "
-                "episode); docs/data.md names every array."
+                f"'{path}' is not a dataset: it needs 'frames' (of all episodes, H, W, 3) and 'lengths' (frames of "
+                "each episode); docs/data.md names every array."
             )
         lengths, frames = whole_lengths(arrays[LENGTHS]), arrays["frames"]
         actions = np.asarray(arrays.get("actions", np.full(len(frames), UNLABELLED)))
