@@ -46,15 +46,6 @@ class Http(H11Protocol):
 class Websocket(WebSocketsSansIOProtocol):
     """A websocket that ends when it should, whether or not its peer takes part."""
 
-    def connection_made(self, transport: Any) -> None:
-        """Begin; abort unless the handshake is complete in time."""
-        super().connection_made(transport)
-        self.loop.call_later(PATIENCE, self._handshaken)
-
-    def _handshaken(self) -> None:
-        if not self.handshake_complete:
-            self.transport.abort()
-
     def data_received(self, data: bytes) -> None:
         """Take bytes in; what no handshake allows for (an upgrade by POST, say) ends the connection."""
         super().data_received(data)
