@@ -18,13 +18,14 @@ class Http(H11Protocol):
     """A connection that is closed unless each request is sent, answered and read within ``PATIENCE``."""
 
     def connection_made(self, transport: Any) -> None:
-        """Begin, and close the oldest connection where there are too many."""
+        """Begin, and close the oldest connections where there are too many."""
         super().connection_made(transport)
         self.since = self.loop.time()
         self.deadline = self.loop.call_later(PATIENCE, transport.abort)
-        others = [other for other in self.connections if isinstance(other, Http)]
-        if len(others) > OPEN:
-            min(others, key=lambda other: other.since).transport.abort()
+        # One that is closing stays in the set until the loop comes round; a burst would close the same one every time.
+        others = [other for other in self.connections if isinstance(other, Http) and not other.transport.is_closing()]
+        for other in sorted(others, key=lambda other: other.since)[:-OPEN]:
+            other.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadline."""
