@@ -65,7 +65,8 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
 
     with contextlib.redirect_stdout(sys.stderr):  # progress; stdout is for the numbers alone
         horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
-        numbers = evaluate(args.run, args.clips, **horizon, features=args.features)
+        how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
+        numbers = evaluate(args.run, args.clips, **horizon, features=args.features, **how)
     print(json.dumps(numbers) if args.json else "\n".join(f"{k:32} {v}" for k, v in numbers.items()))
 
 
@@ -230,10 +231,18 @@ def _worlds(add: Callable[..., Parser]) -> None:
 
     one = add("eval", evaluate, "Measure a world: how sharp it is, and whether it obeys.",
               "reverie eval runs/demo", "reverie eval runs/demo --json > numbers.json",
-              "reverie eval runs/demo --horizon 64 --clips 32")  # fmt: skip
+              "reverie eval runs/demo --horizon 64 --clips 32",
+              "reverie eval worlds/demo --data data/platformer")  # fmt: skip
     one.add_argument("run", type=Path, metavar="RUN")
     one.add_argument("--clips", type=int, default=64, help="held-out clips, at most (64)")
     one.add_argument("--horizon", type=int, help="frames dreamed (16, or as many as the longest episode has room for)")
+    one.add_argument(
+        "--data", type=Path, metavar="STORE", help="a store or .npz to measure on, not the world's own data"
+    )
+    one.add_argument("--split", help="the part of the data to measure on (val)")
+    one.add_argument("--context", type=int, help="real frames before the dream (as many as the world takes)")
+    one.add_argument("--seed", type=int, default=0, help="of clips, keys and chance (0)")
+    one.add_argument("--temperature", type=float, help="0 for nothing left to chance (what the world was made for)")
     one.add_argument("--features", metavar="MODULE:FUNCTION", help="your features of clips, for a Frechet distance")
     one.add_argument("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
 

@@ -106,7 +106,14 @@ def work(out: Path, name: str) -> int:
     fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
     world = checkpoint.load(folder)
     numbers, pictures = evaluate(
-        world, held_out, clips=made.clips, horizon=made.horizon, speed=False, trained=run.length, practice=dataset
+        world,
+        held_out,
+        clips=made.clips,
+        horizon=made.horizon,
+        speed=False,
+        sessions=0,
+        trained=run.length,
+        practice=dataset,
     )
     numbers |= {"steps": run.steps, "training_flop": run.steps * flop}
     shutil.rmtree(folder / "cache", ignore_errors=True)

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from reverie import config
 from reverie.bounded import read_json
-from reverie.data.episode import Dataset
+from reverie.data.arrays import ArrayDataset
+from reverie.data.episode import Dataset, Spec
 from reverie.data.held_out import held_out
 from reverie.data.sources import sources
 from reverie.data.sources.videos import VideosConfig
@@ -140,12 +141,23 @@ def _check_source(recipe: Recipe, out: Path) -> None:
 
 
 def evaluate(
-    run: Path, clips: int = 64, horizon: int = 16, *, shorten: bool = True, features: str | None = None
+    run: Path,
+    clips: int = 64,
+    horizon: int = 16,
+    *,
+    shorten: bool = True,
+    features: str | None = None,
+    data: Path | None = None,
+    split: str | None = None,
+    **how: Any,
 ) -> Numbers:
-    """Measure a world on its held-out episodes; write ``eval.json`` and pictures beside it; return the numbers.
+    """Measure a world on held-out episodes; write ``eval.json`` and pictures beside it; return the numbers.
 
     ``shorten``: dream fewer frames than ``horizon`` where no episode has room for them, instead of a ReverieError.
     ``features``: "MODULE:FUNCTION" of a function whose features are compared as well, see ``evaluation.frechet``.
+    ``data``: a store or .npz to measure on; None: the world's own data, or, where they are not there (a world that
+    came without), new episodes of the simulator that its own came from. ``split``: of the data; None: those held out.
+    ``how``: context, seed, temperature and sessions, as ``evaluation.measure.evaluate`` takes them.
     """
     if clips < 1 or horizon < 1:
         raise ReverieError(f"a world is measured on 1 clip and 1 dreamed frame at least, not {clips} and {horizon}.")
@@ -153,26 +165,53 @@ def evaluate(
     cache_compilations()
     folder = checkpoint.find_run(run)
     world = checkpoint.load(run)
-    trained = checkpoint.read_record(folder).run
-    place = folder.parent / trained.data
-    dataset = held_out(place, world.config.context + 1)
+    record = checkpoint.read_record(folder)
     if not hasattr(world, "dynamics"):
         raise ReverieError(f"'{run}' is a {type(world).__name__}, not a world: its report is in '{folder / 'report'}'.")
-    room = int(dataset.lengths.max()) - world.config.context
+    place = folder.parent / record.run.data if data is None else data
+    if data is None and not place.exists():
+        place, dataset, practice = f"the simulator of '{run}'", *_simulated(run, record.spec, clips, split)
+    else:
+        dataset = held_out(place, world.config.context + 1) if split is None else open_dataset(place, split)
+        practice = _practice(place)
+    context = how.get("context") or world.config.context
+    room = int(dataset.lengths.max(initial=0)) - context
     if room < 1:
         raise ReverieError(f"the held-out episodes of '{place}' are too short to dream on from: record longer ones.")
     if horizon > room and not shorten:
         raise ReverieError(
             f"the longest held-out episode of '{place}' has room for {room} dreamed frames after "
-            f"{world.config.context} real ones, not for {horizon}: choose --horizon {room} or less."
+            f"{context} real ones, not for {horizon}: choose --horizon {room} or less."
         )
     numbers, pictures = measure(
-        world, dataset, clips=clips, horizon=min(horizon, room), trained=trained.length,
-        practice=open_dataset(place, "train"), features=function,
+        world, dataset, clips=clips, horizon=min(horizon, room), trained=record.run.length, practice=practice,
+        features=function, **how,
     )  # fmt: skip
-    write_report(numbers, pictures, folder.parent)
+    try:
+        write_report(numbers, pictures, folder.parent)
+    except OSError as error:  # a world somebody else's: the numbers are worth no less
+        print(f"'{folder.parent}' cannot be written to ({error.strerror}): no eval.json there.", file=sys.stderr)
     Console(file=sys.stderr).print(table(numbers))
     return numbers
+
+
+def _practice(place: Path) -> Dataset | None:
+    """Episodes from which a network learns to read actions, where a dataset has a part for training."""
+    with contextlib.suppress(ReverieError):
+        return open_dataset(place, "train")
+    return None
+
+
+def _simulated(run: Path, spec: Spec, clips: int, split: str | None) -> tuple[Dataset, Dataset]:
+    """New episodes of the simulator that a world's data came from: to be measured on, and for practice."""
+    source: Any = spec.simulator
+    if source is None or split not in (None, "val"):
+        part = f"the split '{split}' of its data" if split else "its data"
+        raise ReverieError(f"'{run}' came without {part}: name a store or .npz of the same kind with --data.")
+    print(f"'{run}' came without its data: measured on new episodes of its simulator.", file=sys.stderr)
+    made = [replace(source, seed=source.seed + 1 + part, count=clips * (1 + 3 * part)) for part in range(2)]
+    held_out, practice = (ArrayDataset.from_episodes(spec, each.episodes()) for each in made)
+    return held_out, practice
 
 
 def _check_minutes(minutes: float | None) -> None:

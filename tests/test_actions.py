@@ -335,7 +335,9 @@ def test_a_world_of_any_kind_is_measured(kind):
     spec = dataclasses.replace(source.spec(), frame=FRAME)
     full.arrays["frames"] = full.arrays["frames"][:, ::4, ::4]  # to the tiny models' size: no simulator draws these
     small = ArrayDataset(dataclasses.replace(spec, simulator=Small(source)), full.lengths, full.arrays)
-    numbers, pictures = evaluate(model_for(space), small, clips=2, context=2, horizon=4, speed=kind == "continuous")
+    numbers, pictures = evaluate(
+        model_for(space), small, clips=2, context=2, horizon=4, speed=kind == "continuous", sessions=0
+    )
     assert len(numbers["delta_psnr"]) == 4 and "actions" in pictures
     assert (numbers["swap_pairs"] is None) == (kind == "continuous")
 

@@ -14,6 +14,7 @@ from flax import nnx
 from rich.console import Console
 
 from reverie.actions import ActionSpace
+from reverie.data import loader
 from reverie.data.arrays import ArrayDataset
 from reverie.data.sources.platformer import PlatformerConfig
 from reverie.errors import ReverieError
@@ -117,6 +118,35 @@ def test_intervals_hold_the_mean_and_shrink():
     assert low == pytest.approx(0.5) and high == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("episodes", [4, 12, 40])
+def test_intervals_over_overlapping_clips_hold_the_mean_as_often_as_they_say(episodes):
+    """Clips of one episode share most of what they show; by episode 95 % hold, clip by clip a third or so."""
+    rng = np.random.default_rng(0)
+    group = np.sort(np.arange(64) % episodes)
+    by_episode = by_clip = 0
+    for _ in range(200):
+        values = rng.normal(0, 1, episodes)[group] + rng.normal(0, 0.2, 64)
+        low, high = control.interval(values, groups=group, draws=400)
+        by_episode += low < 0 < high
+        low, high = control.interval(values, draws=400)
+        by_clip += low < 0 < high
+    assert by_episode >= 0.9 * 200 and (episodes > 12 or by_clip < 0.7 * 200)
+
+
+def test_one_episode_cannot_tell():
+    assert np.isnan(control.interval(np.arange(6.0), groups=np.zeros(6, int))).all()
+    assert control.interval(np.ones((5, 3)), groups=np.arange(5) // 3).shape == (3, 2)
+    low, high = control.interval(np.array([3, 0, 1]), np.array([4, 0, 2]), np.array([0, 0, 1]))
+    assert low < 4 / 6 < high
+
+
+def test_clips_know_their_episodes(dataset):
+    choice = {"length": 9, "count": 20, "seed": 3}
+    found, episodes = loader.clips(dataset, **choice), loader.episodes_of_clips(dataset, **choice)
+    levels = [int(dataset.read(episode, 0, 1)["states"][0, 0]) for episode in episodes]
+    assert levels == found["states"][:, 0, 0].tolist() and (np.diff(episodes) >= 0).all()
+
+
 # -- whole worlds ------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +246,7 @@ def judged(dataset):
             clips=40,
             horizon=6,
             speed=False,
+            sessions=0,
             trained=3,
             practice=dataset,
         )
@@ -285,7 +316,7 @@ class Fading(Pixels):
 def test_a_world_that_fades_is_found_out(dataset, judged):
     spec = dataset.spec
     world = WorldModel(WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps), Fading(), None, Planted(obedient))
-    numbers, _ = evaluate(world, dataset, clips=40, horizon=6, speed=False, trained=3)
+    numbers, _ = evaluate(world, dataset, clips=40, horizon=6, speed=False, sessions=0, trained=3)
     healthy = judged["obedient"][0]
     assert numbers["drift_ci"][0] > 3 * max(healthy["drift"], healthy["drift_floor"])
     assert numbers["drift"] > 3 * numbers["drift_copy_last"]
@@ -297,7 +328,7 @@ def test_a_world_that_fades_is_found_out(dataset, judged):
 def test_the_second_part_can_be_left_out(dataset):
     spec = dataset.spec
     world = WorldModel(WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps), Pixels(), None, Planted(blind))
-    numbers, _ = evaluate(world, dataset, clips=4, horizon=2, speed=False, deep=False)
+    numbers, _ = evaluate(world, dataset, clips=4, horizon=2, speed=False, deep=False, sessions=0)
     assert all(numbers[name] is None for name in ("drift", "frechet_random", "action_shuffle_ratio", "parameters"))
 
 
@@ -320,12 +351,16 @@ def pooled(clips: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def real(dataset):
     """Numbers and pictures of untrained worlds, by whether their actions are latent; speed of the latent one alone."""
-    return {
-        latent: evaluate(
-            tiny_world(latent), dataset, clips=10, horizon=5, speed=latent, practice=dataset, features=pooled
+    return {latent: in_full(latent, dataset, speed=latent) for latent in (False, True)}
+
+
+def in_full(latent: bool, dataset, speed: bool):
+    """Everything that can be measured, of a long play the first frames."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reverie.evaluation.long_play.STEPS", (16, 64))
+        return evaluate(
+            tiny_world(latent), dataset, clips=10, horizon=5, speed=speed, sessions=2, practice=dataset, features=pooled
         )
-        for latent in (False, True)
-    }
 
 
 @pytest.mark.parametrize("latent", [False, True])
@@ -350,7 +385,9 @@ def test_a_real_world_gets_a_whole_report(latent, real, tmp_path):
     assert made == {"sheet.png", "actions.png", "dream.gif", "curves.png"}
     console = Console(record=True, width=150, file=io.StringIO())
     console.print(table(numbers))
-    assert "swap_accuracy" in console.export_text()
+    shown = console.export_text()
+    assert "swap_accuracy" in shown and "random keys" in shown and f"of {numbers['episodes']} episodes" in shown
+    assert list(written["long_play"]["held"]["frozen"]) == ["16", "64"] and 1 < numbers["episodes"] <= 10
 
 
 def test_video_without_actions_gets_what_it_can(dataset, judged, tmp_path):
@@ -359,7 +396,7 @@ def test_video_without_actions_gets_what_it_can(dataset, judged, tmp_path):
     arrays = dataset.arrays | {"actions": np.minimum(dataset.arrays["actions"], -1)}
     video = ArrayDataset(spec, dataset.lengths, arrays)
     world = WorldModel(WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps), Pixels(), None, Planted(blind))
-    numbers, pictures = evaluate(world, video, clips=40, horizon=6, speed=False, practice=video)
+    numbers, pictures = evaluate(world, video, clips=40, horizon=6, speed=False, sessions=0, practice=video)
     assert numbers["action_source"] == "none" and numbers["psnr"] == judged["blind"][0]["psnr"]
     absent = ("delta_psnr", "delta_psnr_4", "swap_accuracy", "lam_nmi", "top1", "action_shuffle_ratio", "idm_accuracy")
     assert all(numbers[name] is None for name in absent) and numbers["drift"] > 0 and numbers["frechet_random"] > 0
@@ -368,7 +405,7 @@ def test_video_without_actions_gets_what_it_can(dataset, judged, tmp_path):
 
 
 def test_the_same_evaluation_gives_the_same_bits(real, dataset):
-    second = evaluate(tiny_world(False), dataset, clips=10, horizon=5, speed=False, practice=dataset, features=pooled)
+    second = in_full(False, dataset, speed=False)
     first = real[False]
     assert first[0] == second[0]
     assert all(np.array_equal(first[1][name], second[1][name]) for name in first[1])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reverie.errors import ReverieError
 from reverie.evaluation.image import LEAST_ERROR, SIGMA, WINDOW, psnr, ssim
 
 
@@ -89,3 +90,21 @@ def test_metrics_fall_with_noise():
     for metric in (psnr, ssim):
         means = [float(metric(*pair).mean()) for pair in levels]
         assert means == sorted(means, reverse=True)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_pictures_of_another_scale_are_refused(metric):
+    """Of int32 0..255 or of floats 0..255 every pixel above 1 would be white: a number, and wrong."""
+    truth, other = noisy(5)
+    wrong = [truth.astype(np.int32), truth.astype(np.int8), truth > 128, truth.astype(np.uint16)]
+    for bad in wrong:
+        for pair in ((bad, other), (other, bad)):
+            with pytest.raises(ReverieError, match=f"uint8.*{bad.dtype}"):
+                metric(*pair)
+        with pytest.raises(ReverieError, match="uint8"):
+            jax.jit(metric)(bad, other)
+    for bad in (np.float32(truth), jnp.asarray(truth, jnp.float32), truth / 127.5 - 1):
+        with pytest.raises(ReverieError, match="scale them"):
+            metric(bad, other)
+    loud = np.float32(truth) / 255 * 1.2 - 0.1  # a model's own picture may reach beyond: it is shown clipped
+    np.testing.assert_array_equal(metric(loud, other), metric(np.clip(loud, 0, 1), other))

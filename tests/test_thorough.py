@@ -37,11 +37,22 @@ def test_students_t_is_scipys():
 
 def test_jackknife_of_a_mean_is_the_t_interval_over_groups():
     values = np.random.default_rng(0).normal(3, 2, 80)
-    low, high = jackknife(lambda rows: values[rows].mean(), 80) or [0, 0]
+    low, high = jackknife(lambda rows: values[rows].mean(), np.arange(80)) or [0, 0]
     groups = values.reshape(4, 10, 2).mean((0, 2))  # clips (2k, 2k+1) of group k mod 10
     reach = scipy.stats.t.ppf(0.975, 9) * scipy.stats.sem(groups)
     np.testing.assert_allclose([low, high], [values.mean() - reach, values.mean() + reach], rtol=1e-3)
-    assert jackknife(lambda rows: 0.0, 7) is None and jackknife(lambda rows: 0.0, 8) == [0, 0]
+    few, enough = np.arange(7), np.arange(8)
+    assert jackknife(lambda rows: 0.0, few) is None and jackknife(lambda rows: 0.0, enough) == [0, 0]
+
+
+def test_jackknife_leaves_out_whole_episodes():
+    """Or clips that are as good as copies would make a distance look certain."""
+    episodes = np.repeat(np.arange(4), 20)
+    values = np.random.default_rng(0).normal(0, 1, 4)[episodes]
+    low, high = jackknife(lambda rows: 10 + values[rows].mean(), episodes) or [0, 0]
+    reach = scipy.stats.t.ppf(0.975, 3) * scipy.stats.sem(values[::20])
+    np.testing.assert_allclose(high - low, 2 * reach, rtol=1e-3)
+    assert jackknife(lambda rows: 0.0, np.zeros(80, int)) is None, "one episode cannot tell"
 
 
 def test_the_interval_of_a_ratio_of_small_sums_holds_it():
@@ -137,13 +148,13 @@ FAULTS = ("noise", "noisy", "frozen", "shuffled in time", "fading", "burning out
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_lies_farther_from_real_clips_than_other_real_clips(fault, clips):
     views = {"truth": clips, "dream": spoiled(clips)[fault], "copy_last": spoiled(clips)["frozen"], "random": clips}
-    found = frechet.distances("frechet_random", frechet.at_random(views))
+    found = frechet.distances("frechet_random", frechet.at_random(views), np.arange(64))
     assert found["frechet_random_actions"] == found["frechet_random_floor"]
     times = found["frechet_random"] / found["frechet_random_floor"]
     assert times > (1.4 if fault == "shuffled in time" else 3)
     low, high = found["frechet_random_ci"]
     assert low < found["frechet_random"] < high
-    healthy = frechet.distances("frechet_random", frechet.at_random(views | {"dream": clips}))
+    healthy = frechet.distances("frechet_random", frechet.at_random(views | {"dream": clips}), np.arange(64))
     assert healthy["frechet_random"] == healthy["frechet_random_floor"] < low or times < 2
 
 
@@ -156,7 +167,12 @@ def test_random_features_are_fixed_and_of_every_size(clips):
     grey = frechet.random_features(clips[:2, :4].mean(-1, keepdims=True).astype(np.uint8))
     assert grey.shape == (2, sum(frechet.LOOK + frechet.MOVE))
     assert frechet.at_random({"truth": clips[:, :1]}) == {}, "one frame is no clip"
-    assert frechet.distances("x", frechet.at_random(dict.fromkeys(("truth", "dream", "copy_last"), clips[:3]))) == {}
+    assert (
+        frechet.distances(
+            "x", frechet.at_random(dict.fromkeys(("truth", "dream", "copy_last"), clips[:3])), np.arange(3)
+        )
+        == {}
+    )
 
 
 def test_shrunk_frames_are_means_of_blocks():
@@ -178,7 +194,7 @@ def test_a_users_function_is_found_and_held_to_its_word(tmp_path, clips):
     means = frechet.user_features("my_features_a:means")
     assert sys.path == before
     views = {"truth": clips, "dream": 255 - clips, "copy_last": clips}
-    found = frechet.distances("frechet_user", frechet.by_function(means, views))
+    found = frechet.distances("frechet_user", frechet.by_function(means, views), np.arange(64))
     assert found["frechet_user"] > 5 * found["frechet_user_floor"] == 5 * found["frechet_user_copy_last"]
     for name in ("one", "holes"):
         with pytest.raises(ReverieError, match="finite numbers .64, F., not so|fail on clips"):
@@ -190,8 +206,8 @@ def test_a_users_function_is_found_and_held_to_its_word(tmp_path, clips):
 
 @pytest.mark.parametrize("fault", ["noise", "noisy", "fading", "burning out", "losing red"])
 def test_a_world_that_leaves_the_data_is_found_out(fault, clips):
-    found = drift.measured(spoiled(clips)[fault], clips, clips[:, 0])
-    healthy = drift.measured(clips, clips, clips[:, 0])
+    found = drift.measured(spoiled(clips)[fault], clips, clips[:, 0], np.arange(64))
+    healthy = drift.measured(clips, clips, clips[:, 0], np.arange(64))
     assert found["drift"] > 3 * found["drift_floor"] and found["drift"] > 1
     assert found["drift_ci"][0] > healthy["drift"] == healthy["drift_floor"]
     assert found["drift"] == max(found[f"drift_{part}"] for part in ("brightness", "contrast", "sharpness"))
@@ -201,7 +217,7 @@ def test_a_world_that_leaves_the_data_is_found_out(fault, clips):
 def test_half_of_the_dreams_up_and_half_down_is_drift(clips):
     """Means over all clips do not see it."""
     up = np.where(np.arange(64)[:, None, None, None, None] // 2 % 2 == 0, 0, 255).astype(np.uint8) + 0 * clips
-    found = drift.measured(up, clips, clips[:, 0])
+    found = drift.measured(up, clips, clips[:, 0], np.arange(64))
     assert found["drift_brightness"] > 1.5
 
 

@@ -17,7 +17,11 @@ Action = Any  # an int, or a vector: one entry of an array of actions
 
 
 class Simulator(Protocol):
-    """An exact world. Everything is in the state, so any moment of any episode can be set again and replayed."""
+    """An exact world. Everything is in the state, so any moment of any episode can be set again and replayed.
+
+    A simulator may also have ``visible(frames (..., H, W, C)) -> bool (...)``: whether its player is in a picture, be
+    it drawn by a world model. Evaluation then tells how often the player is gone.
+    """
 
     actions: ActionSpace
 

@@ -120,11 +120,20 @@ def clips(dataset: Dataset, *, length: int, count: int, seed: int) -> dict[str, 
     The same seed gives the same windows. Raises ReverieError if there are not so many.
     """
     places = _places(dataset, length)
+    return _stack([_window(dataset, places, length, int(place)) for place in _spread(places, length, count, seed)])
+
+
+def episodes_of_clips(dataset: Dataset, *, length: int, count: int, seed: int) -> np.ndarray:
+    """Return from which episode each of those ``clips`` is, (count,), in ascending order."""
+    places = _places(dataset, length)
+    return np.searchsorted(places, _spread(places, length, count, seed), side="right")
+
+
+def _spread(places: np.ndarray, length: int, count: int, seed: int) -> np.ndarray:
     if not 1 <= count <= places[-1]:
         raise ReverieError(f"there are {places[-1]} different clips of {length} frames; {count} were asked for.")
     edges = np.arange(count + 1) * int(places[-1]) // count
-    chosen = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
-    return _stack([_window(dataset, places, length, int(place)) for place in chosen])
+    return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
 
 
 def _places(dataset: Dataset, length: int) -> np.ndarray:

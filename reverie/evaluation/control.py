@@ -113,20 +113,30 @@ def entropy(shares: np.ndarray) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def interval(values: np.ndarray, weights: np.ndarray | None = None, draws: int = 2000) -> np.ndarray:
-    """Return the 95 % interval of the mean over the first axis, (..., 2), by bootstrap over it.
+def interval(
+    values: np.ndarray, weights: np.ndarray | None = None, groups: np.ndarray | None = None, draws: int = 2000
+) -> np.ndarray:
+    """Return the 95 % interval of the mean over the first axis, (..., 2), by bootstrap over groups of rows.
 
-    Clips are redrawn whole, so that what happens within one clip may hang together. With ``weights`` (one per clip) it
-    is the interval of ``sum(values) / sum(weights)``, a share of pairs of which clips have different numbers.
+    ``groups``: a number for each row; rows with the same one are redrawn together, since clips of one episode are much
+    alike, and overlap where it is short of them. None: each row by itself. With ``weights`` (one per row) it is the
+    interval of ``sum(values) / sum(weights)``, a share of pairs of which clips have different numbers. NaN for one
+    group, which cannot tell. A bootstrap of few groups is too narrow; it is widened as Student's t is (of 5, by 1.6).
     """
-    count = len(values)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
+    _, group = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
+    count = int(group.max()) + 1
+    if count < 2:
+        return np.full((*values.shape[1:], 2), np.nan)
+    sums, totals = np.zeros((count, *values.shape[1:])), np.zeros(count)
+    np.add.at(sums, group, values)
+    np.add.at(totals, group, weights)
     picks = np.random.default_rng(0).integers(0, count, (draws, count))
-    if weights is None:
-        means = np.stack([values[pick].mean(0) for pick in picks])
-    else:
-        picks = picks[weights[picks].sum(1) > 0]
-        means = values[picks].sum(1) / weights[picks].sum(1)
-    return np.moveaxis(np.quantile(means, [0.025, 0.975], axis=0), 0, -1)
+    picks = picks[totals[picks].sum(1) > 0]
+    means = np.stack([sums[pick].sum(0) / totals[pick].sum() for pick in picks])
+    centre = sums.sum(0) / totals.sum()
+    wider = student(count - 1) / STUDENT_OF_MANY * np.sqrt(count / (count - 1))
+    return np.moveaxis(centre + wider * (np.quantile(means, [0.025, 0.975], axis=0) - centre), 0, -1)
 
 
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom
@@ -134,11 +144,12 @@ STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
+STUDENT_OF_MANY = 1.96
 
 
 def student(freedom: int) -> float:
     """Return by how many standard errors a 95 % interval reaches to each side, for so many degrees of freedom."""
-    return STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.5 / freedom
+    return STUDENT[freedom - 1] if freedom <= len(STUDENT) else STUDENT_OF_MANY + 2.5 / freedom
 
 
 def crosswise(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -147,17 +158,20 @@ def crosswise(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(even, odd), (odd, even)]
 
 
-def jackknife(statistic: Callable[[np.ndarray], float], clips: int, groups: int = 10) -> list[float] | None:
-    """Return the 95 % interval of a distance between sets of clips, leaving out a group at a time; None for few clips.
+def jackknife(statistic: Callable[[np.ndarray], float], episodes: np.ndarray, groups: int = 10) -> list[float] | None:
+    """Return the 95 % interval of a distance between sets of clips, leaving out a group at a time; None for too few.
 
-    ``statistic`` is given the rows that count. A bootstrap would not do: clips drawn twice make a set narrower than it
-    is, and so every distance larger. Neighbours (2k, 2k+1) are left out together, since halves of even and odd rows are
-    what such statistics compare.
+    ``statistic`` is given the rows that count; ``episodes``: of which episode each row is, whose rows are left out
+    together, as neighbours (2k, 2k+1) are, since halves of even and odd rows are what such statistics compare. A
+    bootstrap would not do: clips drawn twice make a set narrower than it is, and so every distance larger.
     """
-    groups = min(groups, clips // 4)
+    clips = len(episodes)
+    pairs = np.arange(clips) // 2 * 2
+    unit = np.unique(episodes[pairs], return_inverse=True)[1]  # a pair goes with its first clip
+    groups = min(groups, clips // 4, int(unit.max(initial=-1)) + 1)
     if groups < 2:
         return None
-    group = np.arange(clips) // 2 % groups
+    group = unit % groups
     without = np.array([statistic(np.flatnonzero(group != left_out)) for left_out in range(groups)])
     error = np.sqrt((groups - 1) / groups * np.square(without - without.mean()).sum())
     centre, reach = statistic(np.arange(clips)), student(groups - 1) * float(error)

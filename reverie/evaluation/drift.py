@@ -43,16 +43,19 @@ def drift(late: dict[str, np.ndarray], real: dict[str, np.ndarray], rows: np.nda
     return {"drift": max(parts.values())} | {f"drift_{name}": value for name, value in parts.items()}
 
 
-def measured(dreamed_BTHWC: np.ndarray, real_BTHWC: np.ndarray, last_BHWC: np.ndarray) -> dict[str, Any]:
+def measured(
+    dreamed_BTHWC: np.ndarray, real_BTHWC: np.ndarray, last_BHWC: np.ndarray, episodes_B: np.ndarray
+) -> dict[str, Any]:
     """Return all that ``reverie eval`` says of drift, told by the last quarter of dreams.
 
     ``real``: real clips, a row for each dream. ``last``: the last real frame before each, which copying would repeat.
+    ``episodes``: from which episode each row is.
     """
     count = len(dreamed_BTHWC)
     if count < 4:
         return {}
     real, late, every = looks(real_BTHWC), looks(_end(dreamed_BTHWC)), np.arange(count)
-    interval = jackknife(lambda rows: drift(late, real, rows)["drift"], count)
+    interval = jackknife(lambda rows: drift(late, real, rows)["drift"], episodes_B)
     return {
         **drift(late, real, every),
         **({"drift_ci": interval} if interval else {}),

@@ -62,18 +62,18 @@ def apart(real_BWF: np.ndarray, other_BWF: np.ndarray, rows: np.ndarray) -> floa
     return float(np.mean([frechet(*(rearrange(x, "b w f -> (b w) f") for x in pair)) for pair in pairs]))
 
 
-def distances(name: str, features: dict[str, np.ndarray]) -> dict[str, Any]:
+def distances(name: str, features: dict[str, np.ndarray], episodes_B: np.ndarray) -> dict[str, Any]:
     """Return ``name``, its interval over clips, and the same for what else was seen, each by a suffix (``SUFFIXES``).
 
     ``features``: (B, W, F) each of "truth", "dream", "copy_last" and, where there are actions, "random". Nothing for
-    fewer than four clips.
+    fewer than four clips. ``episodes``: from which episode each clip is.
     """
     real = features["truth"]
     if len(real) < 4:
         return {}
     every = np.arange(len(real))
     numbers: dict[str, Any] = {name + SUFFIXES[view]: apart(real, seen, every) for view, seen in features.items()}
-    interval = jackknife(lambda rows: apart(real, features["dream"], rows), len(real))
+    interval = jackknife(lambda rows: apart(real, features["dream"], rows), episodes_B)
     return numbers | ({f"{name}_ci": interval} if interval else {})
 
 

@@ -1,6 +1,9 @@
 """How alike two pictures are: PSNR and SSIM, one number per frame, in fp32, inside or outside of ``jax.jit``.
 
-Frames are uint8 or floats in [0, 1], (..., H, W, C); the two may differ in that.
+Frames are uint8 or floats in [0, 1], (..., H, W, C); the two may differ in that. Anything else (other integers, floats in
+0..255 or -1..1) is a ReverieError, since its scale would be a guess.
+
+One convention everywhere: PSNR is taken of each frame, with the ceiling below, and then averaged ("mean of decibels").
 
 Legend: H W C image, I J height and width of the windows' centres.
 """
@@ -11,6 +14,7 @@ import numpy as np
 from einops import reduce
 from jax import Array
 
+from reverie.errors import ReverieError
 from reverie.nn.patch import unit_range
 
 WINDOW, SIGMA = 11, 1.5  # pixels: the Gaussian window of SSIM
@@ -19,6 +23,7 @@ _C1, _C2 = 0.01**2, 0.03**2  # keep SSIM's ratios finite; for values in [0, 1]
 # Frames are stored as whole numbers of 1/255: closer than rounding itself errs, nobody can tell. So a mean squared
 # error counts as at least that of rounding, and PSNR ends at 58.9 dB; else one still scene would make a mean infinite.
 LEAST_ERROR = 1 / 12 / 255**2
+BEYOND = 0.5  # a generated picture may leave [0, 1] by so much, and is clipped; further out its scale is another
 
 
 def psnr(truth: Array | np.ndarray, other: Array | np.ndarray) -> Array:
@@ -61,8 +66,16 @@ def _rounded_mean(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 
 def _unit(frames: Array | np.ndarray) -> Array:
-    frames = jnp.asarray(frames)
-    return unit_range(frames) if frames.dtype == jnp.uint8 else jnp.clip(frames.astype(jnp.float32), 0.0, 1.0)
+    kind = np.dtype(frames.dtype)
+    if kind == np.uint8:
+        return unit_range(jnp.asarray(frames))
+    if not jnp.issubdtype(kind, jnp.floating):
+        raise ReverieError(f"pictures are compared as uint8, or as floats in [0, 1], not as {kind}.")
+    if not isinstance(frames, jax.core.Tracer) and frames.size:  # inside of jit nobody can look
+        low, high = float(frames.min()), float(frames.max())
+        if low < -BEYOND or high > 1 + BEYOND:
+            raise ReverieError(f"pictures of floats are compared in [0, 1], not in [{low:g}, {high:g}]: scale them.")
+    return jnp.clip(jnp.asarray(frames).astype(jnp.float32), 0.0, 1.0)
 
 
 def _windowed(picture: Array) -> Array:

@@ -17,8 +17,9 @@ from einops import rearrange
 from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset, Simulator
 from reverie.data.loader import clips as clips_of
+from reverie.data.loader import episodes_of_clips
 from reverie.errors import ReverieError
-from reverie.evaluation import control, thorough
+from reverie.evaluation import control, long_play, thorough
 from reverie.evaluation.dreams import BATCH, Clips, Dreams, cost, even_batch, played, played_uncached
 from reverie.evaluation.frechet import Features
 from reverie.evaluation.image import WINDOW, psnr, ssim
@@ -54,6 +55,7 @@ def evaluate(
     temperature: float | None = None,
     speed: bool = True,
     deep: bool = True,
+    sessions: int = long_play.SESSIONS,
     trained: int | None = None,
     practice: Dataset | None = None,
     features: Features | None = None,
@@ -61,10 +63,11 @@ def evaluate(
     """Return (numbers, pictures) of a world on held-out episodes, for ``report.write_report``.
 
     ``clips``: how many, at most. ``context``: real frames before the dream; None: as many as the world takes. Lists
-    have one entry per dreamed frame; ``*_ci`` are 95 % intervals [low, high] over clips; what a world or dataset cannot
-    have is None. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises ReverieError when world and dataset
+    have one entry per dreamed frame; ``*_ci`` are 95 % intervals [low, high] over the "episodes" that clips come from;
+    what a world or dataset cannot have is None. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises ReverieError when world and dataset
     do not belong together.
 
+    ``sessions``: how many are played for long (``long_play``) with each kind of keys, at most; 0 leaves that out.
     ``deep``: what ``thorough`` measures as well. For it, ``trained``: frames of a clip in training (None: the horizon);
     ``practice``: episodes from which a network learns to read actions; ``features``: of clips, a user's own.
     """
@@ -76,16 +79,18 @@ def evaluate(
     heat: float = world.dynamics.temperature if temperature is None else temperature
     length = context + horizon
     different = int(np.maximum(dataset.lengths - length + 1, 0).sum())
-    found = clips_of(dataset, length=length, count=min(clips, max(different, 1)), seed=seed)
+    choice: Any = {"length": length, "count": min(clips, max(different, 1)), "seed": seed}
+    found, episodes = clips_of(dataset, **choice), episodes_of_clips(dataset, **choice)
     frames, recorded = found["frames"], found["actions"]
     dreams = Dreams(world, batch=even_batch(len(frames)), seed=seed, temperature=heat)
-    given = Clips(frames, recorded, dreams.actions(frames, recorded), context)
+    given = Clips(frames, recorded, dreams.actions(frames, recorded), context, episodes)
     config: Any = spec.simulator
-    exact = _Exact(config.make(), found["states"][:, context - 1]) if config and "states" in found else None
+    simulator: Simulator | None = config.make() if config else None
+    exact = _Exact(simulator, found["states"][:, context - 1]) if simulator and "states" in found else None
 
     numbers: Numbers = {
         "action_source": space.kind if space.kind in ("latent", "none") else "true",
-        "clips": len(frames), "context": context, "horizon": horizon,
+        "clips": len(frames), "episodes": len(np.unique(episodes)), "context": context, "horizon": horizon,
         "seed": seed, "temperature": heat, "dataset": spec.source, "split": dataset.split or None,
         "fingerprint": dataset.fingerprint, "fps": spec.fps,
         "device": jax.devices()[0].device_kind, **dict.fromkeys(MEANING),
@@ -98,7 +103,7 @@ def evaluate(
     }
     if space.size:
         views["random"] = dreams.dream(given.seen, _random_actions(given, space, seed))
-    numbers |= _likeness(given.truth, views)
+    numbers |= _likeness(given, views)
     numbers |= _used("code", tokens, getattr(world.tokenizer, "codes", 0)) | _latent(given, space)
     numbers |= dreams.report(tokens, given.actions)
     pictures = _pictures(given.truth, views)
@@ -110,6 +115,10 @@ def evaluate(
     if deep:
         numbers |= thorough.measured(dreams, given, tokens, views, trained or horizon, practice, features)
         numbers |= cost(world)
+    if sessions:
+        flop = numbers["flop_per_frame"] or cost(world)["flop_per_frame"]
+        states = exact.states if exact else None
+        numbers["long_play"] = long_play.measured(dreams, given, flop, dataset, simulator, states, sessions)
     return numbers | (speed_of(world, given.seen[0], recorded[0, :context], seed) if speed else {}), pictures
 
 
@@ -140,9 +149,10 @@ def _alike(truth, other):
     return {"psnr": psnr(truth, other)} | ({"ssim": ssim(truth, other)} if large else {})
 
 
-def _likeness(truth: np.ndarray, views: dict[str, np.ndarray]) -> Numbers:
+def _likeness(given: Clips, views: dict[str, np.ndarray]) -> Numbers:
     """PSNR and SSIM of each view per step, and what the true actions are worth over random ones."""
     numbers: Numbers = {}
+    truth = given.truth
     decibels = {}
     for view, frames in views.items():
         prefix = "" if view == "dream" else f"{view}_"
@@ -150,16 +160,16 @@ def _likeness(truth: np.ndarray, views: dict[str, np.ndarray]) -> Numbers:
         values = {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
         decibels[view] = values["psnr"]
         for kind in values:
-            numbers |= _mean(f"{prefix}{kind}", values[kind])
+            numbers |= _mean(f"{prefix}{kind}", values[kind], given.episodes)
     if "random" in decibels:
         worth = decibels["dream"] - decibels["random"]
-        numbers |= _mean("delta_psnr", worth)
-        numbers |= _mean("delta_psnr_4", worth[:, 3]) if worth.shape[1] >= 4 else {}
+        numbers |= _mean("delta_psnr", worth, given.episodes)
+        numbers |= _mean("delta_psnr_4", worth[:, 3], given.episodes) if worth.shape[1] >= 4 else {}
     return numbers
 
 
-def _mean(name: str, values: np.ndarray) -> Numbers:
-    return {name: values.mean(0).tolist(), f"{name}_ci": control.interval(values).tolist()}
+def _mean(name: str, values: np.ndarray, episodes: np.ndarray) -> Numbers:
+    return {name: values.mean(0).tolist(), f"{name}_ci": control.interval(values, groups=episodes).tolist()}
 
 
 _usage = jax.jit(usage, static_argnums=1)
@@ -211,7 +221,7 @@ def _swap(dreams: Dreams, given: Clips, space: ActionSpace, exact: _Exact) -> tu
     shares = {name: float(found[name].sum() / pairs) for name in ("right", "chance", "blind")}
     return {
         "swap_accuracy": shares["right"],
-        "swap_accuracy_ci": control.interval(found["right"], found["asked"]).tolist(),
+        "swap_accuracy_ci": np.clip(control.interval(found["right"], found["asked"], given.episodes), 0, 1).tolist(),
         "swap_chance": shares["chance"],
         "swap_blind": shares["blind"],
         "swap_pairs": pairs,

@@ -69,6 +69,7 @@ MEANING = {
     "frechet_user_floor": "the same for other real clips",
     "frechet_user_copy_last": "the same for the last real frame, repeated",
     "frechet_user_actions": "the same for dreams along random actions",
+    "long_play": "shares of frames frozen or without player, of sessions lost: docs/results.md",
     "parameters": "weights of the dynamics",
     "flop_per_frame": "arithmetic of a played frame, decoded (matmuls and convolutions)",
     "frames_per_second": "frames played a second, decoded and on the host (median)",
@@ -115,14 +116,25 @@ def table(numbers: Numbers) -> Table:
         value, interval = numbers.get(name), numbers.get(f"{name}_ci")
         if value is None:
             continue
+        if isinstance(value, dict):  # of a long play
+            for kind in ("random", "held"):
+                shown.add_row(f"{name}, {kind} keys", _ends(value[kind]), "", meaning)
+            continue
         if isinstance(value, list):
             between = f"{_short(value[0])} .. {_short(value[-1])}"
             interval = interval and interval[-1]
         else:
             between = _short(value)
-        band = f"{_short(interval[0])} .. {_short(interval[1])}" if interval else ""
+        told = interval and math.isfinite(interval[0])  # one episode cannot tell
+        band = f"{_short(interval[0])} .. {_short(interval[1])}" if told else ""
         shown.add_row(name, between, band, meaning)
     return shown
+
+
+def _ends(played: Numbers) -> str:
+    """Shares after the most frames."""
+    shares = {name: list(played[name].values())[-1] for name in ("frozen", "absent", "lost") if played[name]}
+    return ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
 
 
 def curves(numbers: Numbers) -> np.ndarray:
@@ -168,9 +180,8 @@ def _title(numbers: Numbers) -> str:
     actions = {"true": "true actions", "latent": "latent actions", "none": "no actions"}[numbers["action_source"]]
     split = numbers.get("split") or "?"
     kind = "held-out clips" if split != "train" else "clips that were trained on"
-    return (
-        f"{numbers['dataset']}: {numbers['clips']} {kind} (split {split}), {numbers['context']} real frames, {actions}"
-    )
+    clips = f"{numbers['clips']} {kind} of {numbers['episodes']} episodes (split {split})"
+    return f"{numbers['dataset']}: {clips}, {numbers['context']} real frames, {actions}"
 
 
 def _short(value: float) -> str:

@@ -39,9 +39,9 @@ def measured(
     numbers = _shuffled(dreams, given, tokens_BTN) | _drift(dreams, given, views["dream"], LONG * trained)
     at_random = frechet.at_random(sets)
     if at_random:
-        numbers |= frechet.distances("frechet_random", at_random)
+        numbers |= frechet.distances("frechet_random", at_random, given.episodes)
     if features is not None:
-        numbers |= frechet.distances("frechet_user", frechet.by_function(features, sets))
+        numbers |= frechet.distances("frechet_user", frechet.by_function(features, sets), given.episodes)
     return numbers | _read_back(given, views, practice, dreams.seed)
 
 
@@ -56,7 +56,7 @@ def _shuffled(dreams: Dreams, given: Clips, tokens_BTN: np.ndarray) -> Numbers:
     true, shuffled = dreams.losses(tokens_BTN, given.actions, others).astype(np.float64).T
     if not true.sum() > 0:
         return {}
-    band = interval(shuffled, true).tolist()
+    band = interval(shuffled, true, given.episodes).tolist()
     return {"action_shuffle_ratio": float(shuffled.sum() / true.sum()), "action_shuffle_ratio_ci": band}
 
 
@@ -69,7 +69,7 @@ def _drift(dreams: Dreams, given: Clips, dreamed: np.ndarray, length: int) -> Nu
         turns = [np.roll(after, -turn, axis=0) for turn in range(-(-length // after.shape[1]))]
         actions = np.concatenate([before, *turns], axis=1)[rows, : given.context + length]
         dreamed = dreams.dream(given.seen[rows], actions)
-    return drift.measured(dreamed, given.frames[rows], given.seen[rows, -1])
+    return drift.measured(dreamed, given.frames[rows], given.seen[rows, -1], given.episodes[rows])
 
 
 def _read_back(given: Clips, views: dict[str, np.ndarray], practice: Dataset | None, seed: int) -> Numbers:
@@ -85,5 +85,6 @@ def _read_back(given: Clips, views: dict[str, np.ndarray], practice: Dataset | N
     for name, frames in (("", views["dream"]), ("_real", given.truth), ("_floor", views["floor"])):
         found = inverse.read(reader, frames, actions)
         numbers[f"idm_accuracy{name}"] = float(found["right"].sum() / found["asked"].sum())
-        numbers[f"idm_accuracy{name}_ci"] = interval(found["right"], found["asked"]).tolist()
+        band = interval(found["right"], found["asked"], given.episodes)
+        numbers[f"idm_accuracy{name}_ci"] = np.clip(band, 0, 1).tolist()
     return numbers

@@ -24,6 +24,7 @@ STAY, LEFT, RIGHT, JUMP = range(4)
 STAND, WALK, RISE, FALL = range(4)  # the player's pose
 LEVEL, X, Y, POSE, RISING, FACING, COINS, BIRD_X, BIRD_WAY, TIME = range(10)  # the state; places in pixels
 JUMP_TILES = 2
+LIKENESS = 30  # of 255, root of the mean square: as far as a picture of the player may be from him
 CHANGE, SEEK = 0.55, 0.25  # behaviour: chance to choose anew, per tile moved; then, to head for a coin
 
 ACTIONS = ActionSpace(
@@ -104,7 +105,8 @@ class PlatformerConfig:
 
     tile: pixels per tile (4, 8 or a multiple of 8). speed: pixels moved per frame, a divisor of tile; 0: one tile a
     frame. themes: 1..6 sets of colours. count, frames: episodes to record, and frames in each. Every episode has its
-    own level; ``seed`` chooses the levels.
+    own level; ``seed`` chooses the levels. anywhere: the player starts in any free place, half of the time rising, and
+    not always on the ground; so rare moments, as high jumps are, occur often in the data.
     """
 
     tiles: int = 8
@@ -114,6 +116,7 @@ class PlatformerConfig:
     count: int = 256
     frames: int = 48
     seed: int = 0
+    anywhere: bool = False
 
     def __post_init__(self):
         if not 6 <= self.tiles <= 32 or not (self.tile == 4 or (self.tile > 0 and self.tile % 8 == 0)):
@@ -169,12 +172,18 @@ class Platformer:
         """Return the first state of level ``seed`` (modulo 2**31)."""
         seed %= 2**31
         level, tile = _level(seed, self.config.tiles, self.config.themes), self.config.tile
-        row, column = level.start
+        (row, column), rising = level.start, 0
+        if self.config.anywhere:
+            rng = np.random.default_rng((seed, 1))
+            row, column = rng.choice(np.argwhere(~np.array(level.solid))).tolist()
+            row, column, rising = row - 1, column - 1, int(rng.integers(2))
+        supported = level.solid[row + 2][column + 1]
+        pose = RISE if rising else STAND if supported else FALL
         first, last = level.bird
         bird = first + seed % (last - first)
         coins = (1 << len(level.coins)) - 1
         return np.array(
-            [seed, column * tile, row * tile, STAND, 0, 1 - seed // 2 % 2 * 2, coins, bird * tile, 1, 0], np.int32
+            [seed, column * tile, row * tile, pose, rising, 1 - seed // 2 % 2 * 2, coins, bird * tile, 1, 0], np.int32
         )
 
     def step(self, state: np.ndarray, action: int) -> tuple[np.ndarray, float, bool]:
@@ -219,6 +228,24 @@ class Platformer:
             picture, mask = sprites[name, way]
             np.copyto(frame[top : top + tile, left : left + tile], picture, where=mask)
         return frame
+
+    def visible(self, frames: np.ndarray) -> np.ndarray:
+        """Return whether the player is in each of uint8 frames (..., H, W, C), in any pose and anywhere he can be.
+
+        He is where no pixel of his, on average, is further than ``LIKENESS`` from his own: whatever stands behind him
+        shows through his transparent pixels, which do not count. Anything else is three times as far at least.
+        """
+        tile, pace = self.config.tile, self.config.pace
+        sprites = [_sprites(0, tile)[pose, way] for pose in POSES for way in (1, -1)]  # of one colour in every theme
+        masks = np.stack([np.broadcast_to(mask, picture.shape).ravel() for picture, mask in sprites], 1)
+        masks, pictures = np.float32(masks), np.stack([np.float32(picture).ravel() for picture, _ in sprites], 1)
+        found = []
+        for frame in frames.reshape(-1, *frames.shape[-3:]):
+            places = np.lib.stride_tricks.sliding_window_view(frame, (tile, tile), (0, 1))[::pace, ::pace]
+            places = rearrange(places, "y x c h w -> (y x) (h w c)").astype(np.float32)
+            error = np.square(places) @ masks - 2 * places @ (pictures * masks) + (pictures**2 * masks).sum(0)
+            found.append((error / masks.sum(0)).min() < LIKENESS**2)
+        return np.array(found).reshape(frames.shape[:-3])
 
     def policy(self, state: np.ndarray, rng: np.random.Generator, last_action: int) -> int:
         """Repeat the last action for a while, sometimes head for the nearest coin, else any action."""

@@ -42,8 +42,9 @@ class MaskGITConfig:
     previous: bool = False  # a token is told what stood in its place a frame before: one layer's work, done at once
     mask_min: float = 0.5  # share of hidden tokens is drawn from U(mask_min, 1), one draw per frame
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
+    context_noise: float = 0.0  # share of frames that training predicts from a disturbed one: see ``_disturbed``
     passes: int = 25  # K, refinement passes per frame
-    pace: Literal["cosine", "geometric"] = "cosine"  # few tokens in the first passes, or most: see ``schedule``
+    pace: Literal["cosine", "geometric", "single"] = "cosine"  # few tokens in the first passes, or most: ``schedule``
     temperature: float = 1.0
 
     def fitted(self, tokenizer: Any, actions: ActionSpace) -> "MaskGITConfig":
@@ -87,6 +88,7 @@ class MaskGIT(nnx.Module):
         """Return logits (B, T-1, N, V) of frames 1..T-1 with tokens hidden, and which were, float (B, T-1, N)."""
         batch, length, tokens = latents_BTN.shape
         actions_BT = from_start(actions_BT, self.config.actions)
+        seen_BTN = self._disturbed(latents_BTN, jax.random.fold_in(key, 1)) if share is None else latents_BTN
         key_share, key_mask = jax.random.split(key)
         low = jnp.float32(self.config.mask_min)
         rate = low + (1 - low) * jax.random.uniform(key_share, (batch, length - 1, 1))
@@ -94,7 +96,7 @@ class MaskGIT(nnx.Module):
         hidden = jax.random.uniform(key_mask, (batch, length - 1, tokens)) < rate
         draft = jnp.where(hidden, self.config.codes, latents_BTN[:, 1:])
         if self.config.context == "clean":  # the last finished frame is nobody's past: T-1 of them, and T-1 drafts
-            done, acted = latents_BTN[:, :-1], (actions_BT[:, :-1], actions_BT[:, 1:])
+            done, acted = seen_BTN[:, :-1], (actions_BT[:, :-1], actions_BT[:, 1:])
             x = [
                 self._embed(done, acted[0], earlier(done, self.config.codes)[:, :-1]),
                 self._embed(draft, acted[1], done),
@@ -105,10 +107,22 @@ class MaskGIT(nnx.Module):
             x = self._embed(
                 jnp.concatenate([latents_BTN[:, :1], draft], axis=1),
                 actions_BT,
-                earlier(latents_BTN, self.config.codes)[:, :-1],
+                earlier(seen_BTN, self.config.codes)[:, :-1],
             )
             x = self.transformer(x)[:, 1:]
         return self._logits(x), hidden.astype(jnp.float32)
+
+    def _disturbed(self, latents_BTN: Array, key: Array) -> Array:
+        """Return the frames to predict from, of which a share have half of their tokens from another moment of the clip.
+
+        So what moves is gone from some, and twice in others, as happens in generated frames. Without it such frames are
+        unknown to the model, and nothing brings back a player who was lost once (docs/log.md).
+        """
+        if not self.config.context_noise:
+            return latents_BTN
+        frames, tokens = (jax.random.uniform(k, latents_BTN.shape) for k in jax.random.split(key))
+        picked = (frames[..., :1] < jnp.float32(self.config.context_noise)) & (tokens < 0.5)
+        return jnp.where(picked, latents_BTN[:, ::-1], latents_BTN)
 
     # -- one frame at a time -----------------------------------------------------------------------------------------
 
@@ -154,10 +168,13 @@ class MaskGIT(nnx.Module):
         MaskGIT's cosine leaves the most for the last passes. In a world that mostly stands still most tokens are sure
         at once, and the few that hang together (is the player here, or there?) want to be drawn one by one, each
         knowing those before: so a geometric pace ends. With the cosine, two players or none came of it (docs/log.md).
+        "single" draws all but K - 1 tokens in the first pass, and these one by one.
         """
         passes = self.config.passes
         done = np.arange(1, passes)
-        if self.config.pace == "cosine":
+        if self.config.pace == "single":
+            left = np.minimum(passes - done, self.tokens)
+        elif self.config.pace == "cosine":
             left = self.tokens * np.cos(np.pi / 2 * done / passes)
         else:
             left = self.tokens ** (1 - done / max(passes - 1, 1))

@@ -1,0 +1,185 @@
+"""What is left of a world after a thousand frames: does it still move, and is its player still there?
+
+An evaluation of a few dozen frames cannot see a player who is lost at frame 100 and never comes back. So some sessions
+are played for long, half with random keys and half with held ones, and every frame is looked at.
+
+- A frame is *frozen* when it lies in more than ``STILL`` frames in a row in which nothing moves although keys change.
+  Real worlds stand still too (a player at a wall who is pushed against it): "frozen_real" is the same share where the
+  simulator plays on with keys drawn alike, or in recorded episodes where there is no simulator.
+- A frame is *absent* when the simulator does not find its player in it (``visible``).
+- A session is *lost* once more than ``STILL`` frames in a row were frozen or absent.
+
+Legend: S sessions, T time, H W C image.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from reverie.actions import ActionSpace
+from reverie.data.episode import Dataset, Simulator
+from reverie.evaluation.dreams import Clips, Dreams
+from reverie.evaluation.drift import drift, looks
+from reverie.nn.embed import random_actions
+
+STEPS = (64, 256, 1000)  # generated frames after which shares are counted
+STILL = 10  # frames in a row; fewer are no loss
+HOLD = 20  # frames for which a held key is held, before another one is
+ALIKE = 8  # of 255: no pixel of two frames differs by more, so nothing moved
+SESSIONS = 16  # with each kind of keys
+FLOP = {"cpu": 1e13}  # at most, for all sessions together: a minute or two
+FLOP_ELSEWHERE = 1e16
+RECORDED = 16  # episodes, at most, from which it is told how long recordings stand still
+
+Numbers = dict[str, Any]
+
+
+def measured(
+    dreams: Dreams,
+    given: Clips,
+    flop_per_frame: float,
+    dataset: Dataset,
+    simulator: Simulator | None = None,
+    states_BS: np.ndarray | None = None,
+    sessions: int = SESSIONS,
+) -> Numbers | None:
+    """Return "long_play" of eval.json; None where even a few short sessions would cost too much.
+
+    ``given``: clips from which sessions begin; ``states`` of the simulator at their last real frames. "random" and
+    "held" hold, by the number of frames ("64", "256", "1000"): the shares "frozen", "frozen_real", "absent" (None
+    unless the simulator tells), "lost" (of sessions), and "drift" of the last quarter of these frames.
+    """
+    sessions, frames = affordable(flop_per_frame, sessions)
+    if not sessions:
+        return None
+    rows = np.resize(np.unique(np.linspace(0, len(given.seen) - 1, sessions).astype(int)), sessions)
+    keys = {kind: _keys(dreams.space, sessions, frames, dreams.seed, kind) for kind in ("random", "held")}
+    both = np.concatenate([rows, rows])
+    before = given.actions[both, : given.context]
+    pieces = dreams.played_on(given.seen[both], before, np.concatenate(list(keys.values())))
+    finder = getattr(simulator, "visible", None)
+    still, absent, seen = _watched(pieces, given.seen[both, -1], frames, finder)
+    numbers: Numbers = {"sessions": sessions, "frames": frames}
+    for at, kind in enumerate(keys):
+        part = slice(at * sessions, (at + 1) * sessions)
+        frozen = stuck(still[part], keys[kind] if dreams.space.size else None)
+        gone = absent[part] if finder is not None else np.zeros_like(frozen)
+        lost = np.maximum.accumulate(_long(frozen | gone), axis=1)
+        if simulator is not None and states_BS is not None:
+            real = _simulated(simulator, states_BS[rows], frames, dreams.seed, kind)
+        else:
+            real = _recorded(dataset)
+        steps = [step for step in STEPS if step <= frames]
+        numbers[kind] = {
+            "frozen": {str(step): float(frozen[:, :step].mean()) for step in steps},
+            "frozen_real": {str(step): float(real[:, :step].mean()) for step in steps} if real.size else None,
+            "absent": {str(step): float(gone[:, :step].mean()) for step in steps} if finder is not None else None,
+            "lost": {str(step): float(lost[:, step - 1].mean()) for step in steps},
+            "drift": {str(step): _drift(seen, part, given, rows, step) for step in steps} if sessions >= 4 else None,
+        }
+    return numbers
+
+
+def affordable(flop_per_frame: float, sessions: int = SESSIONS) -> tuple[int, int]:
+    """Return for how many sessions of each kind, and how many frames, there is time: (0, 0) where for none."""
+    most = FLOP.get(jax.default_backend(), FLOP_ELSEWHERE)
+    for frames in reversed(STEPS):
+        for count in (sessions, sessions // 2, sessions // 4):
+            if count and 2 * count * frames * flop_per_frame <= most:
+                return count, frames
+    return 0, 0
+
+
+def stuck(still_ST: np.ndarray, keys_ST: np.ndarray | None) -> np.ndarray:
+    """Return which frames are frozen, bool (S, T): in more than ``STILL`` that stand still although keys change.
+
+    ``still``: nothing moved since the frame before. Without keys, every such stretch counts.
+    """
+    found = np.zeros_like(still_ST)
+    for row, begin, end in _stretches(still_ST):
+        if end - begin <= STILL:
+            continue
+        pressed = None if keys_ST is None else keys_ST[row, begin:end]
+        if pressed is None or (pressed != pressed[:1]).any():
+            found[row, begin:end] = True
+    return found
+
+
+def _long(found_ST: np.ndarray) -> np.ndarray:
+    """Those from the ``STILL + 1``-th on of a stretch: where more than ``STILL`` in a row have been."""
+    late = np.zeros_like(found_ST)
+    for row, begin, end in _stretches(found_ST):
+        late[row, begin + STILL : end] = True
+    return late
+
+
+def _stretches(found_ST: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Yield (row, first, after the last) of every stretch of True."""
+    for row, values in enumerate(found_ST):
+        edges = np.flatnonzero(np.diff(np.pad(values.astype(np.int8), 1)))
+        for begin, end in edges.reshape(-1, 2).tolist():
+            yield row, begin, end
+
+
+def _keys(space: ActionSpace, sessions: int, frames: int, seed: int, kind: str) -> np.ndarray:
+    """Return actions (S, T, ...): another one every frame, or every ``HOLD`` frames."""
+    key = jax.random.fold_in(jax.random.key(seed), kind == "held")
+    hold = HOLD if kind == "held" else 1
+    if not space.size:
+        return np.zeros((sessions, frames), space.dtype)
+    drawn = np.asarray(random_actions(space, key, (sessions, -(-frames // hold))))
+    return drawn.repeat(hold, axis=1)[:, :frames]
+
+
+def _watched(pieces, last_SHWC: np.ndarray, frames: int, finder: Any):
+    """Return (still, absent, looks) of every frame, in one pass: frames themselves are not kept."""
+    still, absent, seen = [], [], []
+    for piece in pieces:
+        every = np.concatenate([last_SHWC[:, None], piece], axis=1)
+        still.append(_same(every[:, 1:], every[:, :-1]))
+        if finder is not None:
+            absent.append(~finder(piece))
+        seen.append(looks(piece))
+        last_SHWC = piece[:, -1]
+    joined = {name: np.concatenate([part[name] for part in seen], axis=1)[:, :frames] for name in seen[0]}
+    gone = np.concatenate(absent, axis=1)[:, :frames] if absent else np.zeros(0, bool)
+    return np.concatenate(still, axis=1)[:, :frames], gone, joined
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Whether two uint8 frames (..., H, W, C) are alike, (...)."""
+    return (np.maximum(one, other) - np.minimum(one, other)).max((-3, -2, -1)) <= ALIKE
+
+
+def _simulated(simulator: Simulator, states_SS: np.ndarray, frames: int, seed: int, kind: str) -> np.ndarray:
+    """Which frames are frozen where the simulator itself plays on."""
+    keys = _keys(simulator.actions, len(states_SS), frames, seed, kind)
+    still = np.zeros((len(states_SS), frames), bool)
+    for row, state in enumerate(states_SS):
+        last = simulator.render(state)
+        for time, action in enumerate(keys[row]):
+            state = simulator.step(state, action if np.ndim(action) else int(action))[0]
+            frame = simulator.render(state)
+            still[row, time], last = _same(frame, last), frame
+    return stuck(still, keys)
+
+
+def _recorded(dataset: Dataset) -> np.ndarray:
+    """Which frames of recorded episodes are frozen, (1, all of them): empty where there are too few in a row."""
+    found = []
+    for episode in np.argsort(-dataset.lengths, kind="stable")[:RECORDED].tolist():
+        length = min(int(dataset.lengths[episode]), STEPS[-1])
+        if length <= STILL + 1:
+            continue
+        read = dataset.read(episode, 0, length)
+        space = dataset.spec.actions
+        keys = read["actions"][None, 1:] if space.size and space.is_action(read["actions"]).any() else None
+        found.append(stuck(_same(read["frames"][1:], read["frames"][:-1])[None], keys))
+    return np.concatenate(found, axis=1) if found else np.zeros((1, 0), bool)
+
+
+def _drift(seen: dict[str, np.ndarray], part: slice, given: Clips, rows: np.ndarray, step: int) -> float:
+    late = {name: values[part, step - max(1, step // 4) : step] for name, values in seen.items()}
+    return drift(late, looks(given.frames[rows]), np.arange(len(rows)))["drift"]

@@ -1,0 +1,197 @@
+"""A thousand frames of a world: planted worlds that freeze or lose their player are found out, real ones are not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+from flax import nnx
+
+import reverie
+from reverie import config, learn
+from reverie.data.arrays import ArrayDataset
+from reverie.data.episode import record
+from reverie.data.sources.platformer import TILES, Platformer, PlatformerConfig, X, Y, _level, _scenery
+from reverie.data.store import write_source
+from reverie.errors import ReverieError
+from reverie.evaluation import long_play
+from reverie.evaluation.dreams import Dreams
+from reverie.evaluation.measure import evaluate
+from reverie.training.checkpoint import read_record
+from reverie.world import WorldConfig, WorldModel
+
+SOURCE = PlatformerConfig(tiles=6, tile=4, count=8, frames=24)
+SHIPPED = Path(reverie.__file__).parent / "worlds" / "platformer"
+
+
+# -- what frozen, lost and seen mean -----------------------------------------------------------------------------------
+
+
+def test_standing_still_counts_when_it_lasts_and_keys_change():
+    still = np.zeros((4, 40), bool)
+    still[0, 5:15] = True  # ten in a row are no loss
+    still[1, 5:16] = True
+    still[2:, 20:] = True
+    keys = np.tile(np.arange(40) % 3, (4, 1))
+    keys[2] = 1  # pushed against a wall for as long as the key is held
+    found = long_play.stuck(still, keys)
+    assert found.sum(1).tolist() == [0, 11, 0, 20] and found[1, 5:16].all()
+    assert long_play.stuck(still, None).sum(1).tolist() == [0, 11, 20, 20], "nobody steers: nothing explains it"
+    several = np.stack([keys, np.zeros_like(keys)], axis=-1)
+    np.testing.assert_array_equal(long_play.stuck(still, several), found)
+
+
+def test_what_it_may_cost_decides_how_long_is_played():
+    cheap, dear = long_play.affordable(1e6), long_play.affordable(5e9)
+    assert cheap == (16, 1000) and 0 < dear[0] <= 16 and dear[1] < 1000
+    assert long_play.affordable(1e12) == (0, 0) and long_play.affordable(1e6, 1) == (1, 1000)
+
+
+@pytest.mark.parametrize("source", [
+    SOURCE, PlatformerConfig(tiles=8, themes=6, anywhere=True), PlatformerConfig(tiles=6, tile=8, speed=4),
+    PlatformerConfig(tiles=6, tile=16, speed=8),
+])  # fmt: skip
+def test_the_simulator_finds_its_player_and_nobody_else(source):
+    simulator = source.make()
+    rng = np.random.default_rng(0)
+    for seed in range(6):
+        film = record(simulator, seed=seed, frames=12, rng=rng, fps=6.0).frames
+        blurred = np.clip(film + rng.normal(0, 12, film.shape), 0, 255).astype(np.uint8)
+        assert simulator.visible(film).all() and simulator.visible(blurred).all()
+        empty = _scenery(seed, 0b11, source.tiles, source.tile, source.themes)
+        assert not simulator.visible(empty) and not simulator.visible(np.zeros_like(empty))
+
+
+def test_starts_anywhere_are_free_places_from_which_the_game_goes_on():
+    source = PlatformerConfig(tiles=8, anywhere=True)
+    simulator, poses, rows = source.make(), set(), set()
+    for seed in range(60):
+        state = simulator.reset(seed)
+        level = _level(seed, 8, source.themes)
+        row, column = int(state[Y]) // 8, int(state[X]) // 8
+        assert TILES[level.pictures[row, column]] not in ("earth", "stone", "grass", "flower", "platform")
+        poses.add(int(state[3]))
+        rows.add(row)
+        for action in (1, 3, 2, 0):
+            state = simulator.step(state, action)[0]
+            assert simulator.visible(simulator.render(state))
+    assert poses == {0, 2, 3} and {0, 1, 2, 3} <= rows
+    assert (Platformer(SOURCE).reset(5) == Platformer(PlatformerConfig(tiles=6, tile=4)).reset(5)).all()
+
+
+# -- planted worlds ----------------------------------------------------------------------------------------------------
+
+
+class Pixels(nnx.Module):
+    """A tokenizer without loss: a token is a byte of the picture."""
+
+    codes = 256
+
+    def encode(self, frames):
+        return rearrange(frames, "b t h w c -> b t (h w c)").astype(jnp.int32)
+
+    def decode(self, latents):
+        height, width, _ = SOURCE.spec().frame
+        return rearrange(latents, "b t (h w c) -> b t h w c", h=height, w=width).astype(jnp.float32) / 255
+
+    def empty(self, batch):
+        return jnp.zeros((batch,))
+
+    def decode_frame(self, memory, latents):
+        return memory, self.decode(latents[:, None])[:, 0]
+
+
+class Film(nnx.Module):
+    """Dynamics that show a film, over and over, and from frame ``until`` on, in every other session, another one."""
+
+    temperature = 0.0
+
+    def __init__(self, film, after, until):
+        self.film, self.after, self.until = (nnx.Variable(jnp.asarray(x)) for x in (film, after, until))
+
+    def empty(self, batch):
+        return jnp.full((batch,), -1, jnp.int32)
+
+    def observe(self, memory, latents, actions):
+        return memory + 1, None
+
+    def imagine(self, memory, actions, key, temperature):
+        rows = jnp.arange(len(memory))
+        lost = (memory >= self.until[...]) & (rows % 2 == 1)
+        first, then = (x[...][memory % len(x[...])] for x in (self.film, self.after))
+        return memory + 1, jnp.where(lost[:, None], then, first), jnp.zeros((len(memory), 1))
+
+    def report(self, latents, actions, key):
+        return {}
+
+
+@pytest.fixture(scope="module")
+def dataset() -> ArrayDataset:
+    return ArrayDataset.from_episodes(SOURCE.spec(), SOURCE.episodes())
+
+
+@pytest.fixture(scope="module")
+def films() -> dict[str, np.ndarray]:
+    """A game that goes on; one frame of it for ever; a game in which only a coin comes and goes."""
+    film = record(SOURCE.make(), seed=3, frames=60, rng=np.random.default_rng(1), fps=6.0).frames
+    empty = np.stack([_scenery(3, coins, 6, 4, SOURCE.themes) for coins in (1, 3)])
+    return {name: x.reshape(len(x), -1).astype(np.int32) for name, x in
+            {"goes on": film, "freezes": film[7:8], "loses its player": empty}.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("fate", ["goes on", "freezes", "loses its player"])
+def test_a_world_that_goes_wrong_late_is_found_out(fate, films, dataset):
+    spec = dataset.spec
+    dynamics = Film(films["goes on"], films[fate], np.int32(100))
+    world = WorldModel(WorldConfig(spec.frame, spec.actions, 2, spec.fps), Pixels(), None, dynamics)
+    numbers, _ = evaluate(world, dataset, clips=8, horizon=2, speed=False, deep=False, sessions=4)
+    played = numbers["long_play"]
+    assert played["sessions"] == 4 and played["frames"] == 1000 and numbers["episodes"] == 8
+    for kind in ("random", "held"):
+        found = played[kind]
+        frozen, absent, lost = (list(found[name].values()) for name in ("frozen", "absent", "lost"))
+        assert list(found["frozen"]) == ["64", "256", "1000"]
+        wrong = [0, 0.5 * 156 / 256, 0.5 * 900 / 1000]
+        np.testing.assert_allclose(frozen, wrong if fate == "freezes" else [0, 0, 0], atol=0.01)
+        np.testing.assert_allclose(absent, wrong if fate == "loses its player" else [0, 0, 0], atol=0.01)
+        assert lost == ([0, 0, 0] if fate == "goes on" else [0, 0.5, 0.5])
+        assert all(share <= 0.05 for share in found["frozen_real"].values()), "the bird flies on"
+        assert all(np.isfinite(list(found["drift"].values())))
+
+
+def test_long_play_is_the_same_world_that_is_played(dataset, films):
+    """Pieces join without a seam: what one rollout would show, and what a memory that was not handed on would not."""
+    spec = dataset.spec
+    world = WorldModel(
+        WorldConfig(spec.frame, spec.actions, 1, spec.fps), Pixels(), None, Film(films["goes on"], films["goes on"], 0)
+    )
+    seen = np.stack([dataset.read(episode, 0, 1)["frames"] for episode in range(2)])
+    before, along = np.full((2, 1), -1, np.int32), np.zeros((2, 150), np.int32)
+    pieces = list(Dreams(world, batch=2, temperature=0.0).played_on(seen, before, along))
+    assert [len(piece[0]) for piece in pieces] == [64, 64, 64]
+    shown = np.concatenate(pieces, axis=1)[0].reshape(192, -1)
+    np.testing.assert_array_equal(shown, films["goes on"][np.arange(192) % 60])
+
+
+# -- the world that comes along ----------------------------------------------------------------------------------------
+
+
+def test_a_world_without_its_data_is_measured_all_the_same(tmp_path):
+    """On new episodes of its simulator, or on any store of its kind; on nothing else."""
+    world = tmp_path / "world"
+    shutil.copytree(SHIPPED, world)
+    found = learn.evaluate(world, clips=4, horizon=2, sessions=0)
+    assert found["clips"] == 4 and found["dataset"] == "platformer" and found["episodes"] == 4
+    assert json.loads((world / "eval.json").read_text("utf-8"))["clips"] == 4
+    source = read_record(world / "dynamics").spec.simulator
+    write_source(tmp_path / "store", config.replace(source, count=6, seed=77), val=0.5)
+    other = learn.evaluate(world, clips=3, horizon=2, sessions=0, data=tmp_path / "store", split="train", seed=5)
+    assert other["seed"] == 5 and other["fingerprint"] != found["fingerprint"]
+    write_source(tmp_path / "other", SOURCE, val=0.5)
+    with pytest.raises(ReverieError, match="frames"):
+        learn.evaluate(world, clips=2, horizon=2, sessions=0, data=tmp_path / "other")
+    with pytest.raises(ReverieError, match="--data"):
+        learn.evaluate(world, clips=2, horizon=2, sessions=0, split="train")
