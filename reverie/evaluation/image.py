@@ -1,7 +1,7 @@
 """How alike two pictures are: PSNR and SSIM, one number per frame, in fp32, inside or outside of ``jax.jit``.
 
-Frames are uint8 or floats in [0, 1], (..., H, W, C); the two may differ in that. Anything else (other integers, floats in
-0..255 or -1..1) is a ReverieError, since its scale would be a guess.
+Frames are uint8 or floats in [0, 1], (..., H, W, C); the two may differ in that. Anything else (other integers,
+floats in 0..255 or -1..1) is a ReverieError, since its scale would be a guess.
 
 One convention everywhere: PSNR is taken of each frame, with the ceiling below, and then averaged ("mean of decibels").
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import reduce
 from jax import Array
+from jax.core import Tracer
 
 from reverie.errors import ReverieError
 from reverie.nn.patch import unit_range
@@ -71,7 +72,7 @@ def _unit(frames: Array | np.ndarray) -> Array:
         return unit_range(jnp.asarray(frames))
     if not jnp.issubdtype(kind, jnp.floating):
         raise ReverieError(f"pictures are compared as uint8, or as floats in [0, 1], not as {kind}.")
-    if not isinstance(frames, jax.core.Tracer) and frames.size:  # inside of jit nobody can look
+    if not isinstance(frames, Tracer) and frames.size:  # inside of jit nobody can look
         low, high = float(frames.min()), float(frames.max())
         if low < -BEYOND or high > 1 + BEYOND:
             raise ReverieError(f"pictures of floats are compared in [0, 1], not in [{low:g}, {high:g}]: scale them.")

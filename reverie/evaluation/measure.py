@@ -64,8 +64,8 @@ def evaluate(
 
     ``clips``: how many, at most. ``context``: real frames before the dream; None: as many as the world takes. Lists
     have one entry per dreamed frame; ``*_ci`` are 95 % intervals [low, high] over the "episodes" that clips come from;
-    what a world or dataset cannot have is None. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises ReverieError when world and dataset
-    do not belong together.
+    what a world or dataset cannot have is None. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises
+    ReverieError when world and dataset do not belong together.
 
     ``sessions``: how many are played for long (``long_play``) with each kind of keys, at most; 0 leaves that out.
     ``deep``: what ``thorough`` measures as well. For it, ``trained``: frames of a clip in training (None: the horizon);

@@ -125,8 +125,9 @@ def table(numbers: Numbers) -> Table:
             interval = interval and interval[-1]
         else:
             between = _short(value)
-        told = interval and math.isfinite(interval[0])  # one episode cannot tell
-        band = f"{_short(interval[0])} .. {_short(interval[1])}" if told else ""
+        if interval and not math.isfinite(interval[0]):  # one episode cannot tell
+            interval = None
+        band = f"{_short(interval[0])} .. {_short(interval[1])}" if interval else ""
         shown.add_row(name, between, band, meaning)
     return shown
 

@@ -33,6 +33,16 @@ def unpatchify(patches: Array, height: int, width: int, patch: int) -> Array:
     )
 
 
+def neighbourhood(x_BTNM: Array, grid: tuple[int, int], reach: int) -> Array:
+    """Return each token's surroundings up to ``reach`` places away, (B, T, N, (2 reach + 1)^2 M); 0 beyond the edge."""
+    height, width = grid
+    x = rearrange(x_BTNM, "b t (h w) m -> b t h w m", h=height)
+    x = jnp.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach), (0, 0)))
+    steps = range(2 * reach + 1)
+    around = [x[:, :, down : down + height, right : right + width] for down in steps for right in steps]
+    return rearrange(jnp.concatenate(around, axis=-1), "b t h w m -> b t (h w) m")
+
+
 def to_float(frames: Array) -> Array:
     """uint8 0..255 -> float32 -1..1. One affine map for all pixels: brightness and contrast survive."""
     return frames.astype(jnp.float32) * jnp.float32(2 / 255) - jnp.float32(1)

@@ -20,10 +20,12 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import ActionSpace
+from reverie.errors import ReverieError
 from reverie.nn.codes import draw, likelihood, ranking, surprise
 from reverie.nn.embed import ActionEmbedding, from_start
 from reverie.nn.linear import Linear
 from reverie.nn.memory import Past, earlier, remember
+from reverie.nn.patch import neighbourhood
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 
@@ -40,6 +42,7 @@ class MaskGITConfig:
         "clean"  # what a hidden frame reads in training: finished frames, or hidden ones
     )
     previous: bool = False  # a token is told what stood in its place a frame before: one layer's work, done at once
+    neighbours: int = 0  # and what stood up to so many places around it: what moves comes from there (needs previous)
     mask_min: float = 0.5  # share of hidden tokens is drawn from U(mask_min, 1), one draw per frame
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
     context_noise: float = 0.0  # share of frames that training predicts from a disturbed one: see ``_disturbed``
@@ -68,6 +71,10 @@ class MaskGIT(nnx.Module):
         self.before = (
             nnx.Param(jax.random.normal(rngs.params(), (config.codes + 1, width)) * 0.5) if config.previous else None
         )
+        if config.neighbours and not config.previous:
+            raise ReverieError("neighbours are those of the frame before: they need previous.")
+        window = (2 * config.neighbours + 1) ** 2 if config.neighbours else 0
+        self.around = Linear(window * width, width, rngs=rngs) if window else None
         self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
         self.transformer = SpaceTimeTransformer(config.transformer, config.grid, extra=int(self.prepend), rngs=rngs)
         self.head = Linear(width, config.codes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
@@ -113,7 +120,7 @@ class MaskGIT(nnx.Module):
         return self._logits(x), hidden.astype(jnp.float32)
 
     def _disturbed(self, latents_BTN: Array, key: Array) -> Array:
-        """Return the frames to predict from, of which a share have half of their tokens from another moment of the clip.
+        """Return the frames to predict from: in a share of them half of the tokens are of another moment of the clip.
 
         So what moves is gone from some, and twice in others, as happens in generated frames. Without it such frames are
         unknown to the model, and nothing brings back a player who was lost once (docs/log.md).
@@ -209,7 +216,10 @@ class MaskGIT(nnx.Module):
     def _embed(self, latents_BTN, actions, before_BTN):
         x = self.embed[...][latents_BTN]
         if self.before is not None:
-            x = x + self.before[...][before_BTN]
+            before = self.before[...][before_BTN]
+            x = x + before
+            if self.around is not None:
+                x = x + self.around(neighbourhood(before, self.config.grid, self.config.neighbours))
         action = self.actions(actions)[:, :, None]
         return jnp.concatenate([x, action], axis=2) if self.prepend else x + action
 
