@@ -173,7 +173,7 @@ def evaluate(
         place, dataset, practice = f"the simulator of '{run}'", *_simulated(run, record.spec, clips, split)
     else:
         dataset = held_out(place, world.config.context + 1) if split is None else open_dataset(place, split)
-        practice = _practice(place)
+        practice = open_dataset(place, "train")
     context = how.get("context") or world.config.context
     room = int(dataset.lengths.max(initial=0)) - context
     if room < 1:
@@ -195,13 +195,6 @@ def evaluate(
     return numbers
 
 
-def _practice(place: Path) -> Dataset | None:
-    """Episodes from which a network learns to read actions, where a dataset has a part for training."""
-    with contextlib.suppress(ReverieError):
-        return open_dataset(place, "train")
-    return None
-
-
 def _simulated(run: Path, spec: Spec, clips: int, split: str | None) -> tuple[Dataset, Dataset]:
     """New episodes of the simulator that a world's data came from: to be measured on, and for practice."""
     source: Any = spec.simulator
@@ -210,8 +203,9 @@ def _simulated(run: Path, spec: Spec, clips: int, split: str | None) -> tuple[Da
         raise ReverieError(f"'{run}' came without {part}: name a store or .npz of the same kind with --data.")
     print(f"'{run}' came without its data: measured on new episodes of its simulator.", file=sys.stderr)
     made = [replace(source, seed=source.seed + 1 + part, count=clips * (1 + 3 * part)) for part in range(2)]
-    held_out, practice = (ArrayDataset.from_episodes(spec, each.episodes()) for each in made)
-    return held_out, practice
+    unseen, practice = (ArrayDataset.from_episodes(spec, each.episodes()) for each in made)
+    unseen.split, practice.split = "val", "train"
+    return unseen, practice
 
 
 def _check_minutes(minutes: float | None) -> None:
