@@ -157,7 +157,7 @@ def evaluate(
     ``features``: "MODULE:FUNCTION" of a function whose features are compared as well, see ``evaluation.frechet``.
     ``data``: a store or .npz to measure on; None: the world's own data, or, where they are not there (a world that
     came without), new episodes of the simulator that its own came from. ``split``: of the data; None: those held out.
-    ``how``: context, seed, temperature and sessions, as ``evaluation.measure.evaluate`` takes them.
+    ``how``: context, seed, temperature, sessions, deep and speed, as ``evaluation.measure.evaluate`` takes them.
     """
     if clips < 1 or horizon < 1:
         raise ReverieError(f"a world is measured on 1 clip and 1 dreamed frame at least, not {clips} and {horizon}.")

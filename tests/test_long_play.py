@@ -24,6 +24,7 @@ from reverie.training.checkpoint import read_record
 from reverie.world import WorldConfig, WorldModel
 
 SOURCE = PlatformerConfig(tiles=6, tile=4, count=8, frames=24)
+QUICK = {"sessions": 0, "deep": False, "speed": False}
 SHIPPED = Path(reverie.__file__).parent / "worlds" / "platformer"
 
 
@@ -183,15 +184,15 @@ def test_a_world_without_its_data_is_measured_all_the_same(tmp_path):
     """On new episodes of its simulator, or on any store of its kind; on nothing else."""
     world = tmp_path / "world"
     shutil.copytree(SHIPPED, world)
-    found = learn.evaluate(world, clips=4, horizon=2, sessions=0)
-    assert found["clips"] == 4 and found["dataset"] == "platformer" and found["episodes"] == 4
-    assert json.loads((world / "eval.json").read_text("utf-8"))["clips"] == 4
+    found = learn.evaluate(world, clips=2, horizon=1, **QUICK)
+    assert found["clips"] == found["episodes"] == 2 and found["dataset"] == "platformer"
+    assert json.loads((world / "eval.json").read_text("utf-8"))["clips"] == 2
     source = read_record(world / "dynamics").spec.simulator
     write_source(tmp_path / "store", config.replace(source, count=6, seed=77), val=0.5)
-    other = learn.evaluate(world, clips=3, horizon=2, sessions=0, data=tmp_path / "store", split="train", seed=5)
+    other = learn.evaluate(world, clips=2, horizon=1, **QUICK, data=tmp_path / "store", split="train", seed=5)
     assert other["seed"] == 5 and other["fingerprint"] != found["fingerprint"]
     write_source(tmp_path / "other", SOURCE, val=0.5)
     with pytest.raises(ReverieError, match="frames"):
-        learn.evaluate(world, clips=2, horizon=2, sessions=0, data=tmp_path / "other")
+        learn.evaluate(world, clips=2, horizon=1, **QUICK, data=tmp_path / "other")
     with pytest.raises(ReverieError, match="--data"):
-        learn.evaluate(world, clips=2, horizon=2, sessions=0, split="train")
+        learn.evaluate(world, clips=2, horizon=1, **QUICK, split="train")
