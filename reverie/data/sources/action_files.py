@@ -5,6 +5,7 @@ The files say which action was taken *at* a frame; Reverie's convention is the a
 """
 
 import csv
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from reverie import bounded
 from reverie.actions import UNLABELLED
-from reverie.errors import ReverieError
+from reverie.errors import Damaged, ReverieError
 
 ENDINGS = (".npy", ".csv", ".jsonl")
+BYTES = 2**26  # of an action file: a day of rows at 60 a second
 LATE = 0.5  # seconds by which a log may outlast its video at either end
 CROWDED = 0.1  # of a video: actions all within so little of it, at ten times its rate, have another unit
 LARGEST = 1023  # an action beyond is a mistake (a time stamp, a bit mask), not a choice a model could learn
@@ -74,7 +77,7 @@ def read(path: Path) -> ActionRows:
     """Return what an action file says; ReverieError tells what is wrong with it, and in which row."""
     try:
         by, rows = {".npy": _npy, ".csv": _csv, ".jsonl": _jsonl}[path.suffix](path)
-    except (ValueError, OSError, EOFError, RecursionError, csv.Error) as error:
+    except (ValueError, OSError, EOFError, RecursionError, csv.Error, Damaged) as error:
         raise ReverieError(f"{path.name} cannot be read ({error})") from None
     if not rows:
         raise ReverieError(f"{path.name} holds no actions")
@@ -98,15 +101,19 @@ def _whole(action, where: str) -> int:
 
 
 def _npy(path: Path) -> tuple[str, list]:
-    array = np.lib.format.open_memmap(path, mode="r")  # never unpickles, and a lying header cannot ask for memory
-    if array.ndim != 1 or array.dtype.kind not in "iu":
+    array = bounded.map_npy(path)  # never unpickles, and a lying header cannot ask for memory
+    if array.ndim != 1 or array.dtype.kind not in "iu" or array.nbytes > BYTES:
         raise ReverieError(f"{path.name} must hold one whole number per frame, in one dimension")
     return "row", list(enumerate(array.tolist()))
 
 
+def _text(path: Path) -> str:
+    return bounded.read_bytes(path, BYTES).decode("utf-8-sig")
+
+
 def _csv(path: Path) -> tuple[str, list]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = [[cell.strip() for cell in line] for line in csv.reader(file) if any(cell.strip() for cell in line)]
+    reader = csv.reader(io.StringIO(_text(path), newline=""))
+    lines = [[cell.strip() for cell in line] for line in reader if any(cell.strip() for cell in line)]
     if lines and "action" in (head := [cell.lower() for cell in lines[0]]):
         return _placed(path, [dict(zip(head, line, strict=False)) for line in lines[1:]])
     if any(len(line) != 1 for line in lines):
@@ -115,7 +122,7 @@ def _csv(path: Path) -> tuple[str, list]:
 
 
 def _jsonl(path: Path) -> tuple[str, list]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in _text(path).splitlines() if line.strip()]
     if rows and isinstance(rows[0], dict):
         return _placed(path, rows)
     return "row", list(enumerate(rows))
