@@ -195,10 +195,26 @@ def test_lost_packets_of_a_stream_cost_what_refers_to_them_and_a_line(tmp_path, 
     assert line == f"a.ts: {tally}" and " frames damaged, left out" in line
 
 
+def test_what_refers_to_a_broken_picture_and_comes_before_it_is_left_out_too(tmp_path):
+    path = encode(tmp_path / "a.mkv", "mpeg4", between=2)
+    clean, whole = pictures(path), path.read_bytes()
+    with av.open(str(path)) as file:
+        chunks = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    left_out = 0
+    for chunk in [chunk for chunk in chunks if chunk[4] >> 6 == 1][:8]:  # frames that others are predicted from
+        at = whole.index(chunk) + len(chunk) // 2
+        path.write_bytes(whole[:at] + b"\xff" * 8 + whole[at + 8 :])
+        kept = pictures(path)
+        left_out += len(clean) - len(kept)
+        assert all((picture == clean[number(picture)]).all() for picture in kept)
+    assert left_out > 8
+
+
 def test_of_a_stream_cut_anywhere_frames_count_from_the_first_that_is_whole(tmp_path, caplog):
     path = encode(tmp_path / "a.ts", count=60)
     data = path.read_bytes()
-    path.write_bytes(data[len(data) // 10 // 188 * 188 :])
+    start = len(data) // 10 // 188 * 188
+    path.write_bytes(data[start : start + 3 * 188] + data[start + 5 * 188 :])  # and loses more before that
     found, times, tally = shown(path)
     assert found[0] >= 12 and found == list(range(found[0], 60)) and not tally.missing and times[0] == 0
     np.save(tmp_path / "a.npy", np.array(found))

@@ -29,6 +29,7 @@ LARGEST = 2**25  # pixels of a picture: 8K is just within. A gif of 88 KB may cl
 OPTIONS = {"protocol_whitelist": "file", "max_pixels": str(LARGEST)}  # a playlist named .mp4 must not reach the network
 LEAP = 10.0  # seconds: in streams made for broadcasting, a longer step is a new clock, not a pause (as for ffmpeg)
 BACK = 1.0  # seconds: in any file, a step back by more is a new clock; by less, a slip of the muxer
+REACH = 20  # packets: H.264 and HEVC put at most 16 frames between a picture and what is predicted from it
 DEPENDENT = (PictureType.P, PictureType.B)  # may be marked as key frames where a stream refreshes itself bit by bit
 
 
@@ -163,7 +164,7 @@ def _sound(
         if damage.failed:
             damage.failed = False
             yield None, False
-        while len(held) > (0 if flush else context.has_b_frames):
+        while held and (flush or not any(earlier in waiting for earlier in range(held[0][0] - REACH, held[0][0]))):
             own, frame = held.popleft()
             yield frame, damage.spares(own, frame)
     if damage.first is not None:
