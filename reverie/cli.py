@@ -82,6 +82,7 @@ def data(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.config import flatten
     from reverie.data.held_out import leak
     from reverie.data.sources import sources
+    from reverie.data.splits import labelled
     from reverie.data.store import NoSplit, open_dataset, write_source
     from reverie.flags import flags
 
@@ -90,7 +91,9 @@ def data(args: argparse.Namespace, rest: list[str]) -> None:
         with contextlib.suppress(NoSplit):
             found["val"] = open_dataset(args.path, "val")
         for split, dataset in found.items():
-            print(f"{split}: {len(dataset.lengths)} episodes, {int(dataset.lengths.sum())} frames")
+            known = labelled(dataset)
+            share = f", {sum(known) / len(known):.0%} of the episodes with actions" if any(known) else ""
+            print(f"{split}: {len(dataset.lengths)} episodes, {int(dataset.lengths.sum())} frames{share}")
         if "val" in found:
             print(f"leak: {leak(found['train'], found['val']):.1%} of held-out frames are in train, or nearly so")
         dataset = found["train"]

@@ -7,9 +7,11 @@ import pytest
 from filming import coded, config, write
 
 from reverie.actions import UNLABELLED
+from reverie.cli import main
 from reverie.data import store
 from reverie.data.arrays import ArrayDataset
 from reverie.data.sources.videos import VideosConfig
+from reverie.data.splits import divided
 from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
 from reverie.presets.fitting import fitting
@@ -127,3 +129,23 @@ def test_how_far_writing_has_come_is_said(tmp_path, monkeypatch, capsys):
         "1 episodes, 20 frames, at a.mp4",
         "2 episodes, 40 frames, at b.mp4",
     ]
+
+
+@pytest.mark.parametrize("known", [1, 2, 5, 11])
+def test_labels_are_in_training_always_and_held_out_where_there_are_two(known):
+    names = [f"film {i}" for i in range(12)]
+    for order in range(6):
+        labels = [(i * 5 + order) % 12 < known for i in range(12)]
+        pieces = divided(names, [40] * 12, 0.1, labels)
+        share = {s: [labels[p.episode] for p in pieces if p.split == s] for s in ("train", "val")}
+        assert any(share["train"]) and (any(share["val"]) or known < 2) and len(share["val"]) <= 3
+    assert {piece.split for piece in divided(["a", "b"], [40, 40], 0.1, [True, False])} == {"train", "val"}
+
+
+def test_show_says_how_many_have_actions_and_needs_no_val_split(tmp_path, capsys):
+    for name in "abc":
+        film(tmp_path / "clips" / f"{name}.mp4")
+    (tmp_path / "clips" / "b.csv").write_text("\n".join(["1"] * 20))
+    store.write_source(tmp_path / "data", config(tmp_path / "clips"), val=0)
+    assert main(["data", "show", str(tmp_path / "data")]) == 0
+    assert "train: 3 episodes, 60 frames, 33% of the episodes with actions" in capsys.readouterr().out

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reverie.data.episode import Dataset
+
 FEW = 5  # sources; of fewer, the end of each is held out instead of one as a whole
 BLOCK = 32  # frames held out at the end of a source, at least: clips and rollouts need room
 PARTS = 3  # a source is cut only if it has so many times BLOCK frames
@@ -23,13 +25,27 @@ class Piece(NamedTuple):
     stop: int
 
 
-def divided(sources: Sequence[str], lengths: Sequence[int], val: float) -> list[Piece]:
+def labelled(dataset: Dataset) -> list[bool]:
+    """Return whether each episode has recorded actions: that which led to its second frame stands for all."""
+    space, long = dataset.spec.actions, dataset.lengths > 1
+    if space.kind == "none":
+        return [False] * len(long)
+    return [
+        bool(some and not space.is_unlabelled(dataset.read(episode, 1, 1, ("actions",))["actions"])[0])
+        for episode, some in enumerate(long)
+    ]
+
+
+def divided(
+    sources: Sequence[str], lengths: Sequence[int], val: float, labels: Sequence[bool] | None = None
+) -> list[Piece]:
     """Return the pieces of all episodes, in order: about a share ``val`` of the frames in "val", the rest in "train".
 
     sources, lengths: of each episode; an episode whose source is "" is a source of its own, and never cut. With ``FEW``
     sources or more, whole sources are held out, evenly spread. With fewer, the last frames of each source that is long
     enough are held out, and half as many before them belong to neither split: neighbouring frames are nearly identical.
-    Where no source is long enough to be cut, one is held out; of a single one, nothing.
+    Where no source is long enough to be cut, one is held out; of a single one, nothing. ``labels``: which episodes have
+    actions; whole sources with and without are held out alike, so that labels do not end up in one split alone.
     """
     names = [source or f"\0{index}" for index, source in enumerate(sources)]
     frames: dict[str, int] = {}
@@ -45,7 +61,12 @@ def divided(sources: Sequence[str], lengths: Sequence[int], val: float) -> list[
                 for name in dict.fromkeys(names)
                 for piece in _cut([i for i, n in enumerate(names) if n == name], lengths, val if name in cut else 0)
             ]
-    held = _chosen(list(frames), frames, longest, val) if val > 0 and len(frames) > 1 else set()
+    known = {name for name, label in zip(names, labels or [False] * len(names), strict=True) if label}
+    groups = [[name for name in frames if (name in known) == label] for label in (False, True)]
+    groups = [group for group in groups if len(group) > 1] or [list(frames)]
+    held: set[str] = set()
+    for group in groups if val > 0 and len(frames) > 1 else ():
+        held |= _chosen(group, {name: frames[name] for name in group}, longest, val)
     return [Piece("val" if name in held else "train", i, 0, int(lengths[i])) for i, name in enumerate(names)]
 
 
@@ -60,7 +81,7 @@ def _chosen(names: list[str], frames: dict[str, int], longest: dict[str, int], v
             total += frames[name]
         before += frames[name]
     # Clips must find room in one of them.
-    room = [name for name in names if 2 * longest[name] >= max(longest.values())]
+    room = [name for name in names if 2 * longest[name] >= max(longest[name] for name in names)]
     if not held & set(room):
         order = {name: (abs(frames[name] - budget), index != 1, index) for index, name in enumerate(names)}
         held.add(min(room, key=order.__getitem__))

@@ -31,7 +31,7 @@ from reverie.bounded import parse_json, read_bytes
 from reverie.checksums import checked, write_json
 from reverie.data.arrays import ArrayDataset, whole_lengths
 from reverie.data.episode import Dataset, Episode, Spec
-from reverie.data.splits import divided
+from reverie.data.splits import divided, labelled
 from reverie.errors import Damaged, ReverieError, did_you_mean
 
 MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # a name and a length for each of some million episodes
@@ -168,7 +168,7 @@ def _named(episodes: Mapping[Any, Iterable[Episode]]) -> Iterator[tuple[str, Epi
 
 def _pieces(whole: "StoreDataset", val: float) -> Iterator[tuple[str, Episode]]:
     """Read (split, episode) of a dataset whose episodes are to be divided; a later piece begins as an episode does."""
-    for piece in divided(whole.sources, whole.lengths.tolist(), val):
+    for piece in divided(whole.sources, whole.lengths.tolist(), val, labelled(whole)):
         arrays = whole.read(piece.episode, piece.start, piece.stop - piece.start)
         if piece.start:
             arrays |= {name: arrays[name].copy() for name in ("actions", "rewards", "ends")}
@@ -188,7 +188,7 @@ def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = Fa
         raise ReverieError(f"there is no dataset at '{path}'.{did_you_mean(path.name, near)}")
     if path.resolve().suffix == ".npz":  # a link to one need not be named so
         whole = ArrayDataset.load(path)
-        pieces = [p for p in divided(whole.sources, whole.lengths.tolist(), VAL) if p.split == split]
+        pieces = [p for p in divided(whole.sources, whole.lengths.tolist(), VAL, labelled(whole)) if p.split == split]
         if not pieces:
             raise NoSplit(f"'{path}' has {len(whole.lengths)} episodes and no split '{split}': train or val.")
         return whole.part(pieces, split)
