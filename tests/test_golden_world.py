@@ -58,3 +58,12 @@ def test_its_manifests_find_missing_items(world, capsys):
     with pytest.raises(ReverieError, match="none of its checkpoints can be read"):
         checkpoint.restore(folder, lambda shape: HERE, ("weights", "ema", "optimizer"))
     assert "is missing" in capsys.readouterr().err
+
+
+def test_a_run_on_top_of_itself_is_refused(world):
+    """As when another stage's record is copied over one: loading would go round for ever."""
+    broken = unpack(world.with_name("round"))
+    shutil.copy(broken / "dynamics" / "run.json", broken / "lam" / "run.json")
+    for folder in (broken, broken / "lam"):
+        with pytest.raises(ReverieError, match="is trained on top of itself"):
+            load(folder)

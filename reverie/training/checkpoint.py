@@ -10,6 +10,7 @@ Both are checked when they are read: ``run.json`` has a checksum inside, a check
 step and its items (``reverie.checksums``), written before the checkpoint gets its name.
 """
 
+import contextvars
 import errno
 import logging
 import os
@@ -50,6 +51,8 @@ GONE, UNFINISHED = ".old", ".orbax-checkpoint-tmp"  # in the names of those bein
 # What a disk refuses: it is full, read-only, forbidden, or has a file where a folder should be.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+
+_loading = contextvars.ContextVar[tuple[Path, ...]]("_loading", default=())  # runs being loaded, each for the next
 
 # What goes wrong in orbax is raised from here in one line; its own pages of traceback need not come before it.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
@@ -108,10 +111,18 @@ def load(path: str | Path) -> Any:
     ``path``: a run's folder, or a world's folder (then its dynamics: a WorldModel). Raises ReverieError, and creates
     nothing, when there is no such run or nothing in it can be read.
     """
+    folder, above = find_run(path), _loading.get()
+    if folder in above:
+        raise ReverieError(f"'{folder}' is trained on top of itself: the {RECORD} of another run is in its place.")
+
+    def work() -> Any:
+        _loading.set((*above, folder))
+        return _load(folder)
+
     # An objective's `init` loads other runs while it is being traced. Traces belong to a thread: in one of its own,
     # what is read here are arrays, wherever the call came from.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_load, find_run(path)).result()
+        return thread.submit(contextvars.copy_context().run, work).result()
 
 
 def _load(folder: Path) -> Any:
