@@ -16,7 +16,7 @@ from reverie.actions import START, UNLABELLED, ActionSpace
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Episode, Spec
 from reverie.data.sources.platformer import PlatformerConfig
-from reverie.data.store import MANIFEST, StoreDataset, open_dataset, write_store
+from reverie.data.store import LEFT, MANIFEST, StoreDataset, open_dataset, write_store
 from reverie.errors import ReverieError
 
 WORLD = PlatformerConfig(tile=4, tiles=6, count=23, frames=20)
@@ -290,7 +290,7 @@ def test_without_array_record_the_other_way_is_named(store, tmp_path):
 import sys
 sys.modules["array_record"] = None
 from reverie.errors import ReverieError
-from reverie.data.store import open_dataset, write_store
+from reverie.data.store import LEFT, open_dataset, write_store
 from reverie.data.sources.platformer import PlatformerConfig
 world = PlatformerConfig(tile=4, tiles=6, count=3, frames=20)
 for attempt in (lambda: open_dataset({str(store)!r}), lambda: write_store("d", world.spec(), world.episodes())):
@@ -305,3 +305,14 @@ assert open_dataset("d.npz").read(0, 0, 5)["frames"].shape == (5, 24, 24, 3)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["d.npz"]
+
+
+def test_what_a_killed_writer_left_is_cleared_once_it_is_old(tmp_path):
+    for name, age in (("old", 2 * LEFT), ("new", 60)):
+        (tmp_path / f".d.{name}.part").mkdir()
+        file = tmp_path / f".d.{name}.part" / "train-00000.array_record"
+        file.touch()
+        for path in (file, file.parent):
+            os.utime(path, (time.time() - age,) * 2)
+    write_store(tmp_path / "d", SPEC, [episode_of(9, SPEC)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".d.new.part", "d"]

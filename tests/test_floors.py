@@ -2,9 +2,11 @@
 
 import ast
 import fnmatch
+import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,3 +185,17 @@ def test_no_pickle():
         for call in re.findall(r"(?:import|from) (?:cloud)?pickle|pickle\.loads?|allow_pickle=True|torch\.load", source)
     ]
     assert not found, found
+
+
+def test_everything_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    declared = {re.split(r"[\[<>=; ]", line)[0].lower().replace("_", "-") for line in lines}
+    owners = importlib.metadata.packages_distributions()
+    for path in (*ROOT.glob("reverie/**/*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for top in {module.partition(".")[0] for module in modules} & owners.keys() - sys.stdlib_module_names:
+                names = {name.lower().replace("_", "-") for name in owners[top]} - {"reverie-worlds"}
+                assert not names or names & declared, f"{path.name} imports {top}, of {sorted(names)}"

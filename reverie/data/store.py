@@ -10,6 +10,7 @@ that ends in .npz is all one has to say.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import math
@@ -38,6 +39,7 @@ MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # a name and a length for eac
 FORMAT, SCHEMA = "reverie-store", 1
 KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
 AGAIN = "fetch or write the dataset again"
+LEFT = 24 * 3600.0  # seconds without a change after which a half-written folder is nobody's
 SHOWN, LOGGED = 0.5, 30.0  # seconds between two lines that say how far writing has come: to a person, to a file
 CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
 VAL = 0.1  # of the frames are held out unless said otherwise
@@ -97,6 +99,9 @@ def write_store(
         return ArrayDataset.from_episodes(spec, episodes).save(path)
     _array_record()  # say so before the work, if it is not there
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # by a writer that was killed
+        if max(file.lstat().st_mtime for file in (left, *left.rglob("*"))) < time.time() - LEFT:
+            shutil.rmtree(left, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         about = {"chunk": chunk, "file_bytes": file_bytes, "licence": licence, "provenance": provenance}
