@@ -30,7 +30,7 @@ FAMILIES = [(kind, name) for kind, folder in FOLDERS.items() for name in sorted(
 SUMS = ("all-gather", "all-reduce", "reduce-scatter")  # what moves weights and sums their gradients
 COLLECTIVE = "|".join((*SUMS, "all-to-all", "collective-permute"))
 CALLS = "calls|body|condition|to_apply"
-FEW = 256  # numbers: norms, means, and at most one for each token
+FEW = 400  # numbers: norms, means, and at most one for each token
 ADAM = OptimConfig(ema=0.9)
 
 
@@ -147,12 +147,16 @@ def dims(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split(",") if n)
 
 
-@pytest.fixture(autouse=True)
-def small_weights_count(monkeypatch):
+def count_all(patch: pytest.MonkeyPatch) -> None:
     """Spread what would be large in real models; count a branch that some steps take as if all did: the text has it."""
-    monkeypatch.setattr(sharding, "SPREAD_FROM", 256)
-    monkeypatch.setattr(flops, "SHARE", re.compile("(?!)"))
-    monkeypatch.setattr("reverie.models.lams.tokens.RECENT", 16)  # every device groups them: its work is not divided
+    patch.setattr(sharding, "SPREAD_FROM", 256)
+    patch.setattr(flops, "SHARE", re.compile("(?!)"))
+    patch.setattr("reverie.models.lams.tokens.RECENT", 16)  # every device groups them: its work is not divided
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch):
+    count_all(monkeypatch)
 
 
 def check(step: Step) -> None:
