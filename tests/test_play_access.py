@@ -10,6 +10,8 @@ from browsing import at_step, picture, says
 from PIL import Image
 from playground import FRAME, playing, proxied, some_starts, tiny_world
 
+from reverie.actions import ActionSpace
+
 browser, open_page, world, place = browsing.browser, browsing.open_page, browsing.world, browsing.place
 pytestmark = browsing.needed
 
@@ -48,6 +50,7 @@ def test_keys_play_on_after_everything_around_was_used(open_page, place):
         page.keyboard.press(last)
         plays_on(page)
         assert page.input_value("#seed") == "12"
+        assert page.evaluate("document.activeElement.id") != "seed", "the seed is taken, and no longer being typed"
     for name in ("#live", "#dice", "#reset", "#starts button"):
         page.locator(name).first.click(click_count=2 if name == "#live" else 1)  # step by step, and back
         plays_on(page, " ", "jump")
@@ -169,9 +172,17 @@ def test_a_lost_connection_brings_the_dream_back(open_page, world):
         page.goto("about:blank")
 
 
+@pytest.fixture(scope="module")
+def arrows():
+    """A world whose pad is as high as pads are."""
+    keys = ("ArrowDown", "ArrowLeft", "ArrowRight", "ArrowUp")
+    with playing(tiny_world(ActionSpace("discrete", 4, ("stay", "left", "right", "jump"), keys))) as (address, _):
+        yield address
+
+
 @pytest.mark.parametrize(("width", "height"), [(844, 390), (667, 375), (568, 320)])
-def test_a_phone_on_its_side_sees_the_picture_and_the_pad(open_page, place, tmp_path, width, height):
-    page = open_page(place, has_touch=True, is_mobile=True, device_scale_factor=2)
+def test_a_phone_on_its_side_sees_the_picture_and_the_pad(open_page, arrows, tmp_path, width, height):
+    page = open_page(arrows, has_touch=True, is_mobile=True, device_scale_factor=2)
     page.set_viewport_size({"width": width, "height": height})
     page.wait_for_timeout(200)
     assert page.screenshot(path=tmp_path / "landscape.png")
