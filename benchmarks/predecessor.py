@@ -25,6 +25,7 @@ from reverie.models.dynamics import DynamicsConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.batch import Loss, mean
 from reverie.nn.quantise import usage
 from reverie.world import WorldConfig, WorldModel
 
@@ -58,18 +59,18 @@ class PredecessorObjective:
         """The step reads pixels."""
         return dataset
 
-    def loss(self, model: Any, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, model: Any, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
         """Return the dynamics' loss on frames uint8 (B, T, H, W, C), and all that is measured in every step."""
         frames = batch["frames"]
         tokens = jax.lax.stop_gradient(model.tokenizer.encode(frames))
-        actions, _, _ = model.lam.relaxed(frames, key)
+        actions, _ = model.lam.relaxed(frames, keys_B)
         # Both branches are differentiated, so the frozen one carries zeros back through the whole action model.
         actions = jax.lax.cond(self.trains_actions, lambda x: x, jax.lax.stop_gradient, actions)
-        logits, hidden = model.dynamics._predict_hidden(tokens, actions, key)
+        logits, hidden = model.dynamics._predict_hidden(tokens, actions, keys_B)
         target = tokens[:, 1:]
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        loss = jnp.sum(nats * hidden) / (jnp.sum(hidden) + 1e-6)
-        return loss, _measured(model, frames, tokens, actions, logits, hidden)
+        measured = _measured(model, frames, tokens, actions, logits, hidden)
+        return Loss((mean(nats, hidden),), {name: mean(value) for name, value in measured.items()})
 
     def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
         """Everything was measured in the step already."""
@@ -107,6 +108,6 @@ def _measured(model: Any, frames, tokens, actions, logits, hidden) -> dict[str, 
         "z_loss": jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1))),
         "psnr": jnp.mean(psnr(frames, painted)),
         "ssim": jnp.mean(ssim(frames, painted)),
-        "usage_tokens": usage(tokens, model.tokenizer.codes)["usage"],
-        "usage_actions": usage(jnp.argmax(actions, axis=-1), model.lam.codes)["usage"],
+        "usage_tokens": usage(tokens, model.tokenizer.codes)["usage"].value,
+        "usage_actions": usage(jnp.argmax(actions, axis=-1), model.lam.codes)["usage"].value,
     }

@@ -18,6 +18,7 @@ from reverie.data.sources.square import SquareConfig
 from reverie.data.store import open_dataset
 from reverie.evaluation.dreams import Dreams
 from reverie.learn import train
+from reverie.nn.batch import row_keys
 from reverie.nn.patch import hide, unit_range
 from reverie.presets import preset
 from reverie.training.checkpoint import load
@@ -61,7 +62,7 @@ def through(model, frames, hidden=0.0, blank=False):
 
     @jax.jit
     def run(frames, key):
-        x = hide(model.embedded(frames), model.hidden[...], (hidden, hidden), key)
+        x = hide(model.embedded(frames), model.hidden[...], (hidden, hidden), row_keys(key, len(frames)))
         z = model.bottleneck(x)
         return model.painted(jnp.zeros_like(z) if blank else z), z
 

@@ -20,6 +20,7 @@ from reverie.data.store import open_dataset, write_store
 from reverie.errors import ReverieError
 from reverie.evaluation.measure import evaluate
 from reverie.models.dynamics import maskgit
+from reverie.nn.batch import row_keys
 from reverie.nn.embed import ActionEmbedding, from_start, random_actions
 from reverie.world import Session, WorldConfig, WorldModel
 
@@ -293,7 +294,7 @@ def test_a_model_sees_every_component_of_now_and_then_but_not_what_was_before_it
         rows[1 + row, t, a] = (rows[0, t, a] + 1) % space.levels[a] if kind != "continuous" else -rows[0, t, a]
     h = jax.jit(lambda x, a: watch(model, x, a)[1][-1])(jnp.repeat(latents, len(rows), axis=0), jnp.asarray(rows))
     assert (np.abs(np.asarray(h[1:] - h[:1])).max(axis=-1) > 1e-7).all()
-    loss = jax.jit(lambda a: model.loss(latents, a, KEY)[0])
+    loss = jax.jit(lambda a: model.loss(latents, a, row_keys(KEY, len(latents))).value)
     before = actions.copy()
     before[:, 0] = actions[:, 1]
     assert loss(jnp.asarray(actions)) == loss(jnp.asarray(before))

@@ -12,6 +12,7 @@ from playground import tiny_world
 
 from benchmarks import dispatch, loader, play, players, training
 from benchmarks.timing import interleaved, ratio
+from reverie.nn.batch import row_keys
 from reverie.nn.transformer import TransformerConfig
 
 TINY = training.Sizes(frame=(16, 16, 3), patch=8, width=16, hidden=32, depth=1, heads=2, codes=16, batch=2, length=4)
@@ -60,9 +61,11 @@ def test_the_predecessors_step_and_ours_minimise_the_same_loss(steps):
         np.testing.assert_array_equal(weight, theirs.state.params[name], err_msg=name)
 
     def gradient(side):
+        keys = row_keys(jax.random.key(1), len(next(iter(side.batch.values()))))
+
         def loss(params):
             model = side.blueprint.merge(side.frozen, params, side.state.rest)
-            return side.objective.loss(model, side.batch, jax.random.key(1), np.float32(0))[0]
+            return side.objective.loss(model, side.batch, keys, np.float32(0)).value
 
         return jax.jit(jax.value_and_grad(loss))(side.state.params)
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from reverie.models.dynamics.diffusion import DiffusionConfig
 from reverie.models.dynamics.shortcut import ShortcutConfig, two_half_steps
+from reverie.nn.batch import row_keys, settle, split_keys
 from reverie.nn.flow import data_of, denoise, noised, ramp
 from reverie.nn.step import made_with
 
@@ -78,7 +79,7 @@ def model(request):
 
 def test_a_frame_is_told_from_the_past_alone_and_from_all_of_it(model):
     latents, actions = clip(batch=1, length=5, of=DiffusionConfig)
-    predict = jax.jit(lambda x, a: model._predict(x, a, KEY)[1])
+    predict = jax.jit(lambda x, a: model._predict(x, a, row_keys(KEY, 1))[1])
     plain = np.asarray(predict(latents, actions))
     for t in range(5):
         moved = np.abs(np.asarray(predict(latents.at[0, t, 1].set(other(latents[0, t, 1])), actions)) - plain)[0]
@@ -104,7 +105,7 @@ def test_remembered_noise_is_drawn_once(model):
 
 def test_sizes_and_levels_lie_on_their_grid():
     model = dataclasses.replace(dynamics(ShortcutConfig).config, levels=8, bootstrap=0.5).make(nnx.Rngs(0))
-    draw = jax.jit(lambda own: model.draw(own, KEY, jax.random.key(1), (200, 5)))
+    draw = jax.jit(lambda own: model.draw(own, *split_keys(row_keys(KEY, 200), 2), 5))
     for own, sizes in ((True, {0.25, 0.5, 1.0}), (False, {0.125})):
         size, level = map(np.asarray, draw(own))
         assert set(np.unique(size)) == sizes
@@ -120,10 +121,10 @@ def test_a_share_of_steps_is_taught_by_half_steps_however_few_rows_there_are(lev
     keys = jax.random.split(KEY, 400)
     taught = jax.jit(jax.vmap(model._own))(keys)
     assert abs(float(jnp.mean(taught.astype(jnp.float32))) - (share if levels > 1 else 0)) < 0.06
-    loss = jax.jit(lambda key: model.loss(latents, actions, key)[1])
+    loss = jax.jit(lambda key: model.loss(latents, actions, key[None]).metrics)
     for own in {bool(own) for own in taught}:
         first = int(jnp.argmax(taught == own))
-        assert bool(loss(keys[first])["bootstrap"]) == own
+        assert bool(loss(keys[first])["bootstrap"].value) == own
 
 
 def test_all_rows_of_a_step_are_taught_alike():
@@ -164,7 +165,7 @@ def test_a_shortcut_knows_how_far_it_steps():
     model = dynamics(ShortcutConfig)
     latents, actions = clip(length=T, of=ShortcutConfig)
     denoise = jax.jit(
-        lambda size: model._denoiser(latents, actions, KEY)(latents[:, 1:], jnp.ones((2, T - 1)) / 2, size)
+        lambda size: model._denoiser(latents, actions, row_keys(KEY, 2))(latents[:, 1:], jnp.ones((2, T - 1)) / 2, size)
     )
     small, large = (denoise(jnp.full((2, T - 1), size)) for size in (1 / 64, 1 / 2))
     assert float(jnp.abs(small - large).max()) > 1e-3
@@ -195,7 +196,7 @@ def test_clips_in_a_row_know_nothing_of_each_other(dreamer):
     @jax.jit
     def predict(latents, actions):
         draft = noised(latents[:, 1:], jax.random.normal(KEY, latents[:, 1:].shape), level[..., None, None])
-        return dreamer._denoiser(latents, actions, KEY, begins)(draft, level)
+        return dreamer._denoiser(latents, actions, row_keys(KEY, 1), begins)(draft, level)
 
     plain = predict(latents, actions)
     for t in range(6):
@@ -209,7 +210,7 @@ def test_clips_in_a_row_know_nothing_of_each_other(dreamer):
 
 
 def test_rows_are_cut_in_the_shares_that_were_asked_for(dreamer):
-    begins = np.asarray(dreamer._begins(KEY, 3000, 6)).sum(axis=1)
+    begins = np.asarray(dreamer._begins(row_keys(KEY, 3000), 6)).sum(axis=1)
     shares = {clips: np.mean(begins == clips) for clips in (1, 3, 6)}
     assert sum(shares.values()) == 1.0
     np.testing.assert_allclose([shares[6], shares[1]], [0.3, 0.7 * 0.3], atol=0.04)
@@ -224,7 +225,9 @@ def test_a_teacher_is_an_average_that_is_not_trained(dreamer):
     def step(weights, rest):
         def loss(weights):
             model = nnx.merge(graph, weights, jax.tree.map(jnp.asarray, rest))
-            return model.loss(latents, actions, KEY)[0], nnx.split(model, nnx.Param, ...)[1:]
+            found = model.loss(latents, actions, row_keys(KEY, len(latents)))
+            settle(model, found.notes, KEY, jnp.float32(0))
+            return found.value, nnx.split(model, nnx.Param, ...)[1:]
 
         grads, (after, rest) = jax.grad(loss, has_aux=True)(weights)
         return grads, after, rest

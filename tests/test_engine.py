@@ -1,6 +1,7 @@
 """The training loop: its order, what it changes and what it must not, on one device and on many."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from jax.extend.core import Primitive
 from toy_objective import ToyObjective, toy_dataset, toy_run, traces
 
 from reverie.data.arrays import ArrayDataset
+from reverie.data.loader import clips
 from reverie.errors import ReverieError
 from reverie.nn.compiled import compiled
 from reverie.training import checkpoint, flops, sharding
@@ -26,7 +28,7 @@ from reverie.training.engine import Interrupted, fit
 from reverie.training.log import Log
 from reverie.training.optim import OptimConfig
 
-DATA = toy_dataset()
+DATA, KEY = toy_dataset(), jax.random.key(0)
 
 
 def here(shape):
@@ -101,15 +103,33 @@ def test_load_gives_the_averaged_weights(tmp_path):
 
 def test_parts_of_a_batch_add_up_to_the_batch(tmp_path):
     optimizer = OptimConfig(rate=1e-2, warmup=0, eps=1e-3)
-    quiet = ToyObjective(noise=0.0)
-    whole = fit(toy_run(3, quiet, optimizer=optimizer, report_every=0), tmp_path / "whole", dataset=DATA)
-    parts = fit(toy_run(3, quiet, optimizer=optimizer, report_every=0, accumulate=4), tmp_path / "parts", dataset=DATA)
+    whole = fit(toy_run(3, optimizer=optimizer, report_every=0), tmp_path / "whole", dataset=DATA)
+    parts = fit(toy_run(3, optimizer=optimizer, report_every=0, accumulate=4), tmp_path / "parts", dataset=DATA)
     for a, b in zip(lines(whole), lines(parts), strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
         np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
     a, b = load(whole), load(parts)
     np.testing.assert_allclose(a.out.kernel[...], b.out.kernel[...], atol=1e-5)
-    assert (int(a.calls[...]), int(b.calls[...])) == (3, 12), "what the loss changes is handed from part to part"
+    np.testing.assert_allclose(a.spread[...], b.spread[...], atol=1e-5)
+    assert (int(a.calls[...]), int(b.calls[...])) == (3, 3), "statistics move once a step"
+
+
+def test_reports_are_of_the_averaged_weights(tmp_path):
+    out = fit(toy_run(4, optimizer=OptimConfig(rate=3e-2, warmup=0, ema=0.9)), tmp_path / "run", dataset=DATA)
+    batch = clips(DATA, length=4, count=3, seed=3)
+
+    def psnr(model):
+        return float(jax.jit(lambda batch: ToyObjective().report(model, batch, KEY)["psnr"])(batch))
+
+    averaged, online = load(out), load(out)
+    _, found = checkpoint.restore(out, here, ("weights",))
+    for name, weight in found["weights"].items():
+        *path, last = name.split(".")
+        part = functools.reduce(getattr, path, online)
+        getattr(part, last)[...] = weight
+    said = [line["report/psnr"] for line in lines(out) if "report/psnr" in line][-1]
+    np.testing.assert_allclose(said, psnr(averaged), rtol=1e-5)
+    assert abs(psnr(online) - said) > 0.1, "the two do not differ: this test sees nothing"
 
 
 def test_many_devices_compute_what_one_does(devices, tmp_path):

@@ -15,6 +15,7 @@ from reverie.models.lams import families
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig, kmeans
 from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.batch import row_keys, settle
 from reverie.nn.quantise import VQConfig
 from reverie.training.optim import OptimConfig
 
@@ -86,8 +87,10 @@ def trained(config, batches, seed):
     def train(weights, rest, opt, x, step, rate, progress):
         def loss(weights):
             module = made(weights, rest)
-            value, _ = module.loss(x, jax.random.fold_in(KEY, step), progress)
-            return value, nnx.split(module, nnx.Param, ...)[2]
+            key = jax.random.fold_in(KEY, step)
+            found = module.loss(x, row_keys(key, len(x)), progress)
+            settle(module, found.notes, key, progress)
+            return found.value, nnx.split(module, nnx.Param, ...)[2]
 
         grads, rest = jax.grad(loss, has_aux=True)(weights)
         updates, opt = tx.update(grads, opt, weights)
@@ -153,14 +156,16 @@ def test_dynamics_and_latent_actions_can_learn_together():
     world = dynamics(actions=ActionSpace("latent", model.codes), transformer=small)
     latents, x = clip(length=3)[0], frames(length=3)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    before = state(model)
+    before, keys = state(model), row_keys(KEY, len(x))
 
     @jax.jit
     def learn(params, rest):
         def loss(params):
             module = nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, rest))
-            weights, own, _ = module.relaxed(x, KEY)
-            return world.loss(latents, weights, KEY)[0], (weights, own, nnx.split(module, nnx.Param, ...)[2])
+            weights, own = module.relaxed(x, keys)
+            settle(module, own.notes, KEY, jnp.float32(0))
+            moved = nnx.split(module, nnx.Param, ...)[2]
+            return world.loss(latents, weights, keys).value, (weights, own.value, moved)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 

@@ -13,6 +13,7 @@ from flax import nnx
 from reverie.actions import ActionSpace
 from reverie.errors import ReverieError
 from reverie.models.dynamics.maskgit import MaskGITConfig
+from reverie.nn.batch import row_keys
 from reverie.nn.patch import neighbourhood
 from reverie.nn.transformer import TransformerConfig
 
@@ -35,7 +36,7 @@ def make(transformer=SMALL, **changes):
 def test_a_hidden_frame_is_guessed_from_the_past_alone(way):
     """Logits of frame t may know latents before t and actions up to t; of frame t itself only what is not hidden."""
     model, (x, a), (y, b) = make(**WAYS[way]), clip(length=5), clip(length=5, seed=1)
-    run = jax.jit(lambda x, a: model._predict_hidden(x, a, KEY, share=1.0)[0])
+    run = jax.jit(lambda x, a: model._predict_hidden(x, a, row_keys(KEY, len(x)), share=1.0)[0])
     full = run(x, a)
     for t in (1, 2, 4):
         mixed = run(
@@ -61,7 +62,7 @@ def test_training_guesses_what_playing_guesses(way):
 
     @jax.jit
     def both(x, a):
-        trained = model._predict_hidden(x, a, KEY, share=1.0)[0]
+        trained = model._predict_hidden(x, a, row_keys(KEY, len(x)), share=1.0)[0]
         _, played = jax.lax.scan(play, model.empty(len(x)), (jnp.swapaxes(x, 0, 1), a.T))
         return trained, jnp.swapaxes(played, 0, 1)[:, 1:]
 
@@ -164,7 +165,7 @@ def test_a_loss_weighs_what_changes():
     x, a = clip(length=4)
     still = jnp.repeat(x[:, :1], 4, axis=1)
     plain, heavy = make(), make(changed_weight=50.0)
-    at = [jax.jit(lambda x, a, model=model: model.loss(x, a, KEY)[0]) for model in (plain, heavy)]
+    at = [jax.jit(lambda x, a, model=model: model.loss(x, a, row_keys(KEY, len(x))).value) for model in (plain, heavy)]
     np.testing.assert_allclose(at[0](still, a), at[1](still, a), rtol=1e-6)
     assert at[0](x, a) != at[1](still.at[:, 2, 0].set(x[:, 2, 0]), a)
 
@@ -180,19 +181,27 @@ def test_a_token_is_told_its_neighbours_of_the_frame_before_and_nothing_further_
 
 def test_context_noise_disturbs_a_share_of_the_frames_to_predict_from_and_no_target():
     net = TransformerConfig(width=16, depth=1, heads=2, hidden=16, time_every=0)
-    config = MaskGITConfig(32, (4, 5), ActionSpace(), net, context="hidden", previous=True, context_noise=0.5)
+    config = MaskGITConfig(
+        codes=32,
+        grid=(4, 5),
+        actions=ActionSpace(),
+        transformer=net,
+        context="hidden",
+        previous=True,
+        context_noise=0.5,
+    )
     latents = jnp.broadcast_to(jnp.arange(6)[:, None], (200, 6, 20))
-    seen = np.asarray(config.make(nnx.Rngs(0))._disturbed(latents, jax.random.key(0)))
+    seen = np.asarray(config.make(nnx.Rngs(0))._disturbed(latents, row_keys(KEY, 200)))
     other = np.asarray(latents)[:, ::-1]
     assert ((seen == latents) | (seen == other)).all()
     share = (seen != latents).mean(-1)
     assert 0.45 < (share > 0).mean() < 0.55 and 0.45 < share[share > 0].mean() < 0.55
     quiet = dataclasses.replace(config, context_noise=0.0).make(nnx.Rngs(0))
-    assert quiet._disturbed(latents, jax.random.key(0)) is latents
+    assert quiet._disturbed(latents, row_keys(KEY, 200)) is latents
 
 
 def test_the_single_pace_draws_the_last_tokens_one_by_one():
-    model = MaskGITConfig(32, (4, 5), passes=6, pace="single").make(nnx.Rngs(0))
+    model = MaskGITConfig(codes=32, grid=(4, 5), passes=6, pace="single").make(nnx.Rngs(0))
     assert model.schedule().tolist() == [5, 4, 3, 2, 1, 0]
-    many = MaskGITConfig(32, (2, 2), passes=9, pace="single").make(nnx.Rngs(0))
+    many = MaskGITConfig(codes=32, grid=(2, 2), passes=9, pace="single").make(nnx.Rngs(0))
     assert many.schedule().tolist() == [4, 4, 4, 4, 4, 3, 2, 1, 0]

@@ -18,6 +18,7 @@ from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.batch import row_keys
 from reverie.training import checkpoint
 from reverie.training.checkpoint import load
 from reverie.training.engine import Run, fit
@@ -47,7 +48,8 @@ DATA = dataset()
 
 def run(objective, batch=4, steps=2):
     optimizer = OptimConfig(rate=1e-2, warmup=0, weight_decay=0.1)
-    return Run(objective, "", batch, 6, steps, optimizer=optimizer, log_every=1, report_every=0, save_every=0)
+    clocks = {"log_every": 1, "report_every": 0, "save_every": 0}
+    return Run(objective, batch=batch, length=6, steps=steps, optimizer=optimizer, **clocks)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,9 @@ def test_slips_hide_which_code_it_was_and_never_a_recorded_action(stages):
 
     def heard(world, slips):
         objective = DynamicsObjective(tiny(MaskGITConfig(), PAIR), lam="../lam", context=4, slips=slips)
-        loss = jax.jit(lambda actions: objective.loss(world, {"latents": latents, "actions": actions}, KEY, 0.0)[0])
+        loss = jax.jit(
+            lambda actions: objective.loss(world, {"latents": latents, "actions": actions}, row_keys(KEY, 4), 0.0).value
+        )
         return bool(loss(begun) != loss(other))
 
     assert [heard(world, slips) for slips in (0.0, 0.5, 1.0)] == [True, True, False]

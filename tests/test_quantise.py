@@ -23,7 +23,8 @@ def learning(vq):
     @jax.jit
     def step(statistics, x, key):
         module = nnx.merge(graph, statistics)
-        q = module(x, key)
+        q = module(x)
+        module.settle(module.note(x, q.codes), key, jnp.float32(0))
         return nnx.state(module), q.codes
 
     return statistics, step
@@ -35,7 +36,17 @@ def test_gradients_pass_straight_through():
     np.testing.assert_allclose(through, jax.grad(lambda x: jnp.sum(unit(x) * w))(x), atol=1e-6)
     q = vq(x)
     np.testing.assert_allclose(q.vectors, vq.lookup(q.codes), atol=1e-6)
-    assert np.isfinite(jax.grad(lambda x: vq(x).loss)(jnp.zeros((1, 4)))).all()
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(vq(x).misfit))(jnp.zeros((1, 4)))).all()
+
+
+def test_what_is_quantised_is_drawn_to_its_code():
+    """The commitment: its gradient is that of the distance from a code that stands still, and follows its weight."""
+    vq, x = book(commitment=0.5), jax.random.normal(KEY, (5, 4))
+    chosen = vq.lookup(vq(x).codes)
+    drawn = jax.jit(jax.grad(lambda x: jnp.sum(vq(x).misfit)))(x)
+    expected = jax.grad(lambda x: 0.5 * jnp.sum(jnp.mean(jnp.square(unit(x) - chosen), axis=-1)))(x)
+    np.testing.assert_allclose(drawn, expected, atol=1e-6)
+    assert np.abs(np.asarray(drawn)).max(axis=-1).min() > 1e-3
 
 
 def test_the_nearest_code_by_angle_is_chosen_whatever_the_length():
@@ -50,7 +61,7 @@ def test_codes_are_chosen_in_float32():
     """Codes 1e-3 apart are one and the same in bfloat16, also inside the matmuls of GPUs and TPUs."""
     vq, x = book(codes=512), jax.random.normal(KEY, (200, 4)).astype(jnp.bfloat16)
     q = vq(x)
-    assert (q.vectors.dtype, q.loss.dtype, q.scores.dtype) == (jnp.float32,) * 3
+    assert (q.vectors.dtype, q.misfit.dtype, q.scores.dtype) == (jnp.float32,) * 3
     np.testing.assert_array_equal(q.codes, vq(x.astype(jnp.float32)).codes)
     exact = [
         e.params["precision"]
@@ -60,12 +71,12 @@ def test_codes_are_chosen_in_float32():
     assert exact and all(p is not None and p[0] == jax.lax.Precision.HIGHEST for p in exact)
 
 
-def test_statistics_change_only_with_a_key():
+def test_statistics_change_only_when_they_settle():
     vq, x = book(), jax.random.normal(KEY, (100, 4))
     before = state(vq)
-    vq(x)
+    note = vq.note(x, vq(x).codes)
     assert all(np.array_equal(leaf, before[name]) for name, leaf in state(vq).items())
-    vq(x, KEY)
+    vq.settle(note, KEY, jnp.float32(0))
     assert not np.array_equal(vq.book[...], before["book"])
     np.testing.assert_allclose(jnp.linalg.norm(vq.book[...], axis=-1), np.ones(16), atol=1e-5)
 
@@ -144,6 +155,7 @@ def test_fsq_reaches_every_code_and_its_gradient_is_that_of_the_bound():
 
 
 def test_usage_counts():
-    even, one = usage(jnp.arange(8), 8), usage(jnp.zeros(5, jnp.int32), 8)
+    codes = jnp.arange(8), jnp.zeros(5, jnp.int32)
+    even, one = ({name: share.value for name, share in usage(each, 8).items()} for each in codes)
     np.testing.assert_allclose([even["usage"], even["entropy"], even["perplexity"]], [1, 1, 8], rtol=1e-5)
     np.testing.assert_allclose([one["usage"], one["entropy"], one["perplexity"]], [1 / 8, 0, 1], atol=1e-6)

@@ -135,6 +135,20 @@ def test_a_mask_over_tokens_hides_them_also_behind_registers():
     assert (np.abs(np.asarray(touched - run(x))[:, :, N]).max(axis=-1) > 0).all()
 
 
+def test_registers_are_read_under_a_mask_as_well():
+    model, mask = make(registers=2), jnp.asarray(np.tril(np.ones((N, N), bool)))
+
+    @jax.jit
+    def output(registers):
+        graph, weights = nnx.split(model)
+        other = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, weights))
+        other.registers[...] = registers
+        return other(clip(length=1), mask)
+
+    moved = np.abs(np.asarray(output(model.registers[...] * 3) - output(model.registers[...]))).max(axis=-1)
+    assert (moved > 1e-4).all(), "a token reads no register"
+
+
 def test_time_and_space_are_different_places():
     """A mark at frame 1, token 2 is not a mark at frame 2, token 1 (nor is row 0, column 1 row 1, column 0)."""
     model = make(grid=(4, 1), window=4)

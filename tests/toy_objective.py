@@ -1,7 +1,7 @@
 """A small real objective for the tests of the engine: an autoencoder of toy frames behind a frozen projection.
 
-It has all that can go wrong: a part that is frozen, stacked layers, variables the loss changes (a counter, running
-statistics, two of which start as the same array), randomness, a report with numbers and a picture.
+It has all that can go wrong: a part that is frozen, stacked layers, variables that change once a step (a counter,
+running statistics, two of which start as the same array), randomness, a report with numbers and a picture.
 
 B batch, T time, H W C image, F features.
 """
@@ -20,6 +20,7 @@ from reverie import config
 from reverie.actions import START, ActionSpace
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Episode, Spec
+from reverie.nn.batch import Loss, Rows, decibels, draw_rows, mean
 from reverie.training.checkpoint import load
 from reverie.training.engine import Run, fit
 from reverie.training.optim import OptimConfig
@@ -31,7 +32,7 @@ traces: list[str] = []  # what was traced, in order: a recompilation would show
 
 
 class Statistic(nnx.Variable):
-    """Changed by the loss, not by gradients."""
+    """Changed by ``settle``, not by gradients."""
 
 
 class Layer(nnx.Module):
@@ -60,11 +61,17 @@ class Autoencoder(nnx.Module):
         self.mean, self.spread = Statistic(zeros), Statistic(zeros)
         self.calls = Statistic(jnp.zeros((), jnp.int32))
 
-    def __call__(self, frames, key=None):
+    def settle(self, note, key, progress):
+        flat = rearrange(note.array, "b t f -> (b t) f")
+        self.mean[...] = 0.9 * self.mean[...] + 0.1 * flat.mean(axis=0)
+        self.spread[...] = 0.9 * self.spread[...] + 0.1 * flat.std(axis=0)
+        self.calls[...] = self.calls[...] + 1
+
+    def __call__(self, frames, keys_B=None):
         x = rearrange(frames, "b t h w c -> b t (h w c)").astype(jnp.float32) / 255
         y = self.projection.linear(x)
-        if key is not None:
-            y = y + self.config.noise * jax.random.normal(key, y.shape)
+        if keys_B is not None:
+            y = y + self.config.noise * draw_rows(jax.random.normal, keys_B, y.shape[1:])
         for i in range(2):
             graph, state = nnx.split(self.layers)
             y = nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], state))(y)
@@ -86,17 +93,13 @@ class ToyObjective:
     def prepare(self, model, dataset, cache: Path):
         return dataset
 
-    def loss(self, model: Autoencoder, batch, key, progress):
+    def loss(self, model: Autoencoder, batch, keys_B, progress):
         traces.append("loss")
-        x, y, made = model(batch["frames"], key)
-        flat = jax.lax.stop_gradient(rearrange(y, "b t f -> (b t) f"))
-        model.mean[...] = 0.9 * model.mean[...] + 0.1 * flat.mean(axis=0)
-        model.spread[...] = 0.9 * model.spread[...] + 0.1 * flat.std(axis=0)
-        model.calls[...] = model.calls[...] + 1
-        loss = jnp.mean(jnp.square(made - x))
+        x, y, made = model(batch["frames"], keys_B)
+        error = jnp.square(made - x)
         if self.explode_at:
-            loss = jnp.where(model.calls[...] == self.explode_at, jnp.float32(np.nan), loss)
-        return loss, {"psnr": -10 * jnp.log10(loss)}
+            error = jnp.where(model.calls[...] == self.explode_at - 1, jnp.float32(np.nan), error)
+        return Loss((mean(error),), {"psnr": mean(error, then=decibels)}, Rows(y))
 
     def report(self, model: Autoencoder, batch, key):
         traces.append("report")

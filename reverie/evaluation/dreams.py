@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from reverie.nn.batch import row_keys
 from reverie.nn.compiled import compiled
 from reverie.nn.embed import random_actions
 from reverie.nn.patch import to_uint8
@@ -206,8 +207,8 @@ def _report(world: WorldModel, latents_BTN: Array, actions_BT: Array, key: Array
 def _losses(world: WorldModel, latents_BTN: Array, actions_BT: Array, others_BT: Array, key: Array) -> Array:
     def of_clip(clip):  # one by one: what a model does to some rows of a batch only, and the mean over it, stay out
         index, latents, *both = clip
-        own = jax.random.fold_in(key, index)
-        return jnp.stack([world.dynamics.loss(latents[None], actions[None], own)[0] for actions in both])
+        own = row_keys(jax.random.fold_in(key, index), 1)
+        return jnp.stack([world.dynamics.loss(latents[None], actions[None], own).value for actions in both])
 
     return jax.lax.map(of_clip, (jnp.arange(len(latents_BTN)), latents_BTN, actions_BT, others_BT))
 

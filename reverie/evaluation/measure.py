@@ -172,13 +172,13 @@ def _mean(name: str, values: np.ndarray, episodes: np.ndarray) -> Numbers:
     return {name: values.mean(0).tolist(), f"{name}_ci": control.interval(values, groups=episodes).tolist()}
 
 
-_usage = jax.jit(usage, static_argnums=1)
+_usage = jax.jit(usage, static_argnums=1)  # means, whose values are taken outside
 
 
 def _used(name: str, codes: np.ndarray, size: int) -> Numbers:
     if not np.issubdtype(codes.dtype, np.integer):  # continuous latents
         return {}
-    return {f"{name}_{key}": float(value) for key, value in _usage(codes, size).items()}
+    return {f"{name}_{key}": float(share.value) for key, share in _usage(codes, size).items()}
 
 
 def _latent(given: Clips, space: ActionSpace) -> Numbers:

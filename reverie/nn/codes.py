@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from reverie.nn.batch import Loss, mean
+
 BLOCK = 32  # codes that are summed at once
 
 
@@ -35,21 +37,16 @@ def changed(codes_BTN: Array) -> Array:
     return (codes_BTN[:, 1:] != codes_BTN[:, :-1]).astype(jnp.float32)
 
 
-def likelihood(
-    logits_BTNV: Array, codes_BTN: Array, asked_BTN: Array, changed_weight: float
-) -> tuple[Array, dict[str, Array]]:
+def likelihood(logits_BTNV: Array, codes_BTN: Array, asked_BTN: Array, changed_weight: float) -> Loss:
     """Return the mean surprise of frames 1..T-1 where ``asked`` (float, (B, T-1, N)), and accuracies there.
 
     What changed since the frame before counts ``1 + changed_weight`` times: most of a picture stands still.
     """
     target, moved = codes_BTN[:, 1:], changed(codes_BTN)
     weights = asked_BTN * (1 + jnp.float32(changed_weight) * moved)
-    right = (picked(logits_BTNV, target) >= jnp.max(logits_BTNV, axis=-1)).astype(jnp.float32) * asked_BTN
-    metrics = {
-        "accuracy": jnp.sum(right) / (jnp.sum(asked_BTN) + 1e-6),
-        "accuracy_changed": jnp.sum(right * moved) / (jnp.sum(asked_BTN * moved) + 1e-6),
-    }
-    return jnp.sum(surprise(logits_BTNV, target) * weights) / (jnp.sum(weights) + 1e-6), metrics
+    right = (picked(logits_BTNV, target) >= jnp.max(logits_BTNV, axis=-1)).astype(jnp.float32)
+    metrics = {"accuracy": mean(right, asked_BTN), "accuracy_changed": mean(right, asked_BTN * moved)}
+    return Loss((mean(surprise(logits_BTNV, target), weights),), metrics)
 
 
 def ranking(logits_BTNV: Array, codes_BTN: Array) -> dict[str, Array]:

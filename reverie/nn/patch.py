@@ -9,6 +9,7 @@ from einops import rearrange
 from jax import Array
 
 from reverie.errors import ReverieError
+from reverie.nn.batch import draw_rows, split_keys
 
 
 def grid(height: int, width: int, patch: int) -> tuple[int, int]:
@@ -59,7 +60,7 @@ def unit_range(frames: Array) -> Array:
 
 
 def motion_weights(frames_BTHWC: Array, extra: float, threshold: int = 8) -> Array:
-    """Return weights (B, T, H, W, 1) of mean 1 that count moved pixels ``1 + extra`` times as much as still ones.
+    """Return weights (B, T, H, W, 1) that count moved pixels ``1 + extra`` times as much as still ones.
 
     A pixel has moved if a channel differs by more than ``threshold`` of 255 from the frame before or after; both,
     because what must be painted is where a thing went *and* what it uncovered.
@@ -68,14 +69,13 @@ def motion_weights(frames_BTHWC: Array, extra: float, threshold: int = 8) -> Arr
     step = jnp.max(jnp.abs(x[:, 1:] - x[:, :-1]), axis=-1, keepdims=True) > threshold
     still = jnp.zeros_like(step[:, :1]) if step.shape[1] else jnp.zeros((*x.shape[:-1], 1), bool)
     moved = jnp.concatenate([still, step], axis=1) | jnp.concatenate([step, still], axis=1) if step.shape[1] else still
-    weights = 1 + jnp.float32(extra) * moved.astype(jnp.float32)
-    return weights / jnp.mean(weights)
+    return 1 + jnp.float32(extra) * moved.astype(jnp.float32)
 
 
-def hide(x_BTNM: Array, instead_M: Array, share: tuple[float, float], key: Array) -> Array:
+def hide(x_BTNM: Array, instead_M: Array, share: tuple[float, float], keys_B: Array) -> Array:
     """Put a vector in the place of a share of each frame's patches, drawn anew for each, evenly between two bounds."""
-    key_share, key_patch = jax.random.split(key)
+    keys_share, keys_patch = split_keys(keys_B, 2)
     least, most = (jnp.float32(bound) for bound in share)
-    drawn = least + jax.random.uniform(key_share, (*x_BTNM.shape[:2], 1)) * (most - least)
-    hidden = jax.random.uniform(key_patch, x_BTNM.shape[:3]) < drawn
+    drawn = least + draw_rows(jax.random.uniform, keys_share, (x_BTNM.shape[1], 1)) * (most - least)
+    hidden = draw_rows(jax.random.uniform, keys_patch, x_BTNM.shape[1:3]) < drawn
     return jnp.where(hidden[..., None], instead_M.astype(x_BTNM.dtype)[None, None, None], x_BTNM)

@@ -7,7 +7,7 @@ Shapes: ... any leading axes, L code width, V number of codes.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,18 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from reverie.nn.batch import Mean, Rows
 from reverie.nn.running import Statistics
 
 EXACT = jax.lax.Precision.HIGHEST  # left alone, TPUs and GPUs round a float32 matmul to 8 or 10 bits of mantissa
 
 
 class Quantised(NamedTuple):
-    """What a quantiser returns; gradients pass ``vectors`` straight through, ``loss`` is its own."""
+    """What a quantiser returns; gradients pass ``vectors`` straight through, the mean of ``misfit`` is its own loss."""
 
     vectors: Array  # (..., L)
     codes: Array  # (...), int32
-    loss: Array  # scalar
+    misfit: Array  # (...)
     scores: Array  # (..., V) of each code, the highest is chosen, for VQ; (..., 0) for FSQ
 
 
@@ -65,8 +66,8 @@ class VectorQuantiser(nnx.Module):
         self.counts = Statistics(jnp.ones(config.codes))
         self.idle = Statistics(jnp.zeros(config.codes, jnp.int32))
 
-    def __call__(self, x: Array, key: Array | None = None) -> Quantised:
-        """Quantise (..., L); with a ``key`` the codebook learns from ``x`` as well."""
+    def __call__(self, x: Array) -> Quantised:
+        """Quantise (..., L)."""
         x = unit(x.astype(jnp.float32))
         # A squared distance is two less twice the similarity; -log(count) is what naming costs, up to a constant.
         cheapness = jnp.float32(self.config.thrift / 2) * jnp.log(self.counts[...] + 1e-6)
@@ -74,35 +75,47 @@ class VectorQuantiser(nnx.Module):
         scores += jnp.expand_dims(cheapness, range(x.ndim - 1))
         codes = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         chosen = self.lookup(codes)
-        loss = jnp.float32(self.config.commitment) * jnp.mean(jnp.square(x - chosen))
-        if key is not None:
-            self._learn(
-                *jax.lax.stop_gradient((x.reshape(-1, self.width), codes.reshape(-1), chosen.reshape(-1, self.width))),
-                key,
-            )
-        return Quantised(x + jax.lax.stop_gradient(chosen - x), codes, loss, scores)
+        misfit = jnp.float32(self.config.commitment) * jnp.mean(jnp.square(x - chosen), axis=-1)
+        return Quantised(x + jax.lax.stop_gradient(chosen - x), codes, misfit, scores)
 
     def lookup(self, codes: Array) -> Array:
         """Codes (...) -> vectors (..., L)."""
         return self.book[...][codes]
 
-    def _learn(self, x: Array, codes: Array, chosen: Array, key: Array):
+    def note(self, x: Array, codes: Array) -> Any:
+        """Return what ``settle`` takes in of what was quantised, (..., L), and its codes."""
+        x = unit(jax.lax.stop_gradient(x).astype(jnp.float32))
+        flat, one_hot = x.reshape(-1, self.width), jax.nn.one_hot(codes.reshape(-1), self.codes, dtype=jnp.float32)
+        # Dead codes go where the codebook fits worst: by chance, most vectors are the sky, and so would most codes be.
+        misfit = 1 - jnp.sum(x * self.lookup(codes), axis=-1) + 1e-6
+        sums = jnp.matmul(one_hot.T, flat, precision=EXACT)
+        return Assigned(one_hot.sum(axis=0), sums, Rows(x), Rows(misfit))
+
+    def settle(self, note: "Assigned", key: Array, progress: Array) -> None:
+        """Move the codebook to what a step's batch assigned to it."""
         c = self.config
         decay = jnp.float32(c.decay)
-        one_hot = jax.nn.one_hot(codes, c.codes, dtype=jnp.float32)
-        used = one_hot.sum(axis=0)
-        counts = decay * self.counts[...] + (1 - decay) * used
-        sums = decay * self.sums[...] + (1 - decay) * jnp.matmul(one_hot.T, x, precision=EXACT)
-        idle = jnp.where(used > 0, 0, self.idle[...] + 1)
+        counts = decay * self.counts[...] + (1 - decay) * note.used
+        sums = decay * self.sums[...] + (1 - decay) * note.sums
+        idle = jnp.where(note.used > 0, 0, self.idle[...] + 1)
         dead = idle > c.restart_after
-        # Dead codes go where the codebook fits worst: by chance, most vectors are the sky, and so would most codes be.
-        misfit = jnp.cumsum(1 - jnp.sum(x * chosen, axis=-1) + 1e-6)
-        fresh = x[jnp.searchsorted(misfit, jax.random.uniform(key, (c.codes,)) * misfit[-1])]
+        misfit = jnp.cumsum(note.misfit.array.reshape(-1))
+        drawn = jnp.searchsorted(misfit, jax.random.uniform(key, (c.codes,)) * misfit[-1])
+        fresh = note.vectors.array.reshape(-1, self.width)[jnp.minimum(drawn, misfit.size - 1)]
         # A code that is not in use keeps its place (its sums only shrink, their direction stays) until restarted.
         self.sums[...] = jnp.where(dead[:, None], fresh, sums)
         self.counts[...] = jnp.where(dead, 1.0, counts)
         self.idle[...] = jnp.where(dead, 0, idle)
         self.book[...] = unit(self.sums[...])
+
+
+class Assigned(NamedTuple):
+    """What a codebook learns from: per code how many vectors chose it and their sum, and all vectors."""
+
+    used: Array  # (V,)
+    sums: Array  # (V, L)
+    vectors: Rows  # (..., L), of length one
+    misfit: Rows  # (...), how badly each is served
 
 
 @dataclass(frozen=True)
@@ -126,8 +139,8 @@ class FiniteScalarQuantiser(nnx.Module):
         self.config, self.width = config, len(config.levels)
         self.codes = int(np.prod(config.levels))
 
-    def __call__(self, x: Array, key: Array | None = None) -> Quantised:
-        """Quantise (..., L). ``key`` is unused: nothing is learned here."""
+    def __call__(self, x: Array) -> Quantised:
+        """Quantise (..., L)."""
         levels, half, radix = self._tables(x.ndim)
         middle = levels // 2
         # tanh spreads x over `levels` steps; half a step of shift makes room for an even number of levels.
@@ -137,7 +150,13 @@ class FiniteScalarQuantiser(nnx.Module):
         rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
         digits = jax.lax.stop_gradient(rounded).astype(jnp.int32) + middle
         codes = (digits * radix).sum(axis=-1)
-        return Quantised(rounded / middle.astype(np.float32), codes, jnp.zeros(()), jnp.zeros((*codes.shape, 0)))
+        return Quantised(
+            rounded / middle.astype(np.float32), codes, jnp.zeros(codes.shape), jnp.zeros((*codes.shape, 0))
+        )
+
+    def note(self, x: Array, codes: Array) -> Any:
+        """Nothing is learned here."""
+        return None
 
     def lookup(self, codes: Array) -> Array:
         """Codes (...) -> vectors (..., L)."""
@@ -153,16 +172,28 @@ class FiniteScalarQuantiser(nnx.Module):
         return levels, half, radix
 
 
-def usage(codes: Array, number: int) -> dict[str, Array]:
+def usage(codes: Array, number: int) -> dict[str, Mean]:
     """Return the share of codes in use, their entropy as a share of the largest possible, and their perplexity."""
     counts = jnp.zeros(number).at[codes.reshape(-1)].add(1.0)
+    kinds = {"usage": _share_in_use, "entropy": _entropy, "perplexity": _perplexity}
+    return {name: Mean(counts, jnp.ones(()), then) for name, then in kinds.items()}
+
+
+def _share_in_use(counts: Array) -> Array:
+    return jnp.mean((counts > 0).astype(jnp.float32))
+
+
+def _nats(counts: Array) -> Array:
     p = counts / counts.sum()
-    nats = -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0))
-    return {
-        "usage": jnp.mean((counts > 0).astype(jnp.float32)),
-        "entropy": nats / np.float32(np.log(max(number, 2))),
-        "perplexity": jnp.exp(nats),
-    }
+    return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0))
+
+
+def _entropy(counts: Array) -> Array:
+    return _nats(counts) / np.float32(np.log(max(len(counts), 2)))
+
+
+def _perplexity(counts: Array) -> Array:
+    return jnp.exp(_nats(counts))
 
 
 def unit(x: Array) -> Array:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from reverie.nn.batch import Mean
+
 
 class Statistics(nnx.Variable):
     """State that training changes and gradients do not; it is saved in checkpoints."""
@@ -18,8 +20,8 @@ class RunningRMS(nnx.Module):
 
     Dreamer 4 (arXiv 2509.24527, section 3) names no form; ours keeps a running mean of the loss squared and divides by
     its root from *before* the step, as lucidrains and open-dreamer do. Two differences: it begins with the first
-    loss instead of 1, and it never falls below a tenth of the largest it has been: else a loss that goes to zero
-    makes gradients that grow without bound.
+    loss instead of 1 (so the first step alone is divided by 1), and it never falls below a tenth of the largest it has
+    been: else a loss that goes to zero makes gradients that grow without bound.
     """
 
     decay, floor = 0.95, 0.1
@@ -28,15 +30,18 @@ class RunningRMS(nnx.Module):
         self.square = Statistics(jnp.zeros(()))  # 0: nothing seen yet
         self.largest = Statistics(jnp.zeros(()))
 
-    def __call__(self, loss: Array) -> Array:
-        """Return a scalar loss divided by its running root mean square, and learn from it."""
-        now = jnp.square(jax.lax.stop_gradient(loss))
+    def __call__(self, loss: Mean) -> Mean:
+        """Return a loss divided by its running root mean square."""
+        root = jnp.sqrt(self.square[...])
+        scale = jnp.maximum(root, jnp.float32(self.floor) * jnp.maximum(self.largest[...], root))
+        return loss.times(jnp.where(root > 0, 1 / jnp.maximum(scale, jnp.float32(1e-8)), 1.0))
+
+    def settle(self, loss: Mean, key: Array, progress: Array) -> None:
+        """Learn from a step's loss, as it was before it was divided."""
+        now = jnp.square(loss.value)
         before = jnp.where(self.square[...] > 0, self.square[...], now)
-        largest = jnp.maximum(self.largest[...], jnp.sqrt(before))
-        scale = jnp.maximum(jnp.sqrt(before), jnp.float32(self.floor) * largest)
         self.square[...] = jnp.float32(self.decay) * before + jnp.float32(1 - self.decay) * now
-        self.largest[...] = largest
-        return loss / jnp.maximum(scale, jnp.float32(1e-8))
+        self.largest[...] = jnp.maximum(self.largest[...], jnp.sqrt(before))
 
 
 class RunningMoments(nnx.Module):
@@ -53,13 +58,16 @@ class RunningMoments(nnx.Module):
         self.square = Statistics(jnp.ones(shape))
         self.steps = Statistics(jnp.zeros(()))
 
-    def learn(self, x: Array) -> None:
-        """Take in (..., S)."""
-        x = jax.lax.stop_gradient(x)
-        axes = tuple(range(x.ndim - self.mean.ndim))
+    def note(self, x: Array) -> tuple[Mean, Mean]:
+        """Return what ``settle`` takes in of (..., S)."""
+        x, axes, one = jax.lax.stop_gradient(x), tuple(range(x.ndim - self.mean.ndim)), jnp.ones(())
+        return Mean(jnp.mean(x, axis=axes), one), Mean(jnp.mean(jnp.square(x), axis=axes), one)
+
+    def settle(self, note: tuple[Mean, Mean], key: Array, progress: Array) -> None:
+        """Learn from what a step's batch had to note."""
         keep = jnp.minimum(jnp.float32(self.decay), self.steps[...] / (1 + self.steps[...]))
-        self.mean[...] = keep * self.mean[...] + (1 - keep) * jnp.mean(x, axis=axes)
-        self.square[...] = keep * self.square[...] + (1 - keep) * jnp.mean(jnp.square(x), axis=axes)
+        for kept, new in zip((self.mean, self.square), note, strict=True):
+            kept[...] = keep * kept[...] + (1 - keep) * new.value
         self.steps[...] = self.steps[...] + 1
 
     def normalise(self, x: Array) -> Array:

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from einops import rearrange
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
@@ -30,6 +29,7 @@ from reverie.data.loader import batches, clips
 from reverie.data.shifted import enlarged
 from reverie.errors import ReverieError
 from reverie.nn import placement
+from reverie.nn.batch import Loss, gradient, row_keys, settle
 from reverie.nn.compiled import cache_compilations, compiler_options
 from reverie.nn.step import made_with
 from reverie.training import checkpoint, sharding
@@ -67,10 +67,11 @@ class Objective(Protocol):
         """Return what the step reads: ``dataset``, or what a frozen part makes of it, computed once, kept in cache."""
         ...
 
-    def loss(self, model: Any, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
-        """Return the loss and numbers to log; cheap, paid every step. It may change variables that are not Params.
+    def loss(self, model: Any, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
+        """Return the loss and numbers to log, of a batch or a part of one; cheap, paid every step. See ``nn.batch``.
 
-        ``progress``: the share of the run that is done, 0..1, for what has a schedule.
+        ``keys_B``: one for each row. ``progress``: the share of the run that is done, 0..1, for what has a schedule.
+        Variables that are not Params change once a step, by what the loss notes for them.
         """
         ...
 
@@ -95,7 +96,7 @@ class Run:
     steps: int = 1000
     seed: int = 0
     optimizer: OptimConfig = field(default_factory=OptimConfig)
-    accumulate: int = 1  # a batch is worked through in so many parts, to save memory
+    accumulate: int = 1  # a batch is worked through in so many parts, to save memory: the same model comes of it
     mesh: sharding.Layout = "data"
     log_every: int = 50
     report_every: int = 1000
@@ -137,29 +138,19 @@ def train_step(
     pace: Pace,
 ) -> tuple[TrainState, Scalars]:
     """Make one update; pure, and all there is to training. The program is the same however many steps the run has."""
-    key = step_key = jax.random.fold_in(jax.random.key(run.seed), state.step)
+    step_key = jax.random.fold_in(jax.random.key(run.seed), state.step)
+    key, key_settle = jax.random.split(step_key)
 
-    def loss(params: Weights, rest: Weights, batch: dict, key: Array):
-        model = blueprint.merge(*map(placement.gathered_but_stacks, (frozen, params, rest)))
-        value, metrics = run.objective.loss(model, placement.by_rows(batch), key, pace.progress)
-        return value, ({**metrics, "loss": value}, blueprint.split(model, "rest"))
+    def loss(params: Weights, rows: tuple[dict, Array]) -> Loss:
+        model = blueprint.merge(*map(placement.gathered_but_stacks, (frozen, params, state.rest)))
+        return run.objective.loss(model, *placement.by_rows(rows), pace.progress)
 
-    gradient = jax.grad(made_with(step_key, loss), has_aux=True)
-    if run.accumulate == 1:
-        grads, (metrics, rest) = gradient(state.params, state.rest, batch, key)
-    else:
-        # Part i takes every accumulate-th row: on a mesh each device works on rows that it has already.
-        parts = jax.tree.map(lambda rows: rearrange(rows, "(b a) ... -> a b ...", a=run.accumulate), batch)
-
-        def part(carry: tuple, inputs: tuple):
-            rest, total = carry
-            grads, (metrics, rest) = gradient(state.params, rest, inputs[0], jax.random.fold_in(key, inputs[1]))
-            return (rest, jax.tree.map(jnp.add, total, grads)), metrics
-
-        start = (state.rest, jax.tree.map(jnp.zeros_like, state.params))
-        (rest, total), each = jax.lax.scan(part, start, (parts, jnp.arange(run.accumulate)))
-        grads = jax.tree.map(lambda leaf: leaf / run.accumulate, total)
-        metrics = jax.tree.map(lambda values: jnp.mean(values, axis=0), each)
+    rows = (batch, row_keys(key, run.batch))
+    grads, found = gradient(made_with(step_key, loss), state.params, rows, run.accumulate)
+    metrics = {name: each.value for name, each in found.metrics.items()} | {"loss": found.value}
+    model = blueprint.merge(frozen, state.params, state.rest)
+    settle(model, found.notes, key_settle, pace.progress)
+    rest = blueprint.split(model, "rest")
     norm = optax.tree.norm(grads)
     updates, opt = tx.update(grads, state.opt, state.params)
     params: Any = optax.apply_updates(state.params, optax.tree.scale(pace.rate, updates))

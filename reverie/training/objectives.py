@@ -24,6 +24,7 @@ from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers import TokenizerConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.batch import Loss, draw_rows, fold_keys, split_keys
 from reverie.nn.embed import random_actions
 from reverie.nn.patch import to_uint8
 from reverie.nn.quantise import usage
@@ -56,9 +57,9 @@ class TokenizerObjective:
         """The step reads frames as they are."""
         return dataset
 
-    def loss(self, model: Any, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
+    def loss(self, model: Any, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
         """The tokenizer's own."""
-        return model.loss(batch["frames"], key)
+        return model.loss(batch["frames"], keys_B)
 
     def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
         """How sharp reconstructions are, how many codes are in use, and a picture: frames above reconstructions."""
@@ -99,9 +100,9 @@ class LatentActionObjective:
             return dataset
         return Joined(dataset, cached(model, _see, dataset, model.tokenizer.lookback, cache, self.frozen))
 
-    def loss(self, model: Any, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
+    def loss(self, model: Any, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
         """The model's own."""
-        return model.loss(batch[self.reads[0]], key, progress)
+        return model.loss(batch[self.reads[0]], keys_B, progress)
 
     def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
         """How well the next frame is told from the past and a code, how codes are used, and a picture."""
@@ -169,17 +170,19 @@ class DynamicsObjective:
         tokens = cached(model, encode, dataset, lead, cache, self.frozen)
         return Joined(dataset, tokens) if self._together else tokens
 
-    def loss(self, model: WorldModel, batch: dict[str, Array], key: Array, progress: Array) -> tuple[Array, Scalars]:
+    def loss(self, model: WorldModel, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
         """The dynamics' own, plus the latent action model's where it is trained along."""
         if not self._together:
             actions = batch["actions"]
             if self.slips and model.lam is not None:
-                actions = _slipped(actions, model.config.actions, self.slips, jax.random.fold_in(key, 1))
-            return model.dynamics.loss(batch["latents"], actions, key)
-        key_lam, key = jax.random.split(key)
-        actions, lam_loss, lam_metrics = model.lam.relaxed(batch["frames"], key_lam)
-        loss, metrics = model.dynamics.loss(batch["latents"], actions, key)
-        return loss + lam_loss, metrics | {f"lam_{name}": value for name, value in lam_metrics.items()}
+                actions = _slipped(actions, model.config.actions, self.slips, fold_keys(keys_B, 1))
+            loss = model.dynamics.loss(batch["latents"], actions, keys_B)
+            return loss._replace(notes={"dynamics": loss.notes})
+        keys_lam, keys_B = split_keys(keys_B, 2)
+        actions, lam = model.lam.relaxed(batch["frames"], keys_lam)
+        loss = model.dynamics.loss(batch["latents"], actions, keys_B)
+        metrics = loss.metrics | {f"lam_{name}": value for name, value in lam.metrics.items()}
+        return Loss(loss.terms + lam.terms, metrics, {"dynamics": loss.notes, "lam": lam.notes})
 
     def report(self, model: WorldModel, batch: dict[str, Array], key: Array) -> dict[str, Array]:
         """Token accuracy; how near a dream of the clip comes to its reconstruction, and to that with random actions.
@@ -208,16 +211,17 @@ class DynamicsObjective:
         return numbers | {"picture": _sheet(truth, *dreams)}
 
 
-def _slipped(actions_BT: Array, space: ActionSpace, share: float, key: Array) -> Array:
+def _slipped(actions_BT: Array, space: ActionSpace, share: float, keys_B: Array) -> Array:
     """Return latent actions, a share of them replaced by others, drawn at random.
 
     A code names what happened, so most codes never occur where they cannot happen, and a player presses them there all
     the same. Never having seen that, a world paints nothing in the player's place, and nothing brings him back. With a
     few slips such a code leads to what usually comes; a code that does occur there keeps its meaning (docs/log.md).
     """
-    key_where, key_other = jax.random.split(key)
-    where = jax.random.uniform(key_where, actions_BT.shape) < jnp.float32(share)
-    return jnp.where(where & (actions_BT >= 0), random_actions(space, key_other, actions_BT.shape), actions_BT)
+    keys_where, keys_other = split_keys(keys_B, 2)
+    where = draw_rows(jax.random.uniform, keys_where, actions_BT.shape[1:]) < jnp.float32(share)
+    others = draw_rows(lambda key: random_actions(space, key, actions_BT.shape[1:]), keys_other)
+    return jnp.where(where & (actions_BT >= 0), others, actions_BT)
 
 
 def _tokenizer(path: Path, spec: Spec) -> Any:
@@ -249,7 +253,7 @@ def _encode_frames(world: WorldModel, batch: dict[str, Array]) -> dict[str, Arra
 
 
 def _codes(codes: Array, number: int) -> Scalars:
-    return {f"code_{name}": value for name, value in usage(codes, number).items()}
+    return {f"code_{name}": share.value for name, share in usage(codes, number).items()}
 
 
 def _sheet(*rows: Array) -> Array:

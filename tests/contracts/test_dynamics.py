@@ -11,8 +11,13 @@ from contracts.tiny import clip as any_clip
 from flax import nnx
 
 from reverie.models.dynamics import families
+from reverie.nn.batch import row_keys
 
 KEY = jax.random.key(7)
+
+
+def keys(latents):
+    return row_keys(KEY, len(latents))
 
 
 @pytest.fixture(scope="module", params=sorted(families()))
@@ -116,13 +121,14 @@ def test_a_loss_teaches_every_weight_and_is_the_same_on_many_devices(model, clip
     @jax.jit
     def step(params, latents, actions):
         def loss(params):
-            return nnx.merge(graph, params, rest).loss(latents, actions, KEY)
+            found = nnx.merge(graph, params, rest).loss(latents, actions, keys(latents))
+            return found.value, found.metrics
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     before = state(model)
     (value, metrics), grads = step(params, latents, actions)
-    assert np.isfinite(value) and all(np.isfinite(number) for number in metrics.values())
+    assert np.isfinite(value) and all(np.isfinite(number.value) for number in metrics.values())
     for path, grad in nnx.to_flat_state(grads):
         assert np.isfinite(grad[...]).all() and np.abs(grad[...]).max() > 0, f"{path} learns nothing"
     many = step(params, *rows_over_devices(latents, actions))
@@ -138,7 +144,7 @@ def test_actions_may_be_weights_through_which_gradients_pass(model, clip):
     weights = jax.nn.one_hot(actions, ACTIONS.size)
 
     def loss(actions):
-        return model.loss(latents, actions, KEY)[0]
+        return model.loss(latents, actions, keys(latents)).value
 
     value, grad = jax.jit(jax.value_and_grad(loss))(weights)
     np.testing.assert_allclose(value, jax.jit(loss)(actions), atol=1e-5)
@@ -147,7 +153,7 @@ def test_actions_may_be_weights_through_which_gradients_pass(model, clip):
 
 def test_what_led_to_the_first_frame_of_a_clip_is_before_its_time(model, clip):
     latents, actions = clip(length=4)
-    loss = jax.jit(lambda a: model.loss(latents, a, KEY)[0])
+    loss = jax.jit(lambda a: model.loss(latents, a, keys(latents)).value)
     assert loss(actions) == loss(actions.at[:, 0].set(2))
 
 

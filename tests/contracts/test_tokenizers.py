@@ -8,6 +8,7 @@ from contracts.tiny import T, frames, rows_over_devices, state, tokenizer
 from flax import nnx
 
 from reverie.models.tokenizers import families
+from reverie.nn.batch import row_keys, settle
 
 KEY = jax.random.key(0)
 
@@ -76,16 +77,16 @@ def test_a_loss_teaches_every_weight_and_is_the_same_on_many_devices(model):
     @jax.jit
     def step(params, frames):
         def loss(params):
-            fresh = jax.tree.map(lambda leaf: leaf, statistics)  # variables of this trace
-            module = nnx.merge(graph, params, fresh)
-            value, metrics = module.loss(frames, KEY)
-            return value, (metrics, nnx.state(module, nnx.Not(nnx.Param)))
+            module = nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, statistics))  # variables of this trace
+            found = module.loss(frames, row_keys(KEY, len(frames)))
+            settle(module, found.notes, KEY, jnp.float32(0))
+            return found.value, (found.metrics, nnx.state(module, nnx.Not(nnx.Param)))
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     before = state(model)
     (value, (metrics, moved)), grads = step(params, frames(batch=8))
-    assert np.isfinite(value) and all(np.isfinite(number) for number in metrics.values())
+    assert np.isfinite(value) and all(np.isfinite(number.value) for number in metrics.values())
     for path, grad in nnx.to_flat_state(grads):
         assert np.isfinite(grad[...]).all() and np.abs(grad[...]).max() > 0, f"{path} learns nothing"
     many = step(params, *rows_over_devices(frames(batch=8)))

@@ -12,6 +12,7 @@ from jax import Array
 
 from reverie.actions import ActionSpace
 from reverie.models.folder import configs
+from reverie.nn.batch import Loss
 
 
 class Dynamics(Protocol):
@@ -23,8 +24,8 @@ class Dynamics(Protocol):
 
     temperature: float
 
-    def loss(self, latents: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Return what to minimise on clips, and cheap numbers about it."""
+    def loss(self, latents: Array, actions_BT: Array, keys_B: Array) -> Loss:
+        """Return what to minimise on clips, and cheap numbers about it; a key for each row. See ``nn.batch``."""
         ...
 
     def report(self, latents: Array, actions_BT: Array, key: Array) -> dict[str, Array]:

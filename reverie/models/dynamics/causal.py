@@ -22,6 +22,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import ActionSpace
+from reverie.nn.batch import Loss
 from reverie.nn.codes import draw, likelihood, ranking
 from reverie.nn.embed import ActionEmbedding, from_start
 from reverie.nn.linear import Linear
@@ -82,7 +83,7 @@ class Causal(nnx.Module):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def loss(self, latents_BTN: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, latents_BTN: Array, actions_BT: Array, keys_B: Array) -> Loss:
         """Cross-entropy of every token of every frame but the first, (B, T, N) int32 codes."""
         every = jnp.ones(latents_BTN[:, 1:].shape)
         return likelihood(self._predict(latents_BTN, actions_BT), latents_BTN, every, self.config.changed_weight)

@@ -23,6 +23,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import ActionSpace
+from reverie.nn.batch import Loss, draw_rows, mean, row_keys, split_keys
 from reverie.nn.embed import ActionEmbedding, LevelEmbedding, from_start
 from reverie.nn.flow import data_of, denoise, noised, ramp
 from reverie.nn.linear import Linear
@@ -87,47 +88,45 @@ class Diffusion(nnx.Module):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def loss(self, latents_BTNL: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, latents_BTNL: Array, actions_BT: Array, keys_B: Array) -> Loss:
         """Squared error of every frame but the first, told from a noisy one of random level, weighted by ``ramp``."""
-        level, data, target = self._predict(latents_BTNL, actions_BT, key)
+        level, data, target = self._predict(latents_BTNL, actions_BT, keys_B)
         error = jnp.mean(jnp.square(data - target), axis=-1)
         metrics = self._told(error, latents_BTNL)
         if self.config.predict == "v":  # the error of the flow: that of the data, larger the less noise there is
             error = error / jnp.square(jnp.maximum(1 - level, 0.05))[..., None]
-        return self._weighted(error, level, latents_BTNL), metrics
+        return Loss((self._weighted(error, level, latents_BTNL),), metrics)
 
     def report(self, latents_BTNL: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
         """Squared error from noise alone, and that of tokens which changed."""
-        _, data, target = self._predict(latents_BTNL, actions_BT, key, level=0.0)
-        return self._told(jnp.mean(jnp.square(data - target), axis=-1), latents_BTNL)
+        _, data, target = self._predict(latents_BTNL, actions_BT, row_keys(key, len(latents_BTNL)), level=0.0)
+        found = self._told(jnp.mean(jnp.square(data - target), axis=-1), latents_BTNL)
+        return {name: each.value for name, each in found.items()}
 
     def _told(self, error_BTN, latents_BTNL):
-        moved = self._moved(latents_BTNL)
-        changed = jnp.sum(error_BTN * moved) / (jnp.sum(moved) + 1e-6)
-        return {"error": jnp.mean(error_BTN), "error_changed": changed}
+        return {"error": mean(error_BTN), "error_changed": mean(error_BTN, self._moved(latents_BTNL))}
 
     def _weighted(self, error_BTN, level_BT, latents_BTNL):
         """The mean error, by level and by what changed."""
         weights = 1 + jnp.float32(self.config.changed_weight) * self._moved(latents_BTNL)
-        weights = ramp(level_BT)[..., None] * weights
-        return jnp.mean(error_BTN * weights) / jnp.mean(weights)
+        return mean(error_BTN, ramp(level_BT)[..., None] * weights)
 
     def _moved(self, latents_BTNL):
         step = jnp.mean(jnp.square(latents_BTNL[:, 1:] - latents_BTNL[:, :-1]), axis=-1)
         return (step > CHANGED**2).astype(jnp.float32)
 
-    def _predict(self, latents_BTNL, actions_BT, key, level: float | None = None):
+    def _predict(self, latents_BTNL, actions_BT, keys_B, level: float | None = None):
         """Return levels (B, T-1), predicted and true latents (B, T-1, N, L) of frames 1..T-1."""
-        key_level, key_noise, key_past = jax.random.split(key, 3)
+        keys_level, keys_noise, keys_past, keys_cut = split_keys(keys_B, 4)
         target = latents_BTNL[:, 1:]
-        levels = jax.random.uniform(key_level, target.shape[:2])
+        levels = draw_rows(jax.random.uniform, keys_level, target.shape[1:2])
         levels = levels if level is None else jnp.full_like(levels, level)
-        draft = noised(target, jax.random.normal(key_noise, target.shape), levels[..., None, None])
-        begins = None if level is not None else self._begins(jax.random.fold_in(key, 1), *latents_BTNL.shape[:2])
-        denoise = self._denoiser(latents_BTNL, actions_BT, key_past, begins)
+        draft = noised(target, draw_rows(jax.random.normal, keys_noise, target.shape[1:]), levels[..., None, None])
+        begins = None if level is not None else self._begins(keys_cut, latents_BTNL.shape[1])
+        denoise = self._denoiser(latents_BTNL, actions_BT, keys_past, begins)
         return levels, denoise(draft, levels), target
 
-    def _begins(self, key, batch: int, length: int):
+    def _begins(self, keys_B, length: int):
         """Where clips begin, (B, T): at every frame of some rows, ever so often in others; None: only at the first.
 
         A row cut into pieces costs what a whole one does, in one compiled program.
@@ -135,20 +134,20 @@ class Diffusion(nnx.Module):
         c, at = self.config, np.arange(length)
         if not (c.images or c.short):
             return None
-        single, cut = jax.random.uniform(key, (2, batch))
+        single, cut = draw_rows(jax.random.uniform, keys_B, (2,)).T
         short = cut >= jnp.float32(c.whole if c.short else 1.0)
         kind = jnp.where(single < jnp.float32(c.images), 2, short.astype(jnp.int32))
         return jnp.asarray(np.stack([at == 0, at % (c.short or length) == 0, at >= 0]))[kind]
 
-    def _denoiser(self, latents_BTNL, actions_BT, key, begins_BT=None, rows: int | None = None):
+    def _denoiser(self, latents_BTNL, actions_BT, keys_B, begins_BT=None, rows: int | None = None):
         """Return a function from drafts (B, T-1, N, L) of frames 1..T-1, at levels (B, T-1), to the data they show.
 
-        A third argument goes to ``_label``; ``rows``: only of so many first ones. The past is noised once, by ``key``.
+        A third argument goes to ``_label``; ``rows``: only of so many first ones. ``keys_B`` noise the past, once.
         """
         length = latents_BTNL.shape[1]
         actions_BT = from_start(actions_BT, self.config.actions, begins_BT)
         kept = jnp.float32(self.config.context_level)
-        past = noised(latents_BTNL, jax.random.normal(key, latents_BTNL.shape), kept)
+        past = noised(latents_BTNL, draw_rows(jax.random.normal, keys_B, latents_BTNL.shape[1:]), kept)
         past, latents_BTNL, actions_BT = past[:rows], latents_BTNL[:rows], actions_BT[:rows]
         label = self._label(jnp.full(latents_BTNL.shape[:2], kept))
         begins_BT = None if begins_BT is None else begins_BT[:rows]

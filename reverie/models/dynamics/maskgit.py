@@ -21,6 +21,7 @@ from jax import Array
 
 from reverie.actions import ActionSpace
 from reverie.errors import ReverieError
+from reverie.nn.batch import Loss, draw_rows, fold_keys, row_keys, split_keys
 from reverie.nn.codes import draw, likelihood, ranking, surprise
 from reverie.nn.embed import ActionEmbedding, from_start
 from reverie.nn.linear import Linear
@@ -81,26 +82,26 @@ class MaskGIT(nnx.Module):
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def loss(self, latents_BTN: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, latents_BTN: Array, actions_BT: Array, keys_B: Array) -> Loss:
         """Cross-entropy of the hidden tokens of every frame but the first, (B, T, N) int32 codes."""
-        logits, hidden = self._predict_hidden(latents_BTN, actions_BT, key)
+        logits, hidden = self._predict_hidden(latents_BTN, actions_BT, keys_B)
         return likelihood(logits, latents_BTN, hidden, self.config.changed_weight)
 
     def report(self, latents_BTN: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
         """Top-k accuracy of frames that are hidden completely, and of those of their tokens that change."""
-        logits, _ = self._predict_hidden(latents_BTN, actions_BT, key, share=1.0)
+        logits, _ = self._predict_hidden(latents_BTN, actions_BT, row_keys(key, len(latents_BTN)), share=1.0)
         return ranking(logits, latents_BTN)
 
-    def _predict_hidden(self, latents_BTN, actions_BT, key, share: float | None = None):
+    def _predict_hidden(self, latents_BTN, actions_BT, keys_B, share: float | None = None):
         """Return logits (B, T-1, N, V) of frames 1..T-1 with tokens hidden, and which were, float (B, T-1, N)."""
-        batch, length, tokens = latents_BTN.shape
+        _, length, tokens = latents_BTN.shape
         actions_BT = from_start(actions_BT, self.config.actions)
-        seen_BTN = self._disturbed(latents_BTN, jax.random.fold_in(key, 1)) if share is None else latents_BTN
-        key_share, key_mask = jax.random.split(key)
+        seen_BTN = self._disturbed(latents_BTN, fold_keys(keys_B, 1)) if share is None else latents_BTN
+        keys_share, keys_mask = split_keys(keys_B, 2)
         low = jnp.float32(self.config.mask_min)
-        rate = low + (1 - low) * jax.random.uniform(key_share, (batch, length - 1, 1))
+        rate = low + (1 - low) * draw_rows(jax.random.uniform, keys_share, (length - 1, 1))
         rate = rate if share is None else jnp.full_like(rate, share)
-        hidden = jax.random.uniform(key_mask, (batch, length - 1, tokens)) < rate
+        hidden = draw_rows(jax.random.uniform, keys_mask, (length - 1, tokens)) < rate
         draft = jnp.where(hidden, self.config.codes, latents_BTN[:, 1:])
         if self.config.context == "clean":  # the last finished frame is nobody's past: T-1 of them, and T-1 drafts
             done, acted = seen_BTN[:, :-1], (actions_BT[:, :-1], actions_BT[:, 1:])
@@ -119,7 +120,7 @@ class MaskGIT(nnx.Module):
             x = self.transformer(x)[:, 1:]
         return self._logits(x), hidden.astype(jnp.float32)
 
-    def _disturbed(self, latents_BTN: Array, key: Array) -> Array:
+    def _disturbed(self, latents_BTN: Array, keys_B: Array) -> Array:
         """Return the frames to predict from: in a share of them half of the tokens are of another moment of the clip.
 
         So what moves is gone from some, and twice in others, as happens in generated frames. Without it such frames are
@@ -127,7 +128,7 @@ class MaskGIT(nnx.Module):
         """
         if not self.config.context_noise:
             return latents_BTN
-        frames, tokens = (jax.random.uniform(k, latents_BTN.shape) for k in jax.random.split(key))
+        frames, tokens = (draw_rows(jax.random.uniform, keys, latents_BTN.shape[1:]) for keys in split_keys(keys_B, 2))
         picked = (frames[..., :1] < jnp.float32(self.config.context_noise)) & (tokens < 0.5)
         return jnp.where(picked, latents_BTN[:, ::-1], latents_BTN)
 

@@ -20,6 +20,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.models.dynamics.diffusion import Diffusion, DiffusionConfig
+from reverie.nn.batch import Loss, draw_rows, mean, split_keys
 from reverie.nn.flow import noised
 from reverie.nn.running import Statistics
 from reverie.nn.step import step_key
@@ -58,22 +59,22 @@ class Shortcut(Diffusion):
         weights = nnx.to_flat_state(nnx.state(self, nnx.Param)) if config.teacher else []
         self.taught = nnx.Dict({".".join(map(str, path)): Statistics(weight[...] + 0) for path, weight in weights})
 
-    def loss(self, latents_BTNL: Array, actions_BT: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, latents_BTNL: Array, actions_BT: Array, keys_B: Array) -> Loss:
         """Squared error of clean latents: true ones for the smallest size; in a share of steps, for larger ones, those
         of two half steps.
 
         By steps and not by rows: so small batches get their share, and parts and devices do the same work.
         """
-        key_size, key_level, key_noise, key_past = jax.random.split(key, 4)
+        keys_size, keys_level, keys_noise, keys_past, keys_cut = split_keys(keys_B, 5)
         truth = latents_BTNL[:, 1:]
-        own = self._own(key)
-        size, level = self.draw(own, key_size, key_level, truth.shape[:2])
-        draft = noised(truth, jax.random.normal(key_noise, truth.shape), level[..., None, None])
-        begins = self._begins(jax.random.fold_in(key, 1), *latents_BTNL.shape[:2])
-        data = self._denoiser(latents_BTNL, actions_BT, key_past, begins)(draft, level, size)
+        own = self._own(keys_B[0])
+        size, level = self.draw(own, keys_size, keys_level, truth.shape[1])
+        draft = noised(truth, draw_rows(jax.random.normal, keys_noise, truth.shape[1:]), level[..., None, None])
+        begins = self._begins(keys_cut, latents_BTNL.shape[1])
+        data = self._denoiser(latents_BTNL, actions_BT, keys_past, begins)(draft, level, size)
         # Nothing of a target is trained. With inputs that are, the backward pass would keep all they passed through.
         clip = jax.lax.stop_gradient((latents_BTNL, actions_BT))
-        teach = self._teacher()._denoiser(*clip, key_past, begins)
+        teach = self._teacher()._denoiser(*clip, keys_past, begins)
 
         def half_steps() -> Array:
             return two_half_steps(teach, draft, level, size, self.config.steepest)
@@ -81,31 +82,39 @@ class Shortcut(Diffusion):
         with jax.named_scope(f"share={self._share}"):  # read by training/flops.py
             target = jax.lax.stop_gradient(jax.lax.cond(own, half_steps, lambda: truth) if self._share else truth)
         error = jnp.mean(jnp.square(data - target), axis=-1)
-        metrics = {"error": jnp.mean(error), "bootstrap": own.astype(jnp.float32)}
-        return self._weighted(error, level, latents_BTNL), metrics
+        metrics = {"error": mean(error), "bootstrap": mean(own.astype(jnp.float32))}
+        return Loss((self._weighted(error, level, latents_BTNL),), metrics, () if self.config.teacher else None)
 
-    def draw(self, own: Array, key_size: Array, key_level: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    def settle(self, note: tuple[()], key: Array, progress: Array) -> None:
+        """Keep the average of the weights that taught this step."""
+        for name, average in self._averages().items():
+            self.taught[name][...] = average
+
+    def draw(self, own: Array, keys_size: Array, keys_level: Array, frames: int) -> tuple[Array, Array]:
         """Return sizes and levels (B, T-1): the smallest size where the data teaches, all others in a step of ``own``.
 
         A level is a multiple of its size, below 1: from there one step of that size does not go too far.
         """
         finest = self.config.levels.bit_length() - 1
-        power = jnp.where(own, jax.random.randint(key_size, shape, 0, max(finest, 1)), finest)  # size = 2 ** -power
+        power = draw_rows(jax.random.randint, keys_size, (frames,), 0, max(finest, 1))
+        power = jnp.where(own, power, finest)  # size = 2 ** -power
         size = jnp.exp2(-power.astype(jnp.float32))
-        return size, jnp.floor(jax.random.uniform(key_level, shape) / size) * size
+        return size, jnp.floor(draw_rows(jax.random.uniform, keys_level, (frames,)) / size) * size
 
     def _teacher(self) -> "Shortcut":
         """Return the network whose half steps are targets: an average of the weights, brought up to date, or itself."""
         graph, weights, rest = nnx.split(self, nnx.Param, ...)
-        weights, slow = jax.lax.stop_gradient(weights), []
         if not self.config.teacher:
-            return nnx.merge(graph, weights, rest)
-        decay = jnp.float32(self.config.teacher)
-        for path, weight in nnx.to_flat_state(weights):
-            average = self.taught[".".join(map(str, path))]
-            average[...] = decay * average[...] + (1 - decay) * weight[...]
-            slow.append((path, weight.replace(average[...])))
+            return nnx.merge(graph, jax.lax.stop_gradient(weights), rest)
+        averages = self._averages()
+        slow = [(path, w.replace(averages[".".join(map(str, path))])) for path, w in nnx.to_flat_state(weights)]
         return nnx.merge(graph, nnx.from_flat_state(slow), rest)
+
+    def _averages(self) -> dict[str, Array]:
+        """The average of every weight with its value now, by its name; it has no gradient."""
+        decay, weights = jnp.float32(self.config.teacher), nnx.to_flat_state(nnx.state(self, nnx.Param))
+        now = {".".join(map(str, path)): jax.lax.stop_gradient(weight[...]) for path, weight in weights}
+        return {name: decay * self.taught[name][...] + (1 - decay) * weight for name, weight in now.items()}
 
     @property
     def _share(self) -> float:

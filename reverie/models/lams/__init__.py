@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from jax import Array
 
 from reverie.models.folder import configs
+from reverie.nn.batch import Loss
 
 
 class LatentActionModel(Protocol):
@@ -28,8 +29,11 @@ class LatentActionModel(Protocol):
         """Frames 1..T-1 as told by those before and the inferred codes, float32 in 0..1."""
         ...
 
-    def loss(self, seen: Array, key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
-        """Return what to minimise, and cheap numbers about it; ``progress`` is the share of the training done."""
+    def loss(self, seen: Array, keys_B: Array, progress: Array) -> Loss:
+        """Return what to minimise, and cheap numbers about it; ``progress`` is the share of the training done.
+
+        ``keys_B``: one for each row. See ``nn.batch``.
+        """
         ...
 
 

@@ -20,6 +20,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import START
+from reverie.nn.batch import Loss, decibels, mean
 from reverie.nn.linear import Linear
 from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.quantise import VQConfig, usage
@@ -76,8 +77,8 @@ class PixelLAM(nnx.Module):
         codes = self.quantiser(self._happened(frames_BTHWC)).codes
         return jnp.pad(codes, ((0, 0), (1, 0)), constant_values=START)
 
-    def relaxed(self, frames_BTHWC: Array, key: Array) -> tuple[Array, Array, dict[str, Array]]:
-        """Return one-hot codes (B, T, V) through which gradients reach encoder, the model's own loss, and metrics.
+    def relaxed(self, frames_BTHWC: Array, keys_B: Array) -> tuple[Array, Loss]:
+        """Return one-hot codes (B, T, V) through which gradients reach encoder, and the model's own loss.
 
         For training together with the dynamics: forward the codes are hard, backward they are a softmax over cosine
         similarities; the model's own loss keeps training decoder and codebook.
@@ -86,17 +87,18 @@ class PixelLAM(nnx.Module):
         soft = jax.nn.softmax(scores * SHARPNESS, axis=-1)
         hard = jax.nn.one_hot(jnp.argmax(scores, axis=-1), self.codes, dtype=jnp.float32)
         weights = soft + jax.lax.stop_gradient(hard - soft)
-        loss, metrics = self.loss(frames_BTHWC, key)
-        return jnp.pad(weights, ((0, 0), (1, 0), (0, 0))), loss, metrics
+        return jnp.pad(weights, ((0, 0), (1, 0), (0, 0))), self.loss(frames_BTHWC, keys_B)
 
-    def loss(self, frames_BTHWC: Array, key: Array, progress: Array | float = 0.0) -> tuple[Array, dict[str, Array]]:
+    def loss(self, frames_BTHWC: Array, keys_B: Array, progress: Array | float = 0.0) -> Loss:
         """Weighted squared error of the frames predicted from the past and the code, plus the quantiser's own loss."""
-        q = self.quantiser(self._happened(frames_BTHWC), key)
+        happened = self._happened(frames_BTHWC)
+        q = self.quantiser(happened)
         error = jnp.square(self._paint(frames_BTHWC, q.vectors) - unit_range(frames_BTHWC[:, 1:]))
         weights = motion_weights(frames_BTHWC, self.config.motion_weight)[:, 1:]
-        metrics = {"psnr": -10 * jnp.log10(jnp.mean(error) + 1e-10), "quantiser": q.loss}
+        own = mean(q.misfit)
+        metrics = {"psnr": mean(error, then=decibels), "quantiser": own}
         metrics |= {f"code_{name}": value for name, value in usage(q.codes, self.codes).items()}
-        return jnp.mean(error * weights) + q.loss, metrics
+        return Loss((mean(error, weights), own), metrics, {"quantiser": self.quantiser.note(happened, q.codes)})
 
     def predict(self, frames_BTHWC: Array) -> Array:
         """Frames 1..T-1 as painted from those before and the inferred codes, float32 in 0..1."""

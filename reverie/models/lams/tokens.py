@@ -16,7 +16,7 @@ Shapes: B batch, T time, N tokens per frame, P pairs of frames (B times T-1), L 
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import START
+from reverie.nn.batch import Loss, Mean, Rows, draw_rows, mean
 from reverie.nn.codes import changed, surprise
 from reverie.nn.linear import Linear
 from reverie.nn.quantise import usage
@@ -113,54 +114,69 @@ class TokenLAM(nnx.Module):
         """Where each code lies, (A, L)."""
         return self.sums[...] / self.counts[...][:, None]
 
-    def loss(self, seen_BTN: Array, key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, seen_BTN: Array, keys_B: Array, progress: Array) -> Loss:
         """Cross-entropy of each frame's tokens given the frame before and what happened, plus the price of that."""
         c = self.config
-        mean, log_std = self._happened(seen_BTN)
-        points = jax.lax.stop_gradient(mean).reshape(-1, c.latent)
-        recent = jnp.concatenate([self.recent[...], points])[-RECENT:]
-        free = progress < c.free
-        sums, counts = jax.lax.cond(
-            free | self.grouped[...],
-            lambda: (self.sums[...], self.counts[...]),
+        mean_BTL, log_std = self._happened(seen_BTN)
+        codes, surprise_BTN, right, own, nats, named = jax.lax.cond(
+            self.grouped[...],
+            lambda: self._coded(seen_BTN, mean_BTL),
+            lambda: self._free(seen_BTN, mean_BTL, log_std, keys_B),
+        )
+        points, one_hot = jax.lax.stop_gradient(mean_BTL), jax.nn.one_hot(codes, c.actions)
+        metrics = {"accuracy_changed": mean(right, changed(seen_BTN)), "nats": mean(nats), "named": mean(named)}
+        metrics |= {f"code_{name}": share for name, share in usage(codes, c.actions).items()}
+        sums = jnp.einsum("bta,btl->al", one_hot, points)
+        notes = Noted(mean(nats), Rows(points), one_hot.sum(axis=(0, 1)), sums)
+        return Loss((mean(surprise_BTN, self._weights(seen_BTN)), mean(own)), metrics, notes)
+
+    def settle(self, note: "Noted", key: Array, progress: Array) -> None:
+        """Move price and codes after a step; where the first half of the training ends, group points into codes."""
+        c = self.config
+        first, last = (share * np.log(self.codes) for share in c.told)
+        wanted = first + (last - first) * progress / max(c.free, 1e-6)
+        price = jnp.clip(self.price[...] * jnp.exp(jnp.float32(HASTE) * (note.nats.value - wanted)), *PRICES)
+        self.price[...] = jnp.where(self.grouped[...], self.price[...], price)
+        recent = jnp.concatenate([self.recent[...], note.points.array.reshape(-1, c.latent)])[-RECENT:]
+        keep = jnp.float32(DECAY)
+        self.sums[...], self.counts[...] = jax.lax.cond(
+            self.grouped[...] | (progress < c.free),
+            lambda: (
+                keep * self.sums[...] + (1 - keep) * note.sums,
+                keep * self.counts[...] + (1 - keep) * note.counts,
+            ),
             lambda: (kmeans(recent, c.actions, key), jnp.ones(c.actions)),
         )
-        book = sums / counts[:, None]
-        codes, self.price[...], value, metrics = jax.lax.cond(
-            free,
-            lambda: self._free_loss(seen_BTN, mean, log_std, book, key, progress),
-            lambda: self._coded_loss(seen_BTN, mean, book),
-        )
-        one_hot = jax.nn.one_hot(codes.reshape(-1), c.actions)
-        keep = jnp.float32(DECAY)
-        self.sums[...] = keep * sums + (1 - keep) * (one_hot.T @ points)
-        self.counts[...] = keep * counts + (1 - keep) * one_hot.sum(axis=0)
-        self.recent[...], self.grouped[...] = recent, ~free
-        return value, metrics | {f"code_{name}": share for name, share in usage(codes, c.actions).items()}
+        self.recent[...], self.grouped[...] = recent, self.grouped[...] | (progress >= c.free)
 
-    def _free_loss(self, seen_BTN, mean, log_std, book, key, progress):
-        """What happened is a point, told with as much noise as it bears: (codes, price, loss, metrics)."""
-        first, last = (share * np.log(self.codes) for share in self.config.told)
-        wanted = first + (last - first) * progress / self.config.free
+    def _free(self, seen_BTN, mean_BTL, log_std, keys_B):
+        """What happened is a point, told with as much noise as it bears: see ``_coded`` for what is returned."""
         std = jnp.exp(log_std)
-        nats = jnp.mean(jnp.sum((jnp.square(mean) + jnp.square(std) - 1) / 2 - log_std, axis=-1))
-        told, metrics = self._told(seen_BTN, mean + std * jax.random.normal(key, mean.shape))
-        price = self.price[...]
-        loss = jnp.mean(told) + price * nats
-        price = jnp.clip(price * jnp.exp(jnp.float32(HASTE) * (jax.lax.stop_gradient(nats) - wanted)), *PRICES)
-        return _nearest(mean, book), price, loss, metrics | {"nats": nats, "named": jnp.zeros(())}
+        nats = jnp.sum((jnp.square(mean_BTL) + jnp.square(std) - 1) / 2 - log_std, axis=-1)
+        point = mean_BTL + std * draw_rows(jax.random.normal, keys_B, mean_BTL.shape[1:])
+        codes = _nearest(mean_BTL, self.book)
+        return codes, *self._told(seen_BTN, point), self.price[...] * nats, nats, jnp.zeros(nats.shape)
 
-    def _coded_loss(self, seen_BTN, mean, book):
-        """What happened is the code that tells the next frame best and lies near: (codes, price, loss, metrics)."""
-        away = _distance(mean, book)
-        told = jax.lax.map(lambda code: self._told(seen_BTN, jnp.broadcast_to(code, mean.shape))[0], book)
-        cost = jnp.moveaxis(told, 0, -1) + jnp.float32(self.config.nearness) * away
+    def _coded(self, seen_BTN, mean_BTL):
+        """What happened is the code that tells the next frame best and lies near.
+
+        Returns codes (B, T-1); surprise and hits of tokens (B, T-1, N); the rest of the loss, nats told, and whether
+        the encoder named the code, (B, T-1) each.
+        """
+        away = _distance(mean_BTL, self.book)
+        weights = self._weights(seen_BTN)
+
+        def cost_of(code):
+            surprise_BTN, _ = self._told(seen_BTN, jnp.broadcast_to(code, mean_BTL.shape))
+            return jnp.mean(surprise_BTN * weights, axis=-1)
+
+        told = jnp.moveaxis(jax.lax.map(cost_of, self.book), 0, -1)
+        cost = told + jnp.float32(self.config.nearness) * away
         codes = jnp.argmin(jax.lax.stop_gradient(cost), axis=-1).astype(jnp.int32)
-        told, metrics = self._told(seen_BTN, jax.lax.stop_gradient(book)[codes])
-        unnamed = -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(-2 * away), codes[..., None], axis=-1))
-        named = jnp.mean((_nearest(mean, book) == codes).astype(jnp.float32))
-        loss = jnp.mean(told) + jnp.float32(NAMING) * unnamed
-        return codes, self.price[...], loss, metrics | {"nats": jnp.zeros(()), "named": named}
+        told = self._told(seen_BTN, jax.lax.stop_gradient(self.book)[codes])
+        unnamed = -jnp.take_along_axis(jax.nn.log_softmax(-2 * away), codes[..., None], axis=-1)[..., 0]
+        named = (_nearest(mean_BTL, self.book) == codes).astype(jnp.float32)
+        return codes, *told, jnp.float32(NAMING) * unnamed, jnp.zeros(named.shape), named
 
     def _happened(self, seen_BTN):
         """Where each step lies among all that may happen: mean and log of standard deviation, both (B, T-1, L)."""
@@ -178,14 +194,22 @@ class TokenLAM(nnx.Module):
         return self.head(self.decoder(jnp.concatenate([x, self.action(happened_BTL)[:, :, None]], axis=2))[:, :, :-1])
 
     def _told(self, seen_BTN, happened_BTL):
-        """Weighted nats per token of each frame but the first, (B, T-1), and metrics."""
+        """Nats that each token of each frame but the first is a surprise, and whether it was the likeliest."""
         target, logits = seen_BTN[:, 1:], self._tell(seen_BTN, happened_BTL).astype(jnp.float32)
-        moved = changed(seen_BTN)
-        weights = 1 + jnp.float32(self.config.changed_weight) * moved
         right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
-        metrics = {"accuracy_changed": jnp.sum(right * moved) / (jnp.sum(moved) + 1e-6)}
-        nats = surprise(logits, target) * weights
-        return jnp.sum(nats, axis=-1) / jnp.mean(jnp.sum(weights, axis=-1)), metrics
+        return surprise(logits, target), right
+
+    def _weights(self, seen_BTN):
+        return 1 + jnp.float32(self.config.changed_weight) * changed(seen_BTN)
+
+
+class Noted(NamedTuple):
+    """What price and codes learn from: nats told, where steps lie, and per code how many steps and their sum."""
+
+    nats: Mean
+    points: Rows  # (B, T-1, L)
+    counts: Array  # (A,)
+    sums: Array  # (A, L)
 
 
 def kmeans(points_PL: Array, groups: int, key: Array, tries: int = 8, rounds: int = 30) -> Array:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from jax import Array
 
 from reverie.models.folder import configs
+from reverie.nn.batch import Loss
 
 
 class Tokenizer(Protocol):
@@ -38,8 +39,8 @@ class Tokenizer(Protocol):
         """Decode the next frame: (memory, frame (B, H, W, C)); the same pictures as ``decode`` of the whole."""
         ...
 
-    def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
-        """Return what to minimise, and cheap numbers about it."""
+    def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:
+        """Return what to minimise, and cheap numbers about it; a key for each row. See ``nn.batch``."""
         ...
 
 

@@ -16,6 +16,7 @@ Shapes: B batch, T time, H W C image, P patches per frame, Q latent tokens (the 
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.nn import perceptual
+from reverie.nn.batch import Loss, decibels, mean, spread
 from reverie.nn.layers import learned
 from reverie.nn.linear import Linear
 from reverie.nn.memory import Memory, remember
@@ -115,25 +117,27 @@ class Dreamer4(nnx.Module):
         x, fresh = self.decoder.step(x, memory, self._told())
         return remember(memory, fresh), self._paint(x[:, None])[:, 0]
 
-    def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:
         """Weighted squared error of whole frames painted from patches not hidden, and LPIPS, each over its own RMS."""
-        x = hide(self.embedded(frames_BTHWC), self.hidden[...], (0.0, self.config.mask_max), key)
-        z = self.bottleneck(x, learn=True)
-        self.moments.learn(z)
+        x = hide(self.embedded(frames_BTHWC), self.hidden[...], (0.0, self.config.mask_max), keys_B)
+        h = self._projected(x)
+        z = self._squashed(h)
+        notes: dict[str, Any] = {"centre": self.centre.note(h), "moments": self.moments.note(z)}
         painted, truth = self.painted(z), unit_range(frames_BTHWC)
         error = jnp.square(painted - truth)
         weights = motion_weights(frames_BTHWC, self.config.motion_weight)
         metrics = {
-            "psnr": -10 * jnp.log10(jnp.mean(error) + 1e-10),
-            "spread": jnp.std(z),
-            "saturated": jnp.mean((jnp.abs(z) > 0.99).astype(jnp.float32)),
+            "psnr": mean(error, then=decibels),
+            "spread": spread(z),
+            "saturated": mean((jnp.abs(z) > 0.99).astype(jnp.float32)),
         }
-        loss = self.error_scale(jnp.mean(error * weights))
+        notes["error_scale"] = mean(error, weights)
+        terms = (self.error_scale(notes["error_scale"]),)
         if self.perceptual_scale is not None:
             pictures = (rearrange(x, "b t h w c -> (b t) h w c") for x in (painted, truth))
-            metrics["lpips"] = jnp.mean(perceptual.read(self.config.perceptual)(*pictures))
-            loss += jnp.float32(self.config.perceptual_weight) * self.perceptual_scale(metrics["lpips"])
-        return loss, metrics
+            metrics["lpips"] = notes["perceptual_scale"] = mean(perceptual.read(self.config.perceptual)(*pictures))
+            terms += (self.perceptual_scale(metrics["lpips"]).times(self.config.perceptual_weight),)
+        return Loss(terms, metrics, notes)
 
     # -- the way of a frame, step by step ----------------------------------------------------------------------------
 
@@ -146,11 +150,14 @@ class Dreamer4(nnx.Module):
         x = jnp.concatenate([x_BTPM, _everywhere(self.latents, x_BTPM)], axis=2)
         return self.encoder(x, jnp.asarray(encoder_mask(self.patches, self.config.latents)))
 
-    def bottleneck(self, x_BTPM: Array, learn: bool = False) -> Array:
+    def bottleneck(self, x_BTPM: Array) -> Array:
         """Patches, some of them perhaps hidden -> (B, T, Q, D), float32 in (-1, 1)."""
-        h = self.to_latent(self.looked(x_BTPM)[:, :, self.patches :]).astype(jnp.float32)
-        if learn:
-            self.centre.learn(h)
+        return self._squashed(self._projected(x_BTPM))
+
+    def _projected(self, x_BTPM: Array) -> Array:
+        return self.to_latent(self.looked(x_BTPM)[:, :, self.patches :]).astype(jnp.float32)
+
+    def _squashed(self, h: Array) -> Array:
         # What is the same in every frame may not make room in the norm: one large constant would let the rest shrink.
         h = h - self.centre.mean[...][None, None]
         return jnp.tanh(h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + 1e-6))

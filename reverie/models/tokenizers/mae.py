@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from reverie.nn.batch import Loss, decibels, mean, spread
 from reverie.nn.layers import learned
 from reverie.nn.linear import Linear
 from reverie.nn.memory import Memory, remember
@@ -73,14 +74,14 @@ class MAE(nnx.Module):
         x, fresh = self.decoder.step(self.from_latent(latents_BNL), memory)
         return remember(memory, fresh), self._paint(x[:, None])[:, 0]
 
-    def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:
         """Weighted squared error of whole frames painted from those of their patches that were not hidden."""
-        x = hide(self.embedded(frames_BTHWC), self.hidden[...], (0.0, self.config.mask_max), key)
+        x = hide(self.embedded(frames_BTHWC), self.hidden[...], (0.0, self.config.mask_max), keys_B)
         latents = self.bottleneck(x)
         error = jnp.square(self.painted(latents) - unit_range(frames_BTHWC))
         weights = motion_weights(frames_BTHWC, self.config.motion_weight)
-        metrics = {"psnr": -10 * jnp.log10(jnp.mean(error) + 1e-10), "spread": jnp.std(latents)}
-        return jnp.mean(error * weights), metrics
+        metrics = {"psnr": mean(error, then=decibels), "spread": spread(latents)}
+        return Loss((mean(error, weights),), metrics)
 
     # -- the way of a frame, step by step ----------------------------------------------------------------------------
 

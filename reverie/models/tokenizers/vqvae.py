@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from reverie.nn.batch import Loss, decibels, mean
 from reverie.nn.linear import Linear
 from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
@@ -73,15 +74,16 @@ class VQVAE(nnx.Module):
         x, fresh = self.decoder.step(self.from_code(self.quantiser.lookup(latents_BN)), memory)
         return remember(memory, fresh), self._paint(x[:, None])[:, 0]
 
-    def loss(self, frames_BTHWC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:
         """Weighted squared error of the reconstruction, plus the quantiser's own loss."""
-        q = self.quantiser(self._features(frames_BTHWC), key)
+        features = self._features(frames_BTHWC)
+        q = self.quantiser(features)
         error = jnp.square(self._paint(self.decoder(self.from_code(q.vectors))) - unit_range(frames_BTHWC))
         weights = motion_weights(frames_BTHWC, self.config.motion_weight)
-        mse = jnp.mean(error)
-        metrics = {"psnr": -10 * jnp.log10(mse + 1e-10), "quantiser": q.loss}
+        own = mean(q.misfit)
+        metrics = {"psnr": mean(error, then=decibels), "quantiser": own}
         metrics |= {f"code_{name}": value for name, value in usage(q.codes, self.codes).items()}
-        return jnp.mean(error * weights) + q.loss, metrics
+        return Loss((mean(error, weights), own), metrics, {"quantiser": self.quantiser.note(features, q.codes)})
 
     def _features(self, frames_BTHWC: Array) -> Array:
         return self.to_code(self.encoder(self.patches(patchify(to_float(frames_BTHWC), self.config.patch))))

@@ -1,0 +1,181 @@
+"""What the rows of a step have to do with each other: nothing, but for means and statistics over the whole batch.
+
+A batch may be worked through in parts, on any number of devices, and must train the same model. So randomness belongs
+to rows (a key for each), a loss is made of ``Mean``s, which add up over parts, and what statistics learn from
+(``notes``) is gathered over all parts and handed to ``settle`` once a step. A module reads its statistics as they were
+before the step.
+
+Shapes: B rows of a batch or of a part of it; ... any axes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters import partial_eval
+
+
+def _itself(x: Array) -> Array:
+    return x
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mean:
+    """A mean over the rows of a batch: parts of a batch add up, totals and weights each.
+
+    ``weight`` depends on data and randomness, never on what is trained: it has no gradient. ``then``: what is made of
+    the mean in the end, for numbers to log.
+    """
+
+    total: Array
+    weight: Array
+    then: Callable[[Array], Array] = field(default=_itself, metadata={"static": True})
+
+    @property
+    def value(self) -> Array:
+        """The mean of the rows so far; 0 where nothing had weight."""
+        return self.then(self.total / jnp.maximum(self.weight, 1e-12))
+
+    def times(self, factor: Array | float) -> "Mean":
+        """Return the mean multiplied by a number that is the same for all rows."""
+        return replace(self, total=self.total * jnp.asarray(factor, jnp.float32))
+
+
+def mean(x: Array, weights: Array | None = None, then: Callable[[Array], Array] = _itself) -> Mean:
+    """Return the mean of all of ``x``, by ``weights`` that broadcast against it where there are some."""
+    if weights is None:
+        return Mean(jnp.mean(x), jnp.ones(()), then)
+    weights = jax.lax.stop_gradient(weights)
+    return Mean(jnp.mean(x * weights), jnp.mean(weights), then)
+
+
+def decibels(error: Array) -> Array:
+    """Return the PSNR of a mean squared error of numbers in 0..1."""
+    return -10 * jnp.log10(error + 1e-10)
+
+
+def spread(x: Array) -> Mean:
+    """Return the standard deviation of all of ``x``."""
+    return Mean(jnp.stack([jnp.mean(x), jnp.mean(jnp.square(x))]), jnp.ones(()), _deviation)
+
+
+def _deviation(moments: Array) -> Array:
+    return jnp.sqrt(jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """An array with a row (or more) for each row of a batch: parts are put in their order, not added."""
+
+    array: Array
+
+
+class Loss(NamedTuple):
+    """What a loss returns of a batch, or a part of one.
+
+    terms: what to minimise, the sum of these means. metrics: cheap numbers to log. notes: what statistics learn from,
+    by the name of the attribute that keeps them (nested for parts of parts): for ``settle``; None: there are none.
+    Arrays in notes add up over parts, ``Rows`` are put in order.
+    """
+
+    terms: tuple[Mean, ...]
+    metrics: dict[str, Mean]
+    notes: Any = None
+
+    @property
+    def value(self) -> Array:
+        """What to minimise, a scalar."""
+        return sum((term.value for term in self.terms), jnp.zeros(()))
+
+
+def settle(module: Any, notes: Any, key: Array, progress: Array) -> None:
+    """Let a module's statistics learn from what a whole batch had to note: ``part.settle(note, key, progress)``."""
+    if isinstance(notes, dict):
+        for index, name in enumerate(sorted(notes)):
+            settle(getattr(module, name), notes[name], jax.random.fold_in(key, index), progress)
+    elif notes is not None:
+        module.settle(notes, key, progress)
+
+
+def gradient(loss: Callable[[Any, Any], Loss], params: Any, batch: Any, parts: int) -> tuple[Any, Loss]:
+    """Return the gradient of ``loss(params, batch)`` in params, and the loss of the whole batch, computed in ``parts``.
+
+    Part i takes every ``parts``-th row: on a mesh each device works on rows that it has already.
+    """
+    if parts == 1:
+
+        def whole(params: Any):
+            found = loss(params, batch)
+            return found.value, found
+
+        return jax.grad(whole, has_aux=True)(params)
+
+    def weights(part: Any):
+        return [term.weight for term in loss(params, part).terms]
+
+    cut = jax.tree.map(lambda rows: jnp.swapaxes(rows.reshape(-1, parts, *rows.shape[1:]), 0, 1), batch)
+    totals = [jnp.sum(each) for each in jax.lax.map(_pruned(weights), cut)]
+
+    def part(sums: Any, rows: Any):
+        def share(params: Any):
+            found = loss(params, rows)
+            shares = (Mean(term.total, total).value for term, total in zip(found.terms, totals, strict=True))
+            return sum(shares, jnp.zeros(())), found
+
+        grads, found = jax.grad(share, has_aux=True)(params)
+        return jax.tree.map(jnp.add, sums, grads), found
+
+    grads, found = jax.lax.scan(part, jax.tree.map(jnp.zeros_like, params), cut)
+    return grads, jax.tree.map(_gathered, found, is_leaf=lambda leaf: isinstance(leaf, Rows))
+
+
+def _pruned(fn: Callable) -> Callable:
+    """Return ``fn`` without what its results do not need. (Weights need no model, only data and randomness.)"""
+
+    def run(x: Any) -> Any:
+        leaves, tree = jax.tree.flatten(x)
+        closed, shapes = jax.make_jaxpr(lambda *leaves: fn(jax.tree.unflatten(tree, leaves)), return_shape=True)(
+            *leaves
+        )
+        jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
+        needed = [leaf for leaf, use in zip(leaves, used, strict=True) if use]
+        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(ClosedJaxpr(jaxpr, closed.consts))(*needed))
+
+    return run
+
+
+def _gathered(leaf: Any) -> Any:
+    """What was found part by part, the axis of parts first, as found of the whole batch."""
+    if isinstance(leaf, Rows):
+        return Rows(jnp.swapaxes(leaf.array, 0, 1).reshape(-1, *leaf.array.shape[2:]))
+    return jnp.sum(leaf, axis=0)
+
+
+# -- a key for each row ----------------------------------------------------------------------------------------------
+
+
+def row_keys(key: Array, rows: int) -> Array:
+    """Return a key for each row of a batch, (B,)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+
+def split_keys(keys_B: Array, number: int) -> tuple[Array, ...]:
+    """Return ``number`` keys for each row: so many arrays (B,)."""
+    keys = jax.vmap(lambda key: jax.random.split(key, number), out_axes=1)(keys_B)
+    return tuple(keys[i] for i in range(number))
+
+
+def fold_keys(keys_B: Array, data: int) -> Array:
+    """Return another key for each row, (B,)."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys_B)
+
+
+def draw_rows(draw: Callable[..., Array], keys_B: Array, *args: Any) -> Array:
+    """Return ``draw(key, *args)`` for each row, (B, ...): what a row is given does not depend on the others."""
+    return jax.vmap(lambda key: draw(key, *args))(keys_B)
