@@ -20,8 +20,9 @@ from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.batch import Loss, Mean, Rows, draw_rows, gradient, mean, row_keys
 from reverie.nn.quantise import FSQConfig, VQConfig
-from reverie.training import sharding
+from reverie.training import flops, sharding
 from reverie.training.blueprint import Blueprint
 from reverie.training.engine import Pace, Run, TrainState, train_step
 from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
@@ -41,7 +42,7 @@ class World(DynamicsObjective):
 
     def init(self, rngs, spec, folder):
         lam = self._lam(rngs, spec, folder)
-        actions = ActionSpace("latent", 3)
+        actions = ActionSpace("latent", 3 if lam is None else lam.codes)
         own = self.dynamics.fitted(eyes(type(self.dynamics)), actions)
         return WorldModel(WorldConfig(FRAME, actions, 4), eyes(type(self.dynamics)), lam, own.make(rngs))
 
@@ -112,13 +113,14 @@ def trained(kind, accumulate=1, devices=1):
     weights = sharding.put(weights, sharding.everywhere(mesh))
     params, rest, frozen = ({n: weights[n] for n in blueprint.parts[part]} for part in blueprint.parts)
     tx, zero = OPTIMIZER.make(), sharding.put(np.int32(0), sharding.everywhere(mesh))
-    state = TrainState(zero, params, rest, {}, jax.jit(tx.init)(params), zero)
+    state = TrainState(zero, params, rest, {}, jax.jit(tx.init, out_shardings=sharding.everywhere(mesh))(params), zero)
     rows = sharding.put_batch(mesh, rows)
     step, logged = None, []
     for n in range(STEPS):
         inputs = (state, frozen, rows, Pace(np.float32(1e-3), np.float32(n / STEPS)))
         if step is None:
-            traced = jax.jit(functools.partial(train_step, run, blueprint, tx)).trace(*inputs)
+            made = functools.partial(train_step, run, blueprint, tx)
+            traced = jax.jit(made, out_shardings=sharding.everywhere(mesh)).trace(*inputs)
             step = traced.lower().compile()
         state, metrics = step(*inputs)
         logged.append({name: float(value) for name, value in metrics.items()})
