@@ -61,11 +61,17 @@ class Sizes:
     def models(self, context: Literal["clean", "hidden"]) -> tuple[VQVAEConfig, PixelLAMConfig, MaskGITConfig]:
         """Return the tokenizer's, the action model's and the dynamics' config."""
         net = TransformerConfig(
-            self.width, self.depth, self.heads, hidden=self.hidden, activation="gelu", window=self.length, qk_norm=False
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            hidden=self.hidden,
+            activation="gelu",
+            window=self.length,
+            qk_norm=False,
         )
-        codebook = VQConfig(self.codes, self.latent)
-        tokenizer = VQVAEConfig(self.frame, self.patch, net, net, codebook)
-        lam = PixelLAMConfig(self.frame, self.patch, net, net, VQConfig(self.actions, self.latent))
+        common: Any = {"frame": self.frame, "patch": self.patch, "encoder": net, "decoder": net}
+        tokenizer = VQVAEConfig(quantiser=VQConfig(self.codes, self.latent), **common)
+        lam = PixelLAMConfig(quantiser=VQConfig(self.actions, self.latent), **common)
         return tokenizer, lam, MaskGITConfig(transformer=net, context=context)
 
 

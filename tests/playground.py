@@ -31,7 +31,7 @@ STEER = ActionSpace("discrete", 4, ("stay", "left", "right", "jump"), ("", "Arro
 def tiny_world(actions: ActionSpace = STEER) -> WorldModel:
     """Return an untrained world: its dreams are noise, but noise that obeys seed, start and actions."""
     net = TransformerConfig(width=16, depth=1, heads=2, window=CONTEXT)
-    tokenizer = VQVAEConfig(FRAME, patch=4, encoder=net, decoder=net, quantiser=VQConfig(codes=16, width=8))
+    tokenizer = VQVAEConfig(frame=FRAME, patch=4, encoder=net, decoder=net, quantiser=VQConfig(codes=16, width=8))
     dynamics = MaskGITConfig(codes=16, grid=(4, 4), actions=actions, transformer=net, passes=2)
     config = WorldConfig(FRAME, actions, CONTEXT, FPS)
     return WorldModel(config, tokenizer.make(nnx.Rngs(0)), None, dynamics.make(nnx.Rngs(1)))

@@ -1,16 +1,22 @@
 """Configs survive JSON, refuse what does not fit, and never run what a file names; actions and error lines."""
 
 import dataclasses
+import importlib
 import json
+import pkgutil
 import random
 
 import pytest
 
+import reverie
 from reverie import config
 from reverie.actions import CODES, START, UNLABELLED, ActionSpace
 from reverie.data.episode import Spec
 from reverie.errors import ReverieError, did_you_mean
+from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
+from reverie.training.engine import Run
+from reverie.world import WorldConfig
 
 SPACE = ActionSpace("discrete", 3, ("left", "jump", "right"), ("ArrowLeft", " ", "ArrowRight"))
 
@@ -30,6 +36,22 @@ def test_json_round_trip_keeps_class_and_values():
         again = through_json(value)
         assert again == value
         assert type(again) is type(value)
+
+
+def test_configs_are_built_by_name():
+    """By position a run of 2 steps once was one of 1000 steps of 2 frames, and no test saw it."""
+    found = set()
+    for module in pkgutil.walk_packages(reverie.__path__, "reverie."):
+        for name, made in vars(importlib.import_module(module.name)).items():
+            if dataclasses.is_dataclass(made) and name.endswith(("Config", "Objective", "Run", "Recipe")):
+                by_position = [f.name for f in dataclasses.fields(made) if not f.kw_only]
+                assert len(by_position) <= 1 or made in (VQConfig, WorldConfig), (
+                    f"{name} takes {by_position} by position"
+                )
+                found.add(name)
+    assert {"Run", "OptimConfig", "TransformerConfig", "ShortcutConfig", "VideosConfig", "DynamicsObjective"} <= found
+    with pytest.raises(TypeError, match="positional"):
+        Run(None, "", 4, 6)  # type: ignore[misc]
 
 
 def test_json_holds_plain_data_only():

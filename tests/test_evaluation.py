@@ -336,10 +336,16 @@ def tiny_world(latent: bool) -> WorldModel:
     """A real world of real parts, untrained, for the platformer's frames."""
     spec, rngs = PLATFORMER.spec(), nnx.Rngs(0)
     net = TransformerConfig(width=32, depth=1, heads=2, window=CONTEXT + 1)
-    tokenizer = VQVAEConfig(spec.frame, 4, net, net, FSQConfig((4, 4, 4))).make(rngs)
-    lam = PixelLAMConfig(spec.frame, 8, net, net, VQConfig(codes=3, width=8)).make(rngs) if latent else None
+    tokenizer = VQVAEConfig(frame=spec.frame, patch=4, encoder=net, decoder=net, quantiser=FSQConfig((4, 4, 4))).make(
+        rngs
+    )
+    quantiser = VQConfig(codes=3, width=8)
+    acts = PixelLAMConfig(frame=spec.frame, patch=8, encoder=net, decoder=net, quantiser=quantiser)
+    lam = acts.make(rngs) if latent else None
     space = ActionSpace("latent", 3) if latent else spec.actions
-    dynamics = MaskGITConfig(tokenizer.codes, tokenizer.grid, space, net, passes=3).make(rngs)
+    dynamics = MaskGITConfig(codes=tokenizer.codes, grid=tokenizer.grid, actions=space, transformer=net, passes=3).make(
+        rngs
+    )
     return WorldModel(WorldConfig(spec.frame, space, CONTEXT, spec.fps), tokenizer, lam, dynamics)
 
 

@@ -66,7 +66,7 @@ def kinds():
         reads = "../tokenizer" if config is TokenLAMConfig else ""
         soon = {"free": 0.2} if config is TokenLAMConfig else {}  # the first step without codes, the last with them
         small = dataclasses.replace(tiny(config(), NET), **soon)
-        made[f"lam {name}"] = Lam(small, reads, ("tokenizer",) if reads else ())
+        made[f"lam {name}"] = Lam(small, tokenizer=reads, frozen=("tokenizer",) if reads else ())
     for name, config in dynamics.families().items():
         weighted = tiny(dataclasses.replace(config(), changed_weight=2.0), NET)
         made[f"dynamics {name}"] = World(weighted, frozen=("tokenizer", "lam"))

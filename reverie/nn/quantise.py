@@ -6,7 +6,7 @@ is common in bfloat16, whose 8 bits of mantissa cannot tell them apart.
 Shapes: ... any leading axes, L code width, V number of codes.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +45,7 @@ class VQConfig:
 
     codes: int = 1024
     width: int = 32
+    _: KW_ONLY
     commitment: float = 0.25
     decay: float = 0.99
     restart_after: int = 50

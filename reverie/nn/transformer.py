@@ -33,7 +33,7 @@ Fresh = tuple[tuple[Array, Array], ...]  # keys and values of a frame, for each 
 Kept = tuple[tuple, ...]  # the same of a frame's tokens, for each group's layers that read the frame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """Sizes and switches of a space-time transformer."""
 

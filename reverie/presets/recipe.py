@@ -11,7 +11,7 @@ from reverie.training.engine import Run
 from reverie.training.optim import OptimConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a world is made: ``source`` gives episodes, each run is a stage; no ``lam`` where actions are recorded."""
 
@@ -25,7 +25,9 @@ class Recipe:
     horizon: int = 16  # and frames dreamed
 
 
-def stage(objective: Any, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int, few: int = 0) -> Run:
+def stage(
+    objective: Any, *, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int, few: int = 0
+) -> Run:
     """A run that reports and saves ``every`` so many steps."""
     return Run(
         objective,

@@ -10,7 +10,7 @@ B rows of a batch.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -89,6 +89,7 @@ class Run:
     """
 
     objective: Objective
+    _: KW_ONLY
     data: str = "data"
     few: int = 0
     batch: int = 16

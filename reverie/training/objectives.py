@@ -3,7 +3,7 @@
 Shapes: B batch, T time, H W C image, N tokens per frame.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class TokenizerObjective:
     """Learn to say a frame in a few codes and to paint it from them."""
 
     tokenizer: TokenizerConfig = field(default_factory=VQVAEConfig)
+    _: KW_ONLY
     frozen: tuple[str, ...] = ()
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
@@ -78,6 +79,7 @@ class LatentActionObjective:
     """
 
     lam: LAMConfig = field(default_factory=TokenLAMConfig)
+    _: KW_ONLY
     tokenizer: str = "../tokenizer"
     frozen: tuple[str, ...] = ("tokenizer",)
 
@@ -123,6 +125,7 @@ class DynamicsObjective:
     """
 
     dynamics: DynamicsConfig = field(default_factory=MaskGITConfig)
+    _: KW_ONLY
     tokenizer: str = "../tokenizer"
     lam: str | PixelLAMConfig | None = None
     context: int = 16  # real frames a dream begins with, at most: no more than a clip in training has

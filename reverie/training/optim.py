@@ -19,7 +19,7 @@ from jax import Array
 Weights = dict[str, Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW, or Muon for the hidden matrices and AdamW for the rest, after clipping by the global norm.
 

@@ -40,7 +40,7 @@ ACTIONS = ActionSpace(
 CHANCES = np.array([1, 3, 2, 1, 2, 3, 1, 6, 6, *[0.25] * 6])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CoinRunConfig:
     """How much CoinRun to record, played by a random policy that holds each action for a while.
 

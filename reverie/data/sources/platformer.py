@@ -99,7 +99,7 @@ sky | earth | stone | grass | flower | platform | sun | cloud | cloud end
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlatformerConfig:
     """A small platform game of tiles, every level another; the picture is ``tiles * tile`` pixels square.
 

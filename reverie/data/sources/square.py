@@ -40,7 +40,7 @@ SPACES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SquareConfig:
     """The bouncing square of Dreamer 4's reimplementations: ``count`` episodes of ``frames`` frames."""
 

@@ -10,7 +10,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -65,6 +65,7 @@ class VideosConfig:
     """
 
     path: str
+    _: KW_ONLY
     size: tuple[int, int] = (64, 64)
     fps: float = 0.0
     fit: Fit = "stretch"

@@ -33,7 +33,7 @@ from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfi
 CHANGED = 0.1  # how far a latent moves, root mean square, when what it shows has changed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
     """Dynamics over a grid of vectors. The first three fields follow from the tokenizer and data: see ``fitted``."""
 

@@ -30,7 +30,7 @@ from reverie.nn.patch import neighbourhood
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MaskGITConfig:
     """Dynamics over a grid of codes. The first three fields follow from the tokenizer and the data: see ``fitted``."""
 

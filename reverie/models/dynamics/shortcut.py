@@ -26,7 +26,7 @@ from reverie.nn.running import Statistics
 from reverie.nn.step import step_key
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShortcutConfig(DiffusionConfig):
     """Dynamics over a grid of vectors; the fields of diffusion dynamics, and the grid of levels and sizes."""
 

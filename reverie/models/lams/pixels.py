@@ -29,7 +29,7 @@ from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 SHARPNESS = 10.0  # of the softmax over cosine similarities
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PixelLAMConfig:
     """A latent action model over frames (H, W, C)."""
 

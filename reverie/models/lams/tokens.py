@@ -38,7 +38,7 @@ DECAY = 0.99  # of a code's running mean, per step
 NAMING = 0.05  # weight of the encoder's task to name the code that explains a step best
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenLAMConfig:
     """``actions`` codes over a tokenizer's grid of codes; ``tokens``, ``grid`` and ``frame`` follow from that."""
 

@@ -35,7 +35,7 @@ from reverie.nn.running import RunningMoments, RunningRMS
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dreamer4Config:
     """A tokenizer of ``frame`` (H, W, C) into ``latents / packing`` vectors of ``bottleneck * packing`` numbers."""
 

@@ -22,7 +22,7 @@ from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, uni
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MAEConfig:
     """A tokenizer of ``frame`` (H, W, C) into H/patch * W/patch vectors."""
 

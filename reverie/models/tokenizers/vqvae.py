@@ -22,7 +22,7 @@ from reverie.nn.quantise import FSQConfig, VQConfig, usage
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VQVAEConfig:
     """A tokenizer of ``frame`` (H, W, C) into H/patch * W/patch codes."""
 
