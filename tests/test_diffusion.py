@@ -245,6 +245,47 @@ def test_a_teacher_is_an_average_that_is_not_trained(dreamer):
         np.testing.assert_allclose(then[path][...], (average[...] + trained[path[1]][...]) / 2, atol=1e-6)
 
 
+def keys_of(model, own, rows=4):
+    """Keys of a step that is taught by half steps, or of one that is not."""
+    return next(keys for i in range(99) if bool(model._own((keys := row_keys(jax.random.key(i), rows))[0])) == own)
+
+
+def gradient_of(model, latents, actions, keys):
+    graph, weights, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(weights):
+        return nnx.merge(graph, weights, rest).loss(latents, actions, keys).value
+
+    return jax.tree.leaves(jax.jit(jax.grad(loss))(weights))
+
+
+@pytest.mark.parametrize("teacher", [0.0, 0.5])
+def test_no_gradient_passes_through_the_target(monkeypatch, teacher):
+    """It is the same as with a teacher that stands still."""
+    model = awake(dataclasses.replace(dynamics(ShortcutConfig).config, teacher=teacher).make(nnx.Rngs(1)))
+    latents, actions = clip(batch=4, length=3, of=ShortcutConfig)
+    keys = keys_of(model, own=True)
+    own = gradient_of(model, latents, actions, keys)
+    still = model._teacher()
+    monkeypatch.setattr(type(model), "_teacher", lambda self: still)
+    for a, b in zip(own, gradient_of(model, latents, actions, keys), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_half_steps_are_those_of_the_average():
+    """Where the average is another network, targets are others; the data teach what they taught."""
+    model = awake(dataclasses.replace(dynamics(ShortcutConfig).config, teacher=0.5).make(nnx.Rngs(1)))
+    latents, actions = clip(batch=4, length=3, of=ShortcutConfig)
+    graph, state = nnx.split(model)
+    other = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
+    for average in other.taught.values():
+        average[...] = average[...] * -1 + 0.3
+    for own in (True, False):
+        keys = keys_of(model, own)
+        losses = [float(jax.jit(lambda m=m, k=keys: m.loss(latents, actions, k).value)()) for m in (model, other)]
+        assert (abs(losses[0] - losses[1]) > 1e-4) == own, losses
+
+
 def test_passes_and_levels_are_powers_of_two():
     with pytest.raises(ValueError, match="powers of two"):
         dataclasses.replace(dynamics(ShortcutConfig).config, passes=3).make(nnx.Rngs(0))

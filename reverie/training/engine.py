@@ -144,7 +144,8 @@ def train_step(
 
     def loss(params: Weights, rows: tuple[dict, Array]) -> Loss:
         model = blueprint.merge(*map(placement.gathered_but_stacks, (frozen, params, state.rest)))
-        return run.objective.loss(model, *placement.by_rows(rows), pace.progress)
+        part, keys_B = placement.by_rows(rows)
+        return run.objective.loss(model, part, keys_B, pace.progress)
 
     rows = (batch, row_keys(key, run.batch))
     grads, found = gradient(made_with(step_key, loss), state.params, rows, run.accumulate)
