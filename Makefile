@@ -2,13 +2,14 @@
 #   make demo DEMO_ARGS="--no-play --out runs/demo"      make test TEST_ARGS="-k store -x"
 #   EXTRAS=cuda (or tpu, coinrun, ...) installs optional parts as well;  PYTHON=python3.12 chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak lock clean
+.PHONY: help setup demo test lint bench soak mutants lock clean
 
 VENV ?= .venv
 EXTRAS ?=
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+MUTANT_ARGS ?=
 
 # One stamp file for each set of extras, so that set-up runs once.
 READY := $(VENV)/.ready$(EXTRAS:%=-%)
@@ -36,6 +37,9 @@ bench: $(READY)  ## speed: one JSON line a measurement
 
 soak: $(READY_DEV)  ## the tests that take many minutes
 	$(VENV)/bin/python -m pytest -m soak -o faulthandler_timeout=3600 $(TEST_ARGS)
+
+mutants: $(READY_DEV)  ## change one line at a time; the test named for it must fail
+	$(VENV)/bin/python tests/mutants.py $(MUTANT_ARGS)
 
 lock:            ## write requirements.lock anew (needs uv)
 	uv lock --quiet --upgrade

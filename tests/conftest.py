@@ -31,7 +31,7 @@ if version("jaxlib").startswith("0.10."):
 # What `make test` was called with belongs to that make: a make that a test calls would repeat its arguments, and say
 # which folder it enters.
 MAKES = "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"
-for name in (*MAKES, "TEST_ARGS", "DEMO_ARGS", "BENCH_ARGS", "EXTRAS", "VENV"):
+for name in (*MAKES, "TEST_ARGS", "DEMO_ARGS", "BENCH_ARGS", "MUTANT_ARGS", "EXTRAS", "VENV"):
     os.environ.pop(name, None)
 
 gc.set_threshold(50_000, 20, 100)  # tracing makes garbage by the million: a tenth of all work was looking for it
