@@ -73,6 +73,7 @@ def test_json_holds_plain_data_only():
         "reverie.errors:ReverieError",
         "reverie.nowhere:Config",
         "subprocess:Popen",
+        "orbax.checkpoint:CheckpointManagerOptions",  # a dataclass, and not ours
         "",
         7,
     ],

@@ -102,6 +102,7 @@ def test_agreement_knows_names_from_nonsense():
 
 def test_a_code_means_the_action_it_mostly_goes_with():
     pairs = np.array([[0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4], [1, 1, 0, 1, 1, 1, 0, 0, 2, 2, 2, 0, 0, 0]])
+    pairs = np.append(pairs, [[5, 5, 5, 5, 5], [3, 3, 4, 5, 6]], axis=1)  # the most, and less than half
     assert control.meanings(*pairs, 6) == [None, 1, None, 2, 0, None]
     assert control.meanings(np.zeros(0, int), np.zeros(0, int), 2) == [None, None]
 
