@@ -63,6 +63,12 @@ def test_codes_are_chosen_in_float32():
     q = vq(x)
     assert (q.vectors.dtype, q.misfit.dtype, q.scores.dtype) == (jnp.float32,) * 3
     np.testing.assert_array_equal(q.codes, vq(x.astype(jnp.float32)).codes)
+    exactly = np.asarray(x, np.float64)
+    exactly = exactly / np.linalg.norm(exactly, axis=-1, keepdims=True) @ np.asarray(vq.book[...], np.float64).T
+    best, second = np.sort(exactly)[:, [-1, -2]].T
+    clear = best - second > 1e-6
+    assert clear.sum() > 190
+    np.testing.assert_array_equal(np.asarray(q.codes)[clear], exactly.argmax(-1)[clear])
     exact = [
         e.params["precision"]
         for e in jax.make_jaxpr(lambda x: vq(x).codes)(x).eqns
@@ -93,15 +99,18 @@ def test_codes_move_to_what_they_stand_for():
 
 
 def test_a_collapsed_codebook_comes_back_to_life():
-    vq = book(restart_after=3, decay=0.9)
-    for name in ("book", "sums"):
-        getattr(vq, name)[...] = jnp.repeat(vq.book[...][:1], 16, axis=0)
-    x = jax.random.normal(KEY, (256, 4))
-    assert len(np.unique(vq(x).codes)) == 1
-    statistics, step = learning(vq)
-    for i in range(40):
-        statistics, codes = step(statistics, x, jax.random.fold_in(KEY, i))
-    assert len(np.unique(codes)) >= 15
+    """All codes but one lie where no vector is: without restarts nothing would ever choose them."""
+    x = jnp.abs(jax.random.normal(KEY, (256, 4)))
+    used = []
+    for restart_after in (3, 10**6):
+        vq = book(restart_after=restart_after, decay=0.9)
+        for name in ("book", "sums"):
+            getattr(vq, name)[...] = jnp.full((16, 4), -0.5).at[0].set(0.5)
+        statistics, step = learning(vq)
+        for i in range(40):
+            statistics, codes = step(statistics, x, jax.random.fold_in(KEY, i))
+        used.append(len(np.unique(codes)))
+    assert used[0] >= 15 and used[1] == 1
 
 
 def test_thrift_keeps_one_code_for_one_thing():
