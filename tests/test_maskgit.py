@@ -10,13 +10,9 @@ import pytest
 from contracts.tiny import ACTIONS, SMALL, awake, clip, dynamics, tiny, tokenizer
 from flax import nnx
 
-from reverie.actions import ActionSpace
-from reverie.errors import ReverieError
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.nn.batch import row_keys
 from reverie.nn.codes import likelihood
-from reverie.nn.patch import neighbourhood
-from reverie.nn.transformer import TransformerConfig
 
 KEY = jax.random.key(3)
 WAYS = {
