@@ -162,7 +162,7 @@ def test_latents_are_packed_in_order():
         made(packing=4)
 
 
-def learned(model, steps=20):
+def learned(model, steps=200):
     """The model after so many losses, its weights as they were; only what it knows about its latents has changed."""
     graph, state = nnx.split(model)
 
