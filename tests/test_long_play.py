@@ -20,6 +20,7 @@ from reverie.errors import ReverieError
 from reverie.evaluation import long_play
 from reverie.evaluation.dreams import Dreams
 from reverie.evaluation.measure import evaluate
+from reverie.presets import preset
 from reverie.training.checkpoint import read_record
 from reverie.world import WorldConfig, WorldModel
 
@@ -178,6 +179,29 @@ def test_long_play_is_the_same_world_that_is_played(dataset, films):
 
 
 # -- the world that comes along ----------------------------------------------------------------------------------------
+
+
+def test_the_preset_still_makes_the_shipped_world():
+    recipe = preset("toy-maskgit-shipped")
+    told = json.loads((SHIPPED / "world.json").read_text("utf-8"))
+    assert told["source"] == json.loads(json.dumps(config.to_json(recipe.source)))
+    for name, run in (("tokenizer", recipe.tokenizer), ("dynamics", recipe.dynamics)):
+        assert read_record(SHIPPED / name).run == run, name
+    numbers = json.loads((SHIPPED / "eval.json").read_text("utf-8"))
+    assert numbers["long_play"]["random"]["lost"] == {"64": 0, "256": 0, "1000": 0}
+    assert (numbers["clips"], numbers["horizon"], numbers["dataset"]) == (recipe.clips, recipe.horizon, "platformer")
+
+
+def test_the_shipped_world_keeps_its_player_for_a_thousand_frames(optimised):
+    world, source = reverie.load(SHIPPED), read_record(SHIPPED / "dynamics").spec.simulator
+    simulator = source.make()
+    starts = np.stack([simulator.render(simulator.reset(seed)) for seed in range(1000, 1004)])
+    dreams = Dreams(world, batch=4, temperature=world.dynamics.temperature)
+    keys = np.random.default_rng(0).integers(0, 4, (4, 1000)).astype(np.int32)
+    frames = np.concatenate(list(dreams.played_on(starts[:, None], np.full((4, 1), -1, np.int32), keys)), axis=1)
+    gone = ~simulator.visible(frames[:, :1000])
+    assert not long_play._long(gone).any(), np.argwhere(gone)[:5]
+    assert not long_play.stuck((frames[:, 1:] == frames[:, :-1]).all((-3, -2, -1))[:, :999], keys[:, 1:]).any()
 
 
 def test_a_world_without_its_data_is_measured_all_the_same(tmp_path):
