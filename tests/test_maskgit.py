@@ -10,9 +10,13 @@ import pytest
 from contracts.tiny import ACTIONS, SMALL, awake, clip, dynamics, tiny, tokenizer
 from flax import nnx
 
+from reverie.actions import ActionSpace
+from reverie.errors import ReverieError
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.nn.batch import row_keys
 from reverie.nn.codes import likelihood
+from reverie.nn.patch import neighbourhood
+from reverie.nn.transformer import TransformerConfig
 
 KEY = jax.random.key(3)
 WAYS = {
@@ -167,3 +171,40 @@ def test_a_loss_weighs_what_changes():
     x, a = clip(length=4)
     at = [jax.jit(make(changed_weight=w).loss)(x, a, row_keys(KEY, len(x))).value for w in (0.0, 50.0)]
     assert at[0] != at[1], "the model's loss does not know the weight"
+
+
+def test_a_token_is_told_its_neighbours_of_the_frame_before_and_nothing_further_away():
+    x = jnp.arange(1.0, 21.0).reshape(1, 1, 20, 1)  # 4 by 5, row by row
+    around = np.asarray(neighbourhood(x, (4, 5), 1))[0, 0]
+    assert around[6].tolist() == [1, 2, 3, 6, 7, 8, 11, 12, 13]
+    assert around[0].tolist() == [0, 0, 0, 0, 1, 2, 0, 6, 7] and around[19].tolist()[4:] == [20, 0, 0, 0, 0]
+    with pytest.raises(ReverieError, match="previous"):
+        MaskGITConfig(neighbours=1).make(nnx.Rngs(0))
+
+
+def test_context_noise_disturbs_a_share_of_the_frames_to_predict_from_and_no_target():
+    net = TransformerConfig(width=16, depth=1, heads=2, hidden=16, time_every=0)
+    config = MaskGITConfig(
+        codes=32,
+        grid=(4, 5),
+        actions=ActionSpace(),
+        transformer=net,
+        context="hidden",
+        previous=True,
+        context_noise=0.5,
+    )
+    latents = jnp.broadcast_to(jnp.arange(6)[:, None], (200, 6, 20))
+    seen = np.asarray(config.make(nnx.Rngs(0))._disturbed(latents, row_keys(jax.random.key(0), 200)))
+    other = np.asarray(latents)[:, ::-1]
+    assert ((seen == latents) | (seen == other)).all()
+    share = (seen != latents).mean(-1)
+    assert 0.45 < (share > 0).mean() < 0.55 and 0.45 < share[share > 0].mean() < 0.55
+    quiet = dataclasses.replace(config, context_noise=0.0).make(nnx.Rngs(0))
+    assert quiet._disturbed(latents, row_keys(jax.random.key(0), 200)) is latents
+
+
+def test_the_single_pace_draws_the_last_tokens_one_by_one():
+    model = MaskGITConfig(codes=32, grid=(4, 5), passes=6, pace="single").make(nnx.Rngs(0))
+    assert model.schedule().tolist() == [5, 4, 3, 2, 1, 0]
+    many = MaskGITConfig(codes=32, grid=(2, 2), passes=9, pace="single").make(nnx.Rngs(0))
+    assert many.schedule().tolist() == [4, 4, 4, 4, 4, 3, 2, 1, 0]
