@@ -104,8 +104,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("minutes", [1, 30, 240])
 def test_a_recipe_fits_data_of_any_frame(minutes):
     for side in (24, 64, 90, 45):
-        spec = replace(RECIPES["toy-maskgit"].source.spec(), frame=(side, 2 * side, 3))
-        recipe = fitting(spec, "data", minutes)
+        source = RECIPES["toy-maskgit"].source
+        recipe = fitting(replace(source.spec(), frame=(side, 2 * side, 3)), source, minutes)
         patch = recipe.tokenizer.objective.tokenizer.patch
         assert side % patch == 0 and recipe.lam is None
         assert config.from_json(config.to_json(recipe)) == recipe
