@@ -6,8 +6,6 @@ A world is a folder. Each stage has a folder in it and goes on from where it was
 """
 
 import contextlib
-import json
-import shutil
 import sys
 import time
 from dataclasses import replace
@@ -17,15 +15,13 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from reverie import config
-from reverie.bounded import read_json
+from reverie.budget import TRIAL, begun, check_minutes, in_time
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset, Spec
 from reverie.data.held_out import held_out
-from reverie.data.sources import sources
-from reverie.data.sources.videos import VideosConfig
-from reverie.data.store import open_dataset, write_source
-from reverie.errors import Damaged, ReverieError, did_you_mean
+from reverie.data.shifted import enlarged
+from reverie.data.store import open_dataset
+from reverie.errors import ReverieError
 from reverie.evaluation.frechet import user_features
 from reverie.evaluation.measure import Numbers
 from reverie.evaluation.measure import evaluate as measure
@@ -35,14 +31,16 @@ from reverie.play.starts import play, write_starts
 from reverie.presets import preset
 from reverie.presets.fitting import fitting
 from reverie.presets.recipe import Recipe
+from reverie.recorded import WORLD, minutes_of, note, record, source_of, write_note
 from reverie.training import checkpoint, sharding
-from reverie.training.engine import Run, fit
+from reverie.training.engine import Run, check_all, fit
+from reverie.training.folder import NEXT, begin, commit, discard, owned, settled
+from reverie.training.record import RECORD, find_run, read_record
+from reverie.training.resume import is_run, resume_from
 
-WORLD = "world.json"
 DEMO = "toy-maskgit-latent"
 MINUTES = 30.0  # what `learn` takes on videos unless told otherwise
-SHARES = {"tokenizer": 0.25, "lam": 0.25, "dynamics": 0.5}  # of the time for training
-TRIAL = 12  # steps by which a stage's speed is told
+STAGES = ("tokenizer", "lam", "dynamics")
 
 
 def demo(out: Path, *, play_it: bool, minutes: float | None, fresh: bool, port: int, browser: bool) -> None:
@@ -55,89 +53,140 @@ def demo(out: Path, *, play_it: bool, minutes: float | None, fresh: bool, port: 
 def learn(source: str, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
     """Make a world out of ``source``: videos (a folder or a file), a store, an .npz, or the name of a source.
 
-    ``minutes`` is how long training may take on this machine; steps and sizes follow from it.
+    ``minutes`` is how long training may take on this machine in all; steps and sizes follow from it. More minutes than
+    a world has had train its dynamics further.
     """
-    made = _source(source)
-    path = Path(source)
-    spec = open_dataset(path).spec if made is None else made.spec()
     minutes = MINUTES if minutes is None else minutes
-    _check_minutes(minutes)
-    recipe = fitting(spec, made or str(path.resolve()), minutes)
+    check_minutes(minutes)
+    out = Path(out).absolute()
+    settled(out)
+    made = source_of(source, out)
+    where = str(Path(source).resolve()) if made is None else made
+    there = out / "data" if (out / "data").exists() and (out / WORLD).is_file() else None
+    spec = open_dataset(there or where).spec if there or isinstance(where, str) else where.spec()
+    recipe = replace(fitting(spec, str(there) if there else where, minutes), source=where)
     return train(recipe, out, minutes, fresh=fresh)
 
 
 def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
     """Follow a recipe in the folder ``out``, skipping what is done; with ``minutes``, steps are as many as fit.
 
-    ``fresh``: throw away first what was trained there; the data stay. Started as a job of several processes, which must
-    share a disk, all of them train, and the first does the rest (``training.sharding.connect``).
+    ``fresh``: begin anew; what was trained there stays until the new world is complete, and so do the data. So does
+    the end of a run that becomes longer. Started as a job of several processes, which must share a disk, all of them
+    train, and the first does the rest (``training.sharding.connect``).
     """
-    _check_minutes(minutes)
+    check_minutes(minutes)
     sharding.connect()
     cache_compilations()
     began = time.perf_counter()
     named, out = out, Path(out).absolute()
-    sharding.by_first(lambda: record(recipe, out))
-    dataset, unseen = open_dataset(out / "data", "train"), held_out(out / "data")
-    runs = {"tokenizer": recipe.tokenizer, "lam": recipe.lam, "dynamics": recipe.dynamics}
-    runs = {name: _fitted(run, dataset) for name, run in runs.items() if run is not None}
-    for name in runs if fresh else ():
-        with checkpoint.owned(out / name):
-            checkpoint.clear(out / name)
-    for name, run in runs.items():
-        if minutes is not None:
-            run = _in_time(run, out, name, dataset, unseen, minutes, list(runs))
-        if checkpoint.is_done(out / name, run):
-            _say(f"{name}: done before")
-            continue
-        _say(f"{name}: {run.steps} steps")
-        fit(run, out / name, dataset=dataset, held_out=unseen)
-    # Measuring takes a minute or two: less where there was less to train.
-    clips = recipe.clips if minutes is None else min(recipe.clips, max(8, round(4 * minutes)))
-    sharding.by_first(lambda: _finish(out, clips, recipe.horizon))
+    # Processes that train one stage alone hold the lock of its folder only.
+    with owned(out, *(out / name for name in STAGES if (out / name).is_dir())):
+        sharding.by_first(lambda: record(recipe, out, lambda found: _fitted(recipe.tokenizer, found), _say))
+        dataset, unseen = open_dataset(out / "data", "train"), held_out(out / "data")
+        runs = {name: _fitted(run, dataset) for name in STAGES if (run := getattr(recipe, name)) is not None}
+        check_all({out / name: run for name, run in runs.items()}, dataset)
+        place = _place(runs, out, dataset, minutes, fresh)
+        new = _stages(runs, out, place, dataset, unseen, minutes)
+        # Measuring takes a minute or two: less where there was less to train.
+        clips = recipe.clips if minutes is None else min(recipe.clips, max(8, round(4 * minutes)))
+
+        def ready() -> None:
+            if place != out:
+                commit(out)
+
+        def finish() -> None:
+            noted = note(out) or {}
+            if new:
+                given = max(minutes, minutes_of(note(place)) or 0) if minutes is not None else None
+                write_note(place, replace(recipe, **runs), minutes=given, contents=noted.get("contents"))
+            try:
+                _finish(place, clips, recipe.horizon)
+            except ReverieError:
+                ready()  # a world that cannot be measured is one all the same
+                raise
+            ready()
+
+        sharding.by_first(finish)
     taken = (time.perf_counter() - began) / 60
     _say(f"{out.name}: ready after {taken:.1f} minutes; step into it with 'reverie play {named}'")
     return out
 
 
-def _finish(out: Path, clips: int, horizon: int) -> None:
+def _stages(
+    runs: dict[str, Run], out: Path, place: Path, dataset: Dataset, unseen: Dataset, minutes: float | None
+) -> bool:
+    """Train what is not done, in ``place``; ``runs`` become what they were trained as. Return whether any was."""
+    past, new = minutes_of(note(place)), False
+    for name, run in runs.items():
+        if minutes is not None:
+            old = begun(name, out, place, minutes, past)
+            if old is None:
+                _say(f"{name}: timing {TRIAL} steps")
+                old = in_time(run, place, name, dataset, unseen, minutes, list(runs))
+            runs[name] = run = old
+        if checkpoint.is_done(place / name, run):
+            _say(f"{name}: done before")
+            continue
+        _say(f"{name}: {run.steps} steps")
+        fit(run, place / name, dataset=dataset, held_out=unseen)
+        new = True
+    if not new and minutes is not None and past is not None and place == out:
+        _say(f"the {past:g} minutes of this world are over: more --minutes train it further, --fresh begins anew")
+    return new
+
+
+def _place(runs: dict[str, Run], out: Path, dataset: Dataset, minutes: float | None, fresh: bool) -> Path:
+    """Return where to train: in ``out``, or beside what is there if that would be lost (``training.folder``)."""
+    new = out / NEXT
+    there = [name for name in STAGES if checkpoint.steps(out / name)]
+    kept: dict[str, int | None] = {}
+    if fresh:
+        place = new if there else out
+    elif _goes_on(runs, out, new, dataset, minutes):
+        return new
+    else:
+        past = minutes_of(note(out))
+        for name in there:
+            run = runs.get(name) if minutes is None else begun(name, out, out, minutes, past)
+            kept[name] = resume_from(run, out / name, enlarged(dataset, run.few)) if run else None
+        back = [name for name in there if (step := kept[name]) is not None and step < checkpoint.steps(out / name)[-1]]
+        place = new if back else out
+        if back and (on := there[there.index(back[0]) + 1 :]):
+            raise ReverieError(
+                f"'{out / back[0]}' cannot be trained further: {' and '.join(on)} learned from it as it is. Train it "
+                f"anew with --fresh, or choose another --out."
+            )
+
+    def keeps(item: Path) -> bool:
+        name = item.parts[0]
+        if fresh or name in ("eval", "eval.json"):
+            return False
+        return name not in kept or len(item.parts) == 1 or checkpoint.reaches(item.relative_to(name), kept[name])
+
+    sharding.by_first(lambda: discard(out) if place == out else begin(out, keeps))
+    return place
+
+
+def _goes_on(runs: dict[str, Run], out: Path, new: Path, dataset: Dataset, minutes: float | None) -> bool:
+    """Whether what was begun in ``new`` is what is wanted, and not what is complete in ``out``."""
+    begun = {name: run for name, run in runs.items() if checkpoint.steps(new / name)}
+    if minutes is not None or not begun:
+        return bool(begun)
+    if all(checkpoint.is_done(out / name, run) for name, run in runs.items()):
+        return all(is_run(run, new / name) for name, run in begun.items())
+    with contextlib.suppress(ReverieError):
+        for name, run in begun.items():
+            resume_from(run, new / name, enlarged(dataset, run.few))
+        return True
+    return False
+
+
+def _finish(place: Path, clips: int, horizon: int) -> None:
     """Pack starts along with a trained world and measure it, unless that was done."""
-    write_starts(out)
-    if not (out / "eval.json").exists() or not _is_newest(out / "eval.json", out / "dynamics" / checkpoint.RECORD):
-        evaluate(out, clips=clips, horizon=horizon)
-
-
-def record(recipe: Recipe, out: Path) -> None:
-    """Make the world's folder and the data in it, unless they are there."""
-    text = json.dumps(config.to_json(recipe), indent=1) + "\n"
-    _check_source(recipe, out)
-    if isinstance(recipe.source, str):
-        _fitted(recipe.tokenizer, open_dataset(Path(recipe.source)))  # says at once if that cannot be
-    elif not (out / "data").exists():
-        _say("data: recording" if recipe.source.spec().simulator else "data: reading")
-        source = recipe.source
-        try:
-            write_source(out / "data", source)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                out.rmdir()  # if it is empty
-            raise
-    out.mkdir(parents=True, exist_ok=True)
-    if isinstance(recipe.source, str) and not (out / "data").exists():
-        (out / "data").symlink_to(Path(recipe.source), target_is_directory=Path(recipe.source).is_dir())
-    (out / WORLD).write_text(text, encoding="utf-8")
-
-
-def _check_source(recipe: Recipe, out: Path) -> None:
-    """ReverieError if the data in a world's folder are not those of its recipe."""
-    if not ((out / "data").exists() and (out / WORLD).is_file()):
-        return
-    try:
-        made = read_json(out / WORLD)["source"]
-    except (Damaged, KeyError, TypeError):
-        raise ReverieError(f"'{out / WORLD}' is damaged: remove it to go on with the data beside it.") from None
-    if made != config.to_json(recipe.source):
-        raise ReverieError(f"'{out}' was made from other data, or otherwise recorded: choose another --out.")
+    write_starts(place)
+    if not (place / "eval.json").exists() or not _is_newest(place / "eval.json", place / "dynamics" / RECORD):
+        evaluate(place, clips=clips, horizon=horizon)
 
 
 def evaluate(
@@ -163,9 +212,9 @@ def evaluate(
         raise ReverieError(f"a world is measured on 1 clip and 1 dreamed frame at least, not {clips} and {horizon}.")
     function = user_features(features) if features is not None else None
     cache_compilations()
-    folder = checkpoint.find_run(run)
+    folder = find_run(run)
     world = checkpoint.load(run)
-    record = checkpoint.read_record(folder)
+    record = read_record(folder)
     if not hasattr(world, "dynamics"):
         raise ReverieError(f"'{run}' is a {type(world).__name__}, not a world: its report is in '{folder / 'report'}'.")
     place = folder.parent / record.run.data if data is None else data
@@ -208,66 +257,12 @@ def _simulated(run: Path, spec: Spec, clips: int, split: str | None) -> tuple[Da
     return unseen, practice
 
 
-def _check_minutes(minutes: float | None) -> None:
-    if minutes is not None and not 0 < minutes < float("inf"):
-        raise ReverieError(f"a world cannot be learned in {minutes:g} minutes: give a number above 0.")
-
-
-def _source(source: str) -> Any:
-    """The config of a source, or None if ``source`` is a dataset already."""
-    path = Path(source)
-    if (path.is_dir() and (path / "manifest.json").is_file()) or path.suffix == ".npz":
-        return None
-    if path.exists():
-        return VideosConfig(path=str(path.resolve()))
-    known = sources()
-    if source in known and source != "videos":
-        return known[source]()
-    raise ReverieError(
-        f"there is no folder, video or source '{source}'.{did_you_mean(source, set(known) - {'videos'})}"
-    )
-
-
 def _fitted(run: Run, dataset: Dataset) -> Run:
     """A run whose clips are no longer than the data's longest episode."""
     longest = int(dataset.lengths.max(initial=0))
     if longest < 2:
         raise ReverieError(f"the longest episode has {longest} frames: a world is learned from at least 2 in a row.")
     return replace(run, length=min(run.length, longest))
-
-
-def _in_time(
-    run: Run, out: Path, name: str, dataset: Dataset, unseen: Dataset, minutes: float, stages: list[str]
-) -> Run:
-    """A run of as many steps as its share of ``minutes`` has room for, told by a few steps of it."""
-    if (out / name / checkpoint.RECORD).is_file() and checkpoint.steps(out / name):
-        return checkpoint.read_record(out / name).run  # begun before: it goes on as it was
-    _say(f"{name}: timing {TRIAL} steps")
-    trial = out / f".trial-{name}"
-
-    def tidy() -> None:
-        if (trial / "cache").exists():  # tokens are as good for the run itself
-            (out / name).mkdir(exist_ok=True)
-            shutil.rmtree(out / name / "cache", ignore_errors=True)
-            shutil.move(trial / "cache", out / name / "cache")
-
-    try:
-        short = replace(run, steps=TRIAL, log_every=2, report_every=0, save_every=0)
-        fit(short, trial, dataset=dataset, held_out=unseen, progress=False, fresh=True)
-        sharding.wait_for_all("the trial")
-        lines = [json.loads(line) for line in (trial / "timing.jsonl").read_text("utf-8").splitlines()]
-        sharding.by_first(tidy)
-    finally:
-        if jax.process_index() == 0:
-            shutil.rmtree(trial, ignore_errors=True)
-    rate = max(line["steps_per_s"] for line in lines if "steps_per_s" in line)
-    share = SHARES[name] / sum(SHARES[stage] for stage in stages)
-    steps = max(TRIAL, int(rate * share * minutes * 60 * 0.85))  # the rest: compiling, reports, evaluation
-    clock = max(steps // 5, 1)
-    warmup = min(run.optimizer.warmup, max(steps // 10, 1))
-    return replace(
-        run, steps=steps, report_every=clock, save_every=clock, optimizer=replace(run.optimizer, warmup=warmup)
-    )
 
 
 def _is_newest(path: Path, other: Path) -> bool:

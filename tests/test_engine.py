@@ -1,6 +1,7 @@
 """The training loop: its order, what it changes and what it must not, on one device and on many."""
 
 import dataclasses
+import fcntl
 import functools
 import json
 import os
@@ -225,8 +226,12 @@ def test_bad_settings_are_one_line_and_leave_nothing(tmp_path, devices):
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
-    with checkpoint.owned(tmp_path / "run"), pytest.raises(ReverieError, match="another process is training in"):
-        fit(toy_run(2), tmp_path / "run", dataset=DATA)
+    lock = tmp_path / "run" / ".lock"
+    lock.parent.mkdir()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ReverieError, match="another process is training in"):
+            fit(toy_run(2), tmp_path / "run", dataset=DATA)
     fit(toy_run(2), tmp_path / "run", dataset=DATA)
 
 

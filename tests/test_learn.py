@@ -1,8 +1,10 @@
 """From files to a world that can be played, as a user goes: learn, learn again, eval, step into it."""
 
 import dataclasses
+import fcntl
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +115,90 @@ def test_begun_anew_nothing_trained_is_left(made, tmp_path):
     before = stamps(out)
     train(longer, out, fresh=True)
     assert all(before[seal] < made for seal, made in stamps(out).items())
+    assert not list(out.rglob(".next")) and not list(out.rglob(".old"))
     assert (out / "dynamics" / "notes.txt").exists() and (out / "data" / "manifest.json").exists()
+
+
+def whole(world: Path) -> dict[str, bytes]:
+    """Every file of a world by its name, but for what has been begun to take its place."""
+    files = {path.relative_to(world): path for path in sorted(world.rglob("*")) if path.is_file()}
+    return {str(name): file.read_bytes() for name, file in files.items() if name.parts[0] != ".next"}
+
+
+def with_dynamics(recipe: Recipe, **changes: Any) -> Recipe:
+    return dataclasses.replace(recipe, dynamics=dataclasses.replace(recipe.dynamics, **changes))
+
+
+def test_a_refused_command_leaves_a_world_as_it_is(made, tmp_path, monkeypatch):
+    recipe, done = made
+    out = Path(shutil.copytree(done, tmp_path / "world", symlinks=True))
+    before = whole(out)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    typo = dataclasses.replace(recipe.dynamics.objective, tokenizer="../tokenizr")
+    longer = dataclasses.replace(recipe.tokenizer, steps=8)
+    for asked, fresh, says in [
+        (with_dynamics(recipe, objective=typo), True, "there is nothing at"),
+        (with_dynamics(recipe, steps=8, loggers=("wandb",)), False, "needs the package wandb"),
+        (with_dynamics(recipe, batch=0), True, "cannot be shared"),
+        (with_dynamics(recipe, batch=4), False, r"another run \(batch 2 -> 4\)"),
+        (
+            dataclasses.replace(recipe, tokenizer=longer),
+            False,
+            "tokenizer' cannot be trained further: lam and dynamics",
+        ),
+        (dataclasses.replace(recipe, source=SquareConfig(count=4)), True, "made from other data"),
+    ]:
+        with pytest.raises(ReverieError, match=says):
+            train(asked, out, fresh=fresh)
+        assert whole(out) == before
+    for stage in ("dynamics", "."):
+        with (out / stage / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(ReverieError, match="another process is training in"):
+                train(recipe, out, fresh=True)
+        (out / stage / ".lock").unlink(missing_ok=True)
+        assert whole(out) == before
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_world_stays_until_its_successor_is_measured(made, tmp_path, monkeypatch, fresh):
+    recipe, done = made
+    out = Path(shutil.copytree(done, tmp_path / "world", symlinks=True))
+    before, longer = whole(out), with_dynamics(recipe, steps=8)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(longer, out, fresh=fresh)
+    assert whole(out) == before
+    reverie.load(out)
+    monkeypatch.setattr(module, "fit", killed)  # all is trained already
+    train(longer, out)
+    assert [checkpoint.steps(out / stage)[-1] for stage in STAGES] == [4, 4, 8]
+    after = whole(out)
+    assert json.loads(after["world.json"])["dynamics"]["steps"] == 8
+    assert after["eval.json"] != before["eval.json"] and not list(out.glob(".*"))
+    assert (after["tokenizer/metrics.jsonl"] == before["tokenizer/metrics.jsonl"]) and reverie.load(out)
+
+
+def test_videos_may_move_and_go_and_new_ones_are_named(made, tmp_path, capsys):
+    recipe, done = made
+    out = Path(shutil.copytree(done, tmp_path / "world", symlinks=True))
+    moved, before = films(tmp_path / "moved", 4), whole(out)
+    (moved / "0.mkv").rename(moved / "renamed.mkv")
+    (moved / "2.mkv").unlink()
+    train(dataclasses.replace(recipe, source=dataclasses.replace(recipe.source, path=str(moved))), out)
+    assert "1 new video is not in this world (3.mkv): choose another --out" in capsys.readouterr().err
+    train(dataclasses.replace(recipe, source=dataclasses.replace(recipe.source, path=str(tmp_path / "gone"))), out)
+    assert whole(out) == before
+    for file in moved.glob("*.mkv"):
+        if file.name != "3.mkv":
+            file.unlink()
+    with pytest.raises(ReverieError, match="made from other data"):
+        train(dataclasses.replace(recipe, source=dataclasses.replace(recipe.source, path=str(moved))), out)
 
 
 def test_other_data_do_not_go_into_the_same_world(made, tmp_path):
@@ -141,7 +226,7 @@ def test_a_dataset_that_is_there_already_is_read_where_it_is(tmp_path):
     assert world.lam is None and not (out / "lam").exists()
 
 
-def test_learn_in_no_time_and_interrupted(tmp_path, monkeypatch):
+def test_learn_in_no_time_and_interrupted(tmp_path, monkeypatch, capsys):
     """``learn`` itself: every stage is timed, then does its fewest steps; stopped on the way, it goes on from there."""
     clips, out, kept = films(tmp_path / "clips"), tmp_path / "world", module.fit
     monkeypatch.setattr(module, "fitting", lambda spec, *args: shrunk(fitting(spec, *args), spec))
@@ -160,4 +245,14 @@ def test_learn_in_no_time_and_interrupted(tmp_path, monkeypatch):
     assert cli.main(["learn", str(clips), "--out", str(out), "--minutes", "0.0001"]) == 0
     assert before and before.items() <= stamps(out).items()
     assert [checkpoint.steps(out / stage)[-1] for stage in STAGES] == [module.TRIAL] * 3
+    before, noted = stamps(out), (out / "world.json").read_bytes()
+    shutil.rmtree(clips)
+    assert cli.main(["learn", str(clips), "--out", str(out), "--minutes", "0.00005"]) == 0
+    assert stamps(out) == before and (out / "world.json").read_bytes() == noted
+    assert "are over: more --minutes" in capsys.readouterr().out
+    assert cli.main(["learn", str(clips), "--out", str(out), "--minutes", "0.0002"]) == 0
+    assert [checkpoint.steps(out / stage)[-1] for stage in STAGES] == [module.TRIAL, module.TRIAL, 2 * module.TRIAL]
+    noted = json.loads((out / "world.json").read_text("utf-8"))
+    assert (noted["dynamics"]["steps"], noted["minutes"]) == (2 * module.TRIAL, 0.0002)
+    assert not list(out.glob(".*"))
     assert json.loads((out / "eval.json").read_text("utf-8"))["action_source"] == "latent"

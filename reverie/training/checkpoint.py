@@ -10,37 +10,31 @@ Both are checked when they are read: ``run.json`` has a checksum inside, a check
 step and its items (``reverie.checksums``), written before the checkpoint gets its name.
 """
 
-import contextvars
-import errno
 import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import nnx
 from jax.sharding import SingleDeviceSharding
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 from reverie import config
 from reverie.bounded import read_json
 from reverie.checksums import check_manifest, write_manifest
 from reverie.errors import Damaged, ReverieError, first_line
 from reverie.training.blueprint import Blueprint, Place, Weights
-from reverie.training.log import WANDB
 from reverie.training.record import RECORD, Record, find_run, identity, read_record
-from reverie.training.sharding import by_first, from_first
+from reverie.training.sharding import from_first
 
 CHECKPOINTS = "checkpoints"
 METADATA = "_CHECKPOINT_METADATA"  # orbax's own, in each checkpoint; ours in it says that there is a checksum manifest
@@ -48,11 +42,7 @@ SEALED = {"manifest": True}
 # A new checkpoint of a step of which there is an old one is called N.new, until the old one is out of its way.
 NAME = re.compile(r"(\d{1,18})(\.new)?")
 GONE, UNFINISHED = ".old", ".orbax-checkpoint-tmp"  # in the names of those being deleted, and being written
-# What a disk refuses: it is full, read-only, forbidden, or has a file where a folder should be.
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-
-_loading = contextvars.ContextVar[tuple[Path, ...]]("_loading", default=())  # runs being loaded, each for the next
+_loading: ContextVar[tuple[Path, ...]] = ContextVar("_loading", default=())  # runs being loaded, each for the next
 
 # What goes wrong in orbax is raised from here in one line; its own pages of traceback need not come before it.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
@@ -71,38 +61,8 @@ def is_done(folder: Path, run: Any) -> bool:
     return True
 
 
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Create a run's folder and keep other processes from training in it; what its disk refuses is one line."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            by_first(lambda: _lock(lock, folder))
-            yield
-    except OSError as error:
-        if error.errno not in FULL | CLOSED:
-            raise
-        raise ReverieError(f"cannot write to '{folder}': {error.strerror}.") from error
-
-
-def _lock(file: IO, folder: Path) -> None:
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system however the process ends
-    except BlockingIOError:
-        raise ReverieError(f"another process is training in '{folder}': wait, or choose another.") from None
-
-
-def clear(folder: Path) -> None:
-    """Throw away what a run has left in its folder, and nothing else that may lie there."""
-
-    def removed() -> None:
-        for name in (CHECKPOINTS, "report", "cache"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "timing.jsonl", WANDB, RECORD):
-            (folder / name).unlink(missing_ok=True)
-
-    by_first(removed)
+# Models that ``load`` gives for runs that are yet to be trained, by folder, while recipes are checked.
+untrained: ContextVar[dict[Path, Callable[[], nnx.Module]] | None] = ContextVar("untrained", default=None)
 
 
 def load(path: str | Path) -> Any:
@@ -111,6 +71,8 @@ def load(path: str | Path) -> Any:
     ``path``: a run's folder, or a world's folder (then its dynamics: a WorldModel). Raises ReverieError, and creates
     nothing, when there is no such run or nothing in it can be read.
     """
+    if make := (untrained.get() or {}).get(Path(os.path.abspath(path))):
+        return make()
     folder, above = find_run(path), _loading.get()
     if folder in above:
         raise ReverieError(f"'{folder}' is trained on top of itself: the {RECORD} of another run is in its place.")
@@ -255,6 +217,14 @@ def steps(folder: Path) -> list[int]:
     root = folder / CHECKPOINTS
     found = [NAME.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
     return sorted({int(match[1]) for match in found if match})
+
+
+def reaches(item: Path, newest: int | None) -> bool:
+    """Whether a run that goes on from step ``newest`` (None: from nothing) keeps ``item``, a path in its folder."""
+    if newest is None:
+        return False
+    step = NAME.fullmatch(item.parts[1]) if item.parts[0] == CHECKPOINTS and len(item.parts) > 1 else None
+    return step is None or int(step[1]) <= newest
 
 
 def place_of(folder: Path, step: int) -> Path:

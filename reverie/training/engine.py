@@ -32,19 +32,16 @@ from reverie.nn import placement
 from reverie.nn.batch import Loss, gradient, row_keys, settle
 from reverie.nn.compiled import cache_compilations, compiler_options
 from reverie.nn.step import made_with
-from reverie.training import checkpoint, sharding
+from reverie.training import checkpoint, folder, sharding
 from reverie.training.blueprint import Blueprint, Weights
 from reverie.training.checkpoint import Writer
-from reverie.training.log import Log, LoggerName, open_loggers
+from reverie.training.log import Log, LoggerName, check_loggers, open_loggers
 from reverie.training.optim import OptimConfig, average
 from reverie.training.record import Record, write_record
+from reverie.training.resume import places
 from reverie.training.signals import stop_signals
 
 Scalars = dict[str, Array]
-# What may differ when a run is resumed. (The data are known by their fingerprint, wherever they lie.)
-MAY_CHANGE = {"steps", "data", "log_every", "report_every", "report_clips", "save_every", "keep", "loggers"}
-# Where and how it is computed, and not what: these may change as well, anywhere in a config, and a line says so.
-HOW = {"mesh", "accumulate", "remat", "scan", "dtype"}
 
 
 class Objective(Protocol):
@@ -180,32 +177,57 @@ def fit(
 ) -> Path:
     """Train ``run`` in the folder ``out``, from where it was left if it was; return the folder.
 
-    ``dataset`` (and ``held_out`` for reports) replace the data the run names. ``fresh`` throws away what is in ``out``.
+    ``dataset`` (and ``held_out`` for reports) replace the data the run names. ``fresh`` begins anew: what is in
+    ``out`` stays until the new run is complete, as the end of a shorter one does until the longer one is.
     Ctrl-C and SIGTERM save first (``Interrupted``). Raises ReverieError in one line when the folder holds another run,
     other data, or nothing readable; when the loss stops being finite; when the disk is full.
     """
     cache_compilations()
     out = Path(out).absolute()
     mesh = sharding.make_mesh()
-    sharding.check_batch(mesh, run.batch, run.accumulate)
     dataset, held_out = train_and_held_out(out.parent / run.data, run.length, dataset, held_out)
     dataset = enlarged(dataset, run.few)
-    batches(dataset, batch=run.batch, length=run.length, seed=run.seed)  # says at once if that cannot be
-    newest = None if fresh else _resume_from(run, out, dataset)
-    blueprint = Blueprint(run.objective, dataset.spec, run.seed, out)
-    with checkpoint.owned(out):
-        if fresh:
-            checkpoint.clear(out)
-        state, frozen = _state(run, out, blueprint, mesh, newest)
+    _check(run, mesh, dataset)
+    with folder.owned(out):
+        source, place, newest = places(run, out, dataset, fresh)
+        blueprint = Blueprint(run.objective, dataset.spec, run.seed, out)
+        state, frozen = _state(run, source, blueprint, mesh, newest)
         record = Record(run, dataset.spec, dataset.fingerprint, blueprint.fingerprint())
-        sharding.by_first(lambda: write_record(out, record))
+        # Everything that can fail before a step has been tried: now the folder changes.
+        if place != source:
+            sharding.by_first(lambda: folder.begin(out, lambda item: checkpoint.reaches(item, newest)))
+        elif place == out:
+            sharding.by_first(lambda: folder.discard(out))
+        sharding.by_first(lambda: write_record(place, record))
         model = blueprint.merge(sharding.whole(mesh, frozen), state.params, state.rest)
-        alike = held_out.fingerprint == dataset.fingerprint  # nothing is held out: once is enough
-        dataset = run.objective.prepare(model, dataset, out / "cache" / "train")
-        held_out = dataset if alike else run.objective.prepare(model, held_out, out / "cache" / "val")
+        split, alike = held_out.split, held_out.fingerprint == dataset.fingerprint  # none held out: once will do
+        dataset = run.objective.prepare(model, dataset, place / "cache" / "train")
+        held_out = dataset if alike else run.objective.prepare(model, held_out, place / "cache" / "val")
+        held_out.split = split
         del model  # its weights are about to be donated
-        _train(run, out, blueprint, mesh, state, frozen, dataset, held_out, progress)
+        _train(run, place, blueprint, mesh, state, frozen, dataset, held_out, progress)
+        if place != out:
+            sharding.by_first(lambda: folder.commit(out))
     return out
+
+
+def check_all(runs: dict[Path, Run], dataset: Dataset) -> None:
+    """Raise ReverieError for what can be known to fail before the first of several runs, each in its folder."""
+    mesh, models = sharding.make_mesh(), {}
+    token = checkpoint.untrained.set(models)
+    try:
+        for out, run in runs.items():
+            _check(run, mesh, enlarged(dataset, run.few))
+            Blueprint(run.objective, dataset.spec, run.seed, out)
+            models[out] = lambda run=run, out=out: run.objective.init(nnx.Rngs(0), dataset.spec, out)
+    finally:
+        checkpoint.untrained.reset(token)
+
+
+def _check(run: Run, mesh: Mesh, dataset: Dataset) -> None:
+    sharding.check_batch(mesh, run.batch, run.accumulate)
+    batches(dataset, batch=run.batch, length=run.length, seed=run.seed)
+    sharding.by_first(lambda: check_loggers(run.loggers))
 
 
 def _train(
@@ -224,6 +246,7 @@ def _train(
     shard = (jax.process_index(), jax.process_count())
     stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=reads)
     step, report = _compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
+    finite = jax.jit(_all_finite, out_shardings=sharding.everywhere(mesh))
     log = Log(
         out,
         steps=run.steps,
@@ -246,6 +269,7 @@ def _train(
             if reports:
                 log.report(n, report(state))
             if saves:
+                _check_finite(finite, state, writer, n)
                 log.flush()  # so that a checkpoint never knows more than the log beside it
                 saved = writer.save(n, _saved(state))
             if reports or saves:
@@ -281,14 +305,26 @@ def _read(metrics: Scalars, writer: Writer, log: Log, n: int, write: bool) -> No
     numbers = jax.device_get(metrics)
     metrics.clear()
     if broken := int(numbers.pop("broken")):
-        good = writer.wait()
-        kept = f"the checkpoint of step {good[-1]} is good" if good else "there is no checkpoint yet"
-        raise ReverieError(
-            f"the loss or its gradient is not finite since step {broken}; {kept}. Try a lower learning rate, more "
-            f"warm-up or stronger clipping."
-        )
+        raise _not_finite(f"the loss or its gradient is not finite since step {broken}", writer)
     if write:
         log.metrics(n, numbers)
+
+
+def _all_finite(*weights: Weights) -> Array:
+    leaves = [leaf for leaf in jax.tree.leaves(weights) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, [jnp.isfinite(leaf).all() for leaf in leaves])
+
+
+def _check_finite(finite: Callable[..., Array], state: TrainState, writer: Writer, n: int) -> None:
+    """Raise ReverieError unless all weights are finite: those of a last update appear in no loss."""
+    if not jax.device_get(finite(state.params, state.rest, state.ema)):
+        raise _not_finite(f"a weight is not finite after step {n}", writer)
+
+
+def _not_finite(what: str, writer: Writer) -> ReverieError:
+    good = writer.wait()
+    kept = f"the checkpoint of step {good[-1]} is good" if good else "there is no checkpoint yet"
+    return ReverieError(f"{what}; {kept}. Try a lower learning rate, more warm-up or stronger clipping.")
 
 
 def _compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState) -> Any:
@@ -319,41 +355,6 @@ def _compile_report(
     report = placement.traced_on(sharding.place(mesh, run.mesh), report)
     compiled: Any = jax.jit(report, out_shardings=sharding.everywhere(mesh), compiler_options=compiler_options())
     return lambda state: jax.device_get(compiled(batch, state.ema or state.params, state.rest, frozen))
-
-
-def _resume_from(run: Run, out: Path, dataset: Dataset) -> int | None:
-    """Return up to which step the checkpoints in ``out`` are this run's, None if there are none to go on from."""
-    saved = checkpoint.steps(out)
-    if not saved:
-        return None
-    record = checkpoint.read_record(out)
-    differ = config.differences(record.run, run)
-    how = [said for name, said in differ.items() if name.rpartition(".")[2] in HOW]
-    if changes := [s for name, s in differ.items() if name.split(".")[0] not in MAY_CHANGE and s not in how]:
-        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-        raise ReverieError(
-            f"'{out}' holds another run ({', '.join(changes[:3])}{more}): choose another folder, or start over "
-            f"with --fresh."
-        )
-    if record.fingerprint != dataset.fingerprint:
-        raise ReverieError(
-            f"'{out}' was trained on other data ({record.fingerprint}, now {dataset.fingerprint}): choose another "
-            f"folder, or start over with --fresh."
-        )
-    if how and jax.process_index() == 0:
-        print(f"'{out}' goes on computed in another way, with rounding of its own: {', '.join(how)}.", flush=True)
-    if record.run.steps == run.steps:
-        return run.steps
-    # Only up to where the rate begins to fall is a longer (or shorter) run the same run.
-    common = min(run.optimizer.fall(record.run.steps), run.optimizer.fall(run.steps))
-    if saved[0] > common:
-        raise ReverieError(
-            f"'{out}' cannot go from {record.run.steps} to {run.steps} steps: its learning rate depends on the length "
-            f"from step {common} on, and no checkpoint is left from before. Start over with --fresh."
-        )
-    if saved[-1] > common and jax.process_index() == 0:
-        print(f"'{out}' goes on from step {max(n for n in saved if n <= common)}: later its learning rate fell.")
-    return common
 
 
 def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | None) -> tuple[TrainState, Weights]:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from reverie.checksums import checked, write_json
 from reverie.data.arrays import ArrayDataset
 from reverie.errors import ReverieError
 from reverie.training.checkpoint import CHECKPOINTS, Writer, restore
+from reverie.training.folder import LOCK, owned
 from reverie.training.record import RECORD, find_run, read_record, write_record
 
 NOTES = ("world.json", "eval.json")  # beside the stages of a world
@@ -38,20 +40,26 @@ def export(run: str | Path, out: str | Path) -> Path:
     if not stages:
         find_run(source)
     half = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        for stage in stages:
-            _export_stage(stage, source, half / stage.relative_to(source))
-        for name in NOTES:
-            if _is_plain(source / name):
-                data = checked(read_json(source / name), f"'{source / name}'")
-                write_json(half / name, _without_places(data))
-        if _is_plain(source / STARTS):
-            starts = ArrayDataset.load(source / STARTS, STARTS_BYTES)
-            spec = _spec_without_places(starts.spec)
-            ArrayDataset(spec, starts.lengths, starts.arrays).save(half / STARTS)
-        os.replace(half, out)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
+    for left in out.parent.glob(f".{out.name}.[0-9]*"):  # of exports that were killed: nobody holds their lock
+        with suppress(ReverieError), owned(left):
+            shutil.rmtree(left)
+    with owned(half):
+        try:
+            for stage in stages:
+                _export_stage(stage, source, half / stage.relative_to(source))
+            for name in NOTES:
+                if _is_plain(source / name):
+                    data = checked(read_json(source / name), f"'{source / name}'")
+                    data.pop("contents", None)  # the names of somebody's files
+                    write_json(half / name, _without_places(data))
+            if _is_plain(source / STARTS):
+                starts = ArrayDataset.load(source / STARTS, STARTS_BYTES)
+                spec = _spec_without_places(starts.spec)
+                ArrayDataset(spec, starts.lengths, starts.arrays).save(half / STARTS)
+            (half / LOCK).unlink()
+            os.replace(half, out)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
     return out
 
 
@@ -63,7 +71,7 @@ def _export_stage(stage: Path, source: Path, out: Path) -> None:
     run = config.from_json(_without_places(config.to_json(record.run)))
     device = SingleDeviceSharding(jax.local_devices()[0])
     step, found = restore(stage, lambda shape: device, ("weights", "ema"))
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_record(out, replace(record, run=run, spec=_spec_without_places(record.spec)))
     with Writer(out) as writer:
         writer.save(step, {"weights": found["weights"] | found["ema"]})

@@ -27,6 +27,7 @@ from reverie.errors import Damaged, ReverieError
 from reverie.training import flops
 
 LoggerName = Literal["tensorboard", "wandb"]
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 UNITS = {"frames": "frames", "steps": "steps", "flops": "FLOP"}  # what is counted per second, and how it is written
 WANDB = "wandb-id"  # a file in the folder of a run that logs to Weights & Biases
 QUIET = 10.0  # seconds between lines where there is no terminal to draw a bar on
@@ -188,6 +189,12 @@ class Log:
             print(f"step {step:>7}/{self._steps}  {text}{ends}", flush=True)
 
 
+def check_loggers(names: Sequence[LoggerName]) -> None:
+    """Raise ReverieError when the package that a logger needs is not installed."""
+    for name in names:
+        _need(PACKAGES[name], name)
+
+
 def open_loggers(names: Sequence[LoggerName], folder: Path, config: dict[str, Any]) -> list[Logger]:
     """Return the loggers a run asks for; ReverieError when the package one of them needs is not installed."""
     return [{"tensorboard": _TensorBoard, "wandb": _Wandb}[name](folder, config) for name in names]
@@ -217,7 +224,7 @@ def si(value: float) -> str:
 
 class _TensorBoard:
     def __init__(self, folder: Path, config: dict[str, Any]):
-        self._writer = _need("tensorboardX", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        self._writer = _need(PACKAGES["tensorboard"], "tensorboard").SummaryWriter(str(folder / "tensorboard"))
         self._writer.add_text("config", json.dumps(config, indent=1))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -233,7 +240,7 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, folder: Path, config: dict[str, Any]):
-        self._wandb = _need("wandb", "wandb")
+        self._wandb = _need(PACKAGES["wandb"], "wandb")
         # The folder remembers which run it is: after an interruption, and wherever it is moved.
         note = folder / WANDB
         if not note.is_file():

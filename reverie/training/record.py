@@ -13,9 +13,9 @@ from reverie import config
 from reverie.bounded import read_json
 from reverie.checksums import checked, write_json
 from reverie.errors import Damaged, ReverieError, did_you_mean, first_line
+from reverie.training.folder import RECORD, settled
 
 FORMAT = 2  # of run.json; format 1 had no checksum
-RECORD = "run.json"
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def find_run(path: str | Path) -> Path:
     if not path.exists():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ReverieError(f"there is nothing at '{path}'.{did_you_mean(path.name, near) if len(near) < 50 else ''}")
+    settled(path)
     for folder in (path, path / "dynamics"):
         if (folder / RECORD).is_file():
             return folder

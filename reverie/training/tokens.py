@@ -28,7 +28,7 @@ from reverie.data.episode import Dataset
 from reverie.errors import Damaged, ReverieError, first_line
 from reverie.nn.compiled import compiled
 from reverie.training import sharding
-from reverie.training.checkpoint import FULL
+from reverie.training.folder import FULL
 
 SEGMENT, TOGETHER = 64, 8  # frames encoded at once, and how many such pieces in one call, or more for more devices
 

@@ -3,6 +3,7 @@
 Each video is decoded once, from beginning to end, holding no more than one episode in memory.
 """
 
+import hashlib
 import itertools
 import logging
 import math
@@ -120,11 +121,29 @@ class VideosConfig:
         films = self._films()
         return sum(film.rows is not None for film in films) / len(films)
 
+    def contents(self) -> dict[str, str]:
+        """Return a hash of each video by its name: of its size, beginning and end, wherever it lies."""
+        root = Path(self.path)
+        return {_name(path, root): _hash(path) for path in _files(root)}
+
     def _films(self) -> tuple[Film, ...]:
         files = _files(Path(self.path))
         beside = [path for file in files for end in action_files.ENDINGS if (path := file.with_suffix(end)).is_file()]
         stamps = tuple((path, stat.st_mtime_ns, stat.st_size) for path in files + beside for stat in [path.stat()])
         return _look(self, tuple(files), stamps)
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.name if path == root else path.relative_to(root).as_posix()
+
+
+def _hash(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(f"{size}".encode() + file.read(2**20))
+        file.seek(max(0, size - 2**20))
+        digest.update(file.read(2**20))
+    return digest.hexdigest()[:16]
 
 
 def _files(path: Path) -> list[Path]:
@@ -161,7 +180,7 @@ def _look(config: VideosConfig, files: tuple[Path, ...], stamps: tuple) -> tuple
     """Open every file once; what cannot be used is logged. ReverieError when none can."""
     root, films, reasons = Path(config.path), [], []
     for path in files:
-        name = path.name if path == root else path.relative_to(root).as_posix()
+        name = _name(path, root)
         try:
             one = film.look(path, name)
             long = one.shape[1] / one.shape[0] * config.size[0] / config.size[1]

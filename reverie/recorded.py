@@ -1,0 +1,125 @@
+"""The data of a world: where they come from, and whether they are still the same, wherever they lie by now."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reverie import config
+from reverie.checksums import read_signed, write_json
+from reverie.data.sources import sources
+from reverie.data.sources.videos import VideosConfig
+from reverie.data.store import MANIFEST, open_dataset, write_source
+from reverie.errors import Damaged, ReverieError, did_you_mean
+from reverie.presets.recipe import Recipe
+from reverie.training import checkpoint
+from reverie.training.record import read_record
+
+WORLD = "world.json"  # the recipe of a world, with what its source held ("contents") and the minutes it was given
+
+
+def source_of(source: str, out: Path) -> Any:
+    """Return the config of a source, or None if ``source`` is a dataset already.
+
+    ``out``: a world's folder. Where its data are complete, what they were made of may be gone.
+    """
+    path = Path(source)
+    if (path.is_dir() and (path / MANIFEST).is_file()) or path.suffix == ".npz":
+        return None
+    if path.exists():
+        return VideosConfig(path=str(path.resolve()))
+    known = sources()
+    if source in known and source != "videos":
+        return known[source]()
+    noted = note(out)
+    if noted and (out / "data").exists():
+        print(f"there is no '{source}' any more: '{out}' goes on with its own data.", file=sys.stderr)
+        return noted["source"] if isinstance(noted["source"], str) else config.from_json(noted["source"])
+    raise ReverieError(
+        f"there is no folder, video or source '{source}'.{did_you_mean(source, set(known) - {'videos'})}"
+    )
+
+
+def note(out: Path) -> dict[str, Any] | None:
+    """Return what ``world.json`` says, None if there is none; ReverieError if it is damaged."""
+    if not (out / WORLD).is_file():
+        return None
+    try:
+        found = read_signed(out / WORLD)
+    except Damaged:
+        found = {}
+    if "source" not in found:
+        raise ReverieError(f"'{out / WORLD}' is damaged: remove it to go on with the data beside it.")
+    return found
+
+
+def minutes_of(noted: dict[str, Any] | None) -> float | None:
+    """Return how long a world was trained, as its note says; None where steps were given instead."""
+    if noted is None:
+        return None
+    match = re.fullmatch(r"([\d.e+]+) minutes", str(noted.get("takes")))  # earlier versions note nothing else
+    learned = match and str(noted.get("about")).startswith("made for")
+    return noted.get("minutes", float(match[1]) if match and learned else None)
+
+
+def write_note(place: Path, recipe: Recipe, **more: Any) -> None:
+    """Write ``world.json``; what is None in ``more`` is left out."""
+    write_json(place / WORLD, config.to_json(recipe) | {key: value for key, value in more.items() if value is not None})
+
+
+def record(recipe: Recipe, out: Path, check: Callable[[Any], object], say: Callable[[str], object]) -> None:
+    """Make the data in a world's folder, unless they are there and of this source. ``check`` sees them first."""
+    source, noted = recipe.source, note(out)
+    if noted and (out / "data").exists():
+        _check_source(source, noted, out)
+    elif isinstance(source, str):
+        check(open_dataset(source))
+        if (out / "data").is_symlink():
+            (out / "data").unlink()  # to where the data were
+        (out / "data").symlink_to(Path(source), target_is_directory=Path(source).is_dir())
+    elif not (out / "data").exists():
+        say("data: recording" if source.spec().simulator else "data: reading")
+        write_source(out / "data", source)
+    if noted is None:
+        write_note(out, recipe, contents=_contents(source))
+
+
+def _check_source(source: Any, noted: dict[str, Any], out: Path) -> None:
+    """Raise ReverieError if the data in a world's folder are not of ``source``; say what of it is not in the world."""
+    made, now = noted["source"], config.to_json(source)
+    if made == now and not hasattr(source, "contents"):
+        return
+    if isinstance(made, str) and isinstance(now, str):
+        if open_dataset(now).fingerprint == _fingerprint(out):
+            return
+    elif isinstance(made, dict) and hasattr(source, "contents") and {**made, "path": ""} == {**now, "path": ""}:
+        contents, known = _contents(source), noted.get("contents")
+        if contents is None:
+            return  # its files are gone
+        if known is None:  # by an earlier version, which notes no more than names
+            names = set(getattr(open_dataset(out / "data"), "sources", ()))
+            known = {name: key for name, key in contents.items() if name in names}
+        new = sorted(name for name, key in contents.items() if key not in known.values())
+        if len(new) < len(contents):
+            if new:
+                some = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
+                what = f"{len(new)} new video{'s are' if len(new) > 1 else ' is'} not in this world ({some})"
+                print(f"{what}: choose another --out to learn from all.", file=sys.stderr)
+            return
+    raise ReverieError(f"'{out}' was made from other data, or otherwise recorded: choose another --out.")
+
+
+def _contents(source: Any) -> dict[str, str] | None:
+    """Return a hash of each file of a source, by name; None where it has none, or they are gone."""
+    if not hasattr(source, "contents") or not os.path.exists(source.path):
+        return None
+    return source.contents()
+
+
+def _fingerprint(out: Path) -> str:
+    """The fingerprint of the data that a world was trained on."""
+    if checkpoint.steps(out / "tokenizer"):
+        return read_record(out / "tokenizer").fingerprint.partition("-shifted")[0]
+    return open_dataset(out / "data").fingerprint

@@ -1,0 +1,207 @@
+"""The folder of a run or of a world as one transaction: locked, tidied, and never worse than it was.
+
+What replaces something (a longer run, a run begun anew) is made in a folder ``.next`` inside, in the same form, and
+takes the place of what was there in one step when it is complete: ``.next`` is renamed ``.commit``, and what is in
+``.commit`` is then moved. Whoever comes next finishes that, if the process was killed between. Until then everything
+that was there stays as it is; a kill leaves ``.next``, from which the next try goes on.
+"""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+from reverie.bounded import read_json
+from reverie.errors import ReverieError
+from reverie.training.sharding import by_first
+
+LOCK, NEXT, COMMIT, OLD, PLAN = ".lock", ".next", ".commit", ".old", ".plan"
+RECORD = "run.json"
+# What belongs to a run and to a world; anything else in their folders is the user's, and is never touched. RECORD comes
+# last: a run is what it says, so what it says must be there before.
+RUN = ("checkpoints", "report", "cache", "tensorboard", "wandb", "wandb-id", "metrics.jsonl", "timing.jsonl", RECORD)
+WORLD = ("starts.npz", "eval", "eval.json", "world.json")
+FIXED = ("checkpoints", "cache")  # files never written to again: a second name is as good as a copy
+# What kills leave of files and folders that were being written.
+LEFT = (".*.json.*", "metrics.[0-9]*", "timing.[0-9]*", ".*.part", ".trial-*", "cache/.*", OLD)
+# What a disk refuses: it is full, read-only, forbidden, or has a file where a folder should be.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+
+_mine: set[Path] = set()  # folders that this process owns
+
+
+@contextmanager
+def owned(*folders: Path) -> Iterator[None]:
+    """Create folders, keep other processes from training in them, and tidy them; ReverieError if one is in use.
+
+    What their disk refuses meanwhile is one line. A folder in which nothing was made is removed again.
+    """
+    try:
+        with ExitStack() as stack:
+            for folder in folders:
+                if folder not in _mine:
+                    stack.enter_context(_locked(folder))
+            yield
+    except OSError as error:
+        if error.errno not in FULL | CLOSED:
+            raise
+        raise ReverieError(f"cannot write to '{folders[0]}': {error.strerror}.") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    locks: list[IO] = []
+    made = not folder.exists()
+
+    def begin() -> None:
+        locks.append(_lock(folder))
+        settle(folder)
+        for pattern in LEFT:
+            for left in folder.glob(pattern):
+                _remove(left)
+
+    _mine.add(folder)
+    try:
+        by_first(begin)
+        yield
+    finally:
+        _mine.discard(folder)
+        for lock in locks:
+            with suppress(OSError):  # Windows removes no open file
+                (folder / LOCK).unlink()
+            lock.close()
+            with suppress(OSError):  # unless it is empty
+                if made:
+                    folder.rmdir()
+
+
+def _lock(folder: Path) -> IO:
+    """Return the lock of a folder; the system lets go of it however the process ends."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = (folder / LOCK).open("w")
+        except FileNotFoundError:
+            continue  # the folder was removed by its last owner
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+                return file
+        except FileNotFoundError:
+            pass  # the lock was removed by its last owner, and is another file by now
+        except OSError as error:
+            file.close()
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise ReverieError(f"another process is training in '{folder}': wait, or choose another.") from None
+        file.close()
+
+
+def begin(folder: Path, keeps: Callable[[Path], bool]) -> Path:
+    """Make the folder in which a successor is trained, of what it ``keeps`` (by path within), and return it."""
+    new = folder / NEXT
+    discard(folder)
+    half = folder / f"{NEXT}.part"
+    _remove(half)
+    half.mkdir()
+    for item in _items(folder):
+        if keeps(item):
+            _copy(folder / item, half / item, item, keeps)
+    if (folder / "data").exists():
+        (half / "data").symlink_to(Path("..") / "data", target_is_directory=(folder / "data").is_dir())
+    os.replace(half, new)
+    return new
+
+
+def discard(folder: Path) -> None:
+    """Throw away a successor that was begun."""
+    _remove(folder / NEXT)
+
+
+def commit(folder: Path) -> None:
+    """Put the complete successor in the place of what is there."""
+    new = folder / NEXT
+    moved = [item.as_posix() for item in _items(new)]
+    removed = [item.as_posix() for item in _items(folder) if item.as_posix() not in moved]
+    _remove(folder / COMMIT)
+    (new / PLAN).write_text(json.dumps({"moved": moved, "removed": removed}), encoding="utf-8")
+    os.replace(new, folder / COMMIT)
+    settle(folder)
+
+
+def settle(folder: Path) -> None:
+    """Finish a ``commit`` that was cut short. The folder must be ``owned``."""
+    done = folder / COMMIT
+    if not done.is_dir():
+        return
+    plan = read_json(done / PLAN) if (done / PLAN).is_file() else {"moved": [], "removed": []}
+    assert isinstance(plan, dict)
+    for name in plan["moved"]:
+        if os.path.lexists(done / name):
+            _set_aside(folder, name)
+            (folder / name).parent.mkdir(exist_ok=True)
+            os.replace(done / name, folder / name)
+    for name in plan["removed"]:
+        _set_aside(folder, name)
+    _remove(done)
+    _remove(folder / OLD)
+
+
+def settled(path: Path) -> None:
+    """Let a ``commit`` in a folder, or in the one around it, be finished before something is read there."""
+    for folder in (path, path.parent):
+        for _ in range(100):
+            if not (folder / COMMIT).is_dir() or folder in _mine:
+                break
+            with suppress(ReverieError), owned(folder):
+                break
+            time.sleep(0.05)
+
+
+def _items(folder: Path) -> list[Path]:
+    """What a run or world has in its folder, by path within it, in the order in which it is to be replaced."""
+    stages = sorted(path.parent.name for path in folder.glob(f"[!.]*/{RECORD}"))
+    names = [Path(stage, name) for stage in stages for name in RUN] + [Path(name) for name in (*WORLD, *RUN)]
+    return [name for name in names if os.path.lexists(folder / name)]
+
+
+def _copy(source: Path, target: Path, item: Path, keeps: Callable[[Path], bool]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        target.mkdir()
+        for inside in source.iterdir():
+            if keeps(item / inside.name):
+                _copy(inside, target / inside.name, item / inside.name, keeps)
+        return
+    if set(FIXED) & set(item.parts):
+        with suppress(OSError):  # a disk without hard links
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
+
+
+def _set_aside(folder: Path, name: str) -> None:
+    if os.path.lexists(folder / name):
+        gone = folder / OLD / name
+        _remove(gone)
+        gone.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, gone)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

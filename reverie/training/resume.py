@@ -1,0 +1,74 @@
+"""Where a run goes on: in which folder, from which checkpoint, and whether what is there is the same run at all."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from reverie import config
+from reverie.data.episode import Dataset
+from reverie.errors import ReverieError
+from reverie.training import checkpoint, folder
+from reverie.training.record import read_record
+
+# What may differ when a run is resumed. (The data are known by their fingerprint, wherever they lie.)
+MAY_CHANGE = {"steps", "data", "log_every", "report_every", "report_clips", "save_every", "keep", "loggers"}
+# Where and how it is computed, and not what: these may change as well, anywhere in a config, and a line says so.
+HOW = {"mesh", "accumulate", "remat", "scan", "dtype"}
+
+
+def places(run: Any, out: Path, dataset: Dataset, fresh: bool) -> tuple[Path, Path, int | None]:
+    """Return where checkpoints are read from, where the run is trained, and up to which step the checkpoints are its.
+
+    What is there is replaced by a run begun anew or one that goes on from before its end; that is trained in a folder
+    of its own until it is complete (``training.folder``). One that was begun there before goes on.
+    """
+    new = out / folder.NEXT
+    if fresh:
+        return (out, new, None) if checkpoint.steps(out) else (out, out, None)
+    if checkpoint.steps(new) and (is_run(run, new) or not checkpoint.is_done(out, run)):
+        with contextlib.suppress(ReverieError):  # it is another run's
+            return new, new, resume_from(run, new, dataset)
+    newest, saved = resume_from(run, out, dataset), checkpoint.steps(out)
+    return out, new if newest is not None and newest < saved[-1] else out, newest
+
+
+def is_run(run: Any, out: Path) -> bool:
+    """Whether what was begun in a folder is just this run."""
+    return config.to_json(read_record(out).run) == config.to_json(run)
+
+
+def resume_from(run: Any, out: Path, dataset: Dataset) -> int | None:
+    """Return up to which step the checkpoints in ``out`` are this run's, None if there are none to go on from."""
+    saved = checkpoint.steps(out)
+    if not saved:
+        return None
+    record = read_record(out)
+    differ = config.differences(record.run, run)
+    how = [said for name, said in differ.items() if name.rpartition(".")[2] in HOW]
+    if changes := [s for name, s in differ.items() if name.split(".")[0] not in MAY_CHANGE and s not in how]:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise ReverieError(
+            f"'{out}' holds another run ({', '.join(changes[:3])}{more}): choose another folder, or start over "
+            f"with --fresh."
+        )
+    if record.fingerprint != dataset.fingerprint:
+        raise ReverieError(
+            f"'{out}' was trained on other data ({record.fingerprint}, now {dataset.fingerprint}): choose another "
+            f"folder, or start over with --fresh."
+        )
+    if how and jax.process_index() == 0:
+        print(f"'{out}' goes on computed in another way, with rounding of its own: {', '.join(how)}.", flush=True)
+    if record.run.steps == run.steps:
+        return run.steps
+    # Only up to where the rate begins to fall is a longer (or shorter) run the same run.
+    common = min(run.optimizer.fall(record.run.steps), run.optimizer.fall(run.steps))
+    if saved[0] > common:
+        raise ReverieError(
+            f"'{out}' cannot go from {record.run.steps} to {run.steps} steps: its learning rate depends on the length "
+            f"from step {common} on, and no checkpoint is left from before. Start over with --fresh."
+        )
+    if saved[-1] > common and jax.process_index() == 0:
+        print(f"'{out}' goes on from step {max(n for n in saved if n <= common)}: later its learning rate fell.")
+    return common
