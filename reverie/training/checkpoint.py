@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def load(path: str | Path) -> Any:
     # An objective's `init` loads other runs while it is being traced. Traces belong to a thread: in one of its own,
     # what is read here are arrays, wherever the call came from.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(contextvars.copy_context().run, work).result()
+        return thread.submit(copy_context().run, work).result()
 
 
 def _load(folder: Path) -> Any:
