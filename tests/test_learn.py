@@ -187,7 +187,8 @@ def test_a_world_stays_until_its_successor_is_measured(made, tmp_path, monkeypat
 def test_videos_may_move_and_go_and_new_ones_are_named(made, tmp_path, capsys):
     recipe, done = made
     out = Path(shutil.copytree(done, tmp_path / "world", symlinks=True))
-    moved, before = films(tmp_path / "moved", 4), whole(out)
+    moved, before = Path(shutil.copytree(recipe.source.path, tmp_path / "moved")), whole(out)
+    shutil.copy(films(tmp_path / "other", 4) / "3.mkv", moved)
     (moved / "0.mkv").rename(moved / "renamed.mkv")
     (moved / "2.mkv").unlink()
     train(dataclasses.replace(recipe, source=dataclasses.replace(recipe.source, path=str(moved))), out)
