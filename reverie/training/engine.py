@@ -252,6 +252,7 @@ def _train(
         steps=run.steps,
         resume=start,
         frames=run.batch * run.length,
+        name=folder.named(out).name,
         split=held_out.split,
         loggers=open_loggers(run.loggers, out, config.to_json(run)) if jax.process_index() == 0 else (),
         progress=progress,

@@ -125,6 +125,11 @@ def begin(folder: Path, keeps: Callable[[Path], bool]) -> Path:
     return new
 
 
+def named(folder: Path) -> Path:
+    """Return the path that a run is known by: of a successor, that of what it is to replace."""
+    return Path(*(part for part in folder.parts if part != NEXT))
+
+
 def discard(folder: Path) -> None:
     """Throw away a successor that was begun."""
     _remove(folder / NEXT)

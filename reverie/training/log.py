@@ -52,7 +52,7 @@ class Logger(Protocol):
 class Log:
     """The log of one run. ``resume``: how many steps were made before; later lines of an earlier try are dropped.
 
-    ``frames``: how many one step reads. ``split``: of which part of the data reports are. ``writes`` is false on all
+    ``frames``: how many one step reads. ``name``: of the bar. ``split``: of which part of the data reports are. ``writes`` is false on all
     processes but one.
     """
 
@@ -63,6 +63,7 @@ class Log:
         steps: int,
         resume: int,
         frames: int,
+        name: str = "",
         split: str = "",
         loggers: Sequence[Logger] = (),
         progress: bool = True,
@@ -85,7 +86,7 @@ class Log:
         self._plain = progress and writes and not console.is_terminal
         if progress and writes and console.is_terminal:
             self._bar = progress_bar(console)
-            self._task = self._bar.add_task(folder.name, total=steps, completed=resume, text="")
+            self._task = self._bar.add_task(name or folder.name, total=steps, completed=resume, text="")
             self._bar.start()
 
     def count(self, program: Any, devices: Any) -> None:
