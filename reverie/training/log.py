@@ -52,8 +52,8 @@ class Logger(Protocol):
 class Log:
     """The log of one run. ``resume``: how many steps were made before; later lines of an earlier try are dropped.
 
-    ``frames``: how many one step reads. ``name``: of the bar. ``split``: of which part of the data reports are. ``writes`` is false on all
-    processes but one.
+    ``frames``: how many one step reads. ``name``: of the bar. ``split``: of which part of the data reports are.
+    ``writes`` is false on all processes but one.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Log:
         self.peak = 0.0  # FLOP/s of all devices together, where it is known
         self._loggers = loggers if writes else ()
         if writes:
-            for name in ("metrics.jsonl", "timing.jsonl"):
-                _cut(folder / name, resume)
+            for file in ("metrics.jsonl", "timing.jsonl"):
+                _cut(folder / file, resume)
             self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
         self._clock = (resume, time.perf_counter())
