@@ -29,7 +29,7 @@ def work(kind: str, out: Path, cache: Path) -> None:
     from reverie.training.export import export
 
     if kind == "export":
-        export(out, out.with_name("export"))
+        export(out, out.with_name("copy"))
     elif kind == "cache":
         fit(lam_run(), out / "lam", dataset=long_data(), progress=False)
     else:
@@ -112,7 +112,7 @@ def test_kills_make_nothing_worse(tmp_path):
 
 def begin(folder: Path, kind: str, whole: dict[str, Path]) -> Path:
     out = folder / "work" / kind
-    shutil.rmtree(out.parent / "export", ignore_errors=True)
+    shutil.rmtree(out.parent / "copy", ignore_errors=True)
     shutil.rmtree(out, ignore_errors=True)
     return Path(shutil.copytree(whole["world" if kind == "cache" else "short"], out))
 
@@ -126,14 +126,14 @@ def check(kind: str, out: Path, whole: dict[str, Path], *, ended: bool) -> None:
             assert not [path for path in (out / "lam" / "cache").iterdir() if path.name[0] == "."]
     elif kind == "export":
         assert content(out) == content(whole["short"])
-        copy = out.with_name("export")
+        copy = out.with_name("copy")
         assert copy.exists() or not ended
         if copy.exists():
             from reverie.training.checkpoint import load
 
             load(copy)
         if ended:
-            assert not list(out.parent.glob(".export*"))
+            assert not list(out.parent.glob(".copy*"))
     else:
         before = content(whole["short"])
         now = content(out) if (out / ".commit").is_dir() or state(out)[0] == 8 else None
