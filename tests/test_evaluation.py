@@ -25,6 +25,7 @@ from reverie.evaluation.report import MEANING, table, write_report
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.batch import Loss, mean
 from reverie.nn.quantise import FSQConfig, VQConfig
 from reverie.nn.transformer import TransformerConfig
 from reverie.world import WorldConfig, WorldModel
@@ -194,7 +195,7 @@ class Planted(nnx.Module):
         """How much of a frame is not what it expects, and a little for surprise at all."""
         time_first = jnp.moveaxis(latents, 1, 0), self.obey(actions.T)
         wrong = jax.lax.map(lambda pair: self._wrong(*pair), (time_first[0][:-1], time_first[0][1:], time_first[1][1:]))
-        return 0.01 + jnp.mean(wrong), {}
+        return Loss((mean(0.01 + wrong),), {})
 
     def _wrong(self, seen, following, actions):
         memory, _ = self.observe(None, seen, None)

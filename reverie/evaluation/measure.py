@@ -55,7 +55,7 @@ def evaluate(
     temperature: float | None = None,
     speed: bool = True,
     deep: bool = True,
-    sessions: int = long_play.SESSIONS,
+    sessions: int | None = None,
     trained: int | None = None,
     practice: Dataset | None = None,
     features: Features | None = None,
@@ -67,7 +67,8 @@ def evaluate(
     what a world or dataset cannot have is None. Pictures are uint8: (H, W, 3) or, for a clip, (T, H, W, 3). Raises
     ReverieError when world and dataset do not belong together.
 
-    ``sessions``: how many are played for long (``long_play``) with each kind of keys, at most; 0 leaves that out.
+    ``sessions``: how many are played for long (``long_play``) with each kind of keys, at most; 0 leaves that out; None:
+    one for every four clips, at most 16.
     ``deep``: what ``thorough`` measures as well. For it, ``trained``: frames of a clip in training (None: the horizon);
     ``practice``: episodes from which a network learns to read actions; ``features``: of clips, a user's own.
     """
@@ -115,6 +116,8 @@ def evaluate(
     if deep:
         numbers |= thorough.measured(dreams, given, tokens, views, trained or horizon, practice, features)
         numbers |= cost(world)
+    if sessions is None:
+        sessions = min(long_play.SESSIONS, max(2, clips // 4))
     if sessions:
         flop = numbers["flop_per_frame"] or cost(world)["flop_per_frame"]
         states = exact.states if exact else None
