@@ -65,7 +65,7 @@ def eval_without_the_tokenizer(world):
     return "eval mine"
 
 
-@case("no dataset at '.*/mine/data'")
+@case("'mine' came without its data: name a store or .npz of the same kind with --data")
 def eval_without_the_data(world):
     shutil.rmtree(copy(world) / "data")
     return "eval mine"
@@ -99,7 +99,7 @@ def eval_with_records_of_another_shape_and_as_many_bytes(world):
     return "eval mine"
 
 
-@case("held-out episodes of '.*' are too short to dream on from: record longer ones")
+@case("held-out episodes of '.*' are too short to dream on from: record longer ones", "the split 'train' is used")
 def eval_on_episodes_shorter_than_the_context(world):
     mine = copy(world)
     shutil.rmtree(mine / "data")

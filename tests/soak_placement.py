@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from test_placement import FAMILIES
+
+pytestmark = pytest.mark.soak
 
 ASK = """
 import sys
