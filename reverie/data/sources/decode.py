@@ -143,7 +143,8 @@ def _sound(
     """
     assert isinstance(stream, av.VideoStream)
     context, damage, held = stream.codec_context, _Damage(), deque()
-    context.thread_type, context.options = "AUTO", {"max_pixels": str(LARGEST)}
+    # Threads for whole frames decode what is broken differently from time to time, as the machine is busy or not.
+    context.thread_type, context.options = "SLICE", {"max_pixels": str(LARGEST)}
     waiting: dict[int, _Stamps] = {}  # packets no frame has come of, by number in the order of decoding
     for number, packet in enumerate(container.demux(stream)):
         flush = not packet.size
