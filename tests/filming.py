@@ -35,6 +35,7 @@ def write(path, pictures, rate=30, times=None, **options):
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
         assert isinstance(stream, av.VideoStream)
+        stream.codec_context.thread_count = 1  # the same file whatever the number of cores
         for index, picture in enumerate(pictures):
             if index == 0:
                 stream.height, stream.width = picture.shape[:2]
