@@ -20,7 +20,7 @@ from reverie.models.dynamics.diffusion import DiffusionConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.nn.compiled import compiled
-from reverie.nn.transformer import TransformerConfig, apart
+from reverie.nn.transformer import TransformerConfig, unstack_layers
 from reverie.presets import preset
 from reverie.presets.recipe import Recipe
 from reverie.training import flops
@@ -45,7 +45,7 @@ class Sides:
     """
 
     def __init__(self, config: Any, context: int = CONTEXT):
-        dynamics, key = apart(config.make(nnx.Rngs(0))), jax.random.key(0)
+        dynamics, key = unstack_layers(config.make(nnx.Rngs(0))), jax.random.key(0)
         self.tokens = dynamics.transformer.tokens
         latents, actions = clip(config, dynamics.tokens, 1, context)
         with_memory = compiled(dynamics, lambda model, *inputs: model.imagine(*inputs)[:2], (0,), few_rows=True)
@@ -118,7 +118,7 @@ def imagining(name: str, config: Any, seconds: float, rows: int = 16, length: in
     Frame by frame in a Python loop: compiled and remembering; by ``nnx.jit``, as one would write it first; and without
     memory, every frame run over a context as long as the rollout.
     """
-    dynamics, key = apart(config.make(nnx.Rngs(0))), jax.random.key(0)
+    dynamics, key = unstack_layers(config.make(nnx.Rngs(0))), jax.random.key(0)
     latents, actions = clip(config, dynamics.tokens, rows, length)
     begun = compiled(dynamics, taken_in)(latents, actions)
     whole = compiled(dynamics, lambda model, memory, acts: rollout(model, memory, None, acts, key, length)[1].latents)

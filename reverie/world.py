@@ -19,7 +19,7 @@ from reverie.errors import ReverieError
 from reverie.nn.compiled import compiled
 from reverie.nn.embed import from_start
 from reverie.nn.patch import to_uint8
-from reverie.nn.transformer import apart
+from reverie.nn.transformer import unstack_layers
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Session:
         self.temperature = world.dynamics.temperature if temperature is None else temperature
         self.actions = world.config.actions
         if world not in _players:
-            player = apart(world)
+            player = unstack_layers(world)
             _players[world] = compiled(player, _begin), compiled(player, _continue, donate=(0,), few_rows=True)
         self._begin, self._continue = _players[world]
         self._memory = None

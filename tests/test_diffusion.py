@@ -119,7 +119,7 @@ def test_a_share_of_steps_is_taught_by_half_steps_however_few_rows_there_are(lev
     model = config.make(nnx.Rngs(0))
     latents, actions = clip(batch=1, length=3, of=ShortcutConfig)
     keys = jax.random.split(KEY, 400)
-    taught = jax.jit(jax.vmap(model._own))(keys)
+    taught = jax.jit(jax.vmap(model._is_bootstrap))(keys)
     assert abs(float(jnp.mean(taught.astype(jnp.float32))) - (share if levels > 1 else 0)) < 0.06
     loss = jax.jit(lambda key: model.loss(latents, actions, key[None]).metrics)
     for own in {bool(own) for own in taught}:
@@ -131,7 +131,7 @@ def test_all_rows_of_a_step_are_taught_alike():
     """However the batch is cut, the key of the step decides, and not that of a part."""
     model = dynamics(ShortcutConfig)
     steps, parts = jax.random.split(jax.random.key(3), 40), jax.random.split(KEY, 8)
-    own = [{bool(made_with(step, model._own)(part)) for part in parts} for step in steps]
+    own = [{bool(made_with(step, model._is_bootstrap)(part)) for part in parts} for step in steps]
     assert all(len(each) == 1 for each in own) and {True} in own and {False} in own
 
 
@@ -156,7 +156,7 @@ def test_two_half_steps_of_an_exact_flow_lead_to_its_data(level):
     def ahead(point, level, size):
         return point + (data - noise) * (1 - level - size)[..., None, None]
 
-    found = [two_half_steps(each, draft, at, size, steepest=100.0) for each in (exact, ahead)]
+    found = [two_half_steps(each, draft, at, size, velocity_clip=100.0) for each in (exact, ahead)]
     np.testing.assert_allclose(found[0], data, atol=1e-5)
     assert float(jnp.abs(found[1] - data).max()) > 0.1
 
@@ -164,9 +164,8 @@ def test_two_half_steps_of_an_exact_flow_lead_to_its_data(level):
 def test_a_shortcut_knows_how_far_it_steps():
     model = dynamics(ShortcutConfig)
     latents, actions = clip(length=T, of=ShortcutConfig)
-    denoise = jax.jit(
-        lambda size: model._denoiser(latents, actions, row_keys(KEY, 2))(latents[:, 1:], jnp.ones((2, T - 1)) / 2, size)
-    )
+    context = model._context(latents, actions, row_keys(KEY, 2))
+    denoise = jax.jit(lambda size: model._denoised(context, latents[:, 1:], jnp.ones((2, T - 1)) / 2, size))
     small, large = (denoise(jnp.full((2, T - 1), size)) for size in (1 / 64, 1 / 2))
     assert float(jnp.abs(small - large).max()) > 1e-3
 
@@ -196,7 +195,7 @@ def test_clips_in_a_row_know_nothing_of_each_other(dreamer):
     @jax.jit
     def predict(latents, actions):
         draft = noised(latents[:, 1:], jax.random.normal(KEY, latents[:, 1:].shape), level[..., None, None])
-        return dreamer._denoiser(latents, actions, row_keys(KEY, 1), begins)(draft, level)
+        return dreamer._denoised(dreamer._context(latents, actions, row_keys(KEY, 1), begins), draft, level)
 
     plain = predict(latents, actions)
     for t in range(6):
@@ -247,7 +246,9 @@ def test_a_teacher_is_an_average_that_is_not_trained(dreamer):
 
 def keys_of(model, own, rows=4):
     """Keys of a step that is taught by half steps, or of one that is not."""
-    return next(keys for i in range(99) if bool(model._own((keys := row_keys(jax.random.key(i), rows))[0])) == own)
+    return next(
+        keys for i in range(99) if bool(model._is_bootstrap((keys := row_keys(jax.random.key(i), rows))[0])) == own
+    )
 
 
 def gradient_of(model, latents, actions, keys):

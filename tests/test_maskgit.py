@@ -37,7 +37,7 @@ def make(transformer=SMALL, **changes):
 def test_a_hidden_frame_is_guessed_from_the_past_alone(way):
     """Logits of frame t may know latents before t and actions up to t; of frame t itself only what is not hidden."""
     model, (x, a), (y, b) = make(**WAYS[way]), clip(length=5), clip(length=5, seed=1)
-    run = jax.jit(lambda x, a: model._predict_hidden(x, a, row_keys(KEY, len(x)), share=1.0)[0])
+    run = jax.jit(lambda x, a: model._predict_masked(x, a, row_keys(KEY, len(x)), ratio=1.0)[0])
     full = run(x, a)
     for t in (1, 2, 4):
         mixed = run(
@@ -63,7 +63,7 @@ def test_training_guesses_what_playing_guesses(way):
 
     @jax.jit
     def both(x, a):
-        trained = model._predict_hidden(x, a, row_keys(KEY, len(x)), share=1.0)[0]
+        trained = model._predict_masked(x, a, row_keys(KEY, len(x)), ratio=1.0)[0]
         _, played = jax.lax.scan(play, model.empty(len(x)), (jnp.swapaxes(x, 0, 1), a.T))
         return trained, jnp.swapaxes(played, 0, 1)[:, 1:]
 
@@ -94,7 +94,7 @@ def test_it_computes_in_bfloat16_and_scanned():
         memory, latents, _ = jax.jit(model.imagine)(model.empty(2), a[:, 1], KEY)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, jax.jit(make().loss)(x, a, row_keys(KEY, len(x))).value, rtol=2e-2)
-    assert memory.ring.layers[0][0].dtype == jnp.bfloat16 and latents.dtype == jnp.int32
+    assert memory.cache.layers[0][0].dtype == jnp.bfloat16 and latents.dtype == jnp.int32
 
 
 def fill(logits, passes, temperature=1.0, rows=256, key=KEY, pace="cosine"):
@@ -194,13 +194,13 @@ def test_context_noise_disturbs_a_share_of_the_frames_to_predict_from_and_no_tar
         context_noise=0.5,
     )
     latents = jnp.broadcast_to(jnp.arange(6)[:, None], (200, 6, 20))
-    seen = np.asarray(config.make(nnx.Rngs(0))._disturbed(latents, row_keys(jax.random.key(0), 200)))
+    seen = np.asarray(config.make(nnx.Rngs(0))._corrupted(latents, row_keys(jax.random.key(0), 200)))
     other = np.asarray(latents)[:, ::-1]
     assert ((seen == latents) | (seen == other)).all()
     share = (seen != latents).mean(-1)
     assert 0.45 < (share > 0).mean() < 0.55 and 0.45 < share[share > 0].mean() < 0.55
     quiet = dataclasses.replace(config, context_noise=0.0).make(nnx.Rngs(0))
-    assert quiet._disturbed(latents, row_keys(jax.random.key(0), 200)) is latents
+    assert quiet._corrupted(latents, row_keys(jax.random.key(0), 200)) is latents
 
 
 def test_the_single_pace_draws_the_last_tokens_one_by_one():

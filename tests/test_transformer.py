@@ -9,8 +9,7 @@ import pytest
 from flax import nnx
 
 from reverie.nn.attention import attend, rotary_space, rotary_time, rotate, why_no_flash
-from reverie.nn.memory import remember
-from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig, apart
+from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig, unstack_layers
 
 B, T, N, M, S = 2, 8, 4, 16, 3
 SMALL = TransformerConfig(width=M, depth=2, heads=2, hidden=32, window=S)
@@ -33,12 +32,12 @@ def clip(seed=0, tokens=N, length=T):
     return jax.random.normal(jax.random.key(seed), (B, length, tokens, M))
 
 
-def frame_by_frame(model, x, memory=None):
-    def step(memory, x):
-        y, fresh = model.step(x, memory)
-        return remember(memory, fresh), y
+def frame_by_frame(model, x, cache=None):
+    def step(cache, x):
+        y, new_kv = model.step(x, cache)
+        return cache.append(new_kv), y
 
-    memory, y = jax.lax.scan(step, model.empty(len(x)) if memory is None else memory, jnp.swapaxes(x, 0, 1))
+    cache, y = jax.lax.scan(step, model.empty(len(x)) if cache is None else cache, jnp.swapaxes(x, 0, 1))
     return jnp.swapaxes(y, 0, 1)
 
 
@@ -48,7 +47,7 @@ def variant(request):
 
 
 def test_frame_by_frame_is_the_whole_clip(variant):
-    whole, steps = jax.jit(lambda x: (variant(x), frame_by_frame(apart(variant), x)))(clip())
+    whole, steps = jax.jit(lambda x: (variant(x), frame_by_frame(unstack_layers(variant), x)))(clip())
     # Eight bits of mantissa agree to a few hundredths; anything seen or missed that should not be is off by tenths.
     rounding = 1e-4 if variant.config.dtype == "auto" else 0.1
     np.testing.assert_allclose(steps, whole, atol=rounding)
@@ -180,9 +179,9 @@ def test_a_world_that_is_very_old_goes_on_as_a_young_one():
     model = make(window=4)
     x = clip(length=12)
     young = model.empty(B)
-    run = jax.jit(lambda memory: frame_by_frame(model, x, memory))
+    run = jax.jit(lambda cache: frame_by_frame(model, x, cache))
     old = run(young._replace(time=jnp.uint32(2**31)))
-    # An old world's memory is full; until the last of what was in it is out of reach, the two differ.
+    # An old world's cache is full of zeros; until the last of these has left the window, the two differ.
     np.testing.assert_allclose(old[:, 7:], run(young)[:, 7:], atol=1e-4)
 
 

@@ -22,7 +22,7 @@ from reverie.nn.batch import row_keys
 from reverie.nn.compiled import compiled
 from reverie.nn.embed import random_actions
 from reverie.nn.patch import to_uint8
-from reverie.nn.transformer import apart
+from reverie.nn.transformer import unstack_layers
 from reverie.training import flops
 from reverie.world import Session, WorldMemory, WorldModel, rollout
 
@@ -56,7 +56,7 @@ class Dreams:
 
     def __init__(self, world: WorldModel, *, batch: int = BATCH, seed: int = 0, temperature: float = 1.0):
         self.batch, self.seed, self.space = batch, seed, world.config.actions
-        world = apart(world)  # once, for all of these
+        world = unstack_layers(world)  # once, for all of these
         self._actions = compiled(world, lambda world, frames, actions, key: world.actions_of(frames, actions))
         self._reconstruct = compiled(world, _reconstruct)
         self._dream = compiled(world, partial(_dream, temperature))

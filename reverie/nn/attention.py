@@ -1,4 +1,4 @@
-"""Attention: one function, and the rotary positions it is fed with.
+"""Attention over a whole clip or over a KV cache, and rotary positions (RoPE).
 
 Shapes: B batch, Q queries, S keys, K heads, G key/value heads (K % G == 0), D head width.
 """
@@ -26,17 +26,18 @@ def attend(
 ) -> Float[Array, "b q k d"]:
     """Softmax attention with grouped heads; logits and softmax in float32.
 
-    ``causal`` lets query i read keys max(0, i - window + 1)..i. ``mask_QS`` is True where query q may read key s,
-    the same for all rows or (B, Q, S).
+    ``causal``: query i reads keys max(0, i - window + 1)..i. ``mask_QS``: the attention mask, True where query q reads
+    key s, the same for all rows or (B, Q, S).
     ``soft_cap`` > 0 squashes logits to cap * tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2).
 
-    On NVIDIA GPUs cuDNN's flash kernels do the work, where they can (``why_no_flash``); capped logits are written out.
+    On NVIDIA GPUs cuDNN's flash attention is used where it has a kernel (``why_no_flash``). It has none for capped
+    logits, so that case is written out here.
     """
     flash = False
     if jax.default_backend() == "gpu":
         reason = why_no_flash(q_BQKD, k_BSGD, mask_QS is not None, soft_cap, _compute_capability())
         flash = not reason
-        _say(reason)
+        _warn(reason)
     if soft_cap:
         return _capped(q_BQKD, k_BSGD, v_BSGD, _combine(mask_QS, causal, window, q_BQKD.shape[1]), soft_cap)
     band = (window - 1, 0) if causal and window is not None and window < q_BQKD.shape[1] else None
@@ -54,8 +55,8 @@ def attend(
 def why_no_flash(q_BQKD: Any, k_BSGD: Any, masked: bool, soft_cap: float, capability: float) -> str:
     """Return why cuDNN has no flash kernel for this attention, "" if it has one.
 
-    The first two: anything with ``shape`` and ``dtype``. ``capability``: the GPU's, such as 8.0 for an A100. The rules
-    are those of jax 0.10 (``check_is_flash_attention``), which raises where they are broken.
+    ``q_BQKD``, ``k_BSGD``: anything with ``shape`` and ``dtype``. ``capability``: the GPU's, such as 8.0 for an A100.
+    The rules are those of jax 0.10 (``check_is_flash_attention``), which raises where they are broken.
     """
     (_, queries, _, width), keys, most = q_BQKD.shape, k_BSGD.shape[1], 256 if capability >= 9 else 128
     if capability < 8:
@@ -80,38 +81,38 @@ def _compute_capability() -> float:
 
 
 @cache  # once for each reason
-def _say(reason: str) -> None:
+def _warn(reason: str) -> None:
     if reason:
         print(f"Attention without cuDNN's flash kernel, slower and with more memory: {reason}.", file=sys.stderr)
 
 
-def recall(
-    q_BNKD: Array, now: tuple[Array, Array], past: tuple[Array, Array], readable_S: Array, soft_cap: float = 0.0
+def cached_attention(
+    q_BNKD: Array, own: tuple[Array, Array], cached: tuple[Array, Array], valid_S: Array, soft_cap: float = 0.0
 ) -> Array:
-    """Attention of one query a token over what it remembers and itself: (B, N, K, D), as ``attend`` would give.
+    """Attention of one query per token over cached frames and its own: (B, N, K, D), as ``attend`` would give.
 
-    ``now``: own key and value (B, N, G, D). ``past``: keys and values (B, N, G, S, D), of which those are read
-    that ``readable_S`` is True for.
+    ``own``: the token's key and value (B, N, G, D). ``cached``: keys and values (B, N, G, S, D) of the KV cache, of
+    which the slots are read where ``valid_S`` is True.
     """
-    q = rearrange(q_BNKD, "b n (g r) d -> b n g r d", g=now[0].shape[2])
-    keys, values = past
-    kept = jnp.einsum("bngrd,bngsd->bngrs", q, keys, preferred_element_type=jnp.float32)
-    own = jnp.einsum("bngrd,bngd->bngr", q, now[0], preferred_element_type=jnp.float32)
-    logits = jnp.concatenate([kept, own[..., None]], axis=-1) * np.float32(q.shape[-1] ** -0.5)
+    q = rearrange(q_BNKD, "b n (g r) d -> b n g r d", g=own[0].shape[2])
+    keys, values = cached
+    cached_logits = jnp.einsum("bngrd,bngsd->bngrs", q, keys, preferred_element_type=jnp.float32)
+    own_logits = jnp.einsum("bngrd,bngd->bngr", q, own[0], preferred_element_type=jnp.float32)
+    logits = jnp.concatenate([cached_logits, own_logits[..., None]], axis=-1) * np.float32(q.shape[-1] ** -0.5)
     if soft_cap:
         logits = np.float32(soft_cap) * jnp.tanh(logits / np.float32(soft_cap))
-    readable = jnp.append(readable_S, True)
-    weights = jax.nn.softmax(jnp.where(readable[None, None, None, None], logits, np.float32(-1e30)), axis=-1)
+    mask = jnp.append(valid_S, True)
+    weights = jax.nn.softmax(jnp.where(mask[None, None, None, None], logits, np.float32(-1e30)), axis=-1)
     weights = weights.astype(values.dtype)
-    out = jnp.einsum("bngrs,bngsd->bngrd", weights[..., :-1], values) + weights[..., -1:] * now[1][:, :, :, None]
+    out = jnp.einsum("bngrs,bngsd->bngrd", weights[..., :-1], values) + weights[..., -1:] * own[1][:, :, :, None]
     return rearrange(out, "b n g r d -> b n (g r) d")
 
 
 def rotary_time(positions: Array | np.ndarray, width: int, base: float = 1e4) -> tuple[Array, Array]:
     """Return (cos, sin), each (T, width // 2), for (T,) integer frame positions (RoFormer, arXiv 2104.09864).
 
-    Angles are kept as fractions of a turn in uint32, where overflow *is* the modulo: phases stay exact for every
-    position, so a world can be played for ever. (In float32, frame 100,000 is already off by 6e-3 radians.)
+    Angles are fractions of a turn in uint32, where overflow *is* the modulo. So phases are exact at every position,
+    and a session may last for ever. (In float32, frame 100,000 is already off by 6e-3 radians.)
     """
     turns = base ** (-np.arange(width // 2) / (width // 2)) / (2 * np.pi)
     step = jnp.asarray(np.round(turns * 2.0**32).astype(np.uint32))
@@ -121,9 +122,9 @@ def rotary_time(positions: Array | np.ndarray, width: int, base: float = 1e4) ->
 
 
 def rotary_space(height: int, width: int, extra: int, head: int, base: float = 100.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return (cos, sin), each (height * width + extra, head // 2): rows turn the first half, columns the second.
+    """Return (cos, sin), each (height * width + extra, head // 2): row angles first, then column.
 
-    ``extra`` tokens that have no place in the picture come last and are not turned.
+    ``extra`` tokens without a position in the image come last and are not rotated.
     """
     quarter = head // 4
     freqs = base ** (-np.arange(quarter) / max(quarter, 1))
@@ -135,7 +136,7 @@ def rotary_space(height: int, width: int, extra: int, head: int, base: float = 1
 
 
 def rotate(x_ND: Array, cos: Array, sin: Array) -> Array:
-    """Turn pairs (x[..., i], x[..., i + D/2]) of ``x`` (..., N, K, D) by tables (..., N, D/2), in float32."""
+    """Rotate pairs (x[..., i], x[..., i + D/2]) of ``x`` (..., N, K, D) by tables (..., N, D/2), in float32."""
     a, b = jnp.split(x_ND.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     shape = (1,) * (a.ndim - cos.ndim) + cos.shape

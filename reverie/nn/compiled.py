@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from reverie.nn.transformer import apart
+from reverie.nn.transformer import unstack_layers
 
 
 class compiled:
@@ -22,7 +22,7 @@ class compiled:
     """
 
     def __init__(self, model: nnx.Module, fn: Callable, donate: Sequence[int] = (), few_rows: bool = False):
-        graph, state = nnx.split(apart(model))
+        graph, state = nnx.split(unstack_layers(model))
         self._leaves, tree = jax.tree.flatten(state)
 
         def run(leaves: list[jax.Array], *args: Any) -> Any:

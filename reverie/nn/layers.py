@@ -1,6 +1,6 @@
-"""The layers of the space-time transformer, and one group of them run over frames (see ``transformer.py``).
+"""The layers of the space-time transformer, and how a group of them is run (see ``transformer.py``).
 
-Shapes: B batch, T time, N tokens per frame, M model width, K heads, G key/value heads, D head width, S memory.
+Shapes: B batch, T time, N tokens per frame, M model width, K heads, G key/value heads, D head width, S cached frames.
 """
 
 from typing import Any, NamedTuple
@@ -12,20 +12,21 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from reverie.nn.attention import attend, recall, rotate
+from reverie.nn.attention import attend, cached_attention, rotate
+from reverie.nn.kv_cache import KeysValues
 from reverie.nn.linear import Linear
 from reverie.nn.precision import compute_dtype
 
 
 class Attention(nnx.Module):
-    """Multi-head attention over one axis of the tokens, with a residual branch's pre-norm inside."""
+    """Multi-head attention over one axis of the tokens, pre-norm."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         self.config = config
         kv, dtype = config.kv_heads or config.heads, compute_dtype(config.dtype)
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
         # One wide matmul for queries, keys and values: on CPU three narrow ones cost up to twice as much.
-        # Its bias is what lets a token ask for a place ("my left neighbour") whatever stands there.
+        # Its bias lets a query ask for a position ("my left neighbour") whatever its token holds.
         columns = (config.heads + 2 * kv) * config.head
         self.qkv = Linear(config.width, columns, dtype=dtype, rngs=rngs)
         self.out = Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
@@ -34,10 +35,11 @@ class Attention(nnx.Module):
             self.k_norm: Any = nnx.RMSNorm(config.head, rngs=rngs)
 
     def project(self, x: Array, rotation: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        """(..., N, M) -> queries (..., N, K, D), keys and values (..., N, G, D); queries and keys turned by a rotation.
+        """(..., N, M) -> rotated queries (..., N, K, D) and keys (..., N, G, D), and values (..., N, G, D).
 
-        Queries and keys are normalised and turned together: half the operations, of which a played frame has hundreds.
-        Split and not sliced: the gradient of a split is a concatenation, that of slices a sum of padded arrays.
+        Queries and keys are normalised and rotated together: that is half the operations, and a played frame has
+        hundreds of them. They are split and not sliced: the gradient of a split is a concatenation, that of slices a
+        sum of padded arrays.
         """
         c = self.config
         kv = c.kv_heads or c.heads
@@ -59,7 +61,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """The token-wise network of a layer, pre-norm inside."""
+    """The token-wise network of a layer, pre-norm."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         self.gated = config.activation == "swiglu"
@@ -77,75 +79,95 @@ class FeedForward(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Space attention, time attention (some layers), feed-forward: a residual sum of three."""
+    """Space attention, time attention (in some layers) and a feed-forward network, each with a residual connection."""
 
     def __init__(self, config: Any, index: int, *, rngs: nnx.Rngs):
-        looks_back = bool(config.time_every) and (index + 1) % config.time_every == 0
-        reads_frame = config.space and not (config.layout == "alternate" and looks_back)
-        self.space = Attention(config, rngs=rngs) if reads_frame else None
-        self.time = Attention(config, rngs=rngs) if looks_back else None
+        time = bool(config.time_every) and (index + 1) % config.time_every == 0
+        space = config.space and not (config.layout == "alternate" and time)
+        self.space = Attention(config, rngs=rngs) if space else None
+        self.time = Attention(config, rngs=rngs) if time else None
         self.mlp = FeedForward(config, rngs=rngs)
 
 
 class Group(nnx.Module):
-    """The smallest run of layers that repeats; at most its last layer looks back in time."""
+    """The smallest sequence of layers that repeats; at most its last layer has time attention."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         self.layers = nnx.List([Layer(config, i, rngs=rngs) for i in range(config.group)])
 
 
-def learned(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-    """Return learned tokens: they start small and never at zero, where a norm's gradient explodes."""
+def learned_tokens(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    """Return learned tokens. They start small but never at zero, where RMSNorm's gradient explodes."""
     return nnx.Param(jax.random.normal(rngs.params(), shape) * 0.02)
 
 
-class Looking(NamedTuple):
-    """How the tokens of a run look around: rotations, who may read whom in a frame, and which frames are seen.
+class AttentionInputs(NamedTuple):
+    """What the attention of all layers needs beside the tokens: rotary tables and attention masks.
 
-    ``seen``: (T, T) or (B*N, T, T) of a clip, None for causal; of memory, (S,). ``first``: where tokens of a part of a
-    frame begin.
+    ``space_mask``: (N, N) or one for each frame, True where token n reads token m. ``time_mask``: over a whole clip
+    (T, T) or (B*N, T, T), None for plain causal attention; with a KV cache (S,), its valid slots. ``offset``: the
+    position of the first token, where only some tokens of a frame are computed.
     """
 
     config: Any
-    space: Any
-    time: tuple[Array, Array]
-    mask: Array | None
-    seen: Any = None
-    first: Any = None
+    space_rotation: Any
+    time_rotation: tuple[Array, Array]
+    space_mask: Array | None
+    time_mask: Any = None
+    offset: Any = None
 
 
-def run_group(group: Group, x: Array, how: Looking, past, kept):
-    """Run a group of layers over (B, T, N, M): (x, keys and values of the layer that looks back, what is kept).
+def run_group(group: Group, x: Array, inputs: AttentionInputs, cached: KeysValues | None, frame_kv: tuple | None):
+    """Run a group of layers over (B, T, N, M): (x, new keys and values of its time layer, updated ``frame_kv``).
 
-    ``past``: what that layer remembers, or None for a whole clip at once. ``kept``: keys and values of the frame's
-    tokens, for each layer that reads them, or None where all tokens are here.
+    ``cached``: the KV cache of the time layer; then T is 1. None: ``x`` is a whole clip. ``frame_kv``: the keys and
+    values of this frame's tokens so far, for each layer with space attention, where a frame is generated some tokens
+    at a time. None: ``x`` has all tokens of its frames.
     """
-    c, batch, fresh, keep = how.config, x.shape[0], (), []
+    new: tuple = ()
+    updated = []
     for index, layer in enumerate(group.layers):
         own = ()
         if layer.space is not None:
             with jax.named_scope("space"):
-                q, k, v = layer.space.project(rearrange(x, "b t n m -> (b t) n m"), how.space)
-                if kept is not None:
-                    k, v = own = tuple(
-                        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), how.first, axis=1)
-                        for old, new in zip(kept[index], (k, v), strict=True)
-                    )
-                y = layer.space.merge(attend(q, k, v, mask_QS=how.mask, soft_cap=c.soft_cap))
+                y, own = _space_attention(layer.space, x, inputs, None if frame_kv is None else frame_kv[index])
                 x = x + y.reshape(x.shape).astype(x.dtype)
         if layer.time is not None:
             with jax.named_scope("time"):
-                q, k, v = layer.time.project(rearrange(x, "b t n m -> (b n) t m"), how.time)
-                if past is None:
-                    causal = how.seen is None
-                    y = attend(q, k, v, mask_QS=how.seen, causal=causal, window=c.window, soft_cap=c.soft_cap)
+                if cached is None:
+                    y = _time_attention(layer.time, x, inputs)
                 else:
-                    q, k, v = (rearrange(z, "(b n) 1 k d -> b n k d", b=batch) for z in (q, k, v))
-                    fresh = (k, v)
-                    y = recall(q, fresh, past, how.seen, c.soft_cap)
-                    y = rearrange(y, "b n k d -> (b n) 1 k d")
-                x = x + rearrange(layer.time.merge(y), "(b n) t m -> b t n m", b=batch).astype(x.dtype)
+                    y, new = _cached_time_attention(layer.time, x, inputs, cached)
+                x = x + rearrange(y, "(b n) t m -> b t n m", b=x.shape[0]).astype(x.dtype)
         with jax.named_scope("mlp"):
             x = x + layer.mlp(x).astype(x.dtype)
-        keep.append(own)
-    return x, fresh, tuple(keep)
+        updated.append(own)
+    return x, new, tuple(updated)
+
+
+def _space_attention(attention: Attention, x: Array, inputs: AttentionInputs, frame_kv: KeysValues | None):
+    """Attention among the tokens of a frame: ((B*T, N, M), the frame's keys and values, () without ``frame_kv``)."""
+    q, k, v = attention.project(rearrange(x, "b t n m -> (b t) n m"), inputs.space_rotation)
+    own = ()
+    if frame_kv is not None:
+        k, v = own = tuple(
+            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), inputs.offset, axis=1)
+            for old, new in zip(frame_kv, (k, v), strict=True)
+        )
+    return attention.merge(attend(q, k, v, mask_QS=inputs.space_mask, soft_cap=inputs.config.soft_cap)), own
+
+
+def _time_attention(attention: Attention, x: Array, inputs: AttentionInputs) -> Array:
+    """Attention of each token over the same token of other frames of the clip: (B*N, T, M)."""
+    c, causal = inputs.config, inputs.time_mask is None
+    q, k, v = attention.project(rearrange(x, "b t n m -> (b n) t m"), inputs.time_rotation)
+    y = attend(q, k, v, mask_QS=inputs.time_mask, causal=causal, window=c.window, soft_cap=c.soft_cap)
+    return attention.merge(y)
+
+
+def _cached_time_attention(attention: Attention, x: Array, inputs: AttentionInputs, cached: KeysValues):
+    """The same for one frame over the KV cache: ((B*N, 1, M), the frame's own keys and values (B, N, G, D))."""
+    q, k, v = attention.project(rearrange(x, "b t n m -> (b n) t m"), inputs.time_rotation)
+    q, k, v = (rearrange(z, "(b n) 1 k d -> b n k d", b=x.shape[0]) for z in (q, k, v))
+    y = cached_attention(q, (k, v), cached, inputs.time_mask, inputs.config.soft_cap)
+    return attention.merge(rearrange(y, "b n k d -> (b n) 1 k d")), (k, v)

@@ -28,7 +28,7 @@ from reverie.nn.batch import Loss, draw_rows, fold_keys, split_keys
 from reverie.nn.embed import random_actions
 from reverie.nn.patch import to_uint8
 from reverie.nn.quantise import usage
-from reverie.nn.transformer import apart
+from reverie.nn.transformer import unstack_layers
 from reverie.training.checkpoint import load
 from reverie.training.tokens import Joined, cached
 from reverie.world import WorldConfig, WorldModel, rollout
@@ -193,7 +193,7 @@ class DynamicsObjective:
         From one frame on, all the rest is dreamed. The picture shows reconstruction, dream, and dream with random
         actions, one below the other.
         """
-        model, latents = apart(model), batch["latents"]
+        model, latents = unstack_layers(model), batch["latents"]
         actions = model.lam.infer(batch["frames"]) if self._together else batch["actions"]
         numbers = model.dynamics.report(latents, actions, key)
         truth = to_uint8(model.tokenizer.decode(latents))

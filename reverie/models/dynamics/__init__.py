@@ -16,40 +16,40 @@ from reverie.nn.batch import Loss
 
 
 class Dynamics(Protocol):
-    """What comes next. Latents are what the tokenizer gives; actions are as their space says, (B, T) ints or
-    (B, T, A) vectors; or weights over discrete ones, (B, T, size).
+    """Predicts the next frame. Latents are the tokenizer's. Actions are as their space says, (B, T) ints or (B, T, A)
+    vectors; or weights over discrete actions, (B, T, size).
 
-    ``temperature``: how much is left to chance (0: nothing) where nobody asks for another.
+    ``temperature``: the sampling temperature used unless a caller gives another; 0 is deterministic.
     """
 
     temperature: float
 
     def loss(self, latents: Array, actions_BT: Array, keys_B: Array) -> Loss:
-        """Return what to minimise on clips, and cheap numbers about it; a key for each row. See ``nn.batch``."""
+        """Return the loss of clips and cheap metrics; ``keys_B`` has a key for each row. See ``nn.batch``."""
         ...
 
     def report(self, latents: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
-        """Return costly numbers, such as the accuracy of tokens; {} where there are none."""
+        """Return costly metrics, such as the accuracy of tokens; {} if there are none."""
         ...
 
     def empty(self, batch: int) -> Any:
-        """Return the memory with which a world begins, a plain pytree."""
+        """Return the state before the first frame, a plain pytree; transformers keep their KV cache in it."""
         ...
 
-    def observe(self, memory: Any, latents: Array, actions_B: Array) -> tuple[Any, Array]:
-        """Take in a real frame and the action that led to it: (memory, features)."""
+    def observe(self, state: Any, latents: Array, actions_B: Array) -> tuple[Any, Array]:
+        """Append a real frame and the action that led to it: (state, features)."""
         ...
 
     def imagine(
-        self, memory: Any, actions_B: Array, key: Array, temperature: float | Array | None = None
+        self, state: Any, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[Any, Array, Array]:
-        """Dream the frame an action leads to: (memory, latents, features)."""
+        """Generate the frame an action leads to and append it: (state, latents, features)."""
         ...
 
     def imagine_uncached(
         self, latents: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
     ) -> Array:
-        """Dream the same frame without memory, from latents (B, T, ...) and actions (B, T+1); slow, for comparison."""
+        """Generate the same frame without a KV cache, from latents (B, T, ...) and actions (B, T+1); for tests."""
         ...
 
 

@@ -32,11 +32,11 @@ class Tokenizer(Protocol):
         ...
 
     def empty(self, batch: int) -> Any:
-        """Return the memory with which frame-by-frame decoding begins."""
+        """Return the state with which decoding frame by frame begins, such as an empty KV cache."""
         ...
 
-    def decode_frame(self, memory: Any, latents: Array) -> tuple[Any, Array]:
-        """Decode the next frame: (memory, frame (B, H, W, C)); the same pictures as ``decode`` of the whole."""
+    def decode_frame(self, state: Any, latents: Array) -> tuple[Any, Array]:
+        """Decode the next frame: (state, frame (B, H, W, C)); the same pictures as ``decode`` of the whole."""
         ...
 
     def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:

@@ -27,9 +27,9 @@ from jax import Array
 
 from reverie.nn import perceptual
 from reverie.nn.batch import Loss, decibels, mean, spread
-from reverie.nn.layers import learned
+from reverie.nn.kv_cache import KVCache
+from reverie.nn.layers import learned_tokens
 from reverie.nn.linear import Linear
-from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.running import RunningMoments, RunningRMS
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
@@ -86,13 +86,13 @@ class Dreamer4(nnx.Module):
         pixels = config.patch**2 * channels
         see, paint = config.encoder.width, config.decoder.width
         self.embed = Linear(pixels, see, rngs=rngs)
-        self.hidden = learned(rngs, see)
-        self.latents = learned(rngs, config.latents, see)
+        self.hidden = learned_tokens(rngs, see)
+        self.latents = learned_tokens(rngs, config.latents, see)
         self.encoder = SpaceTimeTransformer(config.encoder, places, extra=config.latents, rngs=rngs)
         self.to_latent = Linear(see, config.bottleneck, use_bias=False, rngs=rngs)
         self.centre, self.moments = (RunningMoments(config.latents, config.bottleneck) for _ in range(2))
         self.from_latent = Linear(config.bottleneck, paint, rngs=rngs)
-        self.queries = learned(rngs, self.patches, paint)
+        self.queries = learned_tokens(rngs, self.patches, paint)
         self.decoder = SpaceTimeTransformer(config.decoder, places, extra=config.latents, rngs=rngs)
         self.pixels = Linear(paint, pixels, rngs=rngs)
         self.error_scale = RunningRMS()
@@ -107,15 +107,15 @@ class Dreamer4(nnx.Module):
         """Latents (B, T, N, L) -> frames (B, T, H, W, C), float32 in 0..1."""
         return self.painted(self._unpacked(latents_BTNL))
 
-    def empty(self, batch: int) -> Memory:
-        """Return the memory with which ``decode_frame`` starts."""
+    def empty(self, batch: int) -> KVCache:
+        """Return the empty KV cache with which ``decode_frame`` starts."""
         return self.decoder.empty(batch)
 
-    def decode_frame(self, memory: Memory, latents_BNL: Array) -> tuple[Memory, Array]:
+    def decode_frame(self, cache: KVCache, latents_BNL: Array) -> tuple[KVCache, Array]:
         """Decode the next frame, (B, H, W, C) float32 in 0..1; frame by frame equals ``decode`` of the whole."""
         x = self._asked(self._unpacked(latents_BNL[:, None]))[:, 0]
-        x, fresh = self.decoder.step(x, memory, self._told())
-        return remember(memory, fresh), self._paint(x[:, None])[:, 0]
+        x, new_kv = self.decoder.step(x, cache, self._told())
+        return cache.append(new_kv), self._paint(x[:, None])[:, 0]
 
     def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:
         """Weighted squared error of whole frames painted from patches not hidden, and LPIPS, each over its own RMS."""

@@ -15,9 +15,9 @@ from flax import nnx
 from jax import Array
 
 from reverie.nn.batch import Loss, decibels, mean, spread
-from reverie.nn.layers import learned
+from reverie.nn.kv_cache import KVCache
+from reverie.nn.layers import learned_tokens
 from reverie.nn.linear import Linear
-from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, hide, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 
@@ -50,7 +50,7 @@ class MAE(nnx.Module):
         self.codes, self.width, self.lookback = 0, config.width, config.encoder.lookback
         pixels = config.patch**2 * channels
         self.patches = Linear(pixels, config.encoder.width, rngs=rngs)
-        self.hidden = learned(rngs, config.encoder.width)
+        self.hidden = learned_tokens(rngs, config.encoder.width)
         self.encoder = SpaceTimeTransformer(config.encoder, self.grid, rngs=rngs)
         self.to_latent = Linear(config.encoder.width, config.width, rngs=rngs)
         self.from_latent = Linear(config.width, config.decoder.width, rngs=rngs)
@@ -65,14 +65,14 @@ class MAE(nnx.Module):
         """Latents (B, T, N, L) -> frames (B, T, H, W, C), float32 in 0..1."""
         return self.painted(latents_BTNL)
 
-    def empty(self, batch: int) -> Memory:
-        """Return the memory with which ``decode_frame`` starts."""
+    def empty(self, batch: int) -> KVCache:
+        """Return the empty KV cache with which ``decode_frame`` starts."""
         return self.decoder.empty(batch)
 
-    def decode_frame(self, memory: Memory, latents_BNL: Array) -> tuple[Memory, Array]:
+    def decode_frame(self, cache: KVCache, latents_BNL: Array) -> tuple[KVCache, Array]:
         """Decode the next frame, (B, H, W, C) float32 in 0..1; frame by frame equals ``decode`` of the whole."""
-        x, fresh = self.decoder.step(self.from_latent(latents_BNL), memory)
-        return remember(memory, fresh), self._paint(x[:, None])[:, 0]
+        x, new_kv = self.decoder.step(self.from_latent(latents_BNL), cache)
+        return cache.append(new_kv), self._paint(x[:, None])[:, 0]
 
     def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:
         """Weighted squared error of whole frames painted from those of their patches that were not hidden."""

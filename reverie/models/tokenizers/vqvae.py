@@ -15,8 +15,8 @@ from flax import nnx
 from jax import Array
 
 from reverie.nn.batch import Loss, decibels, mean
+from reverie.nn.kv_cache import KVCache
 from reverie.nn.linear import Linear
-from reverie.nn.memory import Memory, remember
 from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
 from reverie.nn.quantise import FSQConfig, VQConfig, usage
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
@@ -65,14 +65,14 @@ class VQVAE(nnx.Module):
         """Codes (B, T, N) -> frames (B, T, H, W, C), float32 in 0..1."""
         return self._paint(self.decoder(self.from_code(self.quantiser.lookup(latents_BTN))))
 
-    def empty(self, batch: int) -> Memory:
-        """Return the memory with which ``decode_frame`` starts."""
+    def empty(self, batch: int) -> KVCache:
+        """Return the empty KV cache with which ``decode_frame`` starts."""
         return self.decoder.empty(batch)
 
-    def decode_frame(self, memory: Memory, latents_BN: Array) -> tuple[Memory, Array]:
+    def decode_frame(self, cache: KVCache, latents_BN: Array) -> tuple[KVCache, Array]:
         """Decode the next frame, (B, H, W, C) float32 in 0..1; frame by frame equals ``decode`` of the whole."""
-        x, fresh = self.decoder.step(self.from_code(self.quantiser.lookup(latents_BN)), memory)
-        return remember(memory, fresh), self._paint(x[:, None])[:, 0]
+        x, new_kv = self.decoder.step(self.from_code(self.quantiser.lookup(latents_BN)), cache)
+        return cache.append(new_kv), self._paint(x[:, None])[:, 0]
 
     def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:
         """Weighted squared error of the reconstruction, plus the quantiser's own loss."""
