@@ -10,7 +10,7 @@ from contracts.tiny import SMALL, T, awake, clip, dynamics, watch
 from flax import nnx
 
 from reverie.models.dynamics.causal import CausalConfig
-from reverie.nn.codes import draw
+from reverie.nn.codes import sample_codes
 
 KEY = jax.random.key(3)
 
@@ -58,7 +58,7 @@ def test_top_k_and_top_p_leave_out_the_unlikely():
     logits = jnp.log(jnp.broadcast_to(jnp.array([0.05, 0.5, 0.15, 0.3]), (4000, 4)))
     heat = jnp.float32(1)
     shares = [
-        np.bincount(draw(jax.random.uniform(KEY, (4000,)), logits, heat, **cut), minlength=4) / 4000
+        np.bincount(sample_codes(jax.random.uniform(KEY, (4000,)), logits, heat, **cut), minlength=4) / 4000
         for cut in ({}, {"top_k": 2}, {"top_p": 0.75}, {"top_p": 0.85}, {"top_k": 1})
     ]
     np.testing.assert_allclose(shares[0], [0.05, 0.5, 0.15, 0.3], atol=0.03)

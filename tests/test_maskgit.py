@@ -14,7 +14,7 @@ from reverie.actions import ActionSpace
 from reverie.errors import ReverieError
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.nn.batch import row_keys
-from reverie.nn.codes import likelihood
+from reverie.nn.codes import cross_entropy
 from reverie.nn.patch import neighbourhood
 from reverie.nn.transformer import TransformerConfig
 
@@ -166,7 +166,7 @@ def test_a_loss_weighs_what_changes():
     logits, codes = jax.random.normal(KEY, (1, 1, 3, 5)), jnp.array([[[0, 1, 2], [4, 1, 2]]])
     nats = -np.asarray(jax.nn.log_softmax(logits))[0, 0, np.arange(3), [4, 1, 2]]
     for weight in (0.0, 50.0):
-        loss = likelihood(logits, codes, jnp.ones((1, 1, 3)), weight).value
+        loss = cross_entropy(logits, codes, jnp.ones((1, 1, 3)), weight).value
         np.testing.assert_allclose(loss, np.average(nats, weights=[1 + weight, 1, 1]), rtol=1e-5)
     x, a = clip(length=4)
     at = [jax.jit(make(changed_weight=w).loss)(x, a, row_keys(KEY, len(x))).value for w in (0.0, 50.0)]

@@ -1,9 +1,9 @@
-"""What the rows of a step have to do with each other: nothing, but for means and statistics over the whole batch.
+"""Losses and statistics of a batch that is processed in parts, on any number of devices, with the same result.
 
-A batch may be worked through in parts, on any number of devices, and must train the same model. So randomness belongs
-to rows (a key for each), a loss is made of ``Mean``s, which add up over parts, and what statistics learn from
-(``notes``) is gathered over all parts and handed to ``settle`` once a step. A module reads its statistics as they were
-before the step.
+Rows of a batch are independent except for means and statistics over all of them. So each row has a random key of its
+own. A loss is made of ``Mean``s, which add up over parts. The inputs of statistics (``notes``) are gathered over all
+parts, and ``settle`` updates the statistics with them once a step. Within a step a module reads its statistics as they
+were before it.
 
 Shapes: B rows of a batch or of a part of it; ... any axes.
 """
@@ -26,10 +26,10 @@ def _itself(x: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mean:
-    """A mean over the rows of a batch: parts of a batch add up, totals and weights each.
+    """A mean over the rows of a batch: to combine parts of a batch, totals and weights are added.
 
-    ``weight`` depends on data and randomness, never on what is trained: it has no gradient. ``then``: what is made of
-    the mean in the end, for numbers to log.
+    ``weight`` depends on data and randomness, never on parameters, and has no gradient. ``then``: a function of the
+    mean that gives the number to log.
     """
 
     total: Array
@@ -38,7 +38,7 @@ class Mean:
 
     @property
     def value(self) -> Array:
-        """The mean of the rows so far; 0 where nothing had weight."""
+        """The mean of the rows so far; 0 if the weight is 0."""
         return self.then(self.total / jnp.maximum(self.weight, 1e-12))
 
     def times(self, factor: Array | float) -> "Mean":
@@ -47,7 +47,7 @@ class Mean:
 
 
 def mean(x: Array, weights: Array | None = None, then: Callable[[Array], Array] = _itself) -> Mean:
-    """Return the mean of all of ``x``, by ``weights`` that broadcast against it where there are some."""
+    """Return the mean of all of ``x``, weighted if ``weights``, which broadcast against it, are given."""
     if weights is None:
         return Mean(jnp.mean(x), jnp.ones(()), then)
     weights = jax.lax.stop_gradient(weights)
@@ -71,17 +71,17 @@ def _deviation(moments: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """An array with a row (or more) for each row of a batch: parts are put in their order, not added."""
+    """An array with one or more rows for each row of a batch: parts are concatenated in order, not added."""
 
     array: Array
 
 
 class Loss(NamedTuple):
-    """What a loss returns of a batch, or a part of one.
+    """The loss of a batch, or of a part of one.
 
-    terms: what to minimise, the sum of these means. metrics: cheap numbers to log. notes: what statistics learn from,
-    by the name of the attribute that keeps them (nested for parts of parts): for ``settle``; None: there are none.
-    Arrays in notes add up over parts, ``Rows`` are put in order.
+    terms: means whose sum is minimised. metrics: cheap numbers to log. notes: inputs of the module's statistics for
+    ``settle``, by attribute name (nested for submodules); None if there are none. Over parts of a batch, arrays in
+    notes are added and ``Rows`` are concatenated.
     """
 
     terms: tuple[Mean, ...]
@@ -90,12 +90,12 @@ class Loss(NamedTuple):
 
     @property
     def value(self) -> Array:
-        """What to minimise, a scalar."""
+        """The scalar to minimise."""
         return sum((term.value for term in self.terms), jnp.zeros(()))
 
 
 def settle(module: Any, notes: Any, key: Array, progress: Array) -> None:
-    """Let a module's statistics learn from what a whole batch had to note: ``part.settle(note, key, progress)``."""
+    """Update a module's statistics from the notes of a whole batch: ``submodule.settle(note, key, progress)``."""
     if isinstance(notes, dict):
         for index, name in enumerate(sorted(notes)):
             settle(getattr(module, name), notes[name], jax.random.fold_in(key, index), progress)
@@ -106,7 +106,7 @@ def settle(module: Any, notes: Any, key: Array, progress: Array) -> None:
 def gradient(loss: Callable[[Any, Any], Loss], params: Any, batch: Any, parts: int) -> tuple[Any, Loss]:
     """Return the gradient of ``loss(params, batch)`` in params, and the loss of the whole batch, computed in ``parts``.
 
-    Part i takes every ``parts``-th row: on a mesh each device works on rows that it has already.
+    Part i takes every ``parts``-th row, so that on a mesh each device works on rows that it holds already.
     """
     if parts == 1:
 
@@ -136,7 +136,7 @@ def gradient(loss: Callable[[Any, Any], Loss], params: Any, batch: Any, parts: i
 
 
 def _pruned(fn: Callable) -> Callable:
-    """Return ``fn`` without what its results do not need. (Weights need no model, only data and randomness.)"""
+    """Return ``fn`` without dead code. (Weights of means need data and randomness, but no model.)"""
 
     def run(x: Any) -> Any:
         leaves, tree = jax.tree.flatten(x)
@@ -151,7 +151,7 @@ def _pruned(fn: Callable) -> Callable:
 
 
 def _gathered(leaf: Any) -> Any:
-    """What was found part by part, the axis of parts first, as found of the whole batch."""
+    """Combine results of all parts (leading axis) to the result of the whole batch."""
     if isinstance(leaf, Rows):
         return Rows(jnp.swapaxes(leaf.array, 0, 1).reshape(-1, *leaf.array.shape[2:]))
     return jnp.sum(leaf, axis=0)
@@ -177,5 +177,5 @@ def fold_keys(keys_B: Array, data: int) -> Array:
 
 
 def draw_rows(draw: Callable[..., Array], keys_B: Array, *args: Any) -> Array:
-    """Return ``draw(key, *args)`` for each row, (B, ...): what a row is given does not depend on the others."""
+    """Return ``draw(key, *args)`` for each row, (B, ...), so that a row's values do not depend on other rows."""
     return jax.vmap(lambda key: draw(key, *args))(keys_B)

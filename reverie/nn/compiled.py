@@ -15,10 +15,10 @@ from reverie.nn.transformer import unstack_layers
 class compiled:
     """``compiled(model, fn)(*args)`` is ``fn(model, *args)`` under ``jax.jit``, the weights passed as flat leaves.
 
-    The model is split once, here: later changes to it are not seen, and what ``fn`` changes in it is dropped. ``args``
-    are plain pytrees; ``donate`` are the positions among them whose buffers may be reused (a memory, a state). Why not
-    ``nnx.jit``: it walks the module in Python on every call (docs/speed.md has the numbers); a played frame feels it.
-    ``few_rows``: the program works on one small frame at a time.
+    The model is split once, here: later changes to it have no effect, and changes that ``fn`` makes are dropped.
+    ``args`` are plain pytrees; ``donate`` are the positions among them whose buffers may be reused (a KV cache, a
+    state). Why not ``nnx.jit``: it walks the module in Python on every call, which shows in the time of a played frame
+    (docs/speed.md). ``few_rows``: the program works on one small frame at a time.
     """
 
     def __init__(self, model: nnx.Module, fn: Callable, donate: Sequence[int] = (), few_rows: bool = False):
@@ -46,18 +46,18 @@ class compiled:
 
 @cache
 def compiler_options(few_rows: bool = False) -> dict[str, str] | None:
-    """Return what XLA is told of a program on a CPU; None elsewhere, or where this XLA does not know these options.
+    """Return XLA's compiler options for a program on CPU; None on other backends, or if this XLA lacks these options.
 
-    ``few_rows``: it works on one small frame at a time. Reasons and numbers: docs/speed.md.
+    ``few_rows``: the program works on one small frame at a time. Reasons and numbers: docs/speed.md.
     """
     if jax.default_backend() != "cpu":
         return None
     options = {
-        # Single products go to YNNPACK and nothing else does: for a norm it wants scales copied out to full size. Each
-        # call costs 20 us, and a frame of few tokens is hundreds of products of less work than that.
+        # Only single matmuls go to YNNPACK: for a norm it needs scales copied out to full size. Each call costs 20 us,
+        # and a frame of few tokens is hundreds of matmuls of less work than that.
         "xla_cpu_experimental_ynn_fusion_type": "" if few_rows else "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-        "xla_disable_hlo_passes": "tree_reduction_rewriter",  # it makes three operations of each norm and softmax
-        "xla_cpu_prefer_vector_width": "512",  # whole vectors, where the CPU has them
+        "xla_disable_hlo_passes": "tree_reduction_rewriter",  # it splits each norm and softmax into three operations
+        "xla_cpu_prefer_vector_width": "512",  # AVX-512 where the CPU has it
     }
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
@@ -67,10 +67,10 @@ def compiler_options(few_rows: bool = False) -> dict[str, str] | None:
 
 
 def cache_compilations() -> None:
-    """Keep compiled programs between runs under the user's cache folder, unless JAX was told where to (or not to)."""
-    asked = jax.config.values
-    if asked["jax_compilation_cache_dir"] is None and asked["jax_enable_compilation_cache"]:
+    """Keep compiled programs under the user's cache folder, unless the user configured or disabled JAX's cache."""
+    settings = jax.config.values
+    if settings["jax_compilation_cache_dir"] is None and settings["jax_enable_compilation_cache"]:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reverie" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        # By default only programs that took a second are kept; a run starts with dozens that take a tenth.
+        # By default JAX keeps programs that took a second to compile; a run starts with dozens that take a tenth.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,4 +1,4 @@
-"""Embeddings of actions (one table for every space, with rows for "none yet" and "unlabelled"), and of noise levels.
+"""Embeddings of actions (one table for every space, with rows for START and UNLABELLED) and of noise levels.
 
 Shapes: B batch, T time, A components of an action, M model width.
 """
@@ -12,21 +12,21 @@ from jax import Array
 from reverie.actions import CODES, ActionSpace
 from reverie.nn.linear import Linear
 
-FREQUENCIES = 8  # the fastest tells levels 1/256 apart
+FREQUENCIES = 8  # the highest separates levels 1/256 apart
 
 
 class ActionEmbedding(nnx.Module):
     """Actions of any space -> (B, T, M).
 
-    One action of so many, (B, T) int32, is a row of its own; or (B, T, size) float weights over actions, through which
-    gradients pass. Of a vector (B, T, A) every component adds a row (or a multiple of one, where it is a number) to a
-    base, which is all there is of an unlabelled action (Dreamer 4, arXiv 2509.24527, 3.2); START is a row beside it.
+    Discrete actions (B, T) int32 have one row each; with (B, T, size) float weights over actions, gradients pass
+    through the weights. In a vector (B, T, A) each component adds a row (or a multiple of one, if continuous) to a base
+    row. An unlabelled action is the base row alone (Dreamer 4, arXiv 2509.24527, 3.2); START has a row of its own.
     """
 
     def __init__(self, space: ActionSpace, width: int, *, rngs: nnx.Rngs):
         self.space = space
         rows = space.size if space.kind == "continuous" else sum(space.levels)
-        spread = 0.5 / np.sqrt(max(len(space.levels), 1))  # of a row: the sum of components' is as wide as one action's
+        spread = 0.5 / np.sqrt(max(len(space.levels), 1))  # the sum of A rows has the scale of one row
         self.table = nnx.Param(jax.random.normal(rngs.params(), (CODES + rows, width)) * jnp.float32(spread))
 
     def __call__(self, actions: Array) -> Array:
@@ -36,7 +36,7 @@ class ActionEmbedding(nnx.Module):
             known = jnp.where(space.is_unlabelled(actions)[..., None], base, base + self._components(actions, rows))
             return jnp.where(space.is_start(actions)[..., None], start, known)
         if actions.ndim == 3:
-            none = jnp.all(actions == 0, axis=-1, keepdims=True)  # a row without weight: no action yet
+            none = jnp.all(actions == 0, axis=-1, keepdims=True)  # no weight on any action: START
             return jnp.where(none, start, actions @ rows)
         return table[actions + CODES]
 
@@ -49,9 +49,9 @@ class ActionEmbedding(nnx.Module):
 
 
 def from_start(actions: Array, space: ActionSpace, begins_BT: Array | None = None) -> Array:
-    """What led to the first frame of a clip is before its time: START, or no weight over actions.
+    """Replace the action of a clip's first frame by START (weights over actions have none there already).
 
-    ``begins_BT``: where clips begin, if not only at the first frame (of which weights say so already).
+    ``begins_BT``: True where clips begin, if not only at the first frame.
     """
     relaxed = actions.ndim == 3 and not space.shape
     if begins_BT is None:
@@ -62,7 +62,7 @@ def from_start(actions: Array, space: ActionSpace, begins_BT: Array | None = Non
 
 
 def random_actions(space: ActionSpace, key: Array, shape: tuple[int, ...]) -> Array:
-    """Return actions drawn uniformly, ``shape`` of them; unlabelled ones where nobody chooses."""
+    """Return uniformly random actions, ``shape`` of them; UNLABELLED for a space of kind "none"."""
     if space.kind == "none":
         return jnp.asarray(space.unlabelled(shape))
     if space.kind == "continuous":

@@ -35,7 +35,7 @@ def unpatchify(patches: Array, height: int, width: int, patch: int) -> Array:
 
 
 def neighbourhood(x_BTNM: Array, grid: tuple[int, int], reach: int) -> Array:
-    """Return each token's surroundings up to ``reach`` places away, (B, T, N, (2 reach + 1)^2 M); 0 beyond the edge."""
+    """Return each token's neighbourhood up to ``reach`` positions away, (B, T, N, (2 reach + 1)^2 M), zero-padded."""
     height, width = grid
     x = rearrange(x_BTNM, "b t (h w) m -> b t h w m", h=height)
     x = jnp.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach), (0, 0)))
@@ -55,15 +55,15 @@ def to_uint8(frames: Array) -> Array:
 
 
 def unit_range(frames: Array) -> Array:
-    """uint8 0..255 -> float32 0..1, what decoders paint."""
+    """uint8 0..255 -> float32 0..1, the range of decoders' outputs."""
     return frames.astype(jnp.float32) * jnp.float32(1 / 255)
 
 
 def motion_weights(frames_BTHWC: Array, extra: float, threshold: int = 8) -> Array:
     """Return weights (B, T, H, W, 1) that count moved pixels ``1 + extra`` times as much as still ones.
 
-    A pixel has moved if a channel differs by more than ``threshold`` of 255 from the frame before or after; both,
-    because what must be painted is where a thing went *and* what it uncovered.
+    A pixel has moved if a channel differs by more than ``threshold`` of 255 from the previous or the next frame: the
+    decoder must reconstruct where an object went *and* what it uncovered.
     """
     x = frames_BTHWC.astype(jnp.int32)
     step = jnp.max(jnp.abs(x[:, 1:] - x[:, :-1]), axis=-1, keepdims=True) > threshold
@@ -72,10 +72,10 @@ def motion_weights(frames_BTHWC: Array, extra: float, threshold: int = 8) -> Arr
     return 1 + jnp.float32(extra) * moved.astype(jnp.float32)
 
 
-def hide(x_BTNM: Array, instead_M: Array, share: tuple[float, float], keys_B: Array) -> Array:
-    """Put a vector in the place of a share of each frame's patches, drawn anew for each, evenly between two bounds."""
+def hide(x_BTNM: Array, mask_M: Array, share: tuple[float, float], keys_B: Array) -> Array:
+    """Replace a random share of each frame's patches by ``mask_M``; the share is uniform between two bounds."""
     keys_share, keys_patch = split_keys(keys_B, 2)
     least, most = (jnp.float32(bound) for bound in share)
     drawn = least + draw_rows(jax.random.uniform, keys_share, (x_BTNM.shape[1], 1)) * (most - least)
     hidden = draw_rows(jax.random.uniform, keys_patch, x_BTNM.shape[1:3]) < drawn
-    return jnp.where(hidden[..., None], instead_M.astype(x_BTNM.dtype)[None, None, None], x_BTNM)
+    return jnp.where(hidden[..., None], mask_M.astype(x_BTNM.dtype)[None, None, None], x_BTNM)

@@ -1,7 +1,7 @@
-"""LPIPS: how far apart two pictures are in the features of a network that knows pictures (arXiv 1801.03924).
+"""LPIPS: the distance of two images in the features of a pretrained network (arXiv 1801.03924).
 
-Nothing is downloaded: the weights are a file of the user's, an .npz that holds the arrays of torchvision's VGG16 or
-AlexNet and of the ``lpips`` package under the names that they have there. Where those are installed, this writes it:
+Nothing is downloaded. The user brings the weights: an .npz file with the arrays of torchvision's VGG16 or AlexNet and
+of the ``lpips`` package under their original names. With those installed, this writes it:
 
     features = {name: w for name, w in torchvision.models.vgg16(weights="DEFAULT").state_dict().items()}
     heads = lpips.LPIPS(net="vgg").state_dict()
@@ -25,17 +25,17 @@ from reverie.bounded import read_npz
 from reverie.errors import Damaged, ReverieError
 from reverie.nn.quantise import unit
 
-# What the two networks were trained to expect, for pixels in -1..1 (LPIPS, its scaling layer).
+# The input normalisation of both networks, for pixels in -1..1 (LPIPS, its scaling layer).
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 @dataclass(frozen=True)
 class Network:
-    """Blocks of convolutions, each block's last features being compared.
+    """Blocks of convolutions; the features after each block are compared.
 
-    blocks: (index in torchvision's ``features``, stride, padding) of every convolution. Before blocks 1..``pools`` the
-    maximum of windows of ``pool`` pixels, every second one, is taken.
+    blocks: (index in torchvision's ``features``, stride, padding) of every convolution. Before blocks 1..``pools``
+    there is a max-pooling of ``pool`` pixels with stride 2.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Perceptual(NamedTuple):
     heads: tuple[np.ndarray, ...]
 
     def __call__(self, a_BHWC: Array, b_BHWC: Array) -> Array:
-        """Return the distance (B,) of pictures in 0..1; 0 for equal ones. ReverieError where they are too small."""
+        """Return the distance (B,) of images in 0..1, 0 for equal ones; ReverieError if they are too small."""
         distance = jnp.zeros(len(a_BHWC))
         for head, a, b in zip(self.heads, self._features(a_BHWC), self._features(b_BHWC), strict=True):
-            apart = jnp.square(unit(a) - unit(b))
-            distance += jnp.mean(jnp.einsum("bhwc,c->bhw", apart, jnp.asarray(head)), axis=(1, 2))
+            error = jnp.square(unit(a) - unit(b))
+            distance += jnp.mean(jnp.einsum("bhwc,c->bhw", error, jnp.asarray(head)), axis=(1, 2))
         return distance
 
     def _features(self, x_BHWC):
@@ -88,7 +88,7 @@ class Perceptual(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def read(path: str) -> Perceptual:
-    """Return what a file of weights holds; ReverieError unless it is whole and fits one of the two networks."""
+    """Read a file of weights; ReverieError unless it is complete and fits one of the two networks."""
     try:
         found = read_npz(Path(path))
         arrays = {name: np.asarray(array, np.float32) for name, array in found.items() if name[:3] in ("fea", "lin")}

@@ -1,11 +1,11 @@
-"""Where activations and weights lie on a mesh of devices while a program is traced.
+"""Sharding of activations and weights inside a program that is traced for a mesh of devices.
 
-A rule over shapes places the arrays of the training state (``training.sharding``). What is computed from them needs a
-place as well: with weights that are spread over the devices and no word on activations, XLA has every device compute
-the whole batch, and no number shows it. So activations are spread by rows, always, and weights are gathered where they
-are used: those of a stack of layers one group at a time, inside the loop over groups, so that no device ever holds all.
+A rule over shapes shards the arrays of the training state (``training.sharding``). Intermediate results need
+constraints as well. With sharded weights and no constraint on activations, XLA makes every device compute the whole
+batch, and no number shows it. So activations are always sharded by rows, and weights are gathered where they are used.
+Stacked layers are gathered one group at a time, inside the loop over groups, so that no device ever holds all of them.
 
-The engine traces its programs ``traced_on`` a mesh. Elsewhere, as in play, all of this returns what it was given.
+The engine traces its programs ``traced_on`` a mesh. Elsewhere, as in play, these functions return their argument.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-STACKED = "groups"  # weights of a module of this name are stacked: whoever runs its layers gathers them one by one
+STACKED = "groups"  # weights of a module of this name are stacked: its transformer gathers them group by group
 
 
 class Place(NamedTuple):
-    """Shardings of activations, whose rows are spread, of what every device has, and of a weight by its shape."""
+    """Shardings: of activations (by rows), of arrays replicated on every device, and of a weight by its shape."""
 
     rows: NamedSharding
     everywhere: NamedSharding
@@ -33,20 +33,20 @@ _here: ContextVar[Place | None] = ContextVar("place", default=None)
 
 
 def traced_on(place: Place, fn: Callable, *first: Any) -> Callable:
-    """Return ``fn``, its ``first`` arguments given, to be traced for a mesh; one of one device changes nothing."""
+    """Return ``fn`` with its ``first`` arguments bound, to be traced for a mesh; one device changes nothing."""
 
     def placed(*args: Any) -> Any:
-        before = _here.set(place if place.rows.mesh.size > 1 else None)
+        token = _here.set(place if place.rows.mesh.size > 1 else None)
         try:
             return fn(*first, *args)
         finally:
-            _here.reset(before)
+            _here.reset(token)
 
     return placed
 
 
 def by_rows(tree: Any) -> Any:
-    """Spread the rows (the first axis) of activations over the devices, where their number divides them."""
+    """Shard activations by rows (the first axis), if the number of devices divides these."""
     if (here := _here.get()) is None:
         return tree
 
@@ -58,22 +58,22 @@ def by_rows(tree: Any) -> Any:
 
 
 def gathered(weights: Any, stack: int = 0, dtype: Any = None) -> Any:
-    """Return weights whole on every device; their gradients are summed straight into the part that a device keeps.
+    """Return weights replicated on every device; their gradients are reduce-scattered to each device's shard.
 
-    ``stack``: these are one group's of so many. ``dtype``: what matrices are cast to first, so that they, and the sums
-    of their gradients, travel in that type (decision 007).
+    ``stack``: the number of groups, if these are one group's weights. ``dtype``: matrices are cast to it first, so that
+    they and their gradients are communicated in that type (decision 007).
     """
     if (here := _here.get()) is None:
         return weights
     lead = (stack,) if stack else ()
 
     def whole(weight: Array) -> Array:
-        kept = here.weight((*lead, *weight.shape))
-        if kept.is_fully_replicated:
+        stored = here.weight((*lead, *weight.shape))
+        if stored.is_fully_replicated:
             return weight
         if not jnp.issubdtype(weight.dtype, jnp.floating):
             return jax.lax.with_sharding_constraint(weight, here.everywhere)
-        part = NamedSharding(kept.mesh, PartitionSpec(*kept.spec[len(lead) :]))
+        part = NamedSharding(stored.mesh, PartitionSpec(*stored.spec[len(lead) :]))
         travels = weight.dtype if dtype is None or weight.ndim < 2 else dtype
         return _gather(part, here.everywhere, travels, weight)
 
@@ -81,7 +81,7 @@ def gathered(weights: Any, stack: int = 0, dtype: Any = None) -> Any:
 
 
 def gathered_but_stacks(weights: dict[str, Array]) -> dict[str, Array]:
-    """``gathered`` for all weights, by dotted name, that no loop over groups gathers."""
+    """``gathered`` for all weights, by dotted name, except those that a loop over groups gathers."""
     return {name: leaf if STACKED in name.split(".") else gathered(leaf) for name, leaf in weights.items()}
 
 

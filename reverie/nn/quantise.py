@@ -1,7 +1,7 @@
 """From continuous vectors to codes: a cosine codebook (VQ) and finite scalar quantisation (FSQ).
 
-Both are exact in float32 whatever the network around them computes in: a tie between two of 1024 cosine similarities
-is common in bfloat16, whose 8 bits of mantissa cannot tell them apart.
+Both compute in float32, whatever type the network around them has: ties between 1024 cosine similarities are common in
+bfloat16, which has 8 bits of mantissa.
 
 Shapes: ... any leading axes, L code width, V number of codes.
 """
@@ -18,29 +18,29 @@ from jax import Array
 from reverie.nn.batch import Mean, Rows
 from reverie.nn.running import Statistics
 
-EXACT = jax.lax.Precision.HIGHEST  # left alone, TPUs and GPUs round a float32 matmul to 8 or 10 bits of mantissa
+EXACT = jax.lax.Precision.HIGHEST  # by default TPUs and GPUs round a float32 matmul to 8 or 10 bits of mantissa
 
 
 class Quantised(NamedTuple):
-    """What a quantiser returns; gradients pass ``vectors`` straight through, the mean of ``misfit`` is its own loss."""
+    """``vectors`` have straight-through gradients; the mean of ``misfit`` is the commitment loss."""
 
     vectors: Array  # (..., L)
     codes: Array  # (...), int32
     misfit: Array  # (...)
-    scores: Array  # (..., V) of each code, the highest is chosen, for VQ; (..., 0) for FSQ
+    scores: Array  # VQ: (..., V), the code with the highest is chosen; FSQ: (..., 0)
 
 
 @dataclass(frozen=True)
 class VQConfig:
-    """A codebook of unit vectors, moved by running means of what was assigned to each code.
+    """A codebook of unit vectors: each code is a running mean (EMA) of the vectors assigned to it.
 
     Running means replace the codebook loss of VQ-VAE (arXiv 1711.00937, appendix A.1): they need no learning rate, and
-    weight decay cannot shrink them. A code that nothing chose for ``restart_after`` steps is moved onto a vector of
-    the batch at hand, the likelier the worse it is served.
+    weight decay cannot shrink them. A code that was not used for ``restart_after`` steps is moved onto a vector of the
+    current batch, drawn in proportion to its quantisation error.
 
-    ``thrift`` is the price of a nat, in squared distance: a rarer code must fit better by as much as naming it costs
-    more, as in entropy-constrained quantisation (Chou, Lookabaugh and Gray 1989, IEEE Trans. ASSP 37(1)). Without it
-    several codes share what is one thing and a little noise, and what stands still flickers between them.
+    ``thrift`` is the rate penalty of entropy-constrained quantisation (Chou, Lookabaugh and Gray 1989, IEEE Trans. ASSP
+    37(1)), in squared distance per nat: a rarer code must fit better to be chosen. Without it several codes share one
+    noisy appearance, and still parts of a video flicker between them.
     """
 
     codes: int = 1024
@@ -57,7 +57,7 @@ class VQConfig:
 
 
 class VectorQuantiser(nnx.Module):
-    """Nearest code by cosine similarity, and cheapest where ``thrift`` says so."""
+    """Nearest code by cosine similarity, minus the rate penalty."""
 
     def __init__(self, config: VQConfig, *, rngs: nnx.Rngs):
         self.config, self.codes, self.width = config, config.codes, config.width
@@ -70,10 +70,10 @@ class VectorQuantiser(nnx.Module):
     def __call__(self, x: Array) -> Quantised:
         """Quantise (..., L)."""
         x = unit(x.astype(jnp.float32))
-        # A squared distance is two less twice the similarity; -log(count) is what naming costs, up to a constant.
-        cheapness = jnp.float32(self.config.thrift / 2) * jnp.log(self.counts[...] + 1e-6)
+        # A squared distance is two minus twice the similarity; -log(count) is a code's rate in nats, up to a constant.
+        rate_bonus = jnp.float32(self.config.thrift / 2) * jnp.log(self.counts[...] + 1e-6)
         scores = jnp.einsum("...l,vl->...v", x, self.book[...], precision=EXACT)
-        scores += jnp.expand_dims(cheapness, range(x.ndim - 1))
+        scores += jnp.expand_dims(rate_bonus, range(x.ndim - 1))
         codes = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         chosen = self.lookup(codes)
         misfit = jnp.float32(self.config.commitment) * jnp.mean(jnp.square(x - chosen), axis=-1)
@@ -84,16 +84,16 @@ class VectorQuantiser(nnx.Module):
         return self.book[...][codes]
 
     def note(self, x: Array, codes: Array) -> Any:
-        """Return what ``settle`` takes in of what was quantised, (..., L), and its codes."""
+        """Return the statistics of vectors (..., L) and their codes for ``settle``."""
         x = unit(jax.lax.stop_gradient(x).astype(jnp.float32))
         flat, one_hot = x.reshape(-1, self.width), jax.nn.one_hot(codes.reshape(-1), self.codes, dtype=jnp.float32)
-        # Dead codes go where the codebook fits worst: by chance, most vectors are the sky, and so would most codes be.
+        # Dead codes go where the codebook fits worst. With uniform draws most of them would become sky.
         misfit = 1 - jnp.sum(x * self.lookup(codes), axis=-1) + 1e-6
         sums = jnp.matmul(one_hot.T, flat, precision=EXACT)
         return Assigned(one_hot.sum(axis=0), sums, Rows(x), Rows(misfit))
 
     def settle(self, note: "Assigned", key: Array, progress: Array) -> None:
-        """Move the codebook to what a step's batch assigned to it."""
+        """Update the codebook with a step's batch."""
         c = self.config
         decay = jnp.float32(c.decay)
         counts = decay * self.counts[...] + (1 - decay) * note.used
@@ -103,7 +103,7 @@ class VectorQuantiser(nnx.Module):
         misfit = jnp.cumsum(note.misfit.array.reshape(-1))
         drawn = jnp.searchsorted(misfit, jax.random.uniform(key, (c.codes,)) * misfit[-1])
         fresh = note.vectors.array.reshape(-1, self.width)[jnp.minimum(drawn, misfit.size - 1)]
-        # A code that is not in use keeps its place (its sums only shrink, their direction stays) until restarted.
+        # An unused code keeps its direction (its sums only shrink) until it is restarted.
         self.sums[...] = jnp.where(dead[:, None], fresh, sums)
         self.counts[...] = jnp.where(dead, 1.0, counts)
         self.idle[...] = jnp.where(dead, 0, idle)
@@ -111,19 +111,19 @@ class VectorQuantiser(nnx.Module):
 
 
 class Assigned(NamedTuple):
-    """What a codebook learns from: per code how many vectors chose it and their sum, and all vectors."""
+    """A batch's assignments: for each code the number of its vectors and their sum, and all vectors."""
 
     used: Array  # (V,)
     sums: Array  # (V, L)
-    vectors: Rows  # (..., L), of length one
-    misfit: Rows  # (...), how badly each is served
+    vectors: Rows  # (..., L), unit length
+    misfit: Rows  # (...), quantisation error of each
 
 
 @dataclass(frozen=True)
 class FSQConfig:
     """Finite scalar quantisation (arXiv 2309.15505): each of a few channels is rounded to one of ``levels`` values.
 
-    There is no codebook to collapse; what can collapse is the tanh in front, so normalise before projecting onto it.
+    There is no codebook that could collapse. The tanh before rounding can saturate, so normalise before projecting.
     """
 
     levels: tuple[int, ...] = (8, 6, 5, 5)
@@ -156,7 +156,7 @@ class FiniteScalarQuantiser(nnx.Module):
         )
 
     def note(self, x: Array, codes: Array) -> Any:
-        """Nothing is learned here."""
+        """FSQ has no statistics."""
         return None
 
     def lookup(self, codes: Array) -> Array:
@@ -174,7 +174,7 @@ class FiniteScalarQuantiser(nnx.Module):
 
 
 def usage(codes: Array, number: int) -> dict[str, Mean]:
-    """Return the share of codes in use, their entropy as a share of the largest possible, and their perplexity."""
+    """Return the share of codes in use, their entropy relative to the maximum, and their perplexity."""
     counts = jnp.zeros(number).at[codes.reshape(-1)].add(1.0)
     kinds = {"usage": _share_in_use, "entropy": _entropy, "perplexity": _perplexity}
     return {name: Mean(counts, jnp.ones(()), then) for name, then in kinds.items()}

@@ -1,6 +1,6 @@
-"""Numbers that training keeps as it goes: how large a loss has been, how latents are spread.
+"""Running statistics of training: the scale of a loss, mean and variance of latents.
 
-Shapes: ... any leading axes, S the axes of what is kept.
+Shapes: ... any leading axes, S the axes of the statistics.
 """
 
 import jax
@@ -12,22 +12,22 @@ from reverie.nn.batch import Mean
 
 
 class Statistics(nnx.Variable):
-    """State that training changes and gradients do not; it is saved in checkpoints."""
+    """State that training updates without gradients; it is saved in checkpoints."""
 
 
 class RunningRMS(nnx.Module):
-    """Divides a loss by how large it has been, so that terms of different units can be added up.
+    """Divides a loss by its running root mean square, so that terms of different units can be added.
 
-    Dreamer 4 (arXiv 2509.24527, section 3) names no form; ours keeps a running mean of the loss squared and divides by
-    its root from *before* the step, as lucidrains and open-dreamer do. Two differences: it begins with the first
-    loss instead of 1 (so the first step alone is divided by 1), and it never falls below a tenth of the largest it has
-    been: else a loss that goes to zero makes gradients that grow without bound.
+    Dreamer 4 (arXiv 2509.24527, section 3) gives no formula. As in lucidrains and open-dreamer, the divisor is the root
+    of a running mean of the squared loss from *before* the step. Two differences: it starts from the first loss instead
+    of 1 (so only the first step is divided by 1). And it never falls below a tenth of its largest value: otherwise the
+    gradients of a loss that goes to zero grow without bound.
     """
 
     decay, floor = 0.95, 0.1
 
     def __init__(self):
-        self.square = Statistics(jnp.zeros(()))  # 0: nothing seen yet
+        self.square = Statistics(jnp.zeros(()))  # 0: no step yet
         self.largest = Statistics(jnp.zeros(()))
 
     def __call__(self, loss: Mean) -> Mean:
@@ -37,18 +37,18 @@ class RunningRMS(nnx.Module):
         return loss.times(jnp.where(root > 0, 1 / jnp.maximum(scale, jnp.float32(1e-8)), 1.0))
 
     def settle(self, loss: Mean, key: Array, progress: Array) -> None:
-        """Learn from a step's loss, as it was before it was divided."""
+        """Update from a step's loss before division."""
         now = jnp.square(loss.value)
-        before = jnp.where(self.square[...] > 0, self.square[...], now)
-        self.square[...] = jnp.float32(self.decay) * before + jnp.float32(1 - self.decay) * now
-        self.largest[...] = jnp.maximum(self.largest[...], jnp.sqrt(before))
+        square = jnp.where(self.square[...] > 0, self.square[...], now)
+        self.square[...] = jnp.float32(self.decay) * square + jnp.float32(1 - self.decay) * now
+        self.largest[...] = jnp.maximum(self.largest[...], jnp.sqrt(square))
 
 
 class RunningMoments(nnx.Module):
-    """Mean and spread of vectors over their leading axes: brings them to mean 0 and variance 1, and back.
+    """Running mean and variance of vectors over their leading axes: normalises to mean 0 and variance 1, and back.
 
-    It begins as the identity; the first steps are averaged evenly, later ones by ``decay``. Nothing that is trained
-    passes through it. A number that hardly varies is not blown up: its spread counts as at least ``least``.
+    It starts as the identity. The first steps are averaged evenly, later ones with ``decay``. It has no gradient. A
+    standard deviation counts as at least ``least``, so that a component that hardly varies is not scaled up.
     """
 
     decay, least = 0.99, 0.05
@@ -59,15 +59,15 @@ class RunningMoments(nnx.Module):
         self.steps = Statistics(jnp.zeros(()))
 
     def note(self, x: Array) -> tuple[Mean, Mean]:
-        """Return what ``settle`` takes in of (..., S)."""
+        """Return the moments of (..., S) for ``settle``."""
         x, axes, one = jax.lax.stop_gradient(x), tuple(range(x.ndim - self.mean.ndim)), jnp.ones(())
         return Mean(jnp.mean(x, axis=axes), one), Mean(jnp.mean(jnp.square(x), axis=axes), one)
 
     def settle(self, note: tuple[Mean, Mean], key: Array, progress: Array) -> None:
-        """Learn from what a step's batch had to note."""
+        """Update from the moments of a step's batch."""
         keep = jnp.minimum(jnp.float32(self.decay), self.steps[...] / (1 + self.steps[...]))
-        for kept, new in zip((self.mean, self.square), note, strict=True):
-            kept[...] = keep * kept[...] + (1 - keep) * new.value
+        for average, new in zip((self.mean, self.square), note, strict=True):
+            average[...] = keep * average[...] + (1 - keep) * new.value
         self.steps[...] = self.steps[...] + 1
 
     def normalise(self, x: Array) -> Array:
@@ -76,7 +76,7 @@ class RunningMoments(nnx.Module):
         return (x - mean) / spread
 
     def restore(self, x: Array) -> Array:
-        """The way back."""
+        """The inverse of ``normalise``."""
         mean, spread = self._of(x)
         return x * spread + mean
 

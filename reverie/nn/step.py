@@ -1,6 +1,6 @@
-"""The key of a training step: for what all rows of its batch have in common, in whatever parts they are computed.
+"""The random key of a training step, for draws that all rows of a batch share, in however many parts they are computed.
 
-Everything else that is random belongs to a row, and comes as an argument.
+All other draws belong to a row, whose key is an argument.
 """
 
 from collections.abc import Callable
@@ -13,19 +13,19 @@ _key: ContextVar[Array | None] = ContextVar("key", default=None)
 
 
 def made_with(key: Array, loss: Callable) -> Callable:
-    """Return ``loss``, which is to be traced as part of a step that has this key."""
+    """Return ``loss``, to be traced as part of a step with this key."""
 
     def keyed(*args: Any) -> Any:
-        before = _key.set(key)
+        token = _key.set(key)
         try:
             return loss(*args)
         finally:
-            _key.reset(before)
+            _key.reset(token)
 
     return keyed
 
 
 def step_key(otherwise: Array) -> Array:
-    """Return the key of the step that is being made; ``otherwise`` where a loss is computed for itself."""
+    """Return the key of the training step being traced; ``otherwise`` if a loss is computed outside of one."""
     here = _key.get()
     return otherwise if here is None else here

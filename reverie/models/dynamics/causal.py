@@ -24,7 +24,7 @@ from jax import Array
 
 from reverie.actions import ActionSpace
 from reverie.nn.batch import Loss
-from reverie.nn.codes import draw, likelihood, ranking
+from reverie.nn.codes import cross_entropy, sample_codes, top_k_accuracy
 from reverie.nn.embed import ActionEmbedding, from_start
 from reverie.nn.kv_cache import TokenState, previous_frames
 from reverie.nn.linear import Linear
@@ -88,11 +88,11 @@ class Causal(nnx.Module):
     def loss(self, latents_BTN: Array, actions_BT: Array, keys_B: Array) -> Loss:
         """Cross-entropy of every token of every frame but the first; latents are (B, T, N) int32 codes."""
         every = jnp.ones(latents_BTN[:, 1:].shape)
-        return likelihood(self._predict(latents_BTN, actions_BT), latents_BTN, every, self.config.changed_weight)
+        return cross_entropy(self._predict(latents_BTN, actions_BT), latents_BTN, every, self.config.changed_weight)
 
     def report(self, latents_BTN: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
         """Top-k accuracy of tokens with teacher forcing, and accuracy of those that change."""
-        return ranking(self._predict(latents_BTN, actions_BT), latents_BTN)
+        return top_k_accuracy(self._predict(latents_BTN, actions_BT), latents_BTN)
 
     def _predict(self, latents_BTN, actions_BT, drafts: int = 0):
         """Return logits (B, T-1, N, V) of frames 1..T-1, or of the last ``drafts`` of them."""
@@ -170,7 +170,7 @@ class Causal(nnx.Module):
         def fill(i, carry):
             latents, frame_kv = carry
             logits, frame_kv = predict(latents, i * c.block, frame_kv)
-            codes = draw(uniform[i], logits, temperature, c.top_k, c.top_p)
+            codes = sample_codes(uniform[i], logits, temperature, c.top_k, c.top_p)
             return jax.lax.dynamic_update_slice_in_dim(latents, codes, i * c.block, axis=1), frame_kv
 
         start = jnp.full((batch, self.tokens), c.codes, jnp.int32)

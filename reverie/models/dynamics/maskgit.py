@@ -25,7 +25,7 @@ from jax import Array
 from reverie.actions import ActionSpace
 from reverie.errors import ReverieError
 from reverie.nn.batch import Loss, draw_rows, fold_keys, row_keys, split_keys
-from reverie.nn.codes import draw, likelihood, ranking, surprise
+from reverie.nn.codes import cross_entropy, nll, sample_codes, top_k_accuracy
 from reverie.nn.embed import ActionEmbedding, from_start
 from reverie.nn.kv_cache import TokenState, previous_frames
 from reverie.nn.linear import Linear
@@ -86,12 +86,12 @@ class MaskGIT(nnx.Module):
     def loss(self, latents_BTN: Array, actions_BT: Array, keys_B: Array) -> Loss:
         """Cross-entropy of the masked tokens of every frame but the first; latents are (B, T, N) int32 codes."""
         logits, masked = self._predict_masked(latents_BTN, actions_BT, keys_B)
-        return likelihood(logits, latents_BTN, masked, self.config.changed_weight)
+        return cross_entropy(logits, latents_BTN, masked, self.config.changed_weight)
 
     def report(self, latents_BTN: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
         """Top-k accuracy in fully masked frames, and accuracy of their tokens that change."""
         logits, _ = self._predict_masked(latents_BTN, actions_BT, row_keys(key, len(latents_BTN)), ratio=1.0)
-        return ranking(logits, latents_BTN)
+        return top_k_accuracy(logits, latents_BTN)
 
     def _predict_masked(self, latents_BTN, actions_BT, keys_B, ratio: float | None = None):
         """Return logits (B, T-1, N, V) of frames 1..T-1 with tokens masked, and which were, float (B, T-1, N).
@@ -203,8 +203,8 @@ class MaskGIT(nnx.Module):
 
         def refine(k, latents):
             logits = predict(latents)
-            codes = draw(uniform[k], logits, temperature)
-            confidence = -surprise(logits, codes)
+            codes = sample_codes(uniform[k], logits, temperature)
+            confidence = -nll(logits, codes)
             cooling = temperature * (1 - (k + 1).astype(jnp.float32) / c.passes)
             confidence = confidence + cooling * gumbel[k]
             masked = latents == c.codes

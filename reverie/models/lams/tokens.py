@@ -26,7 +26,7 @@ from jax import Array
 
 from reverie.actions import START
 from reverie.nn.batch import Loss, Mean, Rows, draw_rows, mean
-from reverie.nn.codes import changed, surprise
+from reverie.nn.codes import changed, nll
 from reverie.nn.linear import Linear
 from reverie.nn.quantise import usage
 from reverie.nn.running import Statistics
@@ -197,7 +197,7 @@ class TokenLAM(nnx.Module):
         """Nats that each token of each frame but the first is a surprise, and whether it was the likeliest."""
         target, logits = seen_BTN[:, 1:], self._tell(seen_BTN, happened_BTL).astype(jnp.float32)
         right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
-        return surprise(logits, target), right
+        return nll(logits, target), right
 
     def _weights(self, seen_BTN):
         return 1 + jnp.float32(self.config.changed_weight) * changed(seen_BTN)
