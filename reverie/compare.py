@@ -102,7 +102,7 @@ def work(out: Path, name: str) -> int:
         fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
         return run.steps
     flop = arithmetic(run, folder, dataset)
-    run = replace(run, steps=max(1, round(made.arithmetic / flop)))
+    run = replace(run, steps=max(1, round(made.flops / flop)))
     fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
     world = checkpoint.load(folder)
     numbers, pictures = evaluate(
@@ -158,7 +158,7 @@ def arithmetic(run: Run, folder: Path, dataset: Dataset) -> float:
 def _begin(made: Comparison, out: Path) -> None:
     text = json.dumps(config.to_json(made), indent=1) + "\n"
     words = {"about": made.about, "takes": made.takes}  # may be said better since
-    if (out / MADE).exists() and read_json(out / MADE) | words != json.loads(text):
+    if (out / MADE).exists() and config.to_json(config.from_json(read_json(out / MADE))) | words != json.loads(text):
         raise ReverieError(f"'{out}' holds another comparison, or one of an older version: choose another --out.")
     if not (out / "data").exists():
         write_source(out / "data", made.source)

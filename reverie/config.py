@@ -16,6 +16,18 @@ from reverie.errors import ReverieError, did_you_mean
 
 CLASS = "class"  # the JSON key that names a config's class, as "module:Class"
 packages = {__name__.partition(".")[0]}  # whose dataclasses JSON may name; add your own for configs of your own
+# Fields that were renamed, by class: runs that were saved under the old names load as before.
+RENAMED = {
+    "TransformerConfig": {"places": "position_embeddings"},
+    "VQConfig": {"thrift": "rate_penalty"},
+    "TokenLAMConfig": {"free": "continuous_share", "told": "rate_target", "nearness": "distance_weight"},
+    "MaskGITConfig": {"pace": "schedule"},
+    "DiffusionConfig": {"images": "image_share", "short": "short_length", "whole": "long_share"},
+    "ShortcutConfig": {"steepest": "velocity_clip", "teacher": "ema_teacher"},
+    "DynamicsObjective": {"slips": "action_noise"},
+    "Run": {"few": "augment_below"},
+    "Comparison": {"arithmetic": "flops"},
+}
 
 
 def to_json(value: Any) -> Any:
@@ -33,7 +45,10 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(data: Any) -> Any:
-    """Rebuild what ``to_json`` wrote. Unknown fields and foreign classes raise ReverieError; lists become tuples."""
+    """Rebuild what ``to_json`` wrote, also under older field names (``RENAMED``); lists become tuples.
+
+    Unknown fields and foreign classes raise ReverieError.
+    """
     if isinstance(data, list):
         return tuple(from_json(item) for item in data)
     if not isinstance(data, dict):
@@ -47,6 +62,10 @@ def from_json(data: Any) -> Any:
     for key, item in data.items():
         if key == CLASS:
             continue
+        if key not in known and (present := _renamed(cls, key)) != key:
+            if present in data:
+                raise ReverieError(f"{cls.__name__} has '{present}' twice: under its old name '{key}' as well.")
+            key = present
         if key not in known:
             raise ReverieError(f"{cls.__name__} has no field '{key}'.{did_you_mean(key, known)}")
         values[key] = from_json(item)
@@ -89,6 +108,11 @@ def differences(old: Any, new: Any) -> dict[str, str]:
     """Return in which fields two configs differ, ``{"dotted.path": "dotted.path 1 -> 2"}``."""
     a, b = flatten(old), flatten(new)
     return {name: f"{name} {a.get(name)!r} -> {b.get(name)!r}" for name in a | b if a.get(name) != b.get(name)}
+
+
+def _renamed(cls: type, field: str) -> str:
+    """Return the present name of a config's field."""
+    return next((RENAMED[c.__name__][field] for c in cls.__mro__ if field in RENAMED.get(c.__name__, ())), field)
 
 
 def _config_class(name: str) -> type:

@@ -149,7 +149,7 @@ def _place(runs: dict[str, Run], out: Path, dataset: Dataset, minutes: float | N
         past = minutes_of(note(out))
         for name in there:
             run = runs.get(name) if minutes is None else begun(name, out, out, minutes, past)
-            kept[name] = resume_from(run, out / name, enlarged(dataset, run.few)) if run else None
+            kept[name] = resume_from(run, out / name, enlarged(dataset, run.augment_below)) if run else None
         back = [name for name in there if (step := kept[name]) is not None and step < checkpoint.steps(out / name)[-1]]
         place = new if back else out
         if back and (on := there[there.index(back[0]) + 1 :]):
@@ -177,7 +177,7 @@ def _goes_on(runs: dict[str, Run], out: Path, new: Path, dataset: Dataset, minut
         return all(is_run(run, new / name) for name, run in begun.items())
     with contextlib.suppress(ReverieError):
         for name, run in begun.items():
-            resume_from(run, new / name, enlarged(dataset, run.few))
+            resume_from(run, new / name, enlarged(dataset, run.augment_below))
         return True
     return False
 

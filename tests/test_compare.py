@@ -34,7 +34,7 @@ def shrunk(families: tuple[str, ...]) -> Comparison:
             run, tokenizer=replace(config, quantiser=VQConfig(16, 8)) if hasattr(config, "quantiser") else config
         )
 
-    lam = replace(made.lam.objective.lam, encoder=replace(NET, time_every=0, places=False), decoder=NET)
+    lam = replace(made.lam.objective.lam, encoder=replace(NET, time_every=0, position_embeddings=False), decoder=NET)
     rows = {
         name: small(made.dynamics[name], dynamics=replace(made.dynamics[name].objective.dynamics, transformer=NET))
         for name in families
@@ -46,7 +46,7 @@ def shrunk(families: tuple[str, ...]) -> Comparison:
         tokenizers={name: tokenizer(run) for name, run in made.tokenizers.items() if name in kinds},
         lam=small(made.lam, lam=lam),
         dynamics=rows,
-        arithmetic=2e9,
+        flops=2e9,
         clips=4,
         horizon=4,
     )
@@ -60,7 +60,7 @@ def test_rows_get_the_same_arithmetic_and_one_table(tmp_path, monkeypatch, capsy
     rows = {(row["family"], row["actions"]): row for row in table["rows"]}
     assert list(rows) == [("shortcut", "true"), ("shortcut", "latent")]
     for (_, actions), row in rows.items():
-        assert abs(row["training_flop"] / made.arithmetic - 1) <= 0.03
+        assert abs(row["training_flop"] / made.flops - 1) <= 0.03
         assert row["action_source"] == actions and len(row["psnr"]) == 4
         assert row["flop_per_frame"] > 0 and row["frames_per_second"] > 0 and row["frames_per_second_uncached"] > 0
     text = (out / "table.md").read_text("utf8")
@@ -75,7 +75,7 @@ def test_rows_get_the_same_arithmetic_and_one_table(tmp_path, monkeypatch, capsy
     assert compare(replace(made, takes="said anew"), out, seeds=1) == out
     assert capsys.readouterr().out == ""
     with pytest.raises(ReverieError, match="holds another comparison"):
-        compare(replace(made, arithmetic=3e9), out, seeds=1)
+        compare(replace(made, flops=3e9), out, seeds=1)
     assert json.loads((out / "table.json").read_text("utf8"))["rows"] == table["rows"]
 
 

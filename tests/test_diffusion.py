@@ -175,7 +175,14 @@ def dreamer(request):
     """Shortcut forcing with all the paper has: tokens for action and level, clips cut short, images, registers."""
     net = dataclasses.replace(SMALL, layout="alternate", time_every=2, depth=4, kv_heads=1, registers=2, soft_cap=50.0)
     config = dataclasses.replace(dynamics(ShortcutConfig).config, transformer=net, context=request.param)
-    pieces = {"conditioning": "prepend", "images": 0.3, "short": 2, "whole": 0.3, "teacher": 0.5, "bootstrap": 0.5}
+    pieces = {
+        "conditioning": "prepend",
+        "image_share": 0.3,
+        "short_length": 2,
+        "long_share": 0.3,
+        "ema_teacher": 0.5,
+        "bootstrap": 0.5,
+    }
     return awake(dataclasses.replace(config, **pieces).make(nnx.Rngs(1)))
 
 
@@ -263,7 +270,7 @@ def gradient_of(model, latents, actions, keys):
 @pytest.mark.parametrize("teacher", [0.0, 0.5])
 def test_no_gradient_passes_through_the_target(monkeypatch, teacher):
     """It is the same as with a teacher that stands still."""
-    model = awake(dataclasses.replace(dynamics(ShortcutConfig).config, teacher=teacher).make(nnx.Rngs(1)))
+    model = awake(dataclasses.replace(dynamics(ShortcutConfig).config, ema_teacher=teacher).make(nnx.Rngs(1)))
     latents, actions = clip(batch=4, length=3, of=ShortcutConfig)
     keys = keys_of(model, own=True)
     own = gradient_of(model, latents, actions, keys)
@@ -275,7 +282,7 @@ def test_no_gradient_passes_through_the_target(monkeypatch, teacher):
 
 def test_half_steps_are_those_of_the_average():
     """Where the average is another network, targets are others; the data teach what they taught."""
-    model = awake(dataclasses.replace(dynamics(ShortcutConfig).config, teacher=0.5).make(nnx.Rngs(1)))
+    model = awake(dataclasses.replace(dynamics(ShortcutConfig).config, ema_teacher=0.5).make(nnx.Rngs(1)))
     latents, actions = clip(batch=4, length=3, of=ShortcutConfig)
     graph, state = nnx.split(model)
     other = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))

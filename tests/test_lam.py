@@ -123,7 +123,7 @@ def test_over_tokens_it_finds_the_actions_of_a_world_it_was_never_told():
         rng = np.random.default_rng(seed)
         config = TokenLAMConfig(
             frame=(8, 8, 3), tokens=2, grid=(1, 8), tokenizer=tiny(VQVAEConfig()), actions=2,
-            encoder=dataclasses.replace(small, places=False), decoder=small,
+            encoder=dataclasses.replace(small, position_embeddings=False), decoder=small,
         )  # fmt: skip
         model = trained(config, (walking_dot(rng)[0] for _ in range(STEPS)), seed)
         seen, actions = walking_dot(rng)

@@ -97,11 +97,13 @@ def test_it_computes_in_bfloat16_and_scanned():
     assert memory.cache.layers[0][0].dtype == jnp.bfloat16 and latents.dtype == jnp.int32
 
 
-def fill(logits, passes, temperature=1.0, rows=256, key=KEY, pace="cosine"):
+def fill(logits, passes, temperature=1.0, rows=256, key=KEY, schedule="cosine"):
     """Sample frames whose logits (N, V) never change: what each pass was given, (K, rows, N), and the result."""
     tokens, codes = logits.shape
     model = dynamics().config
-    model = dataclasses.replace(model, codes=codes, grid=(tokens, 1), passes=passes, pace=pace).make(nnx.Rngs(0))
+    model = dataclasses.replace(model, codes=codes, grid=(tokens, 1), passes=passes, schedule=schedule).make(
+        nnx.Rngs(0)
+    )
 
     given = []
 
@@ -114,10 +116,10 @@ def fill(logits, passes, temperature=1.0, rows=256, key=KEY, pace="cosine"):
     return np.stack([*given, latents]), codes
 
 
-@pytest.mark.parametrize("pace", ["cosine", "geometric"])
+@pytest.mark.parametrize("schedule", ["cosine", "geometric"])
 @pytest.mark.parametrize("passes", [1, 3, 25])
-def test_every_pass_keeps_what_was_kept_and_the_last_hides_nothing(passes, pace):
-    given, hidden = fill(jax.random.normal(KEY, (16, 8)), passes, pace=pace)
+def test_every_pass_keeps_what_was_kept_and_the_last_hides_nothing(passes, schedule):
+    given, hidden = fill(jax.random.normal(KEY, (16, 8)), passes, schedule=schedule)
     left = (given == hidden).sum(axis=-1)
     assert (left == left[:, :1]).all() and (np.diff(left[:, 0]) <= 0).all()
     assert left[0, 0] == 16 and left[-1, 0] == 0
@@ -126,9 +128,9 @@ def test_every_pass_keeps_what_was_kept_and_the_last_hides_nothing(passes, pace)
         "cosine": 16 * np.cos(np.pi / 2 * share),
         # 16 tokens, all but one of the passes, then none: the last token by itself.
         "geometric": np.where(share < 1, 16.0 ** (1 - share * passes / max(passes - 1, 1)), 0),
-    }[pace]
+    }[schedule]
     np.testing.assert_array_equal(left[:, 0], np.floor(expected + 1e-6))
-    assert pace == "cosine" or passes == 1 or left[-2, 0] == 1
+    assert schedule == "cosine" or passes == 1 or left[-2, 0] == 1
     for before, after in itertools.pairwise(given):
         np.testing.assert_array_equal(after[before != hidden], before[before != hidden])
 
@@ -204,7 +206,7 @@ def test_context_noise_disturbs_a_share_of_the_frames_to_predict_from_and_no_tar
 
 
 def test_the_single_pace_draws_the_last_tokens_one_by_one():
-    model = MaskGITConfig(codes=32, grid=(4, 5), passes=6, pace="single").make(nnx.Rngs(0))
+    model = MaskGITConfig(codes=32, grid=(4, 5), passes=6, schedule="single").make(nnx.Rngs(0))
     assert model.schedule().tolist() == [5, 4, 3, 2, 1, 0]
-    many = MaskGITConfig(codes=32, grid=(2, 2), passes=9, pace="single").make(nnx.Rngs(0))
+    many = MaskGITConfig(codes=32, grid=(2, 2), passes=9, schedule="single").make(nnx.Rngs(0))
     assert many.schedule().tolist() == [4, 4, 4, 4, 4, 3, 2, 1, 0]

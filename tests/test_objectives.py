@@ -109,7 +109,7 @@ def test_what_a_step_reads_is_what_the_frozen_models_say_of_whole_episodes(tmp_p
 
 
 def test_slips_hide_which_code_it_was_and_never_a_recorded_action(stages):
-    """When every code slips none is heard; what began a clip stays what it was; recorded actions do not slip."""
+    """When every code action_noise none is heard; what began a clip stays what it was; recorded actions do not slip."""
     world, recorded = load(stages / "latent"), load(stages / "latent")
     recorded.lam = None
     rng = np.random.default_rng(0)
@@ -117,14 +117,14 @@ def test_slips_hide_which_code_it_was_and_never_a_recorded_action(stages):
     begun, other = rng.integers(0, 2, (2, 4, 6)).astype(np.int32)
     begun[:, 0] = other[:, 0] = START
 
-    def heard(world, slips):
-        objective = DynamicsObjective(tiny(MaskGITConfig(), PAIR), lam="../lam", context=4, slips=slips)
+    def heard(world, action_noise):
+        objective = DynamicsObjective(tiny(MaskGITConfig(), PAIR), lam="../lam", context=4, action_noise=action_noise)
         loss = jax.jit(
             lambda actions: objective.loss(world, {"latents": latents, "actions": actions}, row_keys(KEY, 4), 0.0).value
         )
         return bool(loss(begun) != loss(other))
 
-    assert [heard(world, slips) for slips in (0.0, 0.5, 1.0)] == [True, True, False]
+    assert [heard(world, action_noise) for action_noise in (0.0, 0.5, 1.0)] == [True, True, False]
     assert heard(recorded, 1.0)
 
 

@@ -58,7 +58,7 @@ class Lam(LatentActionObjective):
 def kinds():
     """Everything that is trained, by name."""
     made = {f"tokenizer {n}": TokenizerObjective(tiny(c(), NET)) for n, c in tokenizers.families().items()}
-    restless = VQConfig(32, 4, restart_after=0, thrift=0.01)  # every idle code restarts in every step
+    restless = VQConfig(32, 4, restart_after=0, rate_penalty=0.01)  # every idle code restarts in every step
     vq = dataclasses.replace(EYES, quantiser=restless, motion_weight=3.0)
     made["tokenizer of motion whose codes restart"] = TokenizerObjective(vq)
     made["tokenizer of FSQ"] = TokenizerObjective(dataclasses.replace(EYES, quantiser=FSQConfig((4, 3))))

@@ -117,8 +117,8 @@ def test_thrift_keeps_one_code_for_one_thing():
     """Sixty-four codes for four things and a little noise: several to each, between which one thing flickers."""
     centres = unit(jax.random.normal(KEY, (4, 4)))
     found = {}
-    for thrift in (0.0, 0.01):
-        vq = book(codes=64, decay=0.9, restart_after=10, thrift=thrift)
+    for rate_penalty in (0.0, 0.01):
+        vq = book(codes=64, decay=0.9, restart_after=10, rate_penalty=rate_penalty)
         statistics, step = learning(vq)
         for i in range(150):
             x = centres[np.arange(256) % 4] + 0.02 * jax.random.normal(jax.random.fold_in(KEY, i), (256, 4))
@@ -128,7 +128,7 @@ def test_thrift_keeps_one_code_for_one_thing():
         chosen = np.asarray(q.codes).reshape(-1, 4)
         flickers = np.mean(chosen[1:] != chosen[:-1])
         misfit = float(jnp.mean(1 - jnp.sum(unit(x) * vq.lookup(q.codes), axis=-1)))
-        found[thrift] = len(np.unique(chosen)), flickers, misfit
+        found[rate_penalty] = len(np.unique(chosen)), flickers, misfit
         np.testing.assert_array_equal(q.codes, np.argmax(q.scores, axis=-1))
     codes, flickers, misfit = found[0.01]
     assert codes == 4 and flickers == 0 and misfit < 1e-3

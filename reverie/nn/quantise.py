@@ -38,9 +38,9 @@ class VQConfig:
     weight decay cannot shrink them. A code that was not used for ``restart_after`` steps is moved onto a vector of the
     current batch, drawn in proportion to its quantisation error.
 
-    ``thrift`` is the rate penalty of entropy-constrained quantisation (Chou, Lookabaugh and Gray 1989, IEEE Trans. ASSP
-    37(1)), in squared distance per nat: a rarer code must fit better to be chosen. Without it several codes share one
-    noisy appearance, and still parts of a video flicker between them.
+    ``rate_penalty`` is the rate penalty of entropy-constrained quantisation (Chou, Lookabaugh and Gray 1989, IEEE
+    Trans. ASSP 37(1)), in squared distance per nat: a rarer code must fit better to be chosen. Without it several codes
+    share one noisy appearance, and still parts of a video flicker between them.
     """
 
     codes: int = 1024
@@ -49,7 +49,7 @@ class VQConfig:
     commitment: float = 0.25
     decay: float = 0.99
     restart_after: int = 50
-    thrift: float = 0.0
+    rate_penalty: float = 0.0
 
     def make(self, rngs: nnx.Rngs) -> "VectorQuantiser":
         """Return the module."""
@@ -71,7 +71,7 @@ class VectorQuantiser(nnx.Module):
         """Quantise (..., L)."""
         x = unit(x.astype(jnp.float32))
         # A squared distance is two minus twice the similarity; -log(count) is a code's rate in nats, up to a constant.
-        rate_bonus = jnp.float32(self.config.thrift / 2) * jnp.log(self.counts[...] + 1e-6)
+        rate_bonus = jnp.float32(self.config.rate_penalty / 2) * jnp.log(self.counts[...] + 1e-6)
         scores = jnp.einsum("...l,vl->...v", x, self.book[...], precision=EXACT)
         scores += jnp.expand_dims(rate_bonus, range(x.ndim - 1))
         codes = jnp.argmax(scores, axis=-1).astype(jnp.int32)

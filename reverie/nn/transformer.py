@@ -45,7 +45,9 @@ class TransformerConfig:
     layout: Literal["space+time", "alternate"] = "space+time"  # alternate: a layer is either space or time
     time_every: int = 1  # every k-th layer has time attention; 0: none has, frames are independent
     window: int = 16  # frames that a time layer reads, the current one included
-    places: bool = True  # learned position embeddings beside rotary positions; False: positions are only relative
+    position_embeddings: bool = (
+        True  # learned position embeddings beside rotary positions; False: positions are only relative
+    )
     space: bool = True  # False: no space attention (a patch-wise network)
     qk_norm: bool = True
     soft_cap: float = 0.0  # 0: off
@@ -116,7 +118,7 @@ class SpaceTimeTransformer(nnx.Module):
         self.tokens = grid[0] * grid[1] + extra
         self.grid = grid
         # Without attention tokens need no position: a patch means the same wherever it lies.
-        embedded = (config.space or config.time_every) and config.places
+        embedded = (config.space or config.time_every) and config.position_embeddings
         # Position embeddings. (Checkpoints know them as ``slots``.)
         self.slots = learned_tokens(rngs, self.tokens, config.width) if embedded else None
         if config.registers:

@@ -29,9 +29,9 @@ def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str, remat
     see = replace(net, depth=max(2, depth // 2))
     optimizer = OptimConfig(rate=3e-4, warmup=steps // 50, decay=0.1, weight_decay=1e-2, ema=0.999)
     tokenizer = VQVAEConfig(
-        patch=patch, encoder=see, decoder=see, quantiser=VQConfig(1024, 32, thrift=0.01), motion_weight=4.0
+        patch=patch, encoder=see, decoder=see, quantiser=VQConfig(1024, 32, rate_penalty=0.01), motion_weight=4.0
     )
-    lam = TokenLAMConfig(actions=8, encoder=replace(see, places=False), decoder=see)
+    lam = TokenLAMConfig(actions=8, encoder=replace(see, position_embeddings=False), decoder=see)
     dynamics = MaskGITConfig(transformer=net, changed_weight=4.0, passes=12)
     return Recipe(
         about=f"CoinRun, latent actions, width {width}",
@@ -77,9 +77,9 @@ def shortcut() -> Recipe:
         conditioning="prepend",
         context="forcing",
         previous=False,
-        images=0.3,
-        short=16,
-        whole=0.1,
+        image_share=0.3,
+        short_length=16,
+        long_share=0.1,
     )
     return Recipe(
         about="CoinRun, recorded actions, Dreamer 4's tokenizer and shortcut forcing",

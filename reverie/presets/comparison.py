@@ -1,4 +1,4 @@
-"""What is compared with what: families of dynamics on the same data, each given the same arithmetic to learn with."""
+"""Comparisons: families of dynamics on the same data, compute-matched (equal training FLOPs)."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +18,8 @@ from reverie.training.objectives import DynamicsObjective, TokenizerObjective
 class Comparison:
     """Runs over one dataset. Rows are ``dynamics``, once with recorded actions and once with those ``lam`` infers.
 
-    ``tokenizers``: by name; an objective finds its own under "../NAME", and the latent action model lies in "../lam".
-    The steps of a row follow from ``arithmetic``, the FLOP that each is trained with.
+    ``tokenizers``: by name; an objective finds its own under "../NAME", and the latent action model in "../lam".
+    ``flops``: training FLOPs of each row, from which its number of steps follows.
     """
 
     about: str
@@ -28,9 +28,9 @@ class Comparison:
     tokenizers: dict[str, Run]
     lam: Run
     dynamics: dict[str, Run]
-    arithmetic: float
-    clips: int = 64  # evaluation: held-out clips,
-    horizon: int = 64  # and frames dreamed
+    flops: float
+    clips: int = 64  # held-out clips in the evaluation
+    horizon: int = 64  # frames generated after each clip's context
 
 
 def comparisons() -> dict[str, Comparison]:
@@ -47,18 +47,19 @@ def comparison(name: str) -> Comparison:
 
 
 def on_toy() -> Comparison:
-    """The tile platformer, for two CPU cores: one small network for all, that looks two frames back."""
+    """The tile platformer, for two CPU cores: one small network for all, with a window of two past frames."""
     codes, vectors, latent = toy.toy(), toy.diffusion(), toy.toy(latent=True)
     assert latent.lam is not None
     net = replace(toy.causal().dynamics.objective.dynamics.transformer, window=3)  # pyright: ignore
-    seen = {
+    families = {
         "maskgit": MaskGITConfig(context="hidden", previous=True, passes=6),
         "causal": CausalConfig(),
         "diffusion": DiffusionConfig(passes=6),
         "shortcut": ShortcutConfig(levels=8),
     }
     configs = {
-        name: replace(dynamics, transformer=net, changed_weight=5.0, temperature=0.0) for name, dynamics in seen.items()
+        name: replace(dynamics, transformer=net, changed_weight=5.0, temperature=0.0)
+        for name, dynamics in families.items()
     }
     return Comparison(
         about="four families on the tile platformer, 3.5 TFLOP of training each",
@@ -67,7 +68,7 @@ def on_toy() -> Comparison:
         tokenizers={"codes": codes.tokenizer, "vectors": vectors.tokenizer},
         lam=_over(latent.lam, "codes"),
         dynamics=_rows(configs, codes.dynamics, context=2),
-        arithmetic=3.5e12,
+        flops=3.5e12,
     )
 
 
@@ -77,14 +78,14 @@ def on_coinrun() -> Comparison:
     assert recipe.lam is not None
     masked: Any = recipe.dynamics.objective
     net = masked.dynamics.transformer
-    eyes: Any = recipe.tokenizer.objective
+    of_codes: Any = recipe.tokenizer.objective
     configs = {
         "maskgit": masked.dynamics,
         "causal": CausalConfig(transformer=net, changed_weight=4.0),
         "diffusion": DiffusionConfig(transformer=net, changed_weight=4.0),
         "shortcut": ShortcutConfig(transformer=net, changed_weight=4.0),
     }
-    vectors = coinrun.vectors(eyes.tokenizer)
+    vectors = coinrun.vectors(of_codes.tokenizer)
     return Comparison(
         about="four families on CoinRun, 50 PFLOP of training each",
         takes="1.2 EFLOP for three seeds: hours on a GPU",
@@ -95,7 +96,7 @@ def on_coinrun() -> Comparison:
         },
         lam=_over(recipe.lam, "codes"),
         dynamics=_rows(configs, recipe.dynamics, context=8),
-        arithmetic=5e16,
+        flops=5e16,
     )
 
 
@@ -104,7 +105,7 @@ def _over(run: Run, tokenizer: str) -> Run:
 
 
 def _rows(configs: dict[str, Any], like: Run, context: int) -> dict[str, Run]:
-    """One run for each family, over the kind of latents that it is for: those of codes have a field ``codes``."""
+    """One run for each family, over its kind of latents: configs of families over codes have a field ``codes``."""
     rows = {}
     for name, dynamics in configs.items():
         kind = "codes" if hasattr(dynamics, "codes") else "vectors"

@@ -20,7 +20,9 @@ from reverie.training.optim import OptimConfig
 
 ENOUGH = 0.5  # of the recordings must have actions for the model to learn from those
 SAMPLED = 64  # episodes of a store that are looked at
-FEW = 6000  # frames: 4400 were known by heart in six minutes, of 8700 copies cost more than they gave (docs/log.md)
+AUGMENT_BELOW = (
+    6000  # frames: 4400 overfit within six minutes; with 8700 shift augmentation cost more than it gave (docs/log.md)
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +42,9 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     net = TransformerConfig(width=width, depth=4, heads=width // 32, time_every=2, window=4)
     optimizer = OptimConfig(kind="muon", rate=3e-3, warmup=100, decay=0.3, floor=0.02, weight_decay=1e-3)
     tokenizer = VQVAEConfig(
-        patch=patch, encoder=look, decoder=look, quantiser=VQConfig(512, 16, thrift=0.01), motion_weight=8.0
+        patch=patch, encoder=look, decoder=look, quantiser=VQConfig(512, 16, rate_penalty=0.01), motion_weight=8.0
     )
-    lam = TokenLAMConfig(actions=6, encoder=replace(look, places=False), decoder=look)
+    lam = TokenLAMConfig(actions=6, encoder=replace(look, position_embeddings=False), decoder=look)
     maskgit = MaskGITConfig(
         transformer=net,
         context="hidden",
@@ -50,12 +52,12 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         changed_weight=4.0,
         passes=8,
         temperature=0.5,
-        pace="geometric",
+        schedule="geometric",
     )
     latent = spec.actions.kind == "none" or _labelled(source) < ENOUGH
     if latent and spec.actions.kind != "none":
         log.warning("less than %.0f %% of the recordings have actions: they are inferred from all", 100 * ENOUGH)
-    common: Any = {"optimizer": optimizer, "every": 500, "few": FEW}
+    common: Any = {"optimizer": optimizer, "every": 500, "augment_below": AUGMENT_BELOW}
     return Recipe(
         about=f"made for {spec.source}, {minutes:g} minutes",
         takes=f"{minutes:g} minutes",
@@ -63,7 +65,7 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=2, steps=2000, **common),
         lam=stage(LatentActionObjective(lam), batch=12, length=3, steps=1500, **common) if latent else None,
         dynamics=stage(
-            DynamicsObjective(maskgit, lam="../lam" if latent else None, context=4, slips=0.1),
+            DynamicsObjective(maskgit, lam="../lam" if latent else None, context=4, action_noise=0.1),
             batch=8,
             length=8,
             steps=2000,

@@ -1,4 +1,4 @@
-"""What a recipe is: which source, which models, how long."""
+"""Recipes: a source of data, and a run for each stage."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,17 +21,17 @@ class Recipe:
     tokenizer: Run
     lam: Run | None
     dynamics: Run
-    clips: int = 64  # evaluation: held-out clips,
-    horizon: int = 16  # and frames dreamed
+    clips: int = 64  # held-out clips in the evaluation
+    horizon: int = 16  # frames generated after each clip's context
 
 
 def stage(
-    objective: Any, *, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int, few: int = 0
+    objective: Any, *, batch: int, length: int, steps: int, optimizer: OptimConfig, every: int, augment_below: int = 0
 ) -> Run:
-    """A run that reports and saves ``every`` so many steps."""
+    """Return a run that reports and saves once in ``every`` steps."""
     return Run(
         objective,
-        few=few,
+        augment_below=augment_below,
         batch=batch,
         length=length,
         steps=steps,
@@ -42,7 +42,7 @@ def stage(
 
 
 def parameters(recipe: Any) -> int:
-    """Return how many weights a recipe's models have together; nothing is computed, only shapes are looked at."""
+    """Return the number of parameters of a recipe's models together, from shapes alone."""
     spec = recipe.source.spec()
 
     def shapes(made: Any) -> Any:

@@ -32,7 +32,7 @@ def toy(latent: bool = False) -> Recipe:
     by_tile = OptimConfig(rate=6e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
     tokenizer = VQVAEConfig(patch=8, encoder=tile, decoder=tile, quantiser=VQConfig(256, 16), motion_weight=10.0)
     glance = replace(now, depth=2)
-    lam = TokenLAMConfig(actions=6, encoder=replace(glance, places=False), decoder=now)
+    lam = TokenLAMConfig(actions=6, encoder=replace(glance, position_embeddings=False), decoder=now)
     # A world without chance is played without it: at a higher temperature what is rare in training happens too often,
     # since `changed_weight` teaches the model to expect change.
     dynamics = MaskGITConfig(
@@ -40,8 +40,8 @@ def toy(latent: bool = False) -> Recipe:
     )
     objective = DynamicsObjective(dynamics, context=1)
     if latent:  # a code leaves more open than a key does, and can be asked for where it never happens
-        by_code = replace(dynamics, passes=8, pace="geometric")
-        objective = replace(objective, dynamics=by_code, lam="../lam", slips=0.1)
+        by_code = replace(dynamics, passes=8, schedule="geometric")
+        objective = replace(objective, dynamics=by_code, lam="../lam", action_noise=0.1)
     return Recipe(
         about="tile platformer, " + ("latent actions: learned from pictures alone" if latent else "recorded actions"),
         takes=f"{'five' if latent else 'two'} minutes on two CPU cores",
@@ -114,7 +114,7 @@ def shipped() -> Recipe:
             "dynamics.neighbours": 1,
             "dynamics.context_noise": 0.1,
             "dynamics.mask_min": 0.2,
-            "dynamics.pace": "single",
+            "dynamics.schedule": "single",
         },
     )
     return replace(
@@ -137,7 +137,7 @@ def smooth() -> Recipe:
     see = replace(net, depth=2)
     optimizer = OptimConfig(rate=1e-3, warmup=200, decay=0.2, floor=0.02, weight_decay=1e-2)
     tokenizer = VQVAEConfig(
-        patch=4, encoder=see, decoder=see, quantiser=VQConfig(1024, 32, thrift=0.01), motion_weight=10.0
+        patch=4, encoder=see, decoder=see, quantiser=VQConfig(1024, 32, rate_penalty=0.01), motion_weight=10.0
     )
     dynamics = MaskGITConfig(transformer=net, changed_weight=5.0, passes=8)
     return Recipe(

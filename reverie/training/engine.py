@@ -81,14 +81,14 @@ class Objective(Protocol):
 class Run:
     """Everything that decides what a run computes, and how often it says so.
 
-    data: a store or .npz file, relative to the folder that the run's folder lies in. few: frames; fewer are seen in
-    copies that are moved by some pixels (``data.shifted``). Clocks are in steps, 0 is never.
+    data: a store or .npz file, relative to the folder that the run's folder lies in. augment_below: a dataset of fewer
+    frames gets shift augmentation (``data.shifted``). Intervals (``..._every``) are in steps, 0 is never.
     """
 
     objective: Objective
     _: KW_ONLY
     data: str = "data"
-    few: int = 0
+    augment_below: int = 0
     batch: int = 16
     length: int = 16
     steps: int = 1000
@@ -186,7 +186,7 @@ def fit(
     out = Path(out).absolute()
     mesh = sharding.make_mesh()
     dataset, held_out = train_and_held_out(out.parent / run.data, run.length, dataset, held_out)
-    dataset = enlarged(dataset, run.few)
+    dataset = enlarged(dataset, run.augment_below)
     _check(run, mesh, dataset)
     with folder.owned(out):
         source, place, newest = places(run, out, dataset, fresh)
@@ -217,7 +217,7 @@ def check_all(runs: dict[Path, Run], dataset: Dataset) -> None:
     token = checkpoint.untrained.set(models)
     try:
         for out, run in runs.items():
-            _check(run, mesh, enlarged(dataset, run.few))
+            _check(run, mesh, enlarged(dataset, run.augment_below))
             Blueprint(run.objective, dataset.spec, run.seed, out)
             models[out] = lambda run=run, out=out: run.objective.init(nnx.Rngs(0), dataset.spec, out)
     finally:

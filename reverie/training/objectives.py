@@ -129,7 +129,9 @@ class DynamicsObjective:
     tokenizer: str = "../tokenizer"
     lam: str | PixelLAMConfig | None = None
     context: int = 16  # real frames a dream begins with, at most: no more than a clip in training has
-    slips: float = 0.0  # share of a frozen model's latent actions that training takes for others: see ``_slipped``
+    action_noise: float = (
+        0.0  # share of latent actions (of a frozen model) replaced by random ones: see ``_with_action_noise``
+    )
     frozen: tuple[str, ...] = ("tokenizer", "lam")
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:
@@ -177,8 +179,8 @@ class DynamicsObjective:
         """The dynamics' own, plus the latent action model's where it is trained along."""
         if not self._together:
             actions = batch["actions"]
-            if self.slips and model.lam is not None:
-                actions = _slipped(actions, model.config.actions, self.slips, fold_keys(keys_B, 1))
+            if self.action_noise and model.lam is not None:
+                actions = _with_action_noise(actions, model.config.actions, self.action_noise, fold_keys(keys_B, 1))
             loss = model.dynamics.loss(batch["latents"], actions, keys_B)
             return loss._replace(notes={"dynamics": loss.notes})
         keys_lam, keys_B = split_keys(keys_B, 2)
@@ -214,12 +216,12 @@ class DynamicsObjective:
         return numbers | {"picture": _sheet(truth, *dreams)}
 
 
-def _slipped(actions_BT: Array, space: ActionSpace, share: float, keys_B: Array) -> Array:
-    """Return latent actions, a share of them replaced by others, drawn at random.
+def _with_action_noise(actions_BT: Array, space: ActionSpace, share: float, keys_B: Array) -> Array:
+    """Return latent actions with action noise: a share of them is replaced by random ones.
 
-    A code names what happened, so most codes never occur where they cannot happen, and a player presses them there all
-    the same. Never having seen that, a world paints nothing in the player's place, and nothing brings him back. With a
-    few slips such a code leads to what usually comes; a code that does occur there keeps its meaning (docs/log.md).
+    A latent action encodes the transition, so most actions never occur in states where they are impossible. A player
+    takes them there all the same. A world that never saw that draws no player any more, and does not recover. With some
+    noise such an action leads to the usual next frame, and one that does occur keeps its meaning (docs/log.md).
     """
     keys_where, keys_other = split_keys(keys_B, 2)
     where = draw_rows(jax.random.uniform, keys_where, actions_BT.shape[1:]) < jnp.float32(share)

@@ -47,9 +47,9 @@ class DiffusionConfig:
     previous: bool = True  # the same position of the previous frame, with its context noise, is added to the input
     context_level: float = 0.9  # noise level of context frames: 1 is clean, 0 pure noise
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
-    images: float = 0.0  # share of rows trained as single images, so that a first frame can be sampled (paper: 0.3)
-    short: int = 0  # other rows are cut into clips of so many frames; 0: none is
-    whole: float = 0.1  # share of rows that are not cut, where others are (open-dreamer; the paper: "occasionally")
+    image_share: float = 0.0  # share of rows trained as single images, to sample first frames (Dreamer 4: 0.3)
+    short_length: int = 0  # other rows are cut into clips of so many frames; 0: none is
+    long_share: float = 0.1  # share of rows that are not cut, if others are (open-dreamer; the paper: "occasionally")
     passes: int = 8  # K
     temperature: float = 1.0  # scale of the noise that sampling starts from; 1 as in training
 
@@ -145,17 +145,17 @@ class Diffusion(nnx.Module):
         return levels, self._denoised(context, drafts, levels), target
 
     def _begins(self, keys_B, length: int):
-        """Where clips begin, (B, T): every frame in rows of images, every ``short`` frames in others; None: only at 0.
+        """Where clips begin, (B, T): at every frame, every ``short_length`` frames, or once; None: once in every row.
 
         A row of several clips costs what a row of one does, in one compiled program.
         """
         c, at = self.config, np.arange(length)
-        if not (c.images or c.short):
+        if not (c.image_share or c.short_length):
             return None
         image, cut = draw_rows(jax.random.uniform, keys_B, (2,)).T
-        short = cut >= jnp.float32(c.whole if c.short else 1.0)
-        kind = jnp.where(image < jnp.float32(c.images), 2, short.astype(jnp.int32))
-        return jnp.asarray(np.stack([at == 0, at % (c.short or length) == 0, at >= 0]))[kind]
+        short = cut >= jnp.float32(c.long_share if c.short_length else 1.0)
+        kind = jnp.where(image < jnp.float32(c.image_share), 2, short.astype(jnp.int32))
+        return jnp.asarray(np.stack([at == 0, at % (c.short_length or length) == 0, at >= 0]))[kind]
 
     def _context(self, latents_BTNL, actions_BT, keys_B, begins_BT=None) -> Context:
         """Return a training clip with context noise, which ``keys_B`` draw once for all frames."""

@@ -49,7 +49,9 @@ class MaskGITConfig:
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
     context_noise: float = 0.0  # share of frames that training predicts from a corrupted context: see ``_corrupted``
     passes: int = 25  # K, refinement passes per frame
-    pace: Literal["cosine", "geometric", "single"] = "cosine"  # how many tokens each pass unmasks: see ``schedule``
+    schedule: Literal["cosine", "geometric", "single"] = (
+        "cosine"  # how many tokens each pass unmasks: ``MaskGIT.schedule``
+    )
     temperature: float = 1.0
 
     def fitted(self, tokenizer: Any, actions: ActionSpace) -> "MaskGITConfig":
@@ -184,9 +186,9 @@ class MaskGIT(nnx.Module):
         """
         passes = self.config.passes
         done = np.arange(1, passes)
-        if self.config.pace == "single":
+        if self.config.schedule == "single":
             left = np.minimum(passes - done, self.tokens)
-        elif self.config.pace == "cosine":
+        elif self.config.schedule == "cosine":
             left = self.tokens * np.cos(np.pi / 2 * done / passes)
         else:
             left = self.tokens ** (1 - done / max(passes - 1, 1))

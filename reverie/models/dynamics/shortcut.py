@@ -34,8 +34,8 @@ class ShortcutConfig(DiffusionConfig):
 
     levels: int = 64  # K_max, a power of two: the smallest step is 1 / levels (lucidrains, V; others 8 or 256)
     bootstrap: float = 0.25  # share of training steps with self-consistency targets (open-dreamer; of rows: E, N, 4ku)
-    steepest: float = 4.0  # velocity clip of the half steps (open-dreamer)
-    teacher: float = 0.0  # decay of an EMA teacher for the half steps (open-dreamer); 0: the network itself (paper)
+    velocity_clip: float = 4.0  # velocity clip of the half steps (open-dreamer)
+    ema_teacher: float = 0.0  # decay of an EMA teacher for the half steps (open-dreamer); 0: the network itself (paper)
     passes: int = 4  # K
     predict: Literal["x"] = "x"  # targets are clean frames; a velocity's error would be another weighting
 
@@ -58,7 +58,7 @@ class Shortcut(Diffusion):
 
     def __init__(self, config: ShortcutConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        weights = nnx.to_flat_state(nnx.state(self, nnx.Param)) if config.teacher else []
+        weights = nnx.to_flat_state(nnx.state(self, nnx.Param)) if config.ema_teacher else []
         # The EMA teacher's weights, by name. (Checkpoints know them as ``taught``.)
         self.taught = nnx.Dict({".".join(map(str, path)): Statistics(weight[...] + 0) for path, weight in weights})
 
@@ -85,14 +85,14 @@ class Shortcut(Diffusion):
             def denoise(drafts: Array, level: Array, size: Array) -> Array:
                 return teacher._denoised(teacher_context, drafts, level, size)
 
-            return two_half_steps(denoise, drafts, level, size, self.config.steepest)
+            return two_half_steps(denoise, drafts, level, size, self.config.velocity_clip)
 
         with jax.named_scope(f"share={self._share}"):  # read by training/flops.py
             targets = jax.lax.cond(bootstrap, half_steps, lambda: truth) if self._share else truth
             target = jax.lax.stop_gradient(targets)
         error = jnp.mean(jnp.square(data - target), axis=-1)
         metrics = {"error": mean(error), "bootstrap": mean(bootstrap.astype(jnp.float32))}
-        return Loss((self._weighted(error, level, latents_BTNL),), metrics, () if self.config.teacher else None)
+        return Loss((self._weighted(error, level, latents_BTNL),), metrics, () if self.config.ema_teacher else None)
 
     def settle(self, note: tuple[()], key: Array, progress: Array) -> None:
         """Store the EMA teacher that was used in this step."""
@@ -113,7 +113,7 @@ class Shortcut(Diffusion):
     def _teacher(self) -> "Shortcut":
         """Return the network whose half steps are targets: the updated EMA teacher, or the network itself."""
         graph, weights, rest = nnx.split(self, nnx.Param, ...)
-        if not self.config.teacher:
+        if not self.config.ema_teacher:
             return nnx.merge(graph, jax.lax.stop_gradient(weights), rest)
         averages = self._averages()
         slow = [(path, w.replace(averages[".".join(map(str, path))])) for path, w in nnx.to_flat_state(weights)]
@@ -121,7 +121,7 @@ class Shortcut(Diffusion):
 
     def _averages(self) -> dict[str, Array]:
         """The EMA of every weight, updated with its current value, by name; without gradient."""
-        decay, weights = jnp.float32(self.config.teacher), nnx.to_flat_state(nnx.state(self, nnx.Param))
+        decay, weights = jnp.float32(self.config.ema_teacher), nnx.to_flat_state(nnx.state(self, nnx.Param))
         now = {".".join(map(str, path)): jax.lax.stop_gradient(weight[...]) for path, weight in weights}
         return {name: decay * self.taught[name][...] + (1 - decay) * weight for name, weight in now.items()}
 

@@ -48,12 +48,19 @@ class TokenLAMConfig:
     tokenizer: Any = None  # its config
     actions: int = 6
     latent: int = 4  # width of the space in which what happened is a point
-    encoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(places=False, time_every=0))
+    encoder: TransformerConfig = field(
+        default_factory=lambda: TransformerConfig(position_embeddings=False, time_every=0)
+    )
     decoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(time_every=0))
     changed_weight: float = 5.0  # extra weight of tokens that differ from the frame before
-    free: float = 0.5  # share of the training before there are codes
-    told: tuple[float, float] = (3.0, 1.0)  # nats to be told at its beginning and end, in units of what a code can tell
-    nearness: float = 0.02  # nats per token that a code loses for its squared distance from where the encoder points
+    continuous_share: float = 0.5  # share of the training before there are codes
+    rate_target: tuple[float, float] = (
+        3.0,
+        1.0,
+    )  # nats to be told at its beginning and end, in units of what a code can tell
+    distance_weight: float = (
+        0.02  # nats per token that a code loses for its squared distance from where the encoder points
+    )
 
     def fitted(self, frame: tuple[int, int, int], tokenizer: Any) -> "TokenLAMConfig":
         """Return this config for a tokenizer's codes."""
@@ -133,21 +140,21 @@ class TokenLAM(nnx.Module):
     def settle(self, note: "Noted", key: Array, progress: Array) -> None:
         """Move price and codes after a step; where the first half of the training ends, group points into codes."""
         c = self.config
-        first, last = (share * np.log(self.codes) for share in c.told)
-        wanted = first + (last - first) * progress / max(c.free, 1e-6)
+        first, last = (share * np.log(self.codes) for share in c.rate_target)
+        wanted = first + (last - first) * progress / max(c.continuous_share, 1e-6)
         price = jnp.clip(self.price[...] * jnp.exp(jnp.float32(HASTE) * (note.nats.value - wanted)), *PRICES)
         self.price[...] = jnp.where(self.grouped[...], self.price[...], price)
         recent = jnp.concatenate([self.recent[...], note.points.array.reshape(-1, c.latent)])[-RECENT:]
         keep = jnp.float32(DECAY)
         self.sums[...], self.counts[...] = jax.lax.cond(
-            self.grouped[...] | (progress < c.free),
+            self.grouped[...] | (progress < c.continuous_share),
             lambda: (
                 keep * self.sums[...] + (1 - keep) * note.sums,
                 keep * self.counts[...] + (1 - keep) * note.counts,
             ),
             lambda: (kmeans(recent, c.actions, key), jnp.ones(c.actions)),
         )
-        self.recent[...], self.grouped[...] = recent, self.grouped[...] | (progress >= c.free)
+        self.recent[...], self.grouped[...] = recent, self.grouped[...] | (progress >= c.continuous_share)
 
     def _free(self, seen_BTN, mean_BTL, log_std, keys_B):
         """What happened is a point, told with as much noise as it bears: see ``_coded`` for what is returned."""
@@ -171,7 +178,7 @@ class TokenLAM(nnx.Module):
             return jnp.mean(surprise_BTN * weights, axis=-1)
 
         told = jnp.moveaxis(jax.lax.map(cost_of, self.book), 0, -1)
-        cost = told + jnp.float32(self.config.nearness) * away
+        cost = told + jnp.float32(self.config.distance_weight) * away
         codes = jnp.argmin(jax.lax.stop_gradient(cost), axis=-1).astype(jnp.int32)
         told = self._told(seen_BTN, jax.lax.stop_gradient(self.book)[codes])
         unnamed = -jnp.take_along_axis(jax.nn.log_softmax(-2 * away), codes[..., None], axis=-1)[..., 0]
