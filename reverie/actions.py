@@ -2,7 +2,7 @@
 
 The one convention, to which every importer converts: ``actions[t]`` is the action that led *to* frame ``t``. So
 ``actions[0]`` is always ``START`` (nothing led to the first frame), and a clip cut out of an episode keeps its own
-first action as it was; models learn both. "No action yet" and "nobody recorded it" are different facts and different
+first action as it was; models learn both. "No action yet" and "not recorded" are different facts and different
 codes. Codes are negative so that they mean the same in every dataset; where an action is a vector, its every component
 is the code, and where its components are numbers that may be negative themselves, ``FAR`` times the code.
 
@@ -18,10 +18,10 @@ import numpy as np
 from reverie.errors import ReverieError
 
 START = -1  # no action has been taken yet
-UNLABELLED = -2  # some action was taken, nobody wrote down which
+UNLABELLED = -2  # some action was taken, but not recorded
 CODES = 2  # how many such codes there are: an embedding has CODES + rows rows, the first are UNLABELLED and START
 MOST = 2**16  # actions, or values of all components together
-FAR = 1e6  # beyond all bounds: these are a tenth of it at most
+FAR = 1e6  # codes lie outside of all bounds, which are at most a tenth of it
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ActionSpace:
     multi      int32 (A,), each 0..sizes[a]-1       A
     binary     int32 (A,), each 0 or 1              A, the keys of a keyboard
     continuous float32 (A,), low[a]..high[a]        A
-    none       nobody knows; a code alone           0
+    none       not recorded; only the codes          0
     ========== ==================================== =========================================
 
     ``names``, ``keys``: one per button (see ``buttons``), for people and on a keyboard, as browsers name keys
@@ -88,7 +88,7 @@ class ActionSpace:
         return self._first(actions) == self._code(START)
 
     def is_unlabelled(self, actions: Any) -> Any:
-        """Return where nobody wrote down the action, bool (...)."""
+        """Return where the action was not recorded, bool (...)."""
         return self._first(actions) == self._code(UNLABELLED)
 
     def is_action(self, actions: np.ndarray) -> Any:
@@ -109,7 +109,7 @@ class ActionSpace:
             raise ReverieError(f"{who} has action {wrong[0]}; there are {self.choices}.")
 
     def taken(self, action: Any) -> np.ndarray:
-        """Return what somebody chose as an action (0, where nobody can choose); ReverieError if it is none."""
+        """Return a player's choice as an action (0 if kind is "none"); ReverieError if it is no action."""
         if self.kind == "none" and np.ndim(action) == 0 and action == 0:
             return self.unlabelled()
         try:
@@ -175,7 +175,7 @@ class ActionSpace:
 
     @property
     def rest(self) -> tuple[int, ...]:
-        """The level of each component that nobody touches: the middle of numbers, else what is named so, or 0."""
+        """The level of each component at rest: the middle if continuous, else the one with an idle name, or 0."""
         if self.kind == "continuous":
             return (1,) * self.size
         named = zip(self.buttons, self.names, strict=False)

@@ -125,7 +125,7 @@ _players: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # compiled on
 class Session:
     """One player in a world. The same seed, start, actions and temperature give the same frames, bit for bit.
 
-    ``temperature``: how much is left to chance, 0 for nothing; None for what the world was made for.
+    ``temperature``: of sampling, 0 is deterministic; None for the model's own.
     """
 
     def __init__(self, world: WorldModel, seed: int = 0, temperature: float | None = None):
@@ -185,7 +185,7 @@ class Session:
         return np.asarray(picture)
 
     def step(self, action: Any) -> np.ndarray:
-        """Take an action (0 where nobody steers) and return the frame it leads to, uint8 (H, W, C)."""
+        """Take an action (0 in a world without actions) and return the frame it leads to, uint8 (H, W, C)."""
         action = self.actions.taken(action)
         if self._memory is None:
             raise ReverieError("a session begins with reset(frames): the world needs at least one frame to go on from.")

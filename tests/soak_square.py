@@ -64,7 +64,7 @@ def through(model, frames, hidden=0.0, blank=False):
     def run(frames, key):
         x = hide(model.embedded(frames), model.hidden[...], (hidden, hidden), row_keys(key, len(frames)))
         z = model.bottleneck(x)
-        return model.painted(jnp.zeros_like(z) if blank else z), z
+        return model.decode_latents(jnp.zeros_like(z) if blank else z), z
 
     painted, z = run(frames[:, None], jax.random.key(0))
     return np.asarray(painted[:, 0]), np.asarray(z)

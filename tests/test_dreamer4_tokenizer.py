@@ -77,10 +77,10 @@ def leaks(net, clip):
     z = model.bottleneck(x)
     return {
         "patches of the encoder know latents": slope(
-            lambda latents: with_token(model, "latents", latents).looked(x)[:, :, :P], model.latents[...]
+            lambda latents: with_token(model, "latents", latents).encoder_tokens(x)[:, :, :P], model.latents[...]
         ).max(),
         "latents of the decoder know queries": slope(
-            lambda queries: with_token(model, "queries", queries).recalled(z)[:, :, P:], model.queries[...]
+            lambda queries: with_token(model, "queries", queries).decoder_tokens(z)[:, :, P:], model.queries[...]
         ).max(),
     }
 
@@ -98,8 +98,8 @@ def test_latents_read_all_patches_and_patches_all_latents(net, monkeypatch):
         x = model.embedded(frames())
         seen = slope(lambda x: model.bottleneck(x)[:, -1], x)[:, -1]
         z = model.bottleneck(x)
-        told = slope(lambda z: model.recalled(z)[:, -1, :P], z)[:, -1]
-        return min(seen.max(-1).min(), told.max(-1).min())
+        drawn = slope(lambda z: model.decoder_tokens(z)[:, -1, :P], z)[:, -1]
+        return min(seen.max(-1).min(), drawn.max(-1).min())
 
     assert blind() > 0
     monkeypatch.setattr(dreamer4, "decoder_mask", dreamer4.encoder_mask)  # planted: the one in place of the other
@@ -118,7 +118,7 @@ def test_no_gradient_comes_from_the_future(net):
 def test_frames_are_painted_from_the_bottleneck_alone():
     """Where latents say the same, frames are the same; and a frame's latents do not know what is hidden of it."""
     model = made()
-    np.testing.assert_array_equal(*np.asarray(model.recalled(jnp.zeros((2, 1, Q, D)))))
+    np.testing.assert_array_equal(*np.asarray(model.decoder_tokens(jnp.zeros((2, 1, Q, D)))))
     hidden = [hide(model.embedded(frames(seed=i)), model.hidden[...], (1.0, 1.0), row_keys(KEY, 2)) for i in (0, 1)]
     np.testing.assert_array_equal(*map(model.bottleneck, hidden))
 
@@ -182,7 +182,7 @@ def test_dynamics_are_given_unit_variance_and_pictures_do_not_change():
     alive = raw > 0.1
     np.testing.assert_allclose(latents.std(axis=(0, 1))[alive], 1, atol=0.05)
     assert np.mean(alive) > 0.5 and np.abs(raw[alive] - 1).max() > 0.2, "it was so all along"
-    np.testing.assert_allclose(model.decode(latents), model.painted(z), atol=1e-4)
+    np.testing.assert_allclose(model.decode(latents), model.decode_latents(z), atol=1e-4)
 
 
 def test_what_never_changes_does_not_pass_the_bottleneck():
@@ -206,7 +206,7 @@ def test_the_bottleneck_begins_wide_awake():
         return np.mean(np.abs(z) > 0.99) < 0.05 and 0.3 < np.std(z) < 0.8 and np.std(z, axis=2).mean() > 0.3
 
     assert awake(np.asarray(model.bottleneck(x)))
-    h = model.to_latent(4 * model.looked(x)[:, :, P:])  # planted: no norm before it
+    h = model.to_latent(4 * model.encoder_tokens(x)[:, :, P:])  # planted: no norm before it
     assert not awake(np.tanh(h))
     model.latents[...] = jnp.broadcast_to(model.latents[...][:1], model.latents.shape)  # planted: tokens all alike
     model.encoder.slots = None

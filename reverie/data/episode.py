@@ -142,7 +142,7 @@ class Dataset(Protocol):
         """Return frames ``start .. start + length`` of an episode and all that goes with them, (length, ...) each.
 
         Keys: "frames", "actions", "rewards", "ends", where they exist "states", or others ("latents" of a cache); of
-        these, only ``names`` where given: what nobody wants is not read.
+        these, only ``names`` where given: other arrays are not read.
         """
         ...
 

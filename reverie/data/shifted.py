@@ -1,8 +1,8 @@
-"""A small dataset made larger: the same episodes again, with the picture moved by some pixels.
+"""Shift augmentation of a small dataset: copies of its episodes, shifted by some pixels.
 
-A folder with a few minutes of video is learned by heart within minutes. What is seen a little to the left and a little
-lower is the same world, so it is shown so as well (random shifts, arXiv 2004.13649), each episode by one amount: the
-tokens of all its frames are computed once, like those of the others.
+A model overfits a few minutes of video within minutes of training. Shift augmentation (random shifts, arXiv 2004.13649)
+adds shifted copies of each episode. All frames of a copy have the same shift, so their tokens are computed once, as for
+other episodes.
 """
 
 from collections.abc import Collection
@@ -44,9 +44,9 @@ class Shifted:
         return window | {"frames": window["frames"][:, rows[:, None], columns]}
 
 
-def enlarged(dataset: Dataset, few: int) -> Dataset:
-    """Return a dataset of fewer than ``few`` frames in moved copies, any other as it is.
+def enlarged(dataset: Dataset, below: int) -> Dataset:
+    """Return a dataset of fewer than ``below`` frames with shift augmentation, any other as it is.
 
-    Where there are enough frames, copies cost: a thing must be learned in every way in which patches may cut it.
+    With enough frames augmentation costs quality: every object must be learned at every offset to the patches.
     """
-    return Shifted(dataset) if int(dataset.lengths.sum()) < few else dataset
+    return Shifted(dataset) if int(dataset.lengths.sum()) < below else dataset

@@ -39,7 +39,7 @@ MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # a name and a length for eac
 FORMAT, SCHEMA = "reverie-store", 1
 KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
 AGAIN = "fetch or write the dataset again"
-LEFT = 24 * 3600.0  # seconds without a change after which a half-written folder is nobody's
+LEFT = 24 * 3600.0  # seconds without a change after which a half-written folder counts as abandoned
 SHOWN, LOGGED = 0.5, 30.0  # seconds between two lines that say how far writing has come: to a person, to a file
 CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
 VAL = 0.1  # of the frames are held out unless said otherwise
@@ -160,7 +160,7 @@ def _fill(
         write_json(folder / MANIFEST, manifest)
     finally:
         for writer in writers.values():
-            with contextlib.suppress(ReverieError):  # why it failed has been told
+            with contextlib.suppress(ReverieError):  # the error was reported already
                 writer.close()
 
 

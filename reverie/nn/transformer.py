@@ -67,7 +67,7 @@ class TransformerConfig:
         return self.width // self.heads
 
     @property
-    def lookback(self) -> int:
+    def past_frames(self) -> int:
         """How many earlier frames a time layer reads."""
         return self.window - 1 if self.time_every else 0
 

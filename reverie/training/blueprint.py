@@ -80,7 +80,7 @@ class Blueprint:
         return digest.hexdigest()[:12]
 
     def build(self, place: Place, have: Weights | None = None) -> Weights:
-        """Return all weights, each where it belongs; those somebody has already are taken, not computed."""
+        """Return all weights, each on its devices; those in ``have`` are not computed."""
         have = have or {}
         wanted = {n: place(self.shapes[n].shape) for n in self._computed if n not in have}
 

@@ -258,7 +258,7 @@ def _train(
         progress=progress,
         writes=jax.process_index() == 0,
     )
-    previous: Scalars = {}  # what the last step returned and nobody has read yet
+    previous: Scalars = {}  # results of the last step that were not read yet
     checkpoints = Writer(out, run.keep, always=[fall], start=start, end=run.steps)
     with stop_signals() as stop, checkpoints as writer, log, jax.transfer_guard("disallow"):
         for n in range(start, run.steps + 1):

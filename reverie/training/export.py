@@ -32,7 +32,7 @@ WITHIN = re.compile(r"(?<![\w./\\])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s'\",;:()]+)+[/
 
 
 def export(run: str | Path, out: str | Path) -> Path:
-    """Write a slim copy of a run, or of every stage of a world, to a new folder; ReverieError if that exists."""
+    """Write a weights-only copy of a run, or of every stage of a world, to a new folder; ReverieError if that exists."""
     source, out = Path(run).absolute(), Path(out).absolute()
     if out.exists():
         raise ReverieError(f"'{out}' exists already: choose another place for the copy.")
@@ -40,7 +40,7 @@ def export(run: str | Path, out: str | Path) -> Path:
     if not stages:
         find_run(source)
     half = out.with_name(f".{out.name}.{os.getpid()}")
-    for left in out.parent.glob(f".{out.name}.[0-9]*"):  # of exports that were killed: nobody holds their lock
+    for left in out.parent.glob(f".{out.name}.[0-9]*"):  # of exports that were killed: their lock is free
         with suppress(ReverieError), owned(left):
             shutil.rmtree(left)
     with owned(half):
@@ -50,7 +50,7 @@ def export(run: str | Path, out: str | Path) -> Path:
             for name in NOTES:
                 if _is_plain(source / name):
                     data = checked(read_json(source / name), f"'{source / name}'")
-                    data.pop("contents", None)  # the names of somebody's files
+                    data.pop("contents", None)  # the user's file names
                     write_json(half / name, _without_places(data))
             if _is_plain(source / STARTS):
                 starts = ArrayDataset.load(source / STARTS, STARTS_BYTES)

@@ -100,14 +100,14 @@ class LatentActionObjective:
         """Tokens where the model reads those; frames as they are where it does not."""
         if not self.tokenizer:
             return dataset
-        return Joined(dataset, cached(model, _see, dataset, model.tokenizer.lookback, cache, self.frozen))
+        return Joined(dataset, cached(model, _see, dataset, model.tokenizer.receptive_field, cache, self.frozen))
 
     def loss(self, model: Any, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
         """The model's own."""
         return model.loss(batch[self.reads[0]], keys_B, progress)
 
     def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
-        """How well the next frame is told from the past and a code, how codes are used, and a picture."""
+        """PSNR of the next frame predicted from the past and a code, usage of codes, and a picture."""
         painted = to_uint8(model.predict(batch["frames"]))
         codes = model.infer(batch["frames"])[:, 1:]
         truth = batch["frames"][:, 1:]
@@ -168,9 +168,9 @@ class DynamicsObjective:
 
     def prepare(self, model: WorldModel, dataset: Dataset, cache: Path) -> Dataset:
         """Latents, and the actions the world obeys; frames as well only if the latent action model still learns."""
-        lead = model.tokenizer.lookback
+        lead = model.tokenizer.receptive_field
         if model.lam is not None and not self._together:  # whose every code says what happened since the frame before
-            lead = max(lead, model.lam.lookback)
+            lead = max(lead, model.lam.receptive_field)
         encode = _encode_frames if self._together else _encode
         tokens = cached(model, encode, dataset, lead, cache, self.frozen)
         return Joined(dataset, tokens) if self._together else tokens

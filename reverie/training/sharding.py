@@ -18,9 +18,8 @@ from reverie.errors import ReverieError
 from reverie.nn.placement import Place
 
 Layout = Literal["data", "fsdp"]
-SPREAD_FROM = (
-    2**14
-)  # arrays with fewer elements are copied to every device: gathering them would cost more than it saves
+# Arrays with fewer elements are copied to every device: gathering them would cost more than it saves.
+SPREAD_FROM = 2**14
 
 
 def connect() -> bool:
@@ -70,12 +69,12 @@ def by_first(work: Callable[[], Any]) -> None:
             failure = error
     failed = failure is not None
     if jax.process_count() > 1:
-        with meant():
+        with explicit_transfers():
             failed = bool(multihost_utils.process_allgather(np.bool_(failed)).any())
     if failure is not None:
         raise failure
     if failed:
-        raise ReverieError("the first process of this job has failed, and says why.")
+        raise ReverieError("process 0 of this job has failed; its own error says why.")
 
 
 def from_first(work: Callable[[], int]) -> int:
@@ -87,7 +86,7 @@ def from_first(work: Callable[[], int]) -> int:
 
     by_first(kept)
     if jax.process_count() > 1:
-        with meant():
+        with explicit_transfers():
             found[0] = int(multihost_utils.broadcast_one_to_all(np.int32(found[0])))
     return found[0]
 
@@ -147,7 +146,7 @@ def rows(mesh: Mesh) -> NamedSharding:
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Make global arrays, rows spread over the devices, of what this process read of a batch."""
-    with meant():
+    with explicit_transfers():
         return {name: jax.make_array_from_process_local_data(rows(mesh), array) for name, array in batch.items()}
 
 
@@ -158,7 +157,7 @@ def put(tree: Any, where: Sharding) -> Any:
         whole = np.asarray(array)
         return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
 
-    with meant():  # with several processes, ``device_put`` would first compare what each of them has
+    with explicit_transfers():  # with several processes, ``device_put`` would first compare what each of them has
         return jax.device_put(tree, where) if jax.process_count() == 1 else jax.tree.map(put_parts, tree)
 
 
@@ -166,12 +165,12 @@ def fetch(tree: Any) -> Any:
     """Copy arrays to the host of every process, wherever their parts are."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    with meant():
+    with explicit_transfers():
         return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def meant() -> Any:
-    """Around a transfer that is meant to happen; with several processes even an explicit one counts as implicit."""
+def explicit_transfers() -> Any:
+    """Allow explicit transfers inside; with several processes JAX counts even these as implicit."""
     return jax.transfer_guard("allow")
 
 

@@ -138,7 +138,7 @@ def _make(config: CoinRunConfig) -> Any:
     try:
         _load_qt()
         envpool, procgen = importlib.import_module("envpool"), importlib.import_module("envpool.procgen")
-        if "ProcgenEnvSpec" not in vars(procgen):  # somebody imported envpool before Qt was there
+        if "ProcgenEnvSpec" not in vars(procgen):  # envpool was imported before Qt was there
             importlib.reload(procgen)
         return envpool.make(
             "CoinrunHard-v0",

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Film:
-    """What the first look at a video told. shape: (height, width) as it is seen, upright and with square pixels."""
+    """What the first look at a video found. shape: (height, width) as it is seen, upright and with square pixels."""
 
     path: Path
     name: str

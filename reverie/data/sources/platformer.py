@@ -223,7 +223,7 @@ class Platformer:
         tiles, tile, themes = self.config.tiles, self.config.tile, self.config.themes
         frame = _scenery(seed, coins, tiles, tile, themes).copy()
         sprites = _sprites(_level(seed, tiles, themes).theme, tile)
-        wings = "bird up" if bird_x // tile % 2 else "bird down"  # told by its place: nothing hidden
+        wings = "bird up" if bird_x // tile % 2 else "bird down"  # follows from its position: no hidden state
         for name, way, left, top in ((wings, bird_way, bird_x, tile), (POSES[pose], facing, x, y)):
             picture, mask = sprites[name, way]
             np.copyto(frame[top : top + tile, left : left + tile], picture, where=mask)

@@ -61,7 +61,7 @@ class VideosConfig:
     how a picture of another shape is brought to ``size``: the middle of it ("crop"), all of it within black bars
     ("pad"), or all of it, distorted ("stretch"). shortest, frames: an episode's fewest and most frames. cuts: how much
     must change at once for a scene to end there, 0..255 (0: never). still: a pixel keeps its colour until it differs by
-    more, 0..255; what compression does to a picture that stands still would else be told as events. actions: read the
+    more, 0..255; what compression does to a picture that stands still would otherwise count as events. actions: read the
     action files beside the videos.
     """
 

@@ -1,4 +1,4 @@
-"""Latent action models, one file each: what happened between two frames, as one of a few codes.
+"""Latent action models, one file each: the transition between two frames as one of a few codes.
 
 Shapes: B batch, T time, H W C image.
 """
@@ -12,13 +12,13 @@ from reverie.nn.batch import Loss
 
 
 class LatentActionModel(Protocol):
-    """Reads actions off frames. ``codes``: how many there are; ``lookback``: on how many earlier frames one depends."""
+    """Infers actions from frames. ``codes``: how many; ``receptive_field``: how many earlier frames each depends on."""
 
     codes: int
-    lookback: int
+    receptive_field: int
 
     def see(self, frames_BTHWC: Array) -> Array:
-        """uint8 frames -> what the loss reads: the frames themselves, or what a frozen part makes of them."""
+        """uint8 frames -> the input of the loss: the frames themselves, or the codes of a frozen tokenizer."""
         ...
 
     def infer(self, frames_BTHWC: Array) -> Array:
@@ -26,13 +26,13 @@ class LatentActionModel(Protocol):
         ...
 
     def predict(self, frames_BTHWC: Array) -> Array:
-        """Frames 1..T-1 as told by those before and the inferred codes, float32 in 0..1."""
+        """Frames 1..T-1 predicted from those before and the inferred codes, float32 in 0..1."""
         ...
 
     def loss(self, seen: Array, keys_B: Array, progress: Array) -> Loss:
-        """Return what to minimise, and cheap numbers about it; ``progress`` is the share of the training done.
+        """Return the loss and cheap metrics; ``progress`` is the share of the training that is done.
 
-        ``keys_B``: one for each row. See ``nn.batch``.
+        ``keys_B`` has a key for each row. See ``nn.batch``.
         """
         ...
 
@@ -41,7 +41,7 @@ class LAMConfig(Protocol):
     """A frozen dataclass."""
 
     def fitted(self, frame: tuple[int, int, int], tokenizer: Any) -> "LAMConfig":
-        """Return this config for frames (H, W, C), and for a tokenizer's codes where the model reads those."""
+        """Return this config for frames (H, W, C), and for a tokenizer's codes if the model reads codes."""
         ...
 
     def make(self, rngs: Any) -> Any:

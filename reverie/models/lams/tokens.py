@@ -1,15 +1,15 @@
-"""Latent actions over tokens: which of a few codes led from one frame's tokens to the next's.
+"""Latent actions over tokens: the transition between two frames' tokens as one of a few codes.
 
-The task is Genie's (arXiv 2402.15391, section 2.1): an encoder that sees two frames says what happened, and a decoder
-that sees the first frame and that must tell the second. Frames are a frozen tokenizer's codes here, so the decoder can
-be sure or unsure, and a likelihood counts every way of being wrong alike; over pixels the same network sees that a
-few of a thousand squares are off.
+The task is Genie's (arXiv 2402.15391, section 2.1): an encoder reads two frames and encodes the transition; a decoder
+reads the first frame and the code and predicts the second. Here frames are the codes of a frozen tokenizer. So the
+decoder predicts a distribution, and the likelihood scores every error alike. Over pixels the same network learns that a
+few of a thousand patches are wrong.
 
-A codebook from the first step names whatever the decoder does not know *yet*: the scene, the weather, a bird. So
-training has two halves. In the first, what happened is a point in a small space, as in a variational autoencoder
-(arXiv 1312.6114), and its price in nats rises until only what no past can tell is worth saying. Then those points are
-grouped into codes (k-means), and in the second half the code of a step is the one that explains it best, while the
-encoder learns to name it: expectation-maximisation from a start that already knows actions.
+A codebook from the first step on encodes whatever the decoder cannot predict *yet*: the scene, the weather, a bird. So
+training has two halves. In the first half a transition is a point in a small space, as in a variational autoencoder
+(arXiv 1312.6114). The KL weight rises until the code carries only what the past does not determine. Then k-means groups
+those points into codes. In the second half the code of a transition is the one with the best prediction, and the
+encoder learns to infer it: expectation-maximisation from a start that already separates actions.
 
 Shapes: B batch, T time, N tokens per frame, P pairs of frames (B times T-1), L latent width, A codes, V token codes.
 """
@@ -32,10 +32,10 @@ from reverie.nn.quantise import usage
 from reverie.nn.running import Statistics
 from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 
-PRICES, HASTE = (2e-4, 0.1), 0.015  # bounds of a nat's price, and how fast it follows what is told
-RECENT = 1024  # points that are grouped into codes
+KL_WEIGHTS, KL_RATE = (2e-4, 0.1), 0.015  # bounds of the KL weight, and how fast it adapts to the rate
+RECENT = 1024  # points that k-means groups into codes
 DECAY = 0.99  # of a code's running mean, per step
-NAMING = 0.05  # weight of the encoder's task to name the code that explains a step best
+INFERENCE = 0.05  # weight of the encoder's cross-entropy to the code with the best prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +47,15 @@ class TokenLAMConfig:
     grid: tuple[int, int] = (8, 8)
     tokenizer: Any = None  # its config
     actions: int = 6
-    latent: int = 4  # width of the space in which what happened is a point
+    latent: int = 4  # width of the space of transitions
     encoder: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(position_embeddings=False, time_every=0)
     )
     decoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(time_every=0))
-    changed_weight: float = 5.0  # extra weight of tokens that differ from the frame before
-    continuous_share: float = 0.5  # share of the training before there are codes
-    rate_target: tuple[float, float] = (
-        3.0,
-        1.0,
-    )  # nats to be told at its beginning and end, in units of what a code can tell
-    distance_weight: float = (
-        0.02  # nats per token that a code loses for its squared distance from where the encoder points
-    )
+    changed_weight: float = 5.0  # extra weight of tokens that differ from the previous frame
+    continuous_share: float = 0.5  # share of the training with points instead of codes
+    rate_target: tuple[float, float] = (3.0, 1.0)  # nats per transition, first and last, in units of log(actions)
+    distance_weight: float = 0.02  # cost of a code, in nats per token, per squared distance from the encoder's point
 
     def fitted(self, frame: tuple[int, int, int], tokenizer: Any) -> "TokenLAMConfig":
         """Return this config for a tokenizer's codes."""
@@ -74,25 +69,25 @@ class TokenLAMConfig:
 
 
 class TokenLAM(nnx.Module):
-    """Encoder and decoder around a few codes, and the frozen tokenizer through whose eyes they see."""
+    """Encoder and decoder with a few codes between them, and the frozen tokenizer whose codes they read."""
 
     def __init__(self, config: TokenLAMConfig, *, rngs: nnx.Rngs):
         self.config, self.codes = config, config.actions
         self.tokenizer: Any = config.tokenizer.make(rngs)
-        self.lookback = 1 + config.encoder.lookback + self.tokenizer.lookback
+        self.receptive_field = 1 + config.encoder.past_frames + self.tokenizer.receptive_field
 
         def table(width):
             return nnx.Param(jax.random.normal(rngs.params(), (config.tokens, width)) * 0.5)
 
         self.change, self.before = table(config.encoder.width), table(config.decoder.width)
-        # Without places of its own the encoder sees where changes lie to each other, not where in the picture: an
-        # action is the same everywhere. Shown places, its points named the scene (decision 004).
+        # Without position embeddings the encoder sees the relative positions of changes, not where in the frame they
+        # are: an action is the same everywhere. With them, its points encoded the scene (decision 004).
         self.encoder = SpaceTimeTransformer(config.encoder, config.grid, rngs=rngs)
         self.to_latent = Linear(config.encoder.width, 2 * config.latent, rngs=rngs)
         self.action = Linear(config.latent, config.decoder.width, rngs=rngs)
         self.decoder = SpaceTimeTransformer(config.decoder, config.grid, extra=1, rngs=rngs)
         self.head = Linear(config.decoder.width, config.tokens, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
-        self.price = Statistics(jnp.full((), 0.002))  # of a nat
+        self.price = Statistics(jnp.full((), 0.002))  # the KL weight, per nat
         self.grouped = Statistics(jnp.zeros((), bool))
         self.recent = Statistics(jnp.zeros((RECENT, config.latent)))
         self.sums = Statistics(jnp.zeros((config.actions, config.latent)))
@@ -107,43 +102,43 @@ class TokenLAM(nnx.Module):
         return jnp.pad(self.read(self.see(frames_BTHWC)), ((0, 0), (1, 0)), constant_values=START)
 
     def read(self, seen_BTN: Array) -> Array:
-        """Tokens of frames -> the code of each step, (B, T-1) int32."""
-        return _nearest(self._happened(seen_BTN)[0], self.book)
+        """Tokens of frames -> the code of each transition, (B, T-1) int32."""
+        return _nearest(self._encode(seen_BTN)[0], self.book)
 
     def predict(self, frames_BTHWC: Array) -> Array:
-        """Frames 1..T-1 as told by those before and the inferred codes, float32 in 0..1."""
+        """Frames 1..T-1 predicted from those before and the inferred codes, float32 in 0..1."""
         seen = self.see(frames_BTHWC)
         codes = self.read(seen)
-        return self.tokenizer.decode(jnp.argmax(self._tell(seen, self.book[codes]), axis=-1))
+        return self.tokenizer.decode(jnp.argmax(self._predict(seen, self.book[codes]), axis=-1))
 
     @property
     def book(self) -> Array:
-        """Where each code lies, (A, L)."""
+        """The centre of each code, (A, L)."""
         return self.sums[...] / self.counts[...][:, None]
 
     def loss(self, seen_BTN: Array, keys_B: Array, progress: Array) -> Loss:
-        """Cross-entropy of each frame's tokens given the frame before and what happened, plus the price of that."""
+        """Cross-entropy of each frame's tokens given the previous frame and the transition, plus the rate penalty."""
         c = self.config
-        mean_BTL, log_std = self._happened(seen_BTN)
-        codes, surprise_BTN, right, own, nats, named = jax.lax.cond(
+        mean_BTL, log_std = self._encode(seen_BTN)
+        codes, nll_BTN, right, penalty, nats, inferred = jax.lax.cond(
             self.grouped[...],
             lambda: self._coded(seen_BTN, mean_BTL),
-            lambda: self._free(seen_BTN, mean_BTL, log_std, keys_B),
+            lambda: self._continuous(seen_BTN, mean_BTL, log_std, keys_B),
         )
         points, one_hot = jax.lax.stop_gradient(mean_BTL), jax.nn.one_hot(codes, c.actions)
-        metrics = {"accuracy_changed": mean(right, changed(seen_BTN)), "nats": mean(nats), "named": mean(named)}
+        metrics = {"accuracy_changed": mean(right, changed(seen_BTN)), "nats": mean(nats), "named": mean(inferred)}
         metrics |= {f"code_{name}": share for name, share in usage(codes, c.actions).items()}
         sums = jnp.einsum("bta,btl->al", one_hot, points)
-        notes = Noted(mean(nats), Rows(points), one_hot.sum(axis=(0, 1)), sums)
-        return Loss((mean(surprise_BTN, self._weights(seen_BTN)), mean(own)), metrics, notes)
+        notes = Assigned(mean(nats), Rows(points), one_hot.sum(axis=(0, 1)), sums)
+        return Loss((mean(nll_BTN, self._weights(seen_BTN)), mean(penalty)), metrics, notes)
 
-    def settle(self, note: "Noted", key: Array, progress: Array) -> None:
-        """Move price and codes after a step; where the first half of the training ends, group points into codes."""
+    def settle(self, note: "Assigned", key: Array, progress: Array) -> None:
+        """Update KL weight and codes after a step; at the end of the first half, group points into codes."""
         c = self.config
         first, last = (share * np.log(self.codes) for share in c.rate_target)
-        wanted = first + (last - first) * progress / max(c.continuous_share, 1e-6)
-        price = jnp.clip(self.price[...] * jnp.exp(jnp.float32(HASTE) * (note.nats.value - wanted)), *PRICES)
-        self.price[...] = jnp.where(self.grouped[...], self.price[...], price)
+        target = first + (last - first) * progress / max(c.continuous_share, 1e-6)
+        kl_weight = jnp.clip(self.price[...] * jnp.exp(jnp.float32(KL_RATE) * (note.nats.value - target)), *KL_WEIGHTS)
+        self.price[...] = jnp.where(self.grouped[...], self.price[...], kl_weight)
         recent = jnp.concatenate([self.recent[...], note.points.array.reshape(-1, c.latent)])[-RECENT:]
         keep = jnp.float32(DECAY)
         self.sums[...], self.counts[...] = jax.lax.cond(
@@ -156,53 +151,53 @@ class TokenLAM(nnx.Module):
         )
         self.recent[...], self.grouped[...] = recent, self.grouped[...] | (progress >= c.continuous_share)
 
-    def _free(self, seen_BTN, mean_BTL, log_std, keys_B):
-        """What happened is a point, told with as much noise as it bears: see ``_coded`` for what is returned."""
+    def _continuous(self, seen_BTN, mean_BTL, log_std, keys_B):
+        """A transition is a point with noise, as in a VAE: returns what ``_coded`` does."""
         std = jnp.exp(log_std)
         nats = jnp.sum((jnp.square(mean_BTL) + jnp.square(std) - 1) / 2 - log_std, axis=-1)
         point = mean_BTL + std * draw_rows(jax.random.normal, keys_B, mean_BTL.shape[1:])
         codes = _nearest(mean_BTL, self.book)
-        return codes, *self._told(seen_BTN, point), self.price[...] * nats, nats, jnp.zeros(nats.shape)
+        return codes, *self._score(seen_BTN, point), self.price[...] * nats, nats, jnp.zeros(nats.shape)
 
     def _coded(self, seen_BTN, mean_BTL):
-        """What happened is the code that tells the next frame best and lies near.
+        """A transition is the code with the best prediction of the next frame, among those near the encoder's point.
 
-        Returns codes (B, T-1); surprise and hits of tokens (B, T-1, N); the rest of the loss, nats told, and whether
-        the encoder named the code, (B, T-1) each.
+        Returns codes (B, T-1); nll and accuracy of tokens (B, T-1, N); the penalty, nats of the code, and whether the
+        encoder inferred the code, (B, T-1) each.
         """
-        away = _distance(mean_BTL, self.book)
+        distance = _distance(mean_BTL, self.book)
         weights = self._weights(seen_BTN)
 
         def cost_of(code):
-            surprise_BTN, _ = self._told(seen_BTN, jnp.broadcast_to(code, mean_BTL.shape))
-            return jnp.mean(surprise_BTN * weights, axis=-1)
+            nll_BTN, _ = self._score(seen_BTN, jnp.broadcast_to(code, mean_BTL.shape))
+            return jnp.mean(nll_BTN * weights, axis=-1)
 
-        told = jnp.moveaxis(jax.lax.map(cost_of, self.book), 0, -1)
-        cost = told + jnp.float32(self.config.distance_weight) * away
+        cost = jnp.moveaxis(jax.lax.map(cost_of, self.book), 0, -1)
+        cost = cost + jnp.float32(self.config.distance_weight) * distance
         codes = jnp.argmin(jax.lax.stop_gradient(cost), axis=-1).astype(jnp.int32)
-        told = self._told(seen_BTN, jax.lax.stop_gradient(self.book)[codes])
-        unnamed = -jnp.take_along_axis(jax.nn.log_softmax(-2 * away), codes[..., None], axis=-1)[..., 0]
-        named = (_nearest(mean_BTL, self.book) == codes).astype(jnp.float32)
-        return codes, *told, jnp.float32(NAMING) * unnamed, jnp.zeros(named.shape), named
+        scores = self._score(seen_BTN, jax.lax.stop_gradient(self.book)[codes])
+        mismatch = -jnp.take_along_axis(jax.nn.log_softmax(-2 * distance), codes[..., None], axis=-1)[..., 0]
+        inferred = (_nearest(mean_BTL, self.book) == codes).astype(jnp.float32)
+        return codes, *scores, jnp.float32(INFERENCE) * mismatch, jnp.zeros(inferred.shape), inferred
 
-    def _happened(self, seen_BTN):
-        """Where each step lies among all that may happen: mean and log of standard deviation, both (B, T-1, L)."""
+    def _encode(self, seen_BTN):
+        """The distribution of each transition: mean and log of the standard deviation, both (B, T-1, L)."""
         table = self.change[...]
-        now, before = seen_BTN[:, 1:], seen_BTN[:, :-1]
-        y = self.encoder(table[now] - table[before])
+        current, previous = seen_BTN[:, 1:], seen_BTN[:, :-1]
+        y = self.encoder(table[current] - table[previous])
         moved = changed(seen_BTN)[..., None]
         y = jnp.sum(y * moved, axis=2) / (jnp.sum(moved, axis=2) + 1)
         mean, log_std = jnp.split(self.to_latent(y), 2, axis=-1)
         return mean, jnp.clip(log_std, -6.0, 1.0)
 
-    def _tell(self, seen_BTN, happened_BTL):
-        """Logits (B, T-1, N, V) of the frames after each, given what happened."""
-        x = self.before[...][seen_BTN[:, :-1]]
-        return self.head(self.decoder(jnp.concatenate([x, self.action(happened_BTL)[:, :, None]], axis=2))[:, :, :-1])
+    def _predict(self, seen_BTN, transitions_BTL):
+        """Logits (B, T-1, N, V) of each next frame, given the transition."""
+        x = jnp.concatenate([self.before[...][seen_BTN[:, :-1]], self.action(transitions_BTL)[:, :, None]], axis=2)
+        return self.head(self.decoder(x)[:, :, :-1])
 
-    def _told(self, seen_BTN, happened_BTL):
-        """Nats that each token of each frame but the first is a surprise, and whether it was the likeliest."""
-        target, logits = seen_BTN[:, 1:], self._tell(seen_BTN, happened_BTL).astype(jnp.float32)
+    def _score(self, seen_BTN, transitions_BTL):
+        """The nll of each token of each frame but the first in nats, and whether it was the likeliest."""
+        target, logits = seen_BTN[:, 1:], self._predict(seen_BTN, transitions_BTL).astype(jnp.float32)
         right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
         return nll(logits, target), right
 
@@ -210,8 +205,8 @@ class TokenLAM(nnx.Module):
         return 1 + jnp.float32(self.config.changed_weight) * changed(seen_BTN)
 
 
-class Noted(NamedTuple):
-    """What price and codes learn from: nats told, where steps lie, and per code how many steps and their sum."""
+class Assigned(NamedTuple):
+    """A batch's statistics for KL weight and codes: the rate, all points, and for each code their number and sum."""
 
     nats: Mean
     points: Rows  # (B, T-1, L)
@@ -220,14 +215,14 @@ class Noted(NamedTuple):
 
 
 def kmeans(points_PL: Array, groups: int, key: Array, tries: int = 8, rounds: int = 30) -> Array:
-    """Return the centres (groups, L) of the best of ``tries`` k-means clusterings, each begun by k-means++."""
+    """Return the centres (groups, L) of the best of ``tries`` k-means clusterings, each started by k-means++."""
 
     def cluster(key):
         def choose(i, centres):
             least = jnp.min(jnp.where((jnp.arange(groups) < i)[None], _distance(points_PL, centres), jnp.inf), axis=-1)
-            chance = jnp.cumsum(jnp.where(i == 0, jnp.ones_like(least), least))
-            drawn = jax.random.uniform(jax.random.fold_in(key, i)) * chance[-1]
-            return centres.at[i].set(points_PL[jnp.minimum(jnp.searchsorted(chance, drawn), len(points_PL) - 1)])
+            cumulative = jnp.cumsum(jnp.where(i == 0, jnp.ones_like(least), least))
+            drawn = jax.random.uniform(jax.random.fold_in(key, i)) * cumulative[-1]
+            return centres.at[i].set(points_PL[jnp.minimum(jnp.searchsorted(cumulative, drawn), len(points_PL) - 1)])
 
         def refine(_, centres):
             own = jax.nn.one_hot(_nearest(points_PL, centres), groups)

@@ -14,14 +14,14 @@ from reverie.nn.batch import Loss
 class Tokenizer(Protocol):
     """Frames to latents and back.
 
-    ``tokens``: N; ``grid``: how they lie in the picture; ``codes``: how many exist, 0 where latents are vectors (of
-    ``width`` numbers); ``lookback``: how many earlier frames a frame's latents depend on.
+    ``tokens``: N; ``grid``: rows and columns of tokens; ``codes``: size of the vocabulary, 0 if latents are vectors (of
+    ``width`` numbers); ``receptive_field``: how many earlier frames a frame's latents depend on.
     """
 
     tokens: int
     grid: tuple[int, int]
     codes: int
-    lookback: int
+    receptive_field: int
 
     def encode(self, frames_BTHWC: Array) -> Array:
         """uint8 frames -> latents: int32 codes (B, T, N), or vectors (B, T, N, L)."""
@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
         ...
 
     def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:
-        """Return what to minimise, and cheap numbers about it; a key for each row. See ``nn.batch``."""
+        """Return the loss and cheap metrics; ``keys_B`` has a key for each row. See ``nn.batch``."""
         ...
 
 

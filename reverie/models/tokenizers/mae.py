@@ -1,8 +1,8 @@
-"""Masked-autoencoder tokenizer: every patch of a frame a vector in (-1, 1) (as in Jasmine, arXiv 2510.27002).
+"""Masked-autoencoder tokenizer: every patch of a frame becomes a vector in (-1, 1) (as in Jasmine, arXiv 2510.27002).
 
-In training a share of each frame's patches, drawn anew per frame, is hidden from the encoder (MAE, arXiv 2111.06377),
-and all of them must be painted; in use nothing is hidden. A norm stands before the bottleneck's projection, as before
-the VQ-VAE's: without it tanh saturates and the latents die.
+In training a random share of each frame's patches is masked in the encoder (MAE, arXiv 2111.06377), and all patches are
+reconstructed. Afterwards nothing is masked. There is a norm before the bottleneck's projection, as in the VQ-VAE:
+without it tanh saturates and the latents carry no information.
 
 Shapes: B batch, T time, H W C image, N tokens per frame, L latent width, M model width.
 """
@@ -31,8 +31,8 @@ class MAEConfig:
     width: int = 32  # L
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
-    mask_max: float = 0.9  # the share of hidden patches is drawn from U(0, mask_max), one draw per frame
-    motion_weight: float = 0.0  # extra weight of pixels that differ from the frame before
+    mask_max: float = 0.9  # the mask ratio is drawn from U(0, mask_max), once per frame
+    motion_weight: float = 0.0  # extra weight of pixels that differ from a neighbouring frame
 
     def make(self, rngs: nnx.Rngs) -> "MAE":
         """Return the module."""
@@ -47,7 +47,7 @@ class MAE(nnx.Module):
         height, width, channels = config.frame
         self.grid = grid(height, width, config.patch)
         self.tokens = self.grid[0] * self.grid[1]
-        self.codes, self.width, self.lookback = 0, config.width, config.encoder.lookback
+        self.codes, self.width, self.receptive_field = 0, config.width, config.encoder.past_frames
         pixels = config.patch**2 * channels
         self.patches = Linear(pixels, config.encoder.width, rngs=rngs)
         self.hidden = learned_tokens(rngs, config.encoder.width)
@@ -63,7 +63,7 @@ class MAE(nnx.Module):
 
     def decode(self, latents_BTNL: Array) -> Array:
         """Latents (B, T, N, L) -> frames (B, T, H, W, C), float32 in 0..1."""
-        return self.painted(latents_BTNL)
+        return self.decode_latents(latents_BTNL)
 
     def empty(self, batch: int) -> KVCache:
         """Return the empty KV cache with which ``decode_frame`` starts."""
@@ -72,31 +72,31 @@ class MAE(nnx.Module):
     def decode_frame(self, cache: KVCache, latents_BNL: Array) -> tuple[KVCache, Array]:
         """Decode the next frame, (B, H, W, C) float32 in 0..1; frame by frame equals ``decode`` of the whole."""
         x, new_kv = self.decoder.step(self.from_latent(latents_BNL), cache)
-        return cache.append(new_kv), self._paint(x[:, None])[:, 0]
+        return cache.append(new_kv), self._to_frames(x[:, None])[:, 0]
 
     def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:
-        """Weighted squared error of whole frames painted from those of their patches that were not hidden."""
+        """Weighted squared error of whole frames, reconstructed from their visible patches."""
         x = hide(self.embedded(frames_BTHWC), self.hidden[...], (0.0, self.config.mask_max), keys_B)
         latents = self.bottleneck(x)
-        error = jnp.square(self.painted(latents) - unit_range(frames_BTHWC))
+        error = jnp.square(self.decode_latents(latents) - unit_range(frames_BTHWC))
         weights = motion_weights(frames_BTHWC, self.config.motion_weight)
         metrics = {"psnr": mean(error, then=decibels), "spread": spread(latents)}
         return Loss((mean(error, weights),), metrics)
 
-    # -- the way of a frame, step by step ----------------------------------------------------------------------------
+    # -- the steps of encode and decode ------------------------------------------------------------------------------
 
     def embedded(self, frames_BTHWC: Array) -> Array:
         """uint8 frames -> patches (B, T, N, M)."""
         return self.patches(patchify(to_float(frames_BTHWC), self.config.patch))
 
     def bottleneck(self, x_BTNM: Array) -> Array:
-        """Patches, some of them perhaps hidden -> (B, T, N, L), float32 in (-1, 1)."""
+        """Patches, some perhaps masked -> latents (B, T, N, L), float32 in (-1, 1)."""
         return jnp.tanh(self.to_latent(self.encoder(x_BTNM)).astype(jnp.float32))
 
-    def painted(self, z_BTNL: Array) -> Array:
-        """What passed the bottleneck -> frames (B, T, H, W, C), float32 in 0..1."""
-        return self._paint(self.decoder(self.from_latent(z_BTNL)))
+    def decode_latents(self, z_BTNL: Array) -> Array:
+        """Latents -> frames (B, T, H, W, C), float32 in 0..1."""
+        return self._to_frames(self.decoder(self.from_latent(z_BTNL)))
 
-    def _paint(self, x_BTNM):
+    def _to_frames(self, x_BTNM):
         height, width, _ = self.config.frame
         return jax.nn.sigmoid(unpatchify(self.pixels(x_BTNM), height, width, self.config.patch))

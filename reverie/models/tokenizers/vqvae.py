@@ -1,8 +1,9 @@
 """VQ-VAE video tokenizer: frames to a grid of codes and back (Genie, arXiv 2402.15391, section 2.1.1).
 
-Where we differ from the paper and from its open replicas: pixels are scaled by one affine map, never normalised per
-patch (that would erase brightness); a norm stands before the quantiser's projection and before the pixels' (without
-it the codes collapse); the loss may weigh what moves, since a character of 16 pixels is 1 % of the error.
+Where we differ from the paper and its open replicas: pixels are scaled by one affine map, never normalised per patch
+(that would erase brightness). There is a norm before the quantiser's projection and before the pixel projection
+(without it the codes collapse). The loss may have a higher weight where pixels move, since a character of 16 pixels is
+1 % of the error.
 
 Shapes: B batch, T time, H W C image, N tokens per frame, L code width, M model width.
 """
@@ -31,7 +32,7 @@ class VQVAEConfig:
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
     quantiser: VQConfig | FSQConfig = field(default_factory=VQConfig)
-    motion_weight: float = 0.0  # extra weight of pixels that differ from the frame before
+    motion_weight: float = 0.0  # extra weight of pixels that differ from a neighbouring frame
 
     def make(self, rngs: nnx.Rngs) -> "VQVAE":
         """Return the module."""
@@ -49,7 +50,7 @@ class VQVAE(nnx.Module):
         pixels = config.patch**2 * channels
         self.quantiser = config.quantiser.make(rngs)
         self.codes = self.quantiser.codes
-        self.lookback = config.encoder.lookback
+        self.receptive_field = config.encoder.past_frames
         self.patches = Linear(pixels, config.encoder.width, rngs=rngs)
         self.encoder = SpaceTimeTransformer(config.encoder, self.grid, rngs=rngs)
         self.to_code = Linear(config.encoder.width, self.quantiser.width, rngs=rngs)
@@ -63,7 +64,7 @@ class VQVAE(nnx.Module):
 
     def decode(self, latents_BTN: Array) -> Array:
         """Codes (B, T, N) -> frames (B, T, H, W, C), float32 in 0..1."""
-        return self._paint(self.decoder(self.from_code(self.quantiser.lookup(latents_BTN))))
+        return self._to_frames(self.decoder(self.from_code(self.quantiser.lookup(latents_BTN))))
 
     def empty(self, batch: int) -> KVCache:
         """Return the empty KV cache with which ``decode_frame`` starts."""
@@ -72,22 +73,22 @@ class VQVAE(nnx.Module):
     def decode_frame(self, cache: KVCache, latents_BN: Array) -> tuple[KVCache, Array]:
         """Decode the next frame, (B, H, W, C) float32 in 0..1; frame by frame equals ``decode`` of the whole."""
         x, new_kv = self.decoder.step(self.from_code(self.quantiser.lookup(latents_BN)), cache)
-        return cache.append(new_kv), self._paint(x[:, None])[:, 0]
+        return cache.append(new_kv), self._to_frames(x[:, None])[:, 0]
 
     def loss(self, frames_BTHWC: Array, keys_B: Array) -> Loss:
-        """Weighted squared error of the reconstruction, plus the quantiser's own loss."""
+        """Weighted squared error of the reconstruction, plus the commitment loss."""
         features = self._features(frames_BTHWC)
         q = self.quantiser(features)
-        error = jnp.square(self._paint(self.decoder(self.from_code(q.vectors))) - unit_range(frames_BTHWC))
+        error = jnp.square(self._to_frames(self.decoder(self.from_code(q.vectors))) - unit_range(frames_BTHWC))
         weights = motion_weights(frames_BTHWC, self.config.motion_weight)
-        own = mean(q.misfit)
-        metrics = {"psnr": mean(error, then=decibels), "quantiser": own}
+        commitment = mean(q.misfit)
+        metrics = {"psnr": mean(error, then=decibels), "quantiser": commitment}
         metrics |= {f"code_{name}": value for name, value in usage(q.codes, self.codes).items()}
-        return Loss((mean(error, weights), own), metrics, {"quantiser": self.quantiser.note(features, q.codes)})
+        return Loss((mean(error, weights), commitment), metrics, {"quantiser": self.quantiser.note(features, q.codes)})
 
     def _features(self, frames_BTHWC: Array) -> Array:
         return self.to_code(self.encoder(self.patches(patchify(to_float(frames_BTHWC), self.config.patch))))
 
-    def _paint(self, x_BTNM: Array) -> Array:
+    def _to_frames(self, x_BTNM: Array) -> Array:
         height, width, _ = self.config.frame
         return jax.nn.sigmoid(unpatchify(self.pixels(x_BTNM), height, width, self.config.patch))
