@@ -71,5 +71,5 @@ def test_a_job_whose_first_process_cannot_go_on_ends(tmp_path):
     (tmp_path / "taken").write_text("a file, not a folder")
     first, second = job(REHEARSAL, "train", "toy-maskgit", "--out", str(tmp_path / "taken" / "run"))
     assert (first[0], second[0]) == (2, 2)
-    assert "taken" in first[1] and "the first process of this job has failed" in second[1]
+    assert "taken" in first[1] and "process 0 of this job has failed" in second[1]
     assert "Traceback" not in first[1] + second[1]

@@ -11,7 +11,7 @@ from reverie.presets.recipe import Recipe, stage
 from reverie.training.objectives import DynamicsObjective, TokenizerObjective
 from reverie.training.optim import OptimConfig
 
-# One picture tells where the square is, so tokenizers look at one at a time; where it goes is for the dynamics to predict.
+# One picture tells where the square is, so tokenizers read one at a time; the dynamics predict where it goes.
 LOOK = TransformerConfig(width=64, depth=2, heads=4, hidden=192, time_every=0)
 MUON = OptimConfig(kind="muon", rate=4e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
 

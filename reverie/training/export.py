@@ -32,7 +32,7 @@ WITHIN = re.compile(r"(?<![\w./\\])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s'\",;:()]+)+[/
 
 
 def export(run: str | Path, out: str | Path) -> Path:
-    """Write a weights-only copy of a run, or of every stage of a world, to a new folder; ReverieError if that exists."""
+    """Write a weights-only copy of a run, or of every stage of a world, to a new folder; ReverieError if it exists."""
     source, out = Path(run).absolute(), Path(out).absolute()
     if out.exists():
         raise ReverieError(f"'{out}' exists already: choose another place for the copy.")

@@ -61,8 +61,8 @@ class VideosConfig:
     how a picture of another shape is brought to ``size``: the middle of it ("crop"), all of it within black bars
     ("pad"), or all of it, distorted ("stretch"). shortest, frames: an episode's fewest and most frames. cuts: how much
     must change at once for a scene to end there, 0..255 (0: never). still: a pixel keeps its colour until it differs by
-    more, 0..255; what compression does to a picture that stands still would otherwise count as events. actions: read the
-    action files beside the videos.
+    more, 0..255; compression noise in a still picture would otherwise count as events. actions: read the action
+    files beside the videos.
     """
 
     path: str
@@ -236,10 +236,10 @@ def _labelled(one: Film) -> Film:
 def _pieces(samples: Iterator[Sample], config: VideosConfig) -> Iterator[list[Sample]]:
     """Yield unbroken stretches of at most ``frames``, some too short; a long scene leaves no short rest."""
     piece, plain = [], ((sample, False) for sample in samples)
-    told = (
+    scenes = (
         cuts(((sample, sample.picture) for sample in samples), config.cuts, config.shortest) if config.cuts else plain
     )
-    for sample, begins in told:
+    for sample, begins in scenes:
         if begins or sample.first:
             yield from _split(piece, config)
             piece = []
