@@ -110,7 +110,7 @@ def test_no_gradient_comes_from_the_future(net):
     model, t = made(net), T // 2
     x = model.embedded(frames())
     z = model.bottleneck(x)
-    for function, given in ((lambda x: model.bottleneck(x), x), (model.recalled, z)):
+    for function, given in ((lambda x: model.bottleneck(x), x), (model.decoder_tokens, z)):
         change = slope(lambda given, function=function: function(given)[:, t], given).max(axis=(0, 2, 3))
         assert (change[t + 1 :] == 0).all() and change[t] > 0 and change[t - 1] > 0
 
@@ -188,8 +188,8 @@ def test_dynamics_are_given_unit_variance_and_pictures_do_not_change():
 def test_what_never_changes_does_not_pass_the_bottleneck():
     """A large constant in a latent's numbers would leave no room for the others: it is taken out before the norm."""
     model = made(mask_max=0.0)
-    looked, shift = model.looked, jnp.zeros(SMALL.width).at[0].set(50.0)
-    model.looked = lambda x: looked(x) + shift[None, None, None]
+    encode, shift = model.encoder_tokens, jnp.zeros(SMALL.width).at[0].set(50.0)
+    model.encoder_tokens = lambda x: encode(x) + shift[None, None, None]
     constant = np.asarray(model.bottleneck(model.embedded(frames(8))))  # planted: the constant is not known yet
     model.centre.settle(model.centre.note(model._projected(model.embedded(frames(8)))), KEY, jnp.float32(0))
     z = np.asarray(model.bottleneck(model.embedded(frames(8))))

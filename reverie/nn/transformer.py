@@ -45,9 +45,7 @@ class TransformerConfig:
     layout: Literal["space+time", "alternate"] = "space+time"  # alternate: a layer is either space or time
     time_every: int = 1  # every k-th layer has time attention; 0: none has, frames are independent
     window: int = 16  # frames that a time layer reads, the current one included
-    position_embeddings: bool = (
-        True  # learned position embeddings beside rotary positions; False: positions are only relative
-    )
+    position_embeddings: bool = True  # learned ones beside rotary positions; False: positions are only relative
     space: bool = True  # False: no space attention (a patch-wise network)
     qk_norm: bool = True
     soft_cap: float = 0.0  # 0: off

@@ -21,7 +21,7 @@ from reverie.training.optim import OptimConfig
 ENOUGH = 0.5  # of the recordings must have actions for the model to learn from those
 SAMPLED = 64  # episodes of a store that are looked at
 AUGMENT_BELOW = (
-    6000  # frames: 4400 overfit within six minutes; with 8700 shift augmentation cost more than it gave (docs/log.md)
+    6000  # frames: 4400 overfit in six minutes; of 8700 shifted copies cost more than they gave (docs/log.md)
 )
 
 log = logging.getLogger(__name__)

@@ -129,9 +129,7 @@ class DynamicsObjective:
     tokenizer: str = "../tokenizer"
     lam: str | PixelLAMConfig | None = None
     context: int = 16  # real frames a dream begins with, at most: no more than a clip in training has
-    action_noise: float = (
-        0.0  # share of latent actions (of a frozen model) replaced by random ones: see ``_with_action_noise``
-    )
+    action_noise: float = 0.0  # share of a frozen model's latent actions replaced by random ones in training
     frozen: tuple[str, ...] = ("tokenizer", "lam")
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:

@@ -49,9 +49,7 @@ class MaskGITConfig:
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
     context_noise: float = 0.0  # share of frames that training predicts from a corrupted context: see ``_corrupted``
     passes: int = 25  # K, refinement passes per frame
-    schedule: Literal["cosine", "geometric", "single"] = (
-        "cosine"  # how many tokens each pass unmasks: ``MaskGIT.schedule``
-    )
+    schedule: Literal["cosine", "geometric", "single"] = "cosine"  # tokens unmasked per pass: ``MaskGIT.schedule``
     temperature: float = 1.0
 
     def fitted(self, tokenizer: Any, actions: ActionSpace) -> "MaskGITConfig":
