@@ -20,9 +20,7 @@ from reverie.training.optim import OptimConfig
 
 ENOUGH = 0.5  # of the recordings must have actions for the model to learn from those
 SAMPLED = 64  # episodes of a store that are looked at
-AUGMENT_BELOW = (
-    6000  # frames: 4400 overfit in six minutes; of 8700 shifted copies cost more than they gave (docs/log.md)
-)
+AUGMENT_BELOW = 6000  # frames: 4400 overfit in six minutes; at 8700 augmentation costs more than it gives (docs/log.md)
 
 log = logging.getLogger(__name__)
 
