@@ -130,6 +130,46 @@ def test_a_packed_bitstream_is_in_order(tmp_path):
     np.testing.assert_allclose(np.diff(times), 1 / RATE, atol=1e-3)
 
 
+def test_pictures_that_are_never_shown_do_not_hold_back_the_rest(tmp_path, monkeypatch):
+    """VP8 hides some in packets of their own. What waited for their frames would hold a whole film in memory."""
+    encode(tmp_path / "a.webm", "libvpx", 200, between=0, options={"auto-alt-ref": "0", "cpu-used": "8"})
+    with av.open(str(tmp_path / "a.webm")) as old, av.open(str(tmp_path / "b.webm"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for index, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
+            data = bytearray(bytes(packet))
+            data[0] &= 0xEF if index % 30 == 5 else 0xFF  # "show_frame"
+            hidden = av.Packet(bytes(data))
+            hidden.pts, hidden.dts, hidden.time_base = packet.pts, packet.dts, packet.time_base
+            hidden.stream, hidden.is_keyframe = stream, packet.is_keyframe
+            new.mux(hidden)
+    read, opened = [], decode._opened
+
+    class Watched:
+        def __init__(self, path):
+            self.container = opened(path)
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.container.close()
+
+        def demux(self, stream):
+            for packet in self.container.demux(stream):
+                read.append(packet.size)
+                yield packet
+
+    track = decode.track(tmp_path / "b.webm")
+    monkeypatch.setattr(decode, "_opened", Watched)
+    frames = [(len(read), one.frame) for one in decode.frames(track, Tally())]
+    found = [(at, number(frame.to_ndarray(format="rgb24"))) for at, frame in frames]
+    assert [shown for _, shown in found] == [i for i in range(200) if i % 30 != 5]
+    assert max(at - shown for at, shown in found) < 100
+
+
 @pytest.mark.parametrize(("ending", "first"), [(".mp4", 20), (".mov", 20), (".mkv", 12)])
 def test_of_a_trimmed_film_what_is_shown_has_its_actions(tmp_path, ending, first):
     """Cut out of an open group of pictures: B-frames refer to what is gone; an edit list hides the way to the cut."""

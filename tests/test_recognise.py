@@ -31,26 +31,44 @@ LAYOUTS = {
     "webdataset": ["play-000000.tar"],
     "ArrayRecord": ["train/data_0000.array_record"],
     "ViZDoom": ["episode_0.lmp"],
-    "npz": ["episode_0.npz", "episode_1.npz"],
     "npy": ["frames.npy"],
     "VPT": ["a.mp4"],
+    "Zarr in a file": ["replay.zarr.zip"],
+}
+FOLDERS = {  # of which one file alone does not tell what it belongs to
+    "VPT in folders": ["videos/b.mp4"],
+    "LeRobot without meta": ["data/file-000.parquet", "videos/observation.images.top/chunk-000/file-000.mp4"],
+    "HDF5 of ALOHA": ["episode_0.hdf5", "episode_0_video.mp4"],
+    "HDF5 of DROID": ["a/trajectory.h5", "a/recordings/MP4/1.mp4", "a/recordings/MP4/2.mp4"],
+    "HDF5 and a preview": ["image_v141.hdf5", "playback.mp4"],
+    "npz": ["episode_0.npz", "episode_1.npz"],
+    "npz of MineRL": ["x/rendered.npz", "x/recording.mp4", "y/rendered.npz", "y/recording.mp4"],
+    "Zarr": ["pusht.zarr/data/img/0.0.0.0"],
+    "Zarr, version 3": ["zarr.json", "img/c/0/0"],
+    "MCAP": ["a.mcap", "a.mkv"],
+    "Arrow": ["0/data-00000-of-00001.arrow"],
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [*LAYOUTS, *FOLDERS])
 def test_a_known_format_is_refused_in_one_line_that_names_it(tmp_path, name):
-    for path in LAYOUTS[name]:
-        if path.endswith(".mp4"):
-            film(tmp_path / path)
-        else:
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / path).write_text("{}")
-    (tmp_path / "a.jsonl").write_text('{"mouse": {"dx": 1.0}, "keyboard": {"keys": []}, "tick": 0}\n')
-    places = [tmp_path, *(tmp_path / path for path in LAYOUTS[name][-1:] if name != "npz")]
+    layout = [tmp_path / path for path in (LAYOUTS | FOLDERS)[name]]
+    for path in layout:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}") if path.suffix not in (".mp4", ".mkv") else film(path)
+    row = '{"mouse": {"dx": 1.0}, "keyboard": {"keys": []}, "tick": 0}\n'
+    (tmp_path / "a.jsonl").write_text(row if name.startswith("VPT") else "1\n")
+    places = [tmp_path, *(layout[-1:] if name in LAYOUTS else ())]
     for place in places:
         with pytest.raises(ReverieError, match=name.partition(" ")[0]) as error:
             VideosConfig(str(place)).spec()
         assert "\n" not in str(error.value) and "write_store" in str(error.value)
+
+
+def test_text_is_no_film_of_a_terminal(tmp_path):
+    (tmp_path / "notes.txt").write_text("line\n" * 400)
+    with pytest.raises(ReverieError, match="notes.txt: it is text"):
+        VideosConfig(str(tmp_path / "notes.txt")).spec()
 
 
 def test_videos_beside_other_things_are_videos(tmp_path):
@@ -75,7 +93,8 @@ def test_action_files_that_are_not_read_are_named_and_those_that_are_counted(tmp
     for name in ("a", "b", "c", "d"):
         film(tmp_path / f"{name}.mp4")
     (tmp_path / "a.csv").write_text("\n".join(["1"] * 20))
-    odd = ["b.CSV", "b_actions.npy", "c.mp4.csv", "c.json", "d.txt", "actions.parquet", "e.jsonl"]
+    odd = ["b.CSV", "b_actions.npy", "c.mp4.csv", "c.json", "d.txt", "actions.parquet", "e.jsonl", "meta/d.json"]
+    (tmp_path / "meta").mkdir()
     for name in [*odd, "readme.txt", "settings.json"]:
         (tmp_path / name).write_text("1")
     episodes = list(config(tmp_path).episodes())
@@ -109,13 +128,26 @@ def test_any_program_can_write_a_dataset(tmp_path):
     assert dataset.read(0, 0, 4)["actions"].tolist() == [-1, 0, 2, 1]
     np.savez(path, frames=frames, lengths=[4, 3])
     assert open_dataset(path, "train").read(0, 0, 4)["actions"].tolist() == [-1, -2, -2, -2]
+    right = {"frames": frames, "lengths": [4, 3], "actions": [-1, 0, 2, 1, -1, 2, 2]}
     for wrong, word in [
         ({"lengths": [4, 4]}, "needs one whole number for each"),
-        ({"lengths": [4, 3], "actions": [0, 0, 2, 1, -1, 2, 2]}, "must begin with action START"),
-        ({"lengths": [4, 3], "actions": [0.5] * 7}, "needs one whole number for each"),
-        ({}, "is not a dataset: it needs 'frames'"),
+        ({"actions": [0, 0, 2, 1, -1, 2, 2]}, "must begin with action START"),
+        ({"actions": [0.5] * 7}, "needs one whole number for each"),
+        ({"actions": 3}, "needs one whole number for each"),
+        ({"actions": np.zeros((7, 2), int)}, "needs one whole number for each"),
+        ({"actions": [-1, 2**32 + 1, 2, 1, -1, 2, 2]}, "they must be -2 to"),
+        ({"actions": np.array([2**64 - 1] + [1] * 6, np.uint64)}, "they must be -2 to"),
+        ({"frames": frames.transpose(0, 3, 1, 2)}, "colours last"),
+        ({"frames": np.zeros((7, 8, 8, 4), np.uint8)}, "colours last"),
+        ({"frames": frames[:0], "lengths": [], "actions": []}, "it needs"),
+        ({"rewards": ["a"] * 7}, "one finite number"),
+        ({"ends": "no"}, "one finite number"),
+        ({"rewards": [np.nan] * 7}, "one finite number"),
+        *(({"fps": fps}, "needs one number above 0") for fps in ([15, 15], np.nan, 0, "15 Hz")),
+        ({"lengths": None}, "is not a dataset: it needs 'frames'"),
+        ({"frames": None}, "and has lengths, actions"),
     ]:
-        np.savez(path, frames=frames, **wrong)
+        np.savez(path, **{name: array for name, array in (right | wrong).items() if array is not None})
         with pytest.raises(ReverieError, match=word):
             open_dataset(path, "train")
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from reverie import config
-from reverie.actions import START, UNLABELLED, ActionSpace
+from reverie.actions import MOST, START, UNLABELLED, ActionSpace
 from reverie.bounded import parse_json, read_npz
 from reverie.data.episode import Episode, Spec
 from reverie.data.splits import Piece
@@ -23,6 +23,7 @@ from reverie.errors import Damaged, ReverieError
 
 SCHEMA = 1
 HEAD, LENGTHS = "reverie", "lengths"  # what an .npz holds beside the arrays
+FASTEST = 240  # frames per second
 
 
 class ArrayDataset:
@@ -118,25 +119,30 @@ class ArrayDataset:
         "frames" uint8 (sum of lengths, H, W, 3) and "lengths" (episodes,) must be there. "actions" are whole numbers,
         one for each frame, START first in every episode; none if missing. "rewards" and "ends" are 0, "fps" is 15.
         """
-        if LENGTHS not in arrays or arrays["frames"].ndim != 4:
+        if "frames" not in arrays or LENGTHS not in arrays or arrays["frames"].ndim != 4:
             raise ReverieError(
                 f"'{path}' is not a dataset: it needs 'frames' (of all episodes, H, W, 3) and 'lengths' (frames of "
-                "each episode); docs/data.md names every array."
+                f"each episode), and has {', '.join(arrays)[:80] or 'nothing'}; docs/data.md names every array."
             )
         lengths, frames = whole_lengths(arrays[LENGTHS]), arrays["frames"]
-        actions = np.asarray(arrays.get("actions", np.full(len(frames), UNLABELLED)))
+        if 0 in frames.shape or frames.shape[3] not in (1, 3):
+            raise ReverieError(f"'{path}' has frames {frames.shape}; it needs (frames, H, W, 3), colours last.")
+        actions = arrays.get("actions", np.full(len(frames), UNLABELLED))
         ends = np.cumsum(lengths)
-        if actions.dtype.kind not in "iu" or not len(actions) == len(frames) == int(lengths.sum()):
+        if actions.dtype.kind not in "iu" or not actions.shape == frames.shape[:1] == (int(lengths.sum()),):
             raise ReverieError(
                 f"'{path}' has {len(frames)} frames and actions {actions.dtype} {actions.shape} for episodes of "
                 f"{int(lengths.sum())} frames in all; it needs one whole number for each."
             )
         if "actions" not in arrays:
             actions[ends - lengths] = START
-        largest = int(actions.max(initial=-1))
+        least, largest = int(actions.min()), int(actions.max())
+        if least < UNLABELLED or largest >= MOST:
+            raise ReverieError(f"'{path}' has actions {least} to {largest}; they must be {UNLABELLED} to {MOST - 1}.")
         space = ActionSpace("discrete", largest + 1) if largest >= 0 else ActionSpace()
-        spec = Spec(frames.shape[1:], space, float(arrays.get("fps", 15.0)), path.stem)
-        rewards, over = arrays.get("rewards", np.zeros(len(frames))), arrays.get("ends", np.zeros(len(frames)))
+        fps = _number(path, "fps", arrays.get("fps", np.array(15.0)))
+        spec = Spec(frames.shape[1:], space, fps, path.stem)
+        rewards, over = (_numbers(path, name, arrays.get(name, np.zeros(len(frames)))) for name in ("rewards", "ends"))
         named = [frames, actions.astype(np.int32), rewards.astype(np.float32), over.astype(np.bool_)]
         parts = zip(*(np.split(array, ends[:-1]) for array in named), strict=True)
         return cls.from_episodes(spec, (Episode(*part, source=f"{path.name}, {i}") for i, part in enumerate(parts)))
@@ -150,7 +156,7 @@ class ArrayDataset:
         path = Path(path)
         try:
             arrays = read_npz(path, limit)
-            if HEAD not in arrays and "frames" in arrays:
+            if HEAD not in arrays:
                 return cls.plain(path, arrays)
             head, lengths = parse_json(str(arrays.pop(HEAD)), f"the head of '{path}'"), arrays.pop(LENGTHS)
         except FileNotFoundError:
@@ -174,6 +180,18 @@ class ArrayDataset:
         if dataset.fingerprint != _fingerprint(head["spec"], dataset):
             raise ReverieError(f"'{path}' is damaged: its content does not match its own fingerprint; write it again.")
         return dataset
+
+
+def _numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "biuf" or array.ndim != 1 or not np.isfinite(array).all():
+        raise ReverieError(f"'{path}' has {name} {array.dtype} {array.shape}; it needs one finite number for each frame.")
+    return array
+
+
+def _number(path: Path, name: str, array: np.ndarray) -> float:
+    if array.dtype.kind not in "iuf" or array.shape not in ((), (1,)) or not 0 < array.item() <= FASTEST:
+        raise ReverieError(f"'{path}' has {name} {str(array)[:40]}; it needs one number above 0, {FASTEST} at most.")
+    return float(array.item())
 
 
 def whole_lengths(lengths: Any) -> np.ndarray:

@@ -27,9 +27,11 @@ from av.video.frame import PictureType
 
 LARGEST = 2**25  # pixels of a picture: 8K is just within. A gif of 88 KB may claim 16000 x 16000
 OPTIONS = {"protocol_whitelist": "file", "max_pixels": str(LARGEST)}  # a playlist named .mp4 must not reach the network
+TEXT = {"tty", "bin", "xbin", "adf", "idf"}  # ffmpeg shows any .txt as a film of a terminal
 LEAP = 10.0  # seconds: in streams made for broadcasting, a longer step is a new clock, not a pause (as for ffmpeg)
 BACK = 1.0  # seconds: in any file, a step back by more is a new clock; by less, a slip of the muxer
 REACH = 20  # packets: H.264 and HEVC put at most 16 frames between a picture and what is predicted from it
+LATEST = 2 * REACH  # packets later, a decoder gives no frame of a packet any more: some are never shown, as VP8's "altref"
 DEPENDENT = (PictureType.P, PictureType.B)  # may be marked as key frames where a stream refreshes itself bit by bit
 
 
@@ -91,6 +93,8 @@ def track(path: Path) -> Track:
     stamps: dict[int, array] = {}
     try:
         with _opened(path) as container:
+            if container.format.name in TEXT:
+                raise Unusable("it is text")
             streams = {
                 stream.index: stream
                 for stream in container.streams.video
@@ -138,6 +142,7 @@ def _sound(
     """Yield every frame that comes out of the decoder with whether it is sound; None where a packet failed.
 
     A frame is held until those decoded earlier are out too: B-frames come out before the damaged picture they refer to.
+    Of packets that never become a frame of their own (hidden pictures, second fields) only so much is waited for.
     Packets bear their number as a time through the decoder, which hands it on to their frames. (PyAV's way to say so,
     ``copy_opaque``, calls Python from the decoder's threads, and hangs where Python waits for them.)
     """
@@ -165,8 +170,11 @@ def _sound(
         if damage.failed:
             damage.failed = False
             yield None, False
-        while held and (flush or not any(earlier in waiting for earlier in range(held[0][0] - REACH, held[0][0]))):
-            own, frame = held.popleft()
+        while held:
+            own, frame = held[0]
+            if not flush and any(earlier in waiting for earlier in range(max(own - REACH, number - LATEST), own)):
+                break
+            held.popleft()
             yield frame, damage.spares(own, frame)
     if damage.first is not None:
         late = [stamps for number, stamps in waiting.items() if number >= damage.first and not stamps.hidden]

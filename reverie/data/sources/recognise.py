@@ -18,24 +18,33 @@ MARKS = {  # a file that only such data have, by the end of its path
     "main_data.hdf5": "Minari",
     "features.json": "RLDS (TensorFlow Datasets)",
 }
-ENDINGS = {  # what a folder without videos holds
-    ".parquet": "Parquet (LeRobot?)",
+EPISODES = {  # how files end of which one may hold a thousand episodes, and a video beside it be but a preview
     ".tfrecord": "RLDS (TensorFlow Datasets)",
     ".hdf5": "HDF5 (robomimic, D4RL, Minari)",
     ".h5": "HDF5 (robomimic, D4RL, Minari)",
-    ".tar": "webdataset",
     ".array_record": "ArrayRecord (Jasmine?)",
+    ".zarr": "Zarr",
+    "zarr.json": "Zarr",
     ".lmp": "ViZDoom",
-    ".npz": "episodes in .npz (DreamerV2, DreamerV3, Crafter?)",
-    ".npy": "arrays in .npy",
+    ".mcap": "MCAP (robots, screen recordings)",
+    ".bag": "rosbag",
+}
+TABLES = {  # and of which some may lie beside loose videos, but not one for each of them
+    ".parquet": "Parquet (LeRobot?)",
+    ".arrow": "Arrow (Minari?)",
+    ".npz": "episodes in .npz (MineRL, DreamerV2, DreamerV3, Crafter?)",
+    ".tar": "webdataset",
 }
 BESIDE = {"LeRobot": "data", "RLDS (TensorFlow Datasets)": "dataset_info.json"}  # what lies beside a mark as well
+CAMERA = "observation.image"  # begins the name of a folder with the videos of one of a robot's cameras
 
 
 def refuse_formats(path: Path, files: Iterable[Path], videos: Iterable[Path]) -> None:
     """ReverieError in one line that names the format, if ``path``, with ``files`` in it, is data in one known."""
-    if name := recognise(path, list(files), list(videos)):
-        raise ReverieError(f"'{path}' holds data in the format {name}, not loose videos. {NOT_YET}.")
+    files, videos = list(files), list(videos)
+    if name := recognise(path, files, videos):
+        alone = " To learn from the videos alone, put them into a folder of their own." if videos else ""
+        raise ReverieError(f"'{path}' holds data in the format {name}, not loose videos. {NOT_YET}.{alone}")
 
 
 def recognise(path: Path, files: list[Path], videos: list[Path]) -> str | None:
@@ -46,11 +55,25 @@ def recognise(path: Path, files: list[Path], videos: list[Path]) -> str | None:
         roots |= {folder for folder in (above, *above.parents[:4]) if (folder / mark).is_file()}
         if any((root / BESIDE.get(name, mark)).exists() for root in roots):
             return name
-    if any(_is_vpt(video.with_suffix(".jsonl")) for video in videos[:20]):
+    if any(part.startswith(CAMERA) for video in videos[:20] for part in video.resolve().parts):
+        return "LeRobot"
+    tables = [file for file in files if file.suffix == ".jsonl"] or [video.with_suffix(".jsonl") for video in videos]
+    if videos and any(_is_vpt(table) for table in tables[:20]):
         return "VPT (Minecraft)"
-    if videos or any(file.name == "manifest.json" for file in files):  # a store of our own
+    if any(file.name == "manifest.json" for file in files):  # a store of our own
         return None
-    return next((name for ending, name in ENDINGS.items() if any(ending in file.name for file in files)), None)
+    for ending, name in (EPISODES | TABLES).items():
+        found = sum(_has(file, ending) for file in {*files}.difference(videos))
+        if found >= (max(2, len(videos)) if videos and ending in TABLES else 1):
+            return name
+    return None if videos or not any(file.suffix == ".npy" for file in files) else "arrays in .npy"
+
+
+def _has(file: Path, ending: str) -> bool:
+    """Whether a file's name has an ending, as in a.zarr.zip or a.tfrecord-00000-of-00002, or its folder's (a.zarr)."""
+    if any(suffix == ending or suffix.startswith(f"{ending}-") for suffix in file.suffixes):
+        return True
+    return file.name == ending or (ending == ".zarr" and any(folder.suffix == ending for folder in file.parents))
 
 
 def _is_vpt(path: Path) -> bool:

@@ -23,7 +23,6 @@ from reverie.data.sources import action_files, film
 from reverie.data.sources.cuts import cuts
 from reverie.data.sources.decode import Unusable
 from reverie.data.sources.film import Film, Fit, Sample
-from reverie.data.sources.recognise import ENDINGS as FORMATS
 from reverie.data.sources.recognise import refuse_formats
 from reverie.errors import ReverieError
 
@@ -149,7 +148,7 @@ def _hash(path: Path) -> str:
 def _files(path: Path) -> list[Path]:
     """Return the videos at ``path`` in the order of their names; ReverieError tells what is there instead."""
     if path.is_file():
-        refuse_formats(path, [path], [path] if path.suffix not in FORMATS else [])
+        refuse_formats(path, [path], [path] if path.suffix.lower() in ENDINGS else [])
         return [path]
     if not path.is_dir():
         raise ReverieError(f"there is no file or folder '{path}'.")
@@ -213,10 +212,11 @@ def _unused(root: Path, videos: list[Path]) -> list[Path]:
     """Return the files that look as if actions were in them, and are not where actions are looked for."""
     used = {video.with_suffix(ending) for video in videos for ending in action_files.ENDINGS}
     stems = {(video.parent, video.stem.lower()) for video in videos}
+    elsewhere = {stem for _, stem in stems}  # tables of a folder, videos of another
 
     def telling(path: Path) -> bool:
         name = path.name.lower()
-        if path.suffix.lower() in action_files.ENDINGS or "action" in name:
+        if path.suffix.lower() in action_files.ENDINGS or "action" in name or path.stem.lower() in elsewhere:
             return True
         return any((path.parent, name[:end]) in stems for end, letter in enumerate(name) if letter in "._-")
 
