@@ -31,7 +31,7 @@ _KIND = re.compile(r"[<>|=]?(\?|[biufc]\d{1,2}|[SU]\d{1,7})")  # no objects, no 
 def parse_json(text: str | bytes, what: str) -> Any:
     """Return the data of a JSON text; ``what`` names it in the error."""
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise Damaged(f"{what} is nested too deeply.") from None
     except ValueError as error:  # no JSON, or bytes that are no text
@@ -46,6 +46,13 @@ def parse_json(text: str | bytes, what: str) -> Any:
         if not level:
             return data
     raise Damaged(f"{what} is nested too deeply.")
+
+
+def _finite(text: str) -> float:
+    """Return a number; NaN and Infinity are not JSON, and mean nothing in any file of this package."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
 
 
 def _parts(item: list | dict) -> Any:

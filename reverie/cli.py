@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import reverie
 from reverie.errors import ReverieError, did_you_mean
+from reverie.interrupts import heeded
 
 FORMAT = argparse.RawDescriptionHelpFormatter
 
@@ -301,28 +302,33 @@ def dispatch(argv: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the status for the shell: 0, 2 for a ReverieError, 130 when interrupted."""
+    came: list[int] = []
     try:
-        try:
-            dispatch(list(sys.argv[1:] if argv is None else argv))
-        finally:
-            sys.stdout.flush()
-    except ReverieError as error:
-        if os.environ.get("REVERIE_DEBUG") == "1":
-            raise
-        print(f"reverie: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nreverie: stopped", file=sys.stderr)
+        with heeded() as came:
+            try:
+                dispatch(list(sys.argv[1:] if argv is None else argv))
+            finally:
+                sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        if not came and isinstance(error, Exception):
+            return failed(error)
+        print("\nreverie: stopped", file=sys.stderr)  # or whatever a module made of the interrupt
         return 130
-    except BrokenPipeError:  # the reader (head, less) has seen enough; keep the interpreter's last flush quiet too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a disk that is full or read-only, a file where a folder should be
-        if os.environ.get("REVERIE_DEBUG") == "1":
-            raise
-        place = f"'{error.filename}'" if error.filename else "a file"
-        print(f"reverie: error: cannot use {place}: {error.strerror or error}.", file=sys.stderr)
-        return 2
     return 0
+
+
+def failed(error: Exception) -> int:
+    """Say in one line why a command failed, and return the status for the shell."""
+    if isinstance(error, BrokenPipeError):  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keep the interpreter's last flush quiet too
+        return 0
+    if os.environ.get("REVERIE_DEBUG") == "1" or not isinstance(error, ReverieError | OSError):
+        raise error
+    if isinstance(error, OSError):  # a disk that is full or read-only, a file where a folder should be
+        place = f"'{error.filename}'" if error.filename else "a file"
+        error = ReverieError(f"cannot use {place}: {error.strerror or error}.")
+    print(f"reverie: error: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def test_json_is_bounded(tmp_path):
     file = tmp_path / "some.json"
     for text in (
         *(deep(depth, kind) for depth in (DEPTH + 1, 900, 200_000) for kind in ("list", "dict")),
-        "{", "", "\0", '{"a": "\\ud800"}', '{"\\udfff": 1}', "9" * 5000, "nul",
+        "{", "", "\0", "NaN", "[-Infinity]", "[1e999]", '{"a": "\\ud800"}', '{"\\udfff": 1}', "9" * 5000, "nul",
     ):  # fmt: skip
         file.write_text(text)
         with pytest.raises(Damaged) as error:

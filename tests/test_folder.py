@@ -54,6 +54,26 @@ def test_a_refused_command_changes_nothing(out, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("schedule", ["wsd", "constant"])
+def test_a_logger_that_refuses_leaves_a_finished_run_as_it_was(tmp_path, monkeypatch, schedule):
+    """The package is there, but old, or nobody is logged in: met only when it is used."""
+    (tmp_path / "wandb.py").write_text("def init(**_):\n    raise RuntimeError('api_key not configured\\nlog in')\n")
+    (tmp_path / "tensorboardX.py").write_text("import numpy\nnumpy.float_\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("wandb", "tensorboardX"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    short, long = (replace(run, **{"optimizer.schedule": schedule}) for run in (SHORT, LONG))
+    out = fit(short, tmp_path / "run", dataset=DATA, progress=False)
+    before = content(out)
+    for logger, says in [("wandb", r"cannot begin: api_key not configured\.$"), ("tensorboard", "does not work")]:
+        with pytest.raises(ReverieError, match=says) as error:
+            fit(replace(long, loggers=(logger,)), out, dataset=DATA, progress=False)
+        assert "\n" not in str(error.value)
+        left = content(out)
+        left.pop("wandb-id", None)
+        assert left == before and load(out) is not None
+
+
 @pytest.mark.parametrize("fresh", [False, True])
 def test_what_was_there_stays_until_its_successor_is_complete(out, straight, monkeypatch, fresh):
     before, seen = content(out), []

@@ -36,6 +36,26 @@ def test_keys_play_and_the_picture_changes(open_page, place, tmp_path):
     assert picture(page) == first
 
 
+def test_no_key_sticks_and_one_that_is_still_down_acts_again(open_page, place):
+    """Where a page does not hear that a key is let go: a menu, something dragged, Command on a Mac, another window."""
+    page = open_page(place)
+
+    def lit(name):
+        at_step(page, int(page.inner_text("#step")) + 4)
+        assert page.locator("#pad button.on").get_attribute("aria-label") == name
+
+    for event in ("contextmenu", "dragstart", "keyup", "blur"):
+        page.keyboard.down("ArrowRight")  # the second time as a keyboard repeats it: it has never been let go
+        lit("right")
+        page.evaluate("kind => dispatchEvent(Object.assign(new Event(kind), { key: 'Meta' }))", event)
+        lit("stay")
+    page.keyboard.up("ArrowRight")
+    page.keyboard.down("ArrowRight")
+    lit("right")
+    page.keyboard.up("ArrowRight")
+    lit("stay")
+
+
 def test_step_by_step_waits_for_keys(open_page, place):
     page = open_page(place)
     page.keyboard.press("t")

@@ -1,6 +1,7 @@
 """What is held out comes from other sources than what is trained on, and numbers say of which split they are."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,25 @@ def test_no_held_out_frame_is_nearly_one_of_training(tmp_path, films, name):
     elif name == "d":
         first = np.array([val.read(i, 0, 1)["actions"][0] for i in range(len(val.lengths))])
         assert (first == START).all()
+
+
+@pytest.mark.parametrize("name", ["d", "d.npz"])
+@pytest.mark.parametrize("named", [True, False])
+def test_copies_of_an_episode_are_on_one_side(tmp_path, name, named):
+    """Whatever they are called: the same film under another name is not unseen."""
+    for copies in (1, 2):  # of each of the last
+        kinds = [0, 1, 2, 3, *[kind for kind in (4, 5, 6, 7, 8, 9) for _ in range(copies + 1)]]
+        order = np.random.default_rng(copies).permutation(len(kinds))
+        made = [replace(film(kinds[i], 60)[0], source=f"{i}.mp4" if named else "") for i in order]
+        path = write_store(tmp_path / f"{copies}{name}", SPEC, made)
+        train, val = open_dataset(path, "train"), open_dataset(path, "val")
+        assert leak(train, val) == 0 and len(train.lengths) + len(val.lengths) == len(kinds)
+
+
+def test_where_all_are_copies_there_is_a_division_all_the_same(tmp_path, caplog):
+    path = write_store(tmp_path / "d", SPEC, [replace(film(0, 60)[0], source=f"{i}") for i in range(6)])
+    assert leak(open_dataset(path), open_dataset(path, "val")) == 1
+    assert "all episodes are copies of one" in caplog.text
 
 
 @pytest.mark.parametrize("val", [0.1, 0.3])

@@ -184,7 +184,9 @@ class ArrayDataset:
 
 def _numbers(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "biuf" or array.ndim != 1 or not np.isfinite(array).all():
-        raise ReverieError(f"'{path}' has {name} {array.dtype} {array.shape}; it needs one finite number for each frame.")
+        raise ReverieError(
+            f"'{path}' has {name} {array.dtype} {array.shape}; it needs one finite number for each frame."
+        )
     return array
 
 

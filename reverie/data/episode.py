@@ -77,6 +77,13 @@ class Spec:
     source: str
     simulator: SimulatorSource | None = None
 
+    def __post_init__(self):
+        frame = tuple(self.frame)
+        if len(frame) != 3 or min(frame) < 1 or frame[2] not in (1, 3) or not 0 < self.fps < float("inf"):
+            raise ReverieError(
+                f"a dataset has frames (H, W, 3) or (H, W, 1) and more than 0 frames per second, not {frame} at {self.fps}."
+            )
+
 
 @dataclass
 class Episode:

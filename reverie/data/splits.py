@@ -4,12 +4,16 @@ Episodes of one source (one film, one level) look alike. Were some of them held 
 had memorised its training data would seem to generalise.
 """
 
+import hashlib
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from reverie.data.episode import Dataset
+
+log = logging.getLogger(__name__)
 
 FEW = 5  # sources; of fewer, the end of each is held out instead of one as a whole
 BLOCK = 32  # frames held out at the end of a source, at least: clips and rollouts need room
@@ -34,6 +38,38 @@ def labelled(dataset: Dataset) -> list[bool]:
         bool(some and not space.is_unlabelled(dataset.read(episode, 1, 1, ("actions",))["actions"])[0])
         for episode, some in enumerate(long)
     ]
+
+
+def division(dataset: Dataset, sources: Sequence[str], val: float) -> list[Piece]:
+    """Return the pieces of a dataset as ``divided`` does; sources that have an episode in common count as one."""
+    lengths = dataset.lengths.tolist()
+    frames = (dataset.read(episode, 0, length, ("frames",))["frames"] for episode, length in enumerate(lengths))
+    contents = [hashlib.sha256(np.ascontiguousarray(each)).digest() for each in frames]
+    if len(contents) > 1 == len(set(contents)):
+        log.warning("all episodes are copies of one: what is held out is in training as well")
+    return divided(joined(sources, contents), lengths, val, labelled(dataset))
+
+
+def joined(sources: Sequence[str], contents: Sequence[object]) -> list[str]:
+    """Return the sources of episodes with one name for those that have an episode in common, by what is in each.
+
+    Where nothing else would be left to hold out, the names stay as they are.
+    """
+    names = [source or f"\0{index}" for index, source in enumerate(sources)]
+    first: dict[object, str] = {}
+    same: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while name in same:
+            name = same[name]
+        return name
+
+    for name, content in zip(names, contents, strict=True):
+        one, other = root(first.setdefault(content, name)), root(name)
+        if one != other:
+            same[other] = one
+    found = [root(name) for name in names]
+    return found if len(set(found)) > 1 else names
 
 
 def divided(

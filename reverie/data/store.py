@@ -32,7 +32,7 @@ from reverie.bounded import parse_json, read_bytes
 from reverie.checksums import checked, write_json
 from reverie.data.arrays import ArrayDataset, whole_lengths
 from reverie.data.episode import Dataset, Episode, Spec
-from reverie.data.splits import divided, labelled
+from reverie.data.splits import division
 from reverie.errors import Damaged, ReverieError, did_you_mean
 
 MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # a name and a length for each of some million episodes
@@ -82,7 +82,7 @@ def write_store(
     """Write episodes, one in memory at a time, to a new folder ``path``, which appears complete or not at all.
 
     episodes: {split: episodes}, or all of them, of which about a share ``val`` goes to "val" and the rest to "train",
-    whole sources where there are enough (``splits.divided``; for that they are written twice, the first time to a
+    whole sources where there are enough (``splits.division``; for that they are written twice, the first time to a
     folder that is removed again). chunk: frames per record. file_bytes: a file is closed when it holds so many bytes
     before compression. A path that ends in .npz becomes one file (from memory). Raises ReverieError, and leaves nothing
     behind, if an episode is not as the spec says or ``path`` exists; when killed, a hidden folder ``.NAME.*.part`` may
@@ -173,7 +173,7 @@ def _named(episodes: Mapping[Any, Iterable[Episode]]) -> Iterator[tuple[str, Epi
 
 def _pieces(whole: "StoreDataset", val: float) -> Iterator[tuple[str, Episode]]:
     """Read (split, episode) of a dataset whose episodes are to be divided; a later piece begins as an episode does."""
-    for piece in divided(whole.sources, whole.lengths.tolist(), val, labelled(whole)):
+    for piece in division(whole, whole.sources, val):
         arrays = whole.read(piece.episode, piece.start, piece.stop - piece.start)
         if piece.start:
             arrays |= {name: arrays[name].copy() for name in ("actions", "rewards", "ends")}
@@ -193,7 +193,7 @@ def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = Fa
         raise ReverieError(f"there is no dataset at '{path}'.{did_you_mean(path.name, near)}")
     if path.resolve().suffix == ".npz":  # a link to one need not be named so
         whole = ArrayDataset.load(path)
-        pieces = [p for p in divided(whole.sources, whole.lengths.tolist(), VAL, labelled(whole)) if p.split == split]
+        pieces = [piece for piece in division(whole, whole.sources, VAL) if piece.split == split]
         if not pieces:
             raise NoSplit(f"'{path}' has {len(whole.lengths)} episodes and no split '{split}': train or val.")
         return whole.part(pieces, split)

@@ -9,7 +9,7 @@ B rows of a batch.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -35,7 +35,7 @@ from reverie.nn.step import made_with
 from reverie.training import checkpoint, folder, sharding
 from reverie.training.blueprint import Blueprint, Weights
 from reverie.training.checkpoint import Writer
-from reverie.training.log import Log, LoggerName, check_loggers, open_loggers
+from reverie.training.log import Log, Logger, LoggerName, check_loggers, open_loggers
 from reverie.training.optim import OptimConfig, average
 from reverie.training.record import Record, write_record
 from reverie.training.resume import places
@@ -198,14 +198,20 @@ def fit(
             sharding.by_first(lambda: folder.begin(out, lambda item: checkpoint.reaches(item, newest)))
         elif place == out:
             sharding.by_first(lambda: folder.discard(out))
-        sharding.by_first(lambda: write_record(place, record))
+        loggers: list[Logger] = []
+
+        def begin() -> None:
+            loggers.extend(open_loggers(run.loggers, place, config.to_json(run)))
+            write_record(place, record)
+
+        sharding.by_first(begin)
         model = blueprint.merge(sharding.whole(mesh, frozen), state.params, state.rest)
         split, alike = held_out.split, held_out.fingerprint == dataset.fingerprint  # none held out: once will do
         dataset = run.objective.prepare(model, dataset, place / "cache" / "train")
         held_out = dataset if alike else run.objective.prepare(model, held_out, place / "cache" / "val")
         held_out.split = split
         del model  # its weights are about to be donated
-        _train(run, place, blueprint, mesh, state, frozen, dataset, held_out, progress)
+        _train(run, place, blueprint, mesh, state, frozen, dataset, held_out, progress, loggers)
         if place != out:
             sharding.by_first(lambda: folder.commit(out))
     return out
@@ -240,6 +246,7 @@ def _train(
     dataset: Dataset,
     held_out: Dataset,
     progress: bool,
+    loggers: Sequence[Logger],
 ) -> None:
     start, fall, reads = int(state.step), run.optimizer.fall(run.steps), run.objective.reads
     sharding.say_copied(mesh, state.params, run.mesh)
@@ -254,7 +261,7 @@ def _train(
         frames=run.batch * run.length,
         name=folder.named(out).name,
         split=held_out.split,
-        loggers=open_loggers(run.loggers, out, config.to_json(run)) if jax.process_index() == 0 else (),
+        loggers=loggers,
         progress=progress,
         writes=jax.process_index() == 0,
     )

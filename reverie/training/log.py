@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from reverie.bounded import parse_json
-from reverie.errors import Damaged, ReverieError
+from reverie.errors import Damaged, ReverieError, first_line
 from reverie.training import flops
 
 LoggerName = Literal["tensorboard", "wandb"]
@@ -197,8 +197,17 @@ def check_loggers(names: Sequence[LoggerName]) -> None:
 
 
 def open_loggers(names: Sequence[LoggerName], folder: Path, config: dict[str, Any]) -> list[Logger]:
-    """Return the loggers a run asks for; ReverieError when the package one of them needs is not installed."""
-    return [{"tensorboard": _TensorBoard, "wandb": _Wandb}[name](folder, config) for name in names]
+    """Return the loggers a run asks for; ReverieError when the package one of them needs is missing or refuses."""
+    return [_opened(name, folder, config) for name in names]
+
+
+def _opened(name: LoggerName, folder: Path, config: dict[str, Any]) -> Logger:
+    try:
+        return {"tensorboard": _TensorBoard, "wandb": _Wandb}[name](folder, config)
+    except (ReverieError, OSError):
+        raise
+    except Exception as error:  # nobody is logged in, the service does not answer, ...
+        raise ReverieError(f"logging to {name} cannot begin: {first_line(error)}.") from error
 
 
 def progress_bar(console: Console) -> Progress:
@@ -272,6 +281,8 @@ def _need(module: str, extra: str) -> Any:
         raise ReverieError(
             f"logging to {extra} needs the package {module}: pip install 'reverie-worlds[{extra}]'."
         ) from error
+    except Exception as error:  # an old version beside newer packages
+        raise ReverieError(f"logging to {extra}: the package {module} does not work ({first_line(error)}).") from error
 
 
 def _cut(file: Path, step: int) -> None:

@@ -59,12 +59,13 @@ export class Input {
     this.taps = [];
   }
 
-  // Take a keyboard event; true when it was an action's key. Step by step, a key that repeats is pressed again.
+  // Take a keyboard event; true when it was an action's key. Step by step, a key that repeats is pressed again; in real
+  // time it is held already, unless all were released while it stayed down (the window lost the focus and has it back).
   keydown(event, live) {
     const button = this.keys.get(same(event.key));
     if (button === undefined) return false;
-    if (!event.repeat) this.press(event.code, button);
-    else if (!live) this.#tap();
+    if (live || !event.repeat) this.press(event.code, button);
+    else this.#tap();
     return true;
   }
 

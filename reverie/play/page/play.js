@@ -329,8 +329,11 @@ addEventListener("keydown", (event) => {
 });
 // A button that was clicked does not keep Enter and Space to itself; one that was reached by keyboard does.
 addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur());
-addEventListener("keyup", (event) => input?.release(event.code));
+addEventListener("keyup", ({ key, code }) => (key === "Meta" ? input?.releaseAll() : input?.release(code)));
 addEventListener("blur", () => input?.releaseAll());
+// While a menu is open, something is dragged or (on a Mac) Command is down, no page hears that a key is let go.
+for (const begins of ["contextmenu", "dragstart"])
+  addEventListener(begins, (event) => event.defaultPrevented || input?.releaseAll());
 addEventListener("pagehide", keepDream);
 document.addEventListener("visibilitychange", () => {
   input?.releaseAll();

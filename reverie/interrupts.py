@@ -1,0 +1,54 @@
+"""Ctrl-C that is not lost.
+
+Python drops what a signal's handler raises while an object is being deleted or the garbage collector calls back, and
+some compiled modules turn it into an ImportError. So an interrupt is repeated until the command has begun to end.
+"""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+AGAIN = 1.0  # seconds until an interrupt that had no effect is repeated
+
+
+@contextlib.contextmanager
+def heeded() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt on SIGINT, again and again until the block is being left; yield the signals that came.
+
+    Does nothing where interrupts are ignored or handled already, in a thread, and on systems without timers.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, _: Any) -> None:
+        came.append(number)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+        raise KeyboardInterrupt
+
+    def again(*_: Any) -> None:
+        if _ends(sys.exc_info()[1]):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)
+        else:
+            signal.raise_signal(signal.SIGINT)  # not by a call: others may handle it by now
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "setitimer") or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
+        yield came
+        return
+    before = signal.signal(signal.SIGALRM, again)
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield came
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _ends(error: BaseException | None) -> bool:
+    """Whether an error being handled is an interrupt or came of one: then what is done now ends the command."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
