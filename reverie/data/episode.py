@@ -81,7 +81,7 @@ class Spec:
         frame = tuple(self.frame)
         if len(frame) != 3 or min(frame) < 1 or frame[2] not in (1, 3) or not 0 < self.fps < float("inf"):
             raise ReverieError(
-                f"a dataset has frames (H, W, 3) or (H, W, 1) and more than 0 frames per second, not {frame} at {self.fps}."
+                f"frames are (H, W, 3) or (H, W, 1), more than 0 of them per second, not {frame} at {self.fps}."
             )
 
 
