@@ -4,6 +4,7 @@ import logging
 import struct
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -306,6 +307,14 @@ def test_a_still_picture_or_a_cover_before_the_film_does_not_hide_it(tmp_path, e
                     packet.stream = stream
                     new.mux(packet)
     assert shown(path)[0] == list(range(40))
+
+
+def test_frames_before_the_first_time_stamp_are_shown_one_after_the_other():
+    """A cut that kept what was before time 0: Matroska then has no time for it, and the first one is near 0."""
+    clock = decode._Clock(RATE)
+    stamps = [None] * 10 + list(range(20, 420, 40))
+    frames = [SimpleNamespace(pts=stamp, dts=None, time_base=Fraction(1, 1000)) for stamp in stamps]
+    np.testing.assert_allclose([clock.shown(frame) for frame in frames], np.arange(20) / RATE)  # pyright: ignore
 
 
 def test_a_stream_whose_clock_starts_anew_goes_on(tmp_path, caplog):

@@ -234,6 +234,7 @@ class _Clock:
     def __init__(self, rate: float):
         self.broadcast, self.leaps = False, 0
         self._interval, self._offset = 1 / rate, 0.0
+        self._known = False  # whether any time was
         self._last: float | None = None
         self._before: list[float | None] = [None, None]
         self._faults = [0, 0]
@@ -248,10 +249,12 @@ class _Clock:
                 self._before[which] = stamp
         pts, dts = both
         time = pts if pts is not None and (dts is None or self._faults[0] <= self._faults[1]) else dts
+        follows = 0.0 if self._last is None else self._last + self._interval
+        if time is not None and not self._known:
+            self._offset, self._known = follows - time, True
         if self._last is None:
-            self._offset, self._last = -(time or 0.0), 0.0
+            self._last = 0.0
             return 0.0
-        follows = self._last + self._interval
         step = self._interval if time is None else time + self._offset - self._last
         if time is not None and (step < -BACK or (self.broadcast and step > LEAP)):
             self.leaps += 1
