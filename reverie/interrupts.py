@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 AGAIN = 1.0  # seconds until an interrupt that had no effect is repeated
+DROPPED = 0.01  # and one that Python says it has dropped
 
 
 @contextlib.contextmanager
@@ -33,16 +34,24 @@ def heeded() -> Iterator[list[int]]:
         else:
             signal.raise_signal(signal.SIGINT)  # not by a call: others may handle it by now
 
+    def dropped(what: Any) -> None:
+        if what.exc_type is KeyboardInterrupt and came:
+            signal.setitimer(signal.ITIMER_REAL, DROPPED)  # instead of a traceback that nobody can use
+        else:
+            shown(what)
+
     main = threading.current_thread() is threading.main_thread()
     if not main or not hasattr(signal, "setitimer") or signal.getsignal(signal.SIGINT) != signal.default_int_handler:
         yield came
         return
-    before = signal.signal(signal.SIGALRM, again)
+    before, shown = signal.signal(signal.SIGALRM, again), sys.unraisablehook
+    sys.unraisablehook = dropped
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield came
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = shown
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, before)
 

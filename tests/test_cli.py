@@ -152,9 +152,8 @@ def test_an_interrupt_is_130_and_leaves_nothing(tmp_path):
 
 @pytest.fixture
 def heeding(monkeypatch):
-    """Interrupts as the command line has them, repeated quickly; what is dropped is not shown."""
+    """Interrupts as the command line has them, repeated quickly."""
     monkeypatch.setattr(interrupts, "AGAIN", 0.02)
-    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: None)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -190,6 +189,15 @@ def test_an_interrupt_repeated_while_others_handle_it_comes_once(heeding):
                 time.sleep(0.01)
             time.sleep(0.2)
         raise KeyboardInterrupt
+
+
+def test_an_interrupt_that_training_no_longer_asks_about_is_not_lost(heeding):
+    """It came while the last checkpoint was being written: the next stage must not begin."""
+    with pytest.raises(KeyboardInterrupt):
+        with stop_signals() as stop:
+            assert not stop(True)
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(60)
 
 
 def test_what_a_module_makes_of_an_interrupt_is_one_all_the_same(heeding, monkeypatch, capsys):

@@ -15,10 +15,12 @@ from jax.experimental import multihost_utils
 def stop_signals() -> Iterator[Callable[[bool], int]]:
     """Yield a function that returns the number of the signal that asked to stop, 0 if none did.
 
-    A second signal acts as it would have without this. Processes of one job must stop at the same step: there the
-    function answers only when called with True, at the same steps by all, and all get the same answer.
+    A second signal acts as it would have without this, and so does one that came after the last question. Processes
+    of one job must stop at the same step: there the function answers only when called with True, at the same steps by
+    all, and all get the same answer.
     """
     caught: list[int] = []
+    told: list[int] = []
     before: dict[int, Any] = {}
 
     def note(number: int, _: Any) -> None:
@@ -27,11 +29,13 @@ def stop_signals() -> Iterator[Callable[[bool], int]]:
             signal.signal(each, handler)
 
     def stop(together: bool) -> int:
-        mine = caught[0] if caught else 0
-        if jax.process_count() == 1:
-            return mine
-        with jax.transfer_guard("allow"):
-            return int(multihost_utils.process_allgather(np.int32(mine)).max()) if together else 0
+        answer = caught[0] if caught else 0
+        if jax.process_count() > 1:
+            with jax.transfer_guard("allow"):
+                answer = int(multihost_utils.process_allgather(np.int32(answer)).max()) if together else 0
+        if answer:
+            told.append(answer)
+        return answer
 
     if threading.current_thread() is threading.main_thread():  # signals go there, and only it may ask for them
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -41,3 +45,5 @@ def stop_signals() -> Iterator[Callable[[bool], int]]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+    if caught and not told:
+        signal.raise_signal(caught[0])
