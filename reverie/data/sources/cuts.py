@@ -22,10 +22,12 @@ SIDE = 32  # pixels of a side that are compared
 AROUND = 4  # changes before and after a cut, all of which it must exceed
 ALONE = 1.5  # so many times, on each side in one of the three measures
 CERTAIN = 4.0  # in pixels and colours, and no other near, where a cut leaves little of a film's beginning or end
+DARK = 64.0  # of 255: where no pixel is lighter, less is asked of a change, in proportion, down to a quarter
 QUIET = 2.0  # of 255: added to every change, so that of two that compression made neither stands out
 FLAT = 4.0  # of 255: a picture of no more contrast shows nothing; up to AROUND of them are overlooked
 ALIKE = 0.25  # of a picture's contrast: two pictures of one view differ by less
 OVERLAP = 0.3  # of a picture's area: the least by which two must overlap to be compared
+SHARED = 0.7  # and to be of one view: scenes of one game have much sky and ground alike
 
 T = TypeVar("T")
 
@@ -95,7 +97,8 @@ def _steps(frames: Iterable[tuple[T, np.ndarray]]) -> Iterator[_Step[T]]:
 def _judge(steps: deque[_Step[T]], place: int, threshold: float) -> None:
     """Say of one step how far its change stands out among those around it."""
     step = steps[place]
-    if step.changes[0] <= threshold:
+    light = max(float(steps[near].picture.max()) for near in (max(0, place - 1), place)) / DARK
+    if step.changes[0] <= threshold * min(max(light, 0.25), 1.0):
         return
     before = [steps[i].changes for i in range(max(0, place - AROUND), place)] or [np.zeros(3)]
     after = [steps[i].changes for i in range(place + 1, min(len(steps), place + AROUND + 1))] or [np.zeros(3)]
@@ -117,7 +120,7 @@ def _is_cut(steps: deque[_Step[T]], place: int, apart: int, reach: int, at_an_en
     earlier = [steps[i].picture for i in range(max(0, place - reach), place)]
     later = [steps[i].picture for i in range(place, min(len(steps), place + reach))]
     pairs = [(before, _whitened(picture)) for picture in later] + [(_whitened(picture), after) for picture in earlier]
-    return all(_misfit(_spectrum(a), _spectrum(b)) > ALIKE for a, b in pairs)
+    return all(_misfit(_spectrum(a), _spectrum(b), SHARED) > ALIKE for a, b in pairs)
 
 
 def _whitened(picture: np.ndarray) -> np.ndarray:
@@ -133,12 +136,12 @@ def _spectrum(picture: np.ndarray) -> np.ndarray:
 
 _WINDOW = np.fft.rfft2(np.ones((SIDE, SIDE)), (2 * SIDE, 2 * SIDE))
 _AREA = np.rint(np.fft.irfft2(_WINDOW * _WINDOW.conj(), (2 * SIDE, 2 * SIDE)))  # in which two overlap, by their shift
-_ENOUGH = _AREA >= OVERLAP * SIDE**2
 
 
-def _misfit(a: np.ndarray, b: np.ndarray) -> float:
+def _misfit(a: np.ndarray, b: np.ndarray, overlap: float = OVERLAP) -> float:
     """Return the root mean square difference where two pictures overlap, moved so that it is smallest."""
+    enough = _AREA >= overlap * SIDE**2
     crossed = (a[..., :3] * b[..., :3].conj()).sum(-1)
     squares = a[..., 3] * _WINDOW.conj() + _WINDOW * b[..., 3].conj()
-    total = np.fft.irfft2(squares - 2 * crossed, (2 * SIDE, 2 * SIDE))[_ENOUGH] / _AREA[_ENOUGH]
+    total = np.fft.irfft2(squares - 2 * crossed, (2 * SIDE, 2 * SIDE))[enough] / _AREA[enough]
     return math.sqrt(max(0.0, float(total.min())) / 3)
