@@ -1,7 +1,8 @@
 """Ctrl-C that is not lost.
 
-Python drops what a signal's handler raises while an object is being deleted or the garbage collector calls back, and
-some compiled modules turn it into an ImportError. So an interrupt is repeated until the command has begun to end.
+Python drops what a signal's handler raises while an object is being deleted or the garbage collector calls back (JAX
+has such a call). So an interrupt is repeated until the command has begun to end. While a module is being imported it
+waits: half-imported compiled modules end in an ImportError, or a crash.
 """
 
 import contextlib
@@ -9,10 +10,11 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 AGAIN = 1.0  # seconds until an interrupt that had no effect is repeated
-DROPPED = 0.01  # and one that Python says it has dropped
+SOON = 0.02  # and one that was dropped or had to wait
 
 
 @contextlib.contextmanager
@@ -23,10 +25,12 @@ def heeded() -> Iterator[list[int]]:
     """
     came: list[int] = []
 
-    def interrupt(number: int, _: Any) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        signal.setitimer(signal.ITIMER_REAL, AGAIN)
-        raise KeyboardInterrupt
+        importing = _imports(frame)
+        signal.setitimer(signal.ITIMER_REAL, SOON if importing else AGAIN)
+        if not importing:
+            raise KeyboardInterrupt
 
     def again(*_: Any) -> None:
         if _ends(sys.exc_info()[1]):
@@ -36,7 +40,7 @@ def heeded() -> Iterator[list[int]]:
 
     def dropped(what: Any) -> None:
         if what.exc_type is KeyboardInterrupt and came:
-            signal.setitimer(signal.ITIMER_REAL, DROPPED)  # instead of a traceback that nobody can use
+            signal.setitimer(signal.ITIMER_REAL, SOON)  # instead of a traceback that nobody can use
         else:
             shown(what)
 
@@ -54,6 +58,13 @@ def heeded() -> Iterator[list[int]]:
         sys.unraisablehook = shown
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, before)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in this frame, or in one that called it."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _ends(error: BaseException | None) -> bool:

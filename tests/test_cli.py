@@ -180,6 +180,18 @@ def test_an_interrupt_that_python_drops_is_repeated(heeding):
     time.sleep(0.05)  # nor is what comes later
 
 
+def test_an_interrupt_waits_for_an_import_to_end(heeding, tmp_path, monkeypatch):
+    """JAX's compiled parts crash otherwise, one time in five."""
+    (tmp_path / "slowly_imported.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\nWHOLE = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt), interrupts.heeded():
+        import slowly_imported  # pyright: ignore[reportMissingImports]
+
+        assert slowly_imported.WHOLE
+        time.sleep(60)
+    assert sys.modules.pop("slowly_imported").WHOLE
+
+
 def test_an_interrupt_repeated_while_others_handle_it_comes_once(heeding):
     """Training asks at its own time whether one came; a second one would end it without saving."""
     with pytest.raises(KeyboardInterrupt), interrupts.heeded():

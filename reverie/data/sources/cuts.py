@@ -27,7 +27,7 @@ QUIET = 2.0  # of 255: added to every change, so that of two that compression ma
 FLAT = 4.0  # of 255: a picture of no more contrast shows nothing; up to AROUND of them are overlooked
 ALIKE = 0.25  # of a picture's contrast: two pictures of one view differ by less
 OVERLAP = 0.3  # of a picture's area: the least by which two must overlap to be compared
-SHARED = 0.7  # and to be of one view: scenes of one game have much sky and ground alike
+SHARED = 0.5  # and to be of one view: other places of one game have as much sky and ground alike
 
 T = TypeVar("T")
 
