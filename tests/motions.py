@@ -195,6 +195,23 @@ def tunnel(rng, rate, speed, turn):
     ]
 
 
+def dark(rng):
+    """A room of which no pixel is lighter than 30 of 255."""
+    return (room(rng) * 0.12).astype(np.uint8)
+
+
+def level(rng):
+    """A level of a game: sky above ground that rises and falls by whole blocks, with ledges in between."""
+    world, ground = np.full((SIDE, 960, 3), (92, 148, 252), np.uint8), 44
+    for at in range(0, world.shape[1], 16):
+        ground = int(np.clip(ground + 8 * rng.integers(-1, 2), 30, 56)) if rng.random() < 0.3 else ground
+        world[ground:, at : at + 16] = 160, 82, 30
+        if rng.random() < 0.3:
+            top = int(rng.integers(8, 28))
+            world[top : top + 8, at : at + 16] = 230, 150, 40
+    return world
+
+
 def blocky(rng):
     return textured(rng, SIDE, 640)
 
@@ -244,6 +261,8 @@ SCENES = {
     "pan": lambda r: spin(r, 15, 60),
     "fast pan": lambda r: spin(r, 15, 320),
     "blocks": lambda r: spin(r, 15, 60, blocky),
+    "dark": lambda r: spin(r, 15, 30, dark),
+    "two levels": lambda r: spin(r, 15, 60, level),
     "roll": lambda r: roll(r, 15, 2.0),
     "flight": lambda r: flight(r, 15, 1.0),
     "scroll": lambda r: scroll(r, 15, 100),

@@ -140,7 +140,7 @@ _AREA = np.rint(np.fft.irfft2(_WINDOW * _WINDOW.conj(), (2 * SIDE, 2 * SIDE)))  
 
 def _misfit(a: np.ndarray, b: np.ndarray, overlap: float = OVERLAP) -> float:
     """Return the root mean square difference where two pictures overlap, moved so that it is smallest."""
-    enough = _AREA >= overlap * SIDE**2
+    enough = overlap * SIDE**2 <= _AREA
     crossed = (a[..., :3] * b[..., :3].conj()).sum(-1)
     squares = a[..., 3] * _WINDOW.conj() + _WINDOW * b[..., 3].conj()
     total = np.fft.irfft2(squares - 2 * crossed, (2 * SIDE, 2 * SIDE))[enough] / _AREA[enough]
