@@ -7,8 +7,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from einops import rearrange
 from flax import nnx
+from planted import Pixels
 
 import reverie
 from reverie import config, learn
@@ -85,25 +85,6 @@ def test_starts_anywhere_are_free_places_from_which_the_game_goes_on():
 
 
 # -- planted worlds ----------------------------------------------------------------------------------------------------
-
-
-class Pixels(nnx.Module):
-    """A tokenizer without loss: a token is a byte of the picture."""
-
-    codes = 256
-
-    def encode(self, frames):
-        return rearrange(frames, "b t h w c -> b t (h w c)").astype(jnp.int32)
-
-    def decode(self, latents):
-        height, width, _ = SOURCE.spec().frame
-        return rearrange(latents, "b t (h w c) -> b t h w c", h=height, w=width).astype(jnp.float32) / 255
-
-    def empty(self, batch):
-        return jnp.zeros((batch,))
-
-    def decode_frame(self, memory, latents):
-        return memory, self.decode(latents[:, None])[:, 0]
 
 
 class Film(nnx.Module):
