@@ -20,7 +20,7 @@ from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset, Spec
 from reverie.data.held_out import held_out
 from reverie.data.shifted import enlarged
-from reverie.data.store import open_dataset
+from reverie.data.store import NoSplit, open_dataset
 from reverie.errors import ReverieError
 from reverie.evaluation.frechet import user_features
 from reverie.evaluation.measure import Numbers
@@ -170,13 +170,13 @@ def _place(runs: dict[str, Run], out: Path, dataset: Dataset, minutes: float | N
 
 def _goes_on(runs: dict[str, Run], out: Path, new: Path, dataset: Dataset, minutes: float | None) -> bool:
     """Whether what was begun in ``new`` is what is wanted, and not what is complete in ``out``."""
-    begun = {name: run for name, run in runs.items() if checkpoint.steps(new / name)}
-    if minutes is not None or not begun:
-        return bool(begun)
+    started = {name: run for name, run in runs.items() if checkpoint.steps(new / name)}
+    if minutes is not None or not started:
+        return bool(started)
     if all(checkpoint.is_done(out / name, run) for name, run in runs.items()):
-        return all(is_run(run, new / name) for name, run in begun.items())
-    with contextlib.suppress(ReverieError):
-        for name, run in begun.items():
+        return all(is_run(run, new / name) for name, run in started.items())
+    with contextlib.suppress(ReverieError):  # it is another world's
+        for name, run in started.items():
             resume_from(run, new / name, enlarged(dataset, run.augment_below))
         return True
     return False
@@ -222,7 +222,9 @@ def evaluate(
         place, dataset, practice = f"the simulator of '{run}'", *_simulated(run, record.spec, clips, split)
     else:
         dataset = held_out(place, world.config.context + 1) if split is None else open_dataset(place, split)
-        practice = open_dataset(place, "train")
+        practice = None
+        with contextlib.suppress(NoSplit):  # then no actions are read off rollouts
+            practice = open_dataset(place, "train")
     context = how.get("context") or world.config.context
     room = int(dataset.lengths.max(initial=0)) - context
     if room < 1:
@@ -238,7 +240,7 @@ def evaluate(
     )  # fmt: skip
     try:
         write_report(numbers, pictures, folder.parent)
-    except OSError as error:  # a world somebody else's: the numbers are worth no less
+    except OSError as error:  # such as another user's world: its numbers are printed all the same
         print(f"'{folder.parent}' cannot be written to ({error.strerror}): no eval.json there.", file=sys.stderr)
     Console(file=sys.stderr).print(table(numbers))
     return numbers

@@ -15,7 +15,7 @@ from reverie import config, learn
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import record
 from reverie.data.sources.platformer import TILES, Platformer, PlatformerConfig, X, Y, _level, _scenery
-from reverie.data.store import write_source
+from reverie.data.store import write_source, write_store
 from reverie.errors import ReverieError
 from reverie.evaluation import long_play
 from reverie.evaluation.dreams import Dreams
@@ -193,9 +193,9 @@ def test_a_world_without_its_data_is_measured_all_the_same(tmp_path):
     assert found["clips"] == found["episodes"] == 2 and found["dataset"] == "platformer"
     assert json.loads((world / "eval.json").read_text("utf-8"))["clips"] == 2
     source = read_record(world / "dynamics").spec.simulator
-    write_source(tmp_path / "store", config.replace(source, count=6, seed=77), val=0.5)
-    other = learn.evaluate(world, clips=2, horizon=1, **QUICK, data=tmp_path / "store", split="train", seed=5)
-    assert other["seed"] == 5 and other["fingerprint"] != found["fingerprint"]
+    write_store(tmp_path / "store", source.spec(), {"mine": config.replace(source, count=3, seed=77).episodes()})
+    other = learn.evaluate(world, clips=2, horizon=1, **QUICK, data=tmp_path / "store", split="mine", seed=5)
+    assert (other["seed"], other["split"]) == (5, "mine") and other["fingerprint"] != found["fingerprint"]
     write_source(tmp_path / "other", SOURCE, val=0.5)
     with pytest.raises(ReverieError, match="frames"):
         learn.evaluate(world, clips=2, horizon=1, **QUICK, data=tmp_path / "other")

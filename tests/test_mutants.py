@@ -36,6 +36,6 @@ def test_a_mutant_applies_and_its_test_exists(mutant):
     changed = mutant.source()
     if mutant.file.endswith(".py"):
         assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse((ROOT / mutant.file).read_text("utf8")))
-    path, _, name = mutant.test.split()[0].partition("::")
-    test = (ROOT / path).read_text("utf8")
-    assert not name or re.search(rf"^def {name}\b", test, re.MULTILINE)
+    for word in mutant.test.split():
+        path, _, name = word.partition("::")
+        assert re.search(rf"^def {name or 'test_'}", (ROOT / path).read_text("utf8"), re.MULTILINE), word

@@ -17,6 +17,7 @@ from reverie.checksums import MANIFEST
 from reverie.config import replace
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Episode, Spec
+from reverie.data.splits import Piece
 from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
 from reverie.training import checkpoint, tokens
@@ -38,7 +39,7 @@ def dataset(seed=0):
 
 
 DATA = dataset()
-SMALL = DATA.subset([0, 5], "small")
+SMALL = DATA.part([Piece("small", episode, 0, LENGTHS[episode]) for episode in (0, 5)], "small")
 
 
 class Eye(nnx.Module):

@@ -81,10 +81,6 @@ class ArrayDataset:
         at = int(self.starts[episode]) + start
         return {name: array[at : at + length] for name, array in self.arrays.items() if names is None or name in names}
 
-    def subset(self, episodes: Sequence[int], split: str) -> "ArrayDataset":
-        """Return some of the episodes as a dataset over the same arrays."""
-        return self.part([Piece(split, episode, 0, int(self.lengths[episode])) for episode in episodes], split)
-
     def part(self, pieces: Sequence[Piece], split: str) -> "ArrayDataset":
         """Return pieces of the episodes as a dataset over the same arrays."""
         part, episodes = copy.copy(self), [piece.episode for piece in pieces]
