@@ -10,7 +10,6 @@ from golden import unpack
 from reverie.bounded import read_json
 from reverie.checksums import check_manifest, read_signed, write_json
 from reverie.data.arrays import ArrayDataset
-from reverie.data.sources.videos import VideosConfig
 from reverie.errors import ReverieError
 from reverie.play.starts import starts_of
 from reverie.training.checkpoint import load, steps
@@ -107,7 +106,3 @@ def test_a_link_in_a_stage_is_refused(world, tmp_path, name):
 )
 def test_of_a_path_the_last_name_leaves(text, left):
     assert _without_places({"a": [text]}) == {"a": [left]}
-
-
-def test_a_config_survives_it():
-    assert _without_places({"path": VideosConfig(path="/home/me/clips").path}) == {"path": "clips"}

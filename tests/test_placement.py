@@ -67,6 +67,12 @@ def batch_of(objective: Alone, rows: int) -> dict[str, Any]:
     return {"frames": jax.eval_shape(see, frames)}
 
 
+@cache
+def step_of(kind: str, name: str, layout: sharding.Layout) -> "Step":
+    """The step of a family on four devices, compiled once. (``count_all`` must hold.)"""
+    return Step(family(kind, name), 4, layout)
+
+
 class Step:
     """The step that ``fit`` would make, compiled for some devices; nothing is computed."""
 
@@ -169,12 +175,12 @@ def check(step: Step) -> None:
 @pytest.mark.parametrize(("kind", "name"), FAMILIES)
 def test_every_device_computes_its_rows_and_is_sent_nothing_but_weights(kind, name):
     """Two rows a device: too few for a share of rows to be taught in another way than the rest."""
-    check(Step(family(kind, name), 4, "fsdp"))
+    check(step_of(kind, name, "fsdp"))
 
 
-def test_spreading_weights_costs_no_memory(monkeypatch):
+def test_spreading_weights_costs_no_memory():
     """Temporaries as under "data", where every device has all weights; the state is a quarter, but for small arrays."""
-    step, plain = (Step(family("dynamics", "maskgit"), 4, layout) for layout in ("fsdp", "data"))
+    step, plain = (step_of("dynamics", "maskgit", layout) for layout in ("fsdp", "data"))
     check(plain)
     assert step.memory.temp_size_in_bytes < 1.1 * plain.memory.temp_size_in_bytes
     copied = sum(math.prod(a.shape) * 4 for a in leaves(step.params) if math.prod(a.shape) < 256)

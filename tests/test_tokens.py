@@ -122,7 +122,7 @@ def _zero(path):
 FLIPS = {
     f"bit {share:.3f} of {name}": lambda cache, name=name, share=share: _flip(cache / name, share)
     for name in ("latents.npy", "actions.npy")
-    for share in np.linspace(0, 0.999, 12).tolist()
+    for share in np.linspace(0, 0.999, 4).tolist()
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from reverie.data.episode import Dataset
-from reverie.data.store import NoSplit, open_dataset
+from reverie.data.store import CHUNK, NoSplit, open_dataset
 
 NEAR = 16  # of 255: frames that differ by no more in any pixel count as the same
 
@@ -69,4 +69,8 @@ def _frames(dataset: Dataset, count: int) -> Iterator[np.ndarray]:
     """Yield the frames of each episode, every n-th so that there are about ``count`` in all."""
     every = max(1, int(dataset.lengths.sum()) // count)
     for episode, length in enumerate(dataset.lengths.tolist()):
-        yield dataset.read(episode, 0, length)["frames"][::every]
+        if every <= CHUNK:  # most records are needed
+            yield dataset.read(episode, 0, length, ("frames",))["frames"][::every]
+        else:
+            single = [dataset.read(episode, at, 1, ("frames",))["frames"] for at in range(0, length, every)]
+            yield np.concatenate(single)
