@@ -129,6 +129,26 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
         tracemalloc.stop()
 
 
+def test_archives_that_numpy_does_not_write_are_refused(tmp_path):
+    plain = zipped(tmp_path / "plain.npz", {"a.npy": npy(), "b.npy": npy()}).read_bytes()
+    (tmp_path / "alike.npz").write_bytes(plain.replace(b"b.npy", b"a.npy"))
+    locked = bytearray(plain)
+    locked[plain.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "locked.npz").write_bytes(locked)
+    zipped(tmp_path / "many.npz", {f"{i}.npy": npy() for i in range(101)})
+    zipped(tmp_path / "other.npz", {"a.npy": npy()}, zipfile.ZIP_BZIP2)
+    says = {
+        "alike": "have the same name",
+        "locked": "is encrypted",
+        "many": "101 members",
+        "other": "compressed in a way",
+    }
+    for name, words in says.items():
+        with pytest.raises(Damaged, match=words) as error:
+            read_npz(tmp_path / f"{name}.npz")
+        one_line(error)
+
+
 def test_a_zip_that_lies_about_sizes_is_refused(tmp_path):
     """The size in its table of contents is small, so are the array's claims; the stream is not."""
     raw = zipped(tmp_path / "some.npz", {"a.npy": npy(), "b.npy": npy()}).read_bytes()
