@@ -65,7 +65,9 @@ def kinds():
     made["tokenizer of FSQ"] = TokenizerObjective(dataclasses.replace(EYES, quantiser=FSQConfig((4, 3))))
     for name, config in lams.families().items():
         reads = "../tokenizer" if config is TokenLAMConfig else ""
-        soon = {"free": 0.2} if config is TokenLAMConfig else {}  # the first step without codes, the last with them
+        soon = (
+            {"continuous_share": 0.2} if config is TokenLAMConfig else {}
+        )  # the first step without codes, the last with them
         small = dataclasses.replace(tiny(config(), NET), **soon)
         made[f"lam {name}"] = Lam(small, tokenizer=reads, frozen=("tokenizer",) if reads else ())
     for name, config in dynamics.families().items():
@@ -73,8 +75,10 @@ def kinds():
         made[f"dynamics {name}"] = World(weighted, frozen=("tokenizer", "lam"))
     guess = tiny(MaskGITConfig(changed_weight=2.0), NET)
     made["dynamics and lam together"] = World(guess, lam=tiny(PixelLAMConfig(), NET), frozen=("tokenizer",))
-    paper = {"teacher": 0.9, "images": 0.3, "short": 2, "whole": 0.3, "bootstrap": 0.7, "changed_weight": 2.0}
-    made["dynamics taught by an average"] = World(dataclasses.replace(tiny(ShortcutConfig(), NET), **paper))
+    paper = {"ema_teacher": 0.9, "image_share": 0.3, "short_length": 2, "long_share": 0.3, "bootstrap": 0.7}
+    made["dynamics taught by an average"] = World(
+        dataclasses.replace(tiny(ShortcutConfig(changed_weight=2.0), NET), **paper)
+    )
     return made
 
 
