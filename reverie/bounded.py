@@ -105,8 +105,10 @@ def read_npz(path: Path, limit: int | None = None) -> dict[str, np.ndarray]:
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo], limit: int) -> None:
-    if len(members) > ARRAYS or len({info.filename for info in members}) < len(members):
-        raise Damaged(f"'{path}' is no .npz file: it has {len(members)} members, more than {ARRAYS} or alike.")
+    if len(members) > ARRAYS:
+        raise Damaged(f"'{path}' is no .npz file of ours: it has {len(members)} members, more than {ARRAYS}.")
+    if len({info.filename for info in members}) < len(members):
+        raise Damaged(f"'{path}' is no .npz file: two of its members have the same name.")
     if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in members):
         raise Damaged(f"'{path}' is compressed in a way that numpy does not write.")
     if any(info.flag_bits & 1 for info in members):

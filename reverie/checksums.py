@@ -2,7 +2,7 @@
 
 A checksum manifest lies in the folder it describes. It names every file with its size and CRC-32, and says what the
 folder is (for a checkpoint: its step and its items), so that content that is missing, added or in the wrong place is
-damage as much as a flipped bit is. They find accidents; they are no signature against an attacker.
+damage as much as a flipped bit is. Checksums find accidents; they are no signature against an attacker.
 """
 
 import json

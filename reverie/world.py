@@ -143,10 +143,8 @@ class Session:
         self._memory = None
         self._time = 0
         blank = np.zeros((1, *world.config.frame), np.uint8)
-        self.reset(blank, None)
-        self.step(
-            self.actions.nth(0) if self.actions.size else 0
-        )  # both programs are compiled now, before anyone waits for them
+        self.reset(blank, None)  # both programs are compiled now, before a player waits for them
+        self.step(self.actions.nth(0) if self.actions.size else 0)
         self._memory = None
 
     @property

@@ -231,7 +231,7 @@ def test_no_flipped_bit_of_signed_json_says_anything_else(tmp_path):
     with pytest.raises(Damaged, match="checksum is missing"):
         checked(data, "it", required=True)
     assert checked(data, "it") == data == checked(signed(data), "it")
-    assert [path.name for path in tmp_path.iterdir()] == ["good.json", "bad.json"] or len(list(tmp_path.iterdir())) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"good.json", "bad.json"}
 
 
 def test_a_manifest_finds_what_is_missing_added_moved_or_changed(tmp_path):

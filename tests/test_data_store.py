@@ -290,7 +290,7 @@ def test_without_array_record_the_other_way_is_named(store, tmp_path):
 import sys
 sys.modules["array_record"] = None
 from reverie.errors import ReverieError
-from reverie.data.store import LEFT, open_dataset, write_store
+from reverie.data.store import open_dataset, write_store
 from reverie.data.sources.platformer import PlatformerConfig
 world = PlatformerConfig(tile=4, tiles=6, count=3, frames=20)
 for attempt in (lambda: open_dataset({str(store)!r}), lambda: write_store("d", world.spec(), world.episodes())):

@@ -102,12 +102,9 @@ def test_a_packed_bitstream_is_in_order(tmp_path):
     codec.max_b_frames, codec.gop_size = 1, 12
     chunks, packed = [], []
     for index in [*range(40), None]:
-        frame = (
-            None
-            if index is None
-            else av.VideoFrame.from_ndarray(coded(index), format="rgb24").reformat(format="yuv420p")
-        )
-        if frame is not None:
+        frame = None
+        if index is not None:
+            frame = av.VideoFrame.from_ndarray(coded(index), format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = index, Fraction(1, RATE)
         chunks += [bytes(packet) for packet in codec.encode(frame)]
     start = chunks[0].index(b"\0\0\1\xb2")
@@ -280,9 +277,8 @@ def test_the_rate_is_that_of_most_frames_however_a_film_begins(tmp_path):
     times = [0.8 * i for i in range(130)]
     times += [times[-1] + i / 30 for i in range(1, 400)]
     path = encode(tmp_path / "a.mkv", "mpeg4", count=len(times), times=times)
-    assert decode.track(path).rate == pytest.approx(30, rel=2e-2) and config(path).spec().fps == pytest.approx(
-        15, rel=2e-2
-    )
+    assert decode.track(path).rate == pytest.approx(30, rel=2e-2)
+    assert config(path).spec().fps == pytest.approx(15, rel=2e-2)
 
 
 def test_of_two_rates_one_that_exists_is_taken(tmp_path):

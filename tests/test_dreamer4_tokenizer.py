@@ -144,9 +144,8 @@ def test_the_loss_hides_as_much_as_the_config_says():
         graph, params, rest = nnx.split(made(mask_max=share), nnx.Param, ...)
 
         def loss(params, graph=graph, rest=rest):
-            return (
-                nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, rest)).loss(frames(), row_keys(KEY, 2)).value
-            )
+            model = nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf, rest))
+            return model.loss(frames(), row_keys(KEY, 2)).value
 
         assert bool(jnp.any(jax.jit(jax.grad(loss))(params)["hidden"][...])) == learns
 

@@ -167,12 +167,8 @@ def test_random_features_are_fixed_and_of_every_size(clips):
     grey = frechet.random_features(clips[:2, :4].mean(-1, keepdims=True).astype(np.uint8))
     assert grey.shape == (2, sum(frechet.LOOK + frechet.MOVE))
     assert frechet.at_random({"truth": clips[:, :1]}) == {}, "one frame is no clip"
-    assert (
-        frechet.distances(
-            "x", frechet.at_random(dict.fromkeys(("truth", "dream", "copy_last"), clips[:3])), np.arange(3)
-        )
-        == {}
-    )
+    few = dict.fromkeys(("truth", "dream", "copy_last"), clips[:3])
+    assert frechet.distances("x", frechet.at_random(few), np.arange(3)) == {}
 
 
 def test_shrunk_frames_are_means_of_blocks():

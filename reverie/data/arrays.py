@@ -19,7 +19,7 @@ from reverie.actions import MOST, START, UNLABELLED, ActionSpace
 from reverie.bounded import parse_json, read_npz
 from reverie.data.episode import Episode, Spec
 from reverie.data.splits import Piece
-from reverie.errors import Damaged, ReverieError
+from reverie.errors import Damaged, ReverieError, first_line
 
 SCHEMA = 1
 HEAD, LENGTHS = "reverie", "lengths"  # what an .npz holds beside the arrays
@@ -158,7 +158,8 @@ class ArrayDataset:
         except FileNotFoundError:
             raise ReverieError(f"there is no file '{path}'.") from None
         except (Damaged, KeyError) as error:
-            raise ReverieError(f"'{path}' is not a dataset that Reverie wrote, or it is damaged ({error}).") from None
+            why = first_line(error)
+            raise ReverieError(f"'{path}' is not a dataset that Reverie wrote, or it is damaged ({why}).") from None
         if not isinstance(head, dict) or not isinstance(head.get("schema"), int):
             raise ReverieError(f"'{path}' is not a dataset that Reverie wrote.")
         if head["schema"] > SCHEMA:

@@ -19,8 +19,8 @@ Action = Any  # an int, or a vector: one entry of an array of actions
 class Simulator(Protocol):
     """An exact world. Everything is in the state, so any moment of any episode can be set again and replayed.
 
-    A simulator may also have ``visible(frames (..., H, W, C)) -> bool (...)``: whether its player is in a picture, be
-    it drawn by a world model. Evaluation then tells how often the player is gone.
+    A simulator may also have ``visible(frames (..., H, W, C)) -> bool (...)``: whether its player is in a picture, also
+    in one that a world model has generated. Evaluation then reports how often the player is missing.
     """
 
     actions: ActionSpace
@@ -149,7 +149,7 @@ class Dataset(Protocol):
         """Return frames ``start .. start + length`` of an episode and all that goes with them, (length, ...) each.
 
         Keys: "frames", "actions", "rewards", "ends", where they exist "states", or others ("latents" of a cache); of
-        these, only ``names`` where given: other arrays are not read.
+        these, only ``names`` where given: a store then reads no others from disk.
         """
         ...
 

@@ -29,15 +29,16 @@ class Piece(NamedTuple):
     stop: int
 
 
-def labelled(dataset: Dataset) -> list[bool]:
-    """Return whether each episode has recorded actions: that which led to its second frame stands for all."""
-    space, long = dataset.spec.actions, dataset.lengths > 1
-    if space.kind == "none":
-        return [False] * len(long)
-    return [
-        bool(some and not space.is_unlabelled(dataset.read(episode, 1, 1, ("actions",))["actions"])[0])
-        for episode, some in enumerate(long)
-    ]
+def labelled(dataset: Dataset, episodes: Sequence[int] | None = None) -> list[bool]:
+    """Return whether each episode (or each of some) has recorded actions, judged by the one before its second frame."""
+    space, chosen = dataset.spec.actions, range(len(dataset.lengths)) if episodes is None else episodes
+
+    def has_actions(episode: int) -> bool:
+        if space.kind == "none" or dataset.lengths[episode] < 2:
+            return False
+        return not space.is_unlabelled(dataset.read(episode, 1, 1, ("actions",))["actions"])[0]
+
+    return [has_actions(episode) for episode in chosen]
 
 
 def division(dataset: Dataset, sources: Sequence[str], val: float) -> list[Piece]:

@@ -33,7 +33,7 @@ from reverie.checksums import checked, write_json
 from reverie.data.arrays import ArrayDataset, whole_lengths
 from reverie.data.episode import Dataset, Episode, Spec
 from reverie.data.splits import division
-from reverie.errors import Damaged, ReverieError, did_you_mean
+from reverie.errors import Damaged, ReverieError, did_you_mean, first_line
 
 MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # a name and a length for each of some million episodes
 FORMAT, SCHEMA = "reverie-store", 1
@@ -160,7 +160,7 @@ def _fill(
         write_json(folder / MANIFEST, manifest)
     finally:
         for writer in writers.values():
-            with contextlib.suppress(ReverieError):  # the error was reported already
+            with contextlib.suppress(ReverieError):  # the first error is being raised already
                 writer.close()
 
 
@@ -234,7 +234,7 @@ class StoreDataset:
             if not isinstance(self.spec, Spec) or not isinstance(self._chunk, int) or self._chunk < 1:
                 raise Damaged("it has no spec, or no length of chunks")
         except Damaged as error:
-            raise ReverieError(f"'{path / MANIFEST}' is damaged ({error}); {AGAIN}.") from None
+            raise ReverieError(f"'{path / MANIFEST}' is damaged ({first_line(error)}); {AGAIN}.") from None
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise ReverieError(f"'{path / MANIFEST}' is damaged ({error!r}); {AGAIN}.") from None
         self.split = split

@@ -177,10 +177,9 @@ def _reconstruct(world: WorldModel, frames_BTHWC: Array, key: Array) -> tuple[Ar
 
 
 def _dream(temperature: float, world: WorldModel, seen_BTHWC: Array, actions_BT: Array, key: Array) -> Array:
-    count, length = seen_BTHWC.shape[1], actions_BT.shape[1]
+    count = seen_BTHWC.shape[1]
     memory = world.prefill(seen_BTHWC, actions_BT[:, :count])
-    _, steps = rollout(world.dynamics, memory.dynamics, None, actions_BT[:, count:], key, length - count, temperature)
-    return _decoded(world, memory.decoder, steps.latents)[1]
+    return _go_on(temperature, world, memory, actions_BT[:, count:], key)[1]
 
 
 def _go_on(temperature: float, world: WorldModel, memory: WorldMemory, actions_BT: Array, key: Array):

@@ -72,7 +72,7 @@ def _unit(frames: Array | np.ndarray) -> Array:
         return unit_range(jnp.asarray(frames))
     if not jnp.issubdtype(kind, jnp.floating):
         raise ReverieError(f"pictures are compared as uint8, or as floats in [0, 1], not as {kind}.")
-    if not isinstance(frames, Tracer) and frames.size:  # inside of jit nobody can look
+    if not isinstance(frames, Tracer) and frames.size:  # inside of jit there are no values to look at
         low, high = float(frames.min()), float(frames.max())
         if low < -BEYOND or high > 1 + BEYOND:
             raise ReverieError(f"pictures of floats are compared in [0, 1], not in [{low:g}, {high:g}]: scale them.")

@@ -31,7 +31,7 @@ ALIKE = 8  # of 255: no pixel of two frames differs by more, so nothing moved
 SESSIONS = 16  # with each kind of keys
 FLOP = {"cpu": 1e13}  # at most, for all sessions together: a minute or two
 FLOP_ELSEWHERE = 1e16
-RECORDED = 16  # episodes, at most, from which it is told how long recordings stand still
+RECORDED = 16  # episodes, at most, that are read to see how long recordings stand still
 
 Numbers = dict[str, Any]
 
@@ -49,7 +49,7 @@ def measured(
 
     ``given``: clips from which sessions begin; ``states`` of the simulator at their last real frames. "random" and
     "held" hold, by the number of frames ("64", "256", "1000"): the shares "frozen", "frozen_real", "absent" (None
-    unless the simulator tells), "lost" (of sessions), and "drift" of the last quarter of these frames.
+    unless the simulator can tell), "lost" (of sessions), and "drift" of the last quarter of these frames.
     """
     sessions, frames = affordable(flop_per_frame, sessions)
     if not sessions:
@@ -61,23 +61,27 @@ def measured(
     pieces = dreams.played_on(given.seen[both], before, np.concatenate(list(keys.values())))
     finder = getattr(simulator, "visible", None)
     still, absent, seen = _watched(pieces, given.seen[both, -1], frames, finder)
+    steps, begun = [step for step in STEPS if step <= frames], looks(given.frames[rows])
+    if simulator is not None and states_BS is not None:
+        real = {kind: _simulated(simulator, states_BS[rows], frames, dreams.seed, kind) for kind in keys}
+    else:
+        real = dict.fromkeys(keys, _recorded(dataset))
+
+    def shares(found_ST: np.ndarray) -> dict[str, float]:
+        return {str(step): float(found_ST[:, :step].mean()) for step in steps}
+
     numbers: Numbers = {"sessions": sessions, "frames": frames}
     for at, kind in enumerate(keys):
         part = slice(at * sessions, (at + 1) * sessions)
         frozen = stuck(still[part], keys[kind] if dreams.space.size else None)
         gone = absent[part] if finder is not None else np.zeros_like(frozen)
         lost = np.maximum.accumulate(_long(frozen | gone), axis=1)
-        if simulator is not None and states_BS is not None:
-            real = _simulated(simulator, states_BS[rows], frames, dreams.seed, kind)
-        else:
-            real = _recorded(dataset)
-        steps = [step for step in STEPS if step <= frames]
         numbers[kind] = {
-            "frozen": {str(step): float(frozen[:, :step].mean()) for step in steps},
-            "frozen_real": {str(step): float(real[:, :step].mean()) for step in steps} if real.size else None,
-            "absent": {str(step): float(gone[:, :step].mean()) for step in steps} if finder is not None else None,
+            "frozen": shares(frozen),
+            "frozen_real": shares(real[kind]) if real[kind].size else None,
+            "absent": shares(gone) if finder is not None else None,
             "lost": {str(step): float(lost[:, step - 1].mean()) for step in steps},
-            "drift": {str(step): _drift(seen, part, given, rows, step) for step in steps} if sessions >= 4 else None,
+            "drift": {str(step): _drift(seen, part, begun, step) for step in steps} if sessions >= 4 else None,
         }
     return numbers
 
@@ -180,6 +184,6 @@ def _recorded(dataset: Dataset) -> np.ndarray:
     return np.concatenate(found, axis=1) if found else np.zeros((1, 0), bool)
 
 
-def _drift(seen: dict[str, np.ndarray], part: slice, given: Clips, rows: np.ndarray, step: int) -> float:
+def _drift(seen: dict[str, np.ndarray], part: slice, real: dict[str, np.ndarray], step: int) -> float:
     late = {name: values[part, step - max(1, step // 4) : step] for name, values in seen.items()}
-    return drift(late, looks(given.frames[rows]), np.arange(len(rows)))["drift"]
+    return drift(late, real, np.arange(part.stop - part.start))["drift"]

@@ -24,7 +24,7 @@ _HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
     "cache-control": "no-store",
 }
-_TOLD = 8  # names that a terminal is told of; whoever asks by more of them is no user who lost their way
+_REPORTED = 8  # refused names, at most, that the terminal shows; more are an attack and no mistake
 
 
 class Guard:
@@ -36,7 +36,7 @@ class Guard:
     def __init__(self, app: ASGIApp, host: str, allowed: Iterable[str] = ()):
         self.app, self.host = app, host
         self.allowed = [_name(name) for name in allowed]
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or websocket."""
@@ -77,13 +77,13 @@ class Guard:
         return origin in (f"http://{host}", f"https://{host}") or _host_of(origin) in self.allowed
 
     def _advice(self, headers: list[str]) -> str:
-        """Name the flag that would have allowed this; the terminal is told as well, since a websocket shows no page."""
+        """Name the flag that would have allowed this; the terminal shows it too, since a websocket shows no page."""
         name = _host_of(headers[0] if "//" in headers[0] else f"//{headers[0]}") if len(headers) == 1 else None
         if name is None or not re.fullmatch(r"[a-z0-9_.-]{1,253}", name):
             return " Start it with --allow-host NAME to reach it by another name."
         advice = f" If it is you who reaches it as {name}, start it with --allow-host {name}."
-        if name not in self.told and len(self.told) < _TOLD:
-            self.told.add(name)
+        if name not in self.reported and len(self.reported) < _REPORTED:
+            self.reported.add(name)
             print(f"Refused a request for {name}.{advice}", file=sys.stderr, flush=True)
         return advice
 

@@ -1,7 +1,7 @@
 """TCP connections under the page: one that stays silent, or never ends, is closed and takes no place from others.
 
 uvicorn has no time limit for a request's headers, none for a websocket's handshake, and closes a connection only once
-its peer has read everything. Its own limit on connections answers 503, so a few silent ones would keep everybody out.
+its peer has read everything. Its own limit on connections answers 503, so a few silent ones would keep players out.
 """
 
 import asyncio

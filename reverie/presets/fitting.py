@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from reverie.data.episode import Spec
+from reverie.data.splits import labelled
 from reverie.data.store import open_dataset
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.tokens import TokenLAMConfig
@@ -78,6 +79,5 @@ def _labelled(source: Any) -> float:
         return source.labelled() if hasattr(source, "labelled") else 1.0
     dataset = open_dataset(source)
     long = np.flatnonzero(dataset.lengths > 1)
-    some = long[:: -(-len(long) // SAMPLED)] if len(long) else long
-    firsts = [dataset.read(int(episode), 1, 1, ("actions",))["actions"] for episode in some]
-    return 1.0 - float(np.mean([dataset.spec.actions.is_unlabelled(first)[0] for first in firsts])) if firsts else 1.0
+    known = labelled(dataset, long[:: max(1, -(-len(long) // SAMPLED))].tolist())
+    return sum(known) / len(known) if known else 1.0

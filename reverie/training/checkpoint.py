@@ -139,7 +139,7 @@ class Writer:
     def save(self, step: int, items: dict[str, Weights]) -> bool:
         """Copy the arrays off the devices and return; they are written while training goes on.
 
-        Returns False, and saves nothing, while a checkpoint from before is later.
+        Returns False, and saves nothing, while an older checkpoint is of a later step.
         """
         self.wait()
         if step < self._first:
@@ -204,9 +204,7 @@ class Writer:
     def _saving(self) -> Iterator[None]:
         try:
             yield
-        except (
-            Exception
-        ) as error:  # a full disk is an OSError, a ValueError or a bare Exception, depending on who met it
+        except Exception as error:  # of a full disk orbax makes an OSError, a ValueError or a bare Exception
             good = steps(self._run)
             left = f"The checkpoint of step {good[-1]} is intact." if good else "There is no earlier checkpoint."
             raise ReverieError(f"cannot save to '{self._folder}': {first_line(error)}. {left}") from error

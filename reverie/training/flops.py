@@ -32,7 +32,7 @@ def count(program: Any) -> float:
 
     The jaxpr of ``fn`` is ``jax.jit(fn).trace(*args).jaxpr``. Of a ``cond``, the costliest branch counts, but in
     ``jax.named_scope("share=0.25")`` only that share of it, and the rest of the cheapest; of a ``while`` loop, whose
-    length that is not known in advance, one turn. What is computed again in the backward pass (remat) counts again.
+    length is not known beforehand, one turn. What is computed again in the backward pass (remat) counts again.
     """
     jaxpr: Jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     return sum(_equation(equation) for equation in jaxpr.eqns)

@@ -7,7 +7,6 @@ that was there stays as it is; a kill leaves ``.next``, from which the next try 
 """
 
 import errno
-import json
 import os
 import shutil
 import time
@@ -21,7 +20,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from reverie.bounded import read_json
+from reverie.checksums import read_signed, write_json
 from reverie.errors import ReverieError
 from reverie.training.sharding import by_first
 
@@ -141,7 +140,7 @@ def commit(folder: Path) -> None:
     moved = [item.as_posix() for item in _items(new)]
     removed = [item.as_posix() for item in _items(folder) if item.as_posix() not in moved]
     _remove(folder / COMMIT)
-    (new / PLAN).write_text(json.dumps({"moved": moved, "removed": removed}), encoding="utf-8")
+    write_json(new / PLAN, {"moved": moved, "removed": removed})
     os.replace(new, folder / COMMIT)
     settle(folder)
 
@@ -151,8 +150,7 @@ def settle(folder: Path) -> None:
     done = folder / COMMIT
     if not done.is_dir():
         return
-    plan = read_json(done / PLAN) if (done / PLAN).is_file() else {"moved": [], "removed": []}
-    assert isinstance(plan, dict)
+    plan = read_signed(done / PLAN) if (done / PLAN).is_file() else {"moved": [], "removed": []}
     for name in plan["moved"]:
         if os.path.lexists(done / name):
             _set_aside(folder, name)

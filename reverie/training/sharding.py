@@ -18,8 +18,7 @@ from reverie.errors import ReverieError
 from reverie.nn.placement import Place
 
 Layout = Literal["data", "fsdp"]
-# Arrays with fewer elements are copied to every device: gathering them would cost more than it saves.
-SPREAD_FROM = 2**14
+SPREAD_FROM = 2**14  # elements; smaller arrays are copied to every device: gathering costs more than it saves
 
 
 def connect() -> bool:

@@ -73,7 +73,7 @@ def cached(
         "segment": SEGMENT,
     }
     if not sharding.from_first(lambda: int(_is_whole(folder, key))):
-        half = folder.with_name(f".{folder.name}.part")  # one name: the run's lock is held, and a kill leaves only one
+        half = folder.with_name(f".{folder.name}.part")  # no other process writes here; a kill leaves one at most
 
         def begin() -> None:
             for left in folder.parent.glob(f".{folder.name}.*"):

@@ -1,6 +1,6 @@
 """What a folder is, if not a folder of videos: data of robots and games in layouts that others have defined.
 
-Read as loose videos such data would be wrong without a word: cameras mixed, episodes run together, actions lost.
+Read as loose videos, such data would be silently wrong: cameras mixed, episodes run together, actions lost.
 """
 
 import json
@@ -77,7 +77,7 @@ def _has(file: Path, ending: str) -> bool:
 
 
 def _is_vpt(path: Path) -> bool:
-    """Whether each line tells of mouse and keyboard."""
+    """Whether the first line holds mouse and keyboard, as a recording of VPT does."""
     try:
         with path.open(encoding="utf-8") as file:
             row = json.loads(file.readline(1 << 20))

@@ -33,18 +33,8 @@ ENDINGS = (
 )
 RATE = 15.0  # frames per second: more makes longer sequences of smaller changes, and no better player
 DARK = 64  # of 255
-TABLES = (
-    *action_files.ENDINGS,
-    ".npz",
-    ".json",
-    ".txt",
-    ".tsv",
-    ".parquet",
-    ".pkl",
-    ".h5",
-    ".hdf5",
-    ".mat",
-)  # of actions
+# Files in which people keep actions; only those of ``action_files`` are read.
+TABLES = (*action_files.ENDINGS, ".npz", ".json", ".txt", ".tsv", ".parquet", ".pkl", ".h5", ".hdf5", ".mat")
 LINES = 10  # about files of one kind, at most
 WIDEST = 8.0  # a picture so many times longer than the target's shape is a mistake
 
@@ -235,11 +225,10 @@ def _labelled(one: Film) -> Film:
 
 def _pieces(samples: Iterator[Sample], config: VideosConfig) -> Iterator[list[Sample]]:
     """Yield unbroken stretches of at most ``frames``, some too short; a long scene leaves no short rest."""
-    piece, plain = [], ((sample, False) for sample in samples)
-    scenes = (
-        cuts(((sample, sample.picture) for sample in samples), config.cuts, config.shortest) if config.cuts else plain
-    )
-    for sample, begins in scenes:
+    piece, marked = [], ((sample, False) for sample in samples)
+    if config.cuts:
+        marked = cuts(((sample, sample.picture) for sample in samples), config.cuts, config.shortest)
+    for sample, begins in marked:
         if begins or sample.first:
             yield from _split(piece, config)
             piece = []
