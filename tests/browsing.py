@@ -7,8 +7,8 @@ import hashlib
 import os
 import shutil
 
+import playground
 import pytest
-from playground import playing, tiny_world
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -22,15 +22,12 @@ FLAGS = [  # a test machine is often root in a container, and stays on itself
 needed = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install it, or set CHROMIUM to its path")
 
 
-@pytest.fixture(scope="module")
-def world():
-    return tiny_world()
+world, place = playground.world, playground.place
 
 
 @pytest.fixture(scope="module")
-def place(world):
-    with playing(world) as (address, _):
-        yield address
+def address(place):
+    return place[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Mutations of everything that lies in a world's folder, and what may come of them: nothing, or one line.
 
-A mutation is silently wrong when something loads that is not what was saved and nobody is told. Falling back to an
+A mutation is silently wrong when something loads that is not what was saved and no line says so. Falling back to an
 older checkpoint, and making a cache again, are right: they say so, and what they give is compared as well.
 """
 
@@ -123,27 +123,27 @@ def _names(world: Path) -> tuple[str, ...]:
 
 
 def verdict(world: Path, file: Path, truth: dict[str, Any], said: Callable[[], str]) -> str:
-    """Return what came of breaking ``file``: "same", "told", or what is wrong. ``said()``: stderr since then."""
+    """Return what came of breaking ``file``: "same", "reported", or what is wrong. ``said()``: stderr since then."""
     try:
         found = look(world, file)
         if found.get("record") != truth.get("record"):
             load(world / file.parts[0])  # the record of another stage is whole, but does not fit the weights
     except ReverieError as error:
-        return "told" if "\n" not in str(error) else f"wrong: two lines, {error}"
+        return "reported" if "\n" not in str(error) else f"wrong: two lines, {error}"
     except Exception as error:
         return f"wrong: a traceback, {type(error).__name__}: {str(error)[:200]}"
-    told = said()
+    lines = said()
     for name, value in truth.items():
         if same(found.get(name), value):
             continue
         if name == "checkpoint" and same(found[name], truth["older"]):
             at = world / file.parts[0] / "checkpoints" / str(value[0])
-            if "is damaged" in told or not at.exists():  # deleted as a whole, it might never have been
+            if "is damaged" in lines or not at.exists():  # deleted as a whole, it might never have been
                 continue
         if name == "older" or ("/" in name and name not in found) or (name == "names" and found[name] == UNNAMED):
             continue  # the truth about the checkpoint before; a cache that is made again; codes without names
         return f"wrong: silently, {name}"
-    return "told" if told else "same"
+    return "reported" if lines else "same"
 
 
 def truths(world: Path) -> dict[str, dict[str, Any]]:
@@ -172,7 +172,7 @@ def run_mutations(world: Path, aside: Path, count: int, seed: int, said: Callabl
         what = mutate(world, file, rng)
         said()
         came = verdict(world, file, truth[file.parts[0]], said)
-        verdicts[came if came in ("same", "told") else f"{came} ({file}: {what})"] += 1
+        verdicts[came if came in ("same", "reported") else f"{came} ({file}: {what})"] += 1
         if unit.is_dir():
             shutil.rmtree(unit)
         shutil.move(aside, unit)

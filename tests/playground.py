@@ -1,4 +1,7 @@
-"""A tiny world with random weights behind a real server, and a client: for the tests of the player and of its page."""
+"""A tiny world with random weights behind a real server, and a client: for the tests of the player and of its page.
+
+The fixtures are those of every module that names them: ``world, place = playground.world, playground.place``.
+"""
 
 import contextlib
 import http.client
@@ -20,7 +23,7 @@ from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
 from reverie.play import protocol
-from reverie.play.connection import cores
+from reverie.play.connection import Limits, cores
 from reverie.play.server import prepare
 from reverie.world import WorldConfig, WorldModel
 
@@ -35,6 +38,24 @@ def tiny_world(actions: ActionSpace = STEER) -> WorldModel:
     dynamics = MaskGITConfig(codes=16, grid=(4, 4), actions=actions, transformer=net, passes=2)
     config = WorldConfig(FRAME, actions, CONTEXT, FPS)
     return WorldModel(config, tokenizer.make(nnx.Rngs(0)), None, dynamics.make(nnx.Rngs(1)))
+
+
+@pytest.fixture(scope="module")
+def world():
+    return tiny_world()
+
+
+@pytest.fixture(scope="module")
+def place(world):
+    """The address and the seats of a server that forgives mistakes and floods."""
+    with playing(world, limits=Limits(strikes=10**6, rate=10**6)) as place:
+        yield place
+
+
+@pytest.fixture
+def player(place):
+    with Player(place[0]) as player:
+        yield player
 
 
 def some_starts(count: int = 3) -> list[tuple[np.ndarray, np.ndarray | None]]:

@@ -11,7 +11,7 @@ def world(tmp_path_factory):
     return trained_on(unpack(tmp_path_factory.mktemp("whole") / "world"))
 
 
-def test_mutations_are_told_or_harmless(world, tmp_path, capfd):
+def test_mutations_are_reported_or_harmless(world, tmp_path, capfd):
     verdicts = run_mutations(world, tmp_path / "aside", 40, 0, lambda: capfd.readouterr().err)
     assert not [verdict for verdict in verdicts if verdict.startswith("wrong")], verdicts
-    assert verdicts["told"] > 10
+    assert verdicts["reported"] > 10

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import av
 import numpy as np
+import playground
 import pytest
 from PIL import Image
 from playground import CONTEXT, FPS, FRAME, STEER, Player, playing, slow, some_starts, tiny_world
@@ -23,22 +24,7 @@ from reverie.play.connection import Limits
 from reverie.play.server import prepare, serve
 from reverie.world import Session
 
-
-@pytest.fixture(scope="module")
-def world():
-    return tiny_world()
-
-
-@pytest.fixture(scope="module")
-def place(world):
-    with playing(world, limits=Limits(strikes=10**6, rate=10**6)) as (address, seats):
-        yield address, seats
-
-
-@pytest.fixture
-def player(place):
-    with Player(place[0]) as player:
-        yield player
+world, place, player = playground.world, playground.place, playground.player
 
 
 def test_greets_with_what_the_world_is(player):

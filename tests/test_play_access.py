@@ -12,7 +12,8 @@ from playground import FRAME, playing, proxied, some_starts, tiny_world
 
 from reverie.actions import ActionSpace
 
-browser, open_page, world, place = browsing.browser, browsing.open_page, browsing.world, browsing.place
+browser, open_page = browsing.browser, browsing.open_page
+world, place, address = browsing.world, browsing.place, browsing.address
 pytestmark = browsing.needed
 
 
@@ -34,8 +35,8 @@ def plays_on(page, key: str = "ArrowRight", action: str = "right") -> None:
     page.keyboard.up(key)
 
 
-def test_keys_play_on_after_everything_around_was_used(open_page, place):
-    page = open_page(place)
+def test_keys_play_on_after_everything_around_was_used(open_page, address):
+    page = open_page(address)
     page.keyboard.press("ArrowLeft")
     at_step(page, 2)
     page.click("#share")
@@ -60,8 +61,8 @@ def test_keys_play_on_after_everything_around_was_used(open_page, place):
     assert page.input_value("#temperature") == warm
 
 
-def test_the_controls_answer_to_the_keyboard(open_page, place):
-    page = open_page(place)
+def test_the_controls_answer_to_the_keyboard(open_page, address):
+    page = open_page(address)
     page.keyboard.press("t")  # step by step: each press is one step
     steps = 0
     for press in ("Enter", " ", "click"):
@@ -90,8 +91,8 @@ def test_the_controls_answer_to_the_keyboard(open_page, place):
     page.wait_for_function("() => document.getElementById('seed').value !== '7'")
 
 
-def test_a_screen_reader_finds_names_and_hears_what_happens(open_page, place):
-    page = open_page(place)
+def test_a_screen_reader_finds_names_and_hears_what_happens(open_page, address):
+    page = open_page(address)
     nameless = page.eval_on_selector_all(
         "button, input:not([hidden]), canvas",
         "all => all.filter(it => it.checkVisibility() && !(it.ariaLabel || it.innerText?.trim() || it.labels?.length"
@@ -106,8 +107,8 @@ def test_a_screen_reader_finds_names_and_hears_what_happens(open_page, place):
     page.wait_for_function("() => !document.getElementById('status').textContent")
 
 
-def test_a_link_brings_its_temperature_along(open_page, place):
-    page = open_page(place)
+def test_a_link_brings_its_temperature_along(open_page, address):
+    page = open_page(address)
     page.keyboard.press("t")
     for step, warm in enumerate((30, 170), 1):
         page.evaluate("warm => { document.getElementById('temperature').value = warm }", warm)
@@ -128,8 +129,8 @@ def test_a_link_brings_its_temperature_along(open_page, place):
     assert fresh.input_value("#temperature") == "55", "also of a dream without a step"
 
 
-def test_a_reload_keeps_the_dream(open_page, place):
-    page = open_page(place)
+def test_a_reload_keeps_the_dream(open_page, address):
+    page = open_page(address)
     page.keyboard.press("t")
     drawing = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)).save(drawing, "PNG")

@@ -12,12 +12,13 @@ from playground import playing, some_starts, tiny_world
 from reverie.actions import ActionSpace
 from reverie.data.sources.square import SPACES
 
-browser, open_page, world, place = browsing.browser, browsing.open_page, browsing.world, browsing.place
+browser, open_page = browsing.browser, browsing.open_page
+world, place, address = browsing.world, browsing.place, browsing.address
 pytestmark = browsing.needed
 
 
-def test_keys_play_and_the_picture_changes(open_page, place, tmp_path):
-    page = open_page(place)
+def test_keys_play_and_the_picture_changes(open_page, address, tmp_path):
+    page = open_page(address)
     first = picture(page)
     assert page.inner_text("#step") == "0" and "Press a key" in page.inner_text("#badge")
     page.keyboard.down("ArrowRight")
@@ -36,9 +37,9 @@ def test_keys_play_and_the_picture_changes(open_page, place, tmp_path):
     assert picture(page) == first
 
 
-def test_no_key_sticks_and_one_that_is_still_down_acts_again(open_page, place):
+def test_no_key_sticks_and_one_that_is_still_down_acts_again(open_page, address):
     """Where a page does not hear that a key is let go: a menu, something dragged, Command on a Mac, another window."""
-    page = open_page(place)
+    page = open_page(address)
 
     def lit(name):
         at_step(page, int(page.inner_text("#step")) + 4)
@@ -56,8 +57,8 @@ def test_no_key_sticks_and_one_that_is_still_down_acts_again(open_page, place):
     lit("stay")
 
 
-def test_step_by_step_waits_for_keys(open_page, place):
-    page = open_page(place)
+def test_step_by_step_waits_for_keys(open_page, address):
+    page = open_page(address)
     page.keyboard.press("t")
     for step in (1, 2, 3):
         page.keyboard.press("ArrowLeft", delay=150)  # a finger rests on a key for some frames, and means one step
@@ -70,8 +71,8 @@ def test_step_by_step_waits_for_keys(open_page, place):
     page.keyboard.up("ArrowLeft")
 
 
-def test_a_link_replays_bit_for_bit(open_page, place):
-    page = open_page(place)
+def test_a_link_replays_bit_for_bit(open_page, address):
+    page = open_page(address)
     page.fill("#seed", "123")
     page.locator("#seed").blur()
     page.keyboard.press("t")
@@ -98,15 +99,15 @@ def test_a_link_replays_bit_for_bit(open_page, place):
 @pytest.mark.parametrize(
     "link", ["seed=x", "seed=1&start=0&play=!&end=00000000", "seed=1&start=-1&picture=AAAA&end=00000000"]
 )
-def test_a_broken_link_is_said_and_the_world_is_playable(open_page, place, link):
-    page = open_page(f"{place}#{link}")
+def test_a_broken_link_is_said_and_the_world_is_playable(open_page, address, link):
+    page = open_page(f"{address}#{link}")
     assert "link" in page.inner_text("#told")
     page.keyboard.press("ArrowRight")
     at_step(page, 1)
 
 
-def test_a_picture_of_ones_own_begins_a_dream_and_travels_in_the_link(open_page, place):
-    page = open_page(place)
+def test_a_picture_of_ones_own_begins_a_dream_and_travels_in_the_link(open_page, address):
+    page = open_page(address)
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(file, "PNG")
     before = picture(page)
@@ -126,8 +127,8 @@ def test_a_picture_of_ones_own_begins_a_dream_and_travels_in_the_link(open_page,
 
 
 @pytest.mark.parametrize(("format", "magic"), [("gif", b"GIF89a"), ("mp4", b"ftyp")])
-def test_recordings_are_downloaded(open_page, place, format, magic):
-    page = open_page(place)
+def test_recordings_are_downloaded(open_page, address, format, magic):
+    page = open_page(address)
     page.keyboard.press("ArrowRight")
     at_step(page, 4)
     with page.expect_download() as download:
@@ -136,8 +137,8 @@ def test_recordings_are_downloaded(open_page, place, format, magic):
     assert magic in download.value.path().read_bytes()[:12]
 
 
-def test_fits_a_phone_and_plays_by_touch(open_page, place, tmp_path):
-    page = open_page(place, has_touch=True, is_mobile=True, device_scale_factor=2)
+def test_fits_a_phone_and_plays_by_touch(open_page, address, tmp_path):
+    page = open_page(address, has_touch=True, is_mobile=True, device_scale_factor=2)
     page.set_viewport_size({"width": 390, "height": 844})
     page.locator("#pad .ArrowRight").tap()
     at_step(page, 2)

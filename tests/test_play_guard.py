@@ -4,25 +4,17 @@ import io
 import socket
 
 import numpy as np
+import playground
 import pytest
 from PIL import Image
-from playground import Player, ask, playing, proxied, some_starts, tiny_world
+from playground import Player, ask, playing, proxied, some_starts
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from reverie.errors import ReverieError
 from reverie.play.server import prepare
 
-
-@pytest.fixture(scope="module")
-def world():
-    return tiny_world()
-
-
-@pytest.fixture(scope="module")
-def place(world):
-    with playing(world) as (address, seats):
-        yield address, seats
+world, place = playground.world, playground.place
 
 
 def test_the_page_comes_with_headers_that_keep_it_to_itself(place):

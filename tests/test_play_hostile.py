@@ -8,29 +8,15 @@ import struct
 import time
 from urllib.parse import urlsplit
 
+import playground
 import pytest
-from playground import Player, ask, playing, tiny_world
+from playground import Player, ask, playing
 from websockets.exceptions import ConnectionClosed
 
 from reverie.play import protocol, transport
 from reverie.play.connection import Limits
 
-
-@pytest.fixture(scope="module")
-def world():
-    return tiny_world()
-
-
-@pytest.fixture(scope="module")
-def place(world):
-    with playing(world, limits=Limits(strikes=10**6, rate=10**6)) as (address, seats):
-        yield address, seats
-
-
-@pytest.fixture
-def player(place):
-    with Player(place[0]) as player:
-        yield player
+world, place, player = playground.world, playground.place, playground.player
 
 
 @pytest.fixture(autouse=True)

@@ -55,7 +55,7 @@ def cores() -> int:
     """Return how many frames are made at once: one on each core that this process may use, one on an accelerator.
 
     One frame of a small world keeps one core busy, and a batch of frames in one call takes as long as its frames one
-    by one (docs/decisions/007); and every session runs the same program whoever else plays, so it dreams the same bits.
+    by one (docs/decisions/008); and every session runs the same program whoever else plays, so it dreams the same bits.
     """
     if jax.default_backend() != "cpu":
         return 1

@@ -40,7 +40,7 @@ def export(run: str | Path, out: str | Path) -> Path:
     if not stages:
         find_run(source)
     half = out.with_name(f".{out.name}.{os.getpid()}")
-    for left in out.parent.glob(f".{out.name}.[0-9]*"):  # of exports that were killed: their lock is free
+    for left in out.parent.glob(f".{out.name}.[0-9]*"):  # of exports that were killed: no process holds their lock
         with suppress(ReverieError), owned(left):
             shutil.rmtree(left)
     with owned(half):
@@ -50,7 +50,7 @@ def export(run: str | Path, out: str | Path) -> Path:
             for name in NOTES:
                 if _is_plain(source / name):
                     data = checked(read_json(source / name), f"'{source / name}'")
-                    data.pop("contents", None)  # the user's file names
+                    data.pop("contents", None)  # names of the user's files
                     write_json(half / name, _without_places(data))
             if _is_plain(source / STARTS):
                 starts = ArrayDataset.load(source / STARTS, STARTS_BYTES)
