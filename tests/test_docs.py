@@ -28,7 +28,7 @@ TYPED_ELSEWHERE = {ROOT / "docs" / "add-a-dynamics.md"}  # into a copy of the pa
 MINIATURE = shlex.join([sys.executable, str(ROOT / "tests" / "rehearsal.py")])
 REHEARSED = [  # (how a command begins, what becomes of it)
     ("reverie play", "serve"),  # waits for a player: the page is fetched, then it is interrupted
-    ("reverie demo", "append --no-play --minutes 0.01"),  # real sizes; too few steps for a picture to look at
+    ("reverie demo", "miniature --no-play --minutes 1"),  # real networks; too few episodes and steps to look at
     ("reverie learn", "miniature"),  # minutes of training, or hours
     ("reverie train", "miniature"),
     ("make", "dry"),  # `make -n` in the repository: the target exists. What it would run is run here and in other tests
@@ -80,9 +80,8 @@ def rehearse(command: str, place: Path, env: dict[str, str]) -> None:
         return
     if how == "dry":
         command, place = f"make -n {command.removeprefix('make')}", ROOT
-    if how == "miniature":
-        command = f"{MINIATURE} {command.removeprefix('reverie')}"
-    command += how.removeprefix("append") if how.startswith("append") else ""
+    if how.startswith("miniature"):
+        command = f"{MINIATURE} {command.removeprefix('reverie')} {how.removeprefix('miniature')}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command], cwd=place, env=env, capture_output=True, text=True
     )
@@ -155,8 +154,8 @@ def test_a_soak_that_a_page_names_finds_long_tests(command):
     shown = subprocess.run(["bash", "-c", command.replace("make", "make -n")], cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in shown.stdout.splitlines() if "-m pytest" in line]  # set-up may stand before it
     assert len(lines) == 1, f"'{command}' shows {len(lines)} calls of pytest:\n{shown.stdout}{shown.stderr}"
-    words = shlex.split(lines[0])
-    found = subprocess.run([sys.executable, *words[1:], "--collect-only"], cwd=ROOT, capture_output=True, text=True)
+    words = [*shlex.split(lines[0])[1:], "--collect-only", *map(str, ROOT.glob("tests/soak_*.py"))]
+    found = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert "tests/soak_" in found.stdout, f"'{command}' finds no soak:\n{found.stdout}{found.stderr}"
 
 
