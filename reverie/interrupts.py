@@ -40,7 +40,7 @@ def heeded() -> Iterator[list[int]]:
 
     def dropped(what: Any) -> None:
         if what.exc_type is KeyboardInterrupt and came:
-            signal.setitimer(signal.ITIMER_REAL, SOON)  # instead of a traceback that nobody can use
+            signal.setitimer(signal.ITIMER_REAL, SOON)  # instead of a traceback that helps no user
         else:
             shown(what)
 

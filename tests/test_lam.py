@@ -146,7 +146,7 @@ def test_a_tokenizer_is_carried_along_and_seen_through():
     model.tokenizer = eyes = tokenizer()
     x = frames()
     np.testing.assert_array_equal(jax.jit(lambda x: model.see(x))(x), jax.jit(lambda x: eyes.encode(x))(x))
-    assert model.config.frame == FRAME and model.receptive_field == 1 + SMALL.past_frames + eyes.receptive_field
+    assert model.config.frame == FRAME and model.receptive_field == 1 + SMALL.receptive_field + eyes.receptive_field
 
 
 def test_dynamics_and_latent_actions_can_learn_together():

@@ -1,6 +1,7 @@
 """The committed list of mutants applies to the code as it is, and has one for every promise. `make mutants` runs it."""
 
 import ast
+import builtins
 import re
 
 import pytest
@@ -31,11 +32,25 @@ def test_every_promise_has_a_mutant():
     assert len({(m.file, m.old, m.new) for m in MUTANTS}) == len(MUTANTS)
 
 
+def unbound(source):
+    """Return the names that a module uses and never binds: imports, definitions, arguments, assignments, builtins."""
+    nodes = list(ast.walk(ast.parse(source)))
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    bound |= {(node.asname or node.name).partition(".")[0] for node in nodes if isinstance(node, ast.alias)}
+    bound |= {node.name for node in nodes if isinstance(node, ast.ExceptHandler) and node.name}
+    return used - bound - set(dir(builtins))
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.file}-{m.promise}".replace(" ", "-"))
 def test_a_mutant_applies_and_its_test_exists(mutant):
     changed = mutant.source()
     if mutant.file.endswith(".py"):
-        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse((ROOT / mutant.file).read_text("utf8")))
+        old = (ROOT / mutant.file).read_text("utf8")
+        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(old))
+        assert unbound(changed) <= unbound(old), "an unknown name fails every test, and proves nothing of this one"
     for word in mutant.test.split():
         path, _, name = word.partition("::")
         assert re.search(rf"^def {name or 'test_'}", (ROOT / path).read_text("utf8"), re.MULTILINE), word

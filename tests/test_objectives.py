@@ -109,7 +109,7 @@ def test_what_a_step_reads_is_what_the_frozen_models_say_of_whole_episodes(tmp_p
 
 
 def test_slips_hide_which_code_it_was_and_never_a_recorded_action(stages):
-    """When every code action_noise none is heard; what began a clip stays what it was; recorded actions do not slip."""
+    """With noise in every code none matters; a clip keeps its first action; recorded actions get no noise."""
     world, recorded = load(stages / "latent"), load(stages / "latent")
     recorded.lam = None
     rng = np.random.default_rng(0)

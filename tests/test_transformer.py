@@ -67,11 +67,10 @@ def test_all_of_the_window_is_seen_and_nothing_of_the_future(variant):
     seen = np.asarray(influence(clip()))
     assert not seen[:, 1].any(), "rows are independent"
     seen = seen[:, 0] > 0
-    layers_back = c.depth // c.group if c.time_every else 0
-    first = max(0, t - layers_back * (S - 1))
+    first = max(0, t - c.receptive_field)
     same = np.eye(N, dtype=bool)
     assert not seen[:, t + 1 :].any(), "the future is seen"
-    assert not seen[:, :first].any(), "more than the window is seen"
+    assert not seen[:, :first].any() and seen[:, first].any(), "the receptive field is another"
     for past in range(t - S + 1, t + 1) if c.time_every else (t,):
         assert (seen[:, past] == (True if c.space else same)).all(), f"frame {past} is not seen whole"
 

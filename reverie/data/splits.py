@@ -45,7 +45,7 @@ def division(dataset: Dataset, sources: Sequence[str], val: float) -> list[Piece
     """Return the pieces of a dataset as ``divided`` does; sources that have an episode in common count as one."""
     lengths = dataset.lengths.tolist()
     frames = (dataset.read(episode, 0, length, ("frames",))["frames"] for episode, length in enumerate(lengths))
-    contents = [hashlib.sha256(np.ascontiguousarray(each)).digest() for each in frames]
+    contents = [hashlib.sha256(np.ascontiguousarray(each).data).digest() for each in frames]
     if len(contents) > 1 == len(set(contents)):
         log.warning("all episodes are copies of one: what is held out is in training as well")
     return divided(joined(sources, contents), lengths, val, labelled(dataset))
@@ -56,7 +56,7 @@ def joined(sources: Sequence[str], contents: Sequence[object]) -> list[str]:
 
     Where nothing else would be left to hold out, the names stay as they are.
     """
-    names = [source or f"\0{index}" for index, source in enumerate(sources)]
+    names = _named(sources)
     first: dict[object, str] = {}
     same: dict[str, str] = {}
 
@@ -84,7 +84,7 @@ def divided(
     Where no source is long enough to be cut, one is held out; of a single one, nothing. ``labels``: which episodes have
     actions; whole sources with and without are held out alike, so that labels do not end up in one split alone.
     """
-    names = [source or f"\0{index}" for index, source in enumerate(sources)]
+    names = _named(sources)
     frames: dict[str, int] = {}
     longest: dict[str, int] = {}
     for name, length in zip(names, lengths, strict=True):
@@ -105,6 +105,11 @@ def divided(
     for group in groups if val > 0 and len(frames) > 1 else ():
         held |= _chosen(group, {name: frames[name] for name in group}, longest, val)
     return [Piece("val" if name in held else "train", i, 0, int(lengths[i])) for i, name in enumerate(names)]
+
+
+def _named(sources: Sequence[str]) -> list[str]:
+    """Return a name for each episode's source; one without a name is a source of its own."""
+    return [source or f"\0{index}" for index, source in enumerate(sources)]
 
 
 def _chosen(names: list[str], frames: dict[str, int], longest: dict[str, int], val: float) -> set[str]:

@@ -65,9 +65,9 @@ class TransformerConfig:
         return self.width // self.heads
 
     @property
-    def past_frames(self) -> int:
-        """How many earlier frames a time layer reads."""
-        return self.window - 1 if self.time_every else 0
+    def receptive_field(self) -> int:
+        """How many earlier frames an output depends on: every time layer reaches ``window - 1`` frames further back."""
+        return self.depth // self.group * (self.window - 1) if self.time_every else 0
 
     def __post_init__(self):
         if self.width % self.heads or self.head % 2:

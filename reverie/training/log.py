@@ -206,7 +206,7 @@ def _opened(name: LoggerName, folder: Path, config: dict[str, Any]) -> Logger:
         return {"tensorboard": _TensorBoard, "wandb": _Wandb}[name](folder, config)
     except (ReverieError, OSError):
         raise
-    except Exception as error:  # nobody is logged in, the service does not answer, ...
+    except Exception as error:  # no login, a service that does not answer, ...
         raise ReverieError(f"logging to {name} cannot begin: {first_line(error)}.") from error
 
 

@@ -20,7 +20,7 @@ def stop_signals() -> Iterator[Callable[[bool], int]]:
     all, and all get the same answer.
     """
     caught: list[int] = []
-    told: list[int] = []
+    answered: list[int] = []
     before: dict[int, Any] = {}
 
     def note(number: int, _: Any) -> None:
@@ -34,7 +34,7 @@ def stop_signals() -> Iterator[Callable[[bool], int]]:
             with jax.transfer_guard("allow"):
                 answer = int(multihost_utils.process_allgather(np.int32(answer)).max()) if together else 0
         if answer:
-            told.append(answer)
+            answered.append(answer)
         return answer
 
     if threading.current_thread() is threading.main_thread():  # signals go there, and only it may ask for them
@@ -45,5 +45,5 @@ def stop_signals() -> Iterator[Callable[[bool], int]]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    if caught and not told:
+    if caught and not answered:
         signal.raise_signal(caught[0])

@@ -31,9 +31,7 @@ TEXT = {"tty", "bin", "xbin", "adf", "idf"}  # ffmpeg shows any .txt as a film o
 LEAP = 10.0  # seconds: in streams made for broadcasting, a longer step is a new clock, not a pause (as for ffmpeg)
 BACK = 1.0  # seconds: in any file, a step back by more is a new clock; by less, a slip of the muxer
 REACH = 20  # packets: H.264 and HEVC put at most 16 frames between a picture and what is predicted from it
-LATEST = (
-    2 * REACH
-)  # packets later, a decoder gives no frame of a packet any more: some are never shown, as VP8's "altref"
+LATEST = 2 * REACH  # packets later no frame comes of a packet any more: some are never shown, as VP8's "altref"
 DEPENDENT = (PictureType.P, PictureType.B)  # may be marked as key frames where a stream refreshes itself bit by bit
 
 

@@ -57,7 +57,7 @@ class PixelLAM(nnx.Module):
         height, width, channels = config.frame
         pixels = config.patch**2 * channels
         self.grid = grid(height, width, config.patch)
-        self.codes, self.receptive_field = config.quantiser.codes, 1 + config.encoder.past_frames
+        self.codes, self.receptive_field = config.quantiser.codes, 1 + config.encoder.receptive_field
         self.patches = Linear(pixels, config.encoder.width, rngs=rngs)
         self.encoder = SpaceTimeTransformer(config.encoder, self.grid, extra=1, rngs=rngs)
         self.to_code = Linear(config.encoder.width, config.quantiser.width, rngs=rngs)

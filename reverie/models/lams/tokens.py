@@ -74,7 +74,7 @@ class TokenLAM(nnx.Module):
     def __init__(self, config: TokenLAMConfig, *, rngs: nnx.Rngs):
         self.config, self.codes = config, config.actions
         self.tokenizer: Any = config.tokenizer.make(rngs)
-        self.receptive_field = 1 + config.encoder.past_frames + self.tokenizer.receptive_field
+        self.receptive_field = 1 + config.encoder.receptive_field + self.tokenizer.receptive_field
 
         def table(width):
             return nnx.Param(jax.random.normal(rngs.params(), (config.tokens, width)) * 0.5)

@@ -82,7 +82,8 @@ class Dreamer4(nnx.Module):
         self.patches = patches[0] * patches[1]
         self.tokens = config.latents // config.packing
         self.grid = (1, self.tokens)  # latents have no position in the image: one row
-        self.codes, self.width, self.receptive_field = 0, config.bottleneck * config.packing, config.encoder.past_frames
+        self.codes, self.width = 0, config.bottleneck * config.packing
+        self.receptive_field = config.encoder.receptive_field
         pixels = config.patch**2 * channels
         encoder, decoder = config.encoder.width, config.decoder.width
         self.embed = Linear(pixels, encoder, rngs=rngs)

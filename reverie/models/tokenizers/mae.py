@@ -47,7 +47,7 @@ class MAE(nnx.Module):
         height, width, channels = config.frame
         self.grid = grid(height, width, config.patch)
         self.tokens = self.grid[0] * self.grid[1]
-        self.codes, self.width, self.receptive_field = 0, config.width, config.encoder.past_frames
+        self.codes, self.width, self.receptive_field = 0, config.width, config.encoder.receptive_field
         pixels = config.patch**2 * channels
         self.patches = Linear(pixels, config.encoder.width, rngs=rngs)
         self.hidden = learned_tokens(rngs, config.encoder.width)

@@ -50,7 +50,7 @@ class VQVAE(nnx.Module):
         pixels = config.patch**2 * channels
         self.quantiser = config.quantiser.make(rngs)
         self.codes = self.quantiser.codes
-        self.receptive_field = config.encoder.past_frames
+        self.receptive_field = config.encoder.receptive_field
         self.patches = Linear(pixels, config.encoder.width, rngs=rngs)
         self.encoder = SpaceTimeTransformer(config.encoder, self.grid, rngs=rngs)
         self.to_code = Linear(config.encoder.width, self.quantiser.width, rngs=rngs)
