@@ -35,12 +35,22 @@ def toy(latent: bool = False) -> Recipe:
     lam = TokenLAMConfig(actions=6, encoder=replace(glance, position_embeddings=False), decoder=now)
     # A world without chance is played without it: at a higher temperature what is rare in training happens too often,
     # since `changed_weight` teaches the model to expect change.
+    # The last four are what keeps the player there for a thousand frames (docs/log.md).
     dynamics = MaskGITConfig(
-        transformer=now, context="hidden", previous=True, changed_weight=5.0, passes=6, temperature=0.0
+        transformer=now,
+        context="hidden",
+        previous=True,
+        changed_weight=5.0,
+        passes=6,
+        temperature=0.0,
+        neighbours=1,
+        context_noise=0.1,
+        mask_min=0.2,
+        schedule="single",
     )
     objective = DynamicsObjective(dynamics, context=1)
     if latent:  # a code leaves more open than a key does, and can be asked for where it never happens
-        by_code = replace(dynamics, passes=8, schedule="geometric")
+        by_code = replace(dynamics, passes=8)
         objective = replace(objective, dynamics=by_code, lam="../lam", action_noise=0.1)
     return Recipe(
         about="tile platformer, " + ("latent actions: learned from pictures alone" if latent else "recorded actions"),
@@ -107,16 +117,6 @@ def shipped() -> Recipe:
     """The world that comes with the package: larger levels, all six themes, trained longer."""
     small = toy()
     source = PlatformerConfig(tiles=8, count=2000, frames=32, themes=6, anywhere=True)
-    # What keeps the player there for a thousand frames (docs/log.md). Where he goes depends on the tiles around him.
-    alive = config.replace(
-        small.dynamics.objective,
-        **{
-            "dynamics.neighbours": 1,
-            "dynamics.context_noise": 0.1,
-            "dynamics.mask_min": 0.2,
-            "dynamics.schedule": "single",
-        },
-    )
     return replace(
         small,
         about="tile platformer, larger and longer: the world that 'reverie play' opens",
@@ -127,7 +127,7 @@ def shipped() -> Recipe:
             objective=config.replace(small.tokenizer.objective, **{"tokenizer.quantiser.codes": 512}),
             steps=1500,
         ),
-        dynamics=replace(small.dynamics, objective=alive, steps=8000, report_every=2500),
+        dynamics=replace(small.dynamics, steps=8000, report_every=2500),
     )
 
 
