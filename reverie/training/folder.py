@@ -150,7 +150,7 @@ def settle(folder: Path) -> None:
     done = folder / COMMIT
     if not done.is_dir():
         return
-    plan = read_signed(done / PLAN) if (done / PLAN).is_file() else {"moved": [], "removed": []}
+    plan = read_signed(done / PLAN, required=True) if (done / PLAN).is_file() else {"moved": [], "removed": []}
     for name in plan["moved"]:
         if os.path.lexists(done / name):
             _set_aside(folder, name)
