@@ -199,3 +199,13 @@ def test_everything_imported_is_declared():
             for top in {module.partition(".")[0] for module in modules} & owners.keys() - sys.stdlib_module_names:
                 names = {name.lower().replace("_", "-") for name in owners[top]} - {"reverie-worlds"}
                 assert not names or names & declared, f"{path.name} imports {top}, of {sorted(names)}"
+
+
+def test_the_picture_in_the_readme_shows_these_floors():
+    picture = re.search(r"^```text\n( *\d .*?)^```", (ROOT / "README.md").read_text("utf8"), re.MULTILINE | re.DOTALL)
+    assert picture
+    table = floors(PAGE.read_text("utf8"))
+    for line in picture[1].splitlines():
+        for path in re.findall(r"\S+(?:/|\.py)(?=\s|$)", line):
+            found = {floor for pattern, floor in table.items() if pattern.startswith(f"reverie/{path}")}
+            assert found == {int(line.split()[0])}, f"README.md has {path} on another floor than the reading order"
