@@ -54,7 +54,7 @@ def toy(latent: bool = False) -> Recipe:
         objective = replace(objective, dynamics=by_code, lam="../lam", action_noise=0.1)
     return Recipe(
         about="tile platformer, " + ("latent actions: learned from pictures alone" if latent else "recorded actions"),
-        takes=f"{'five' if latent else 'two'} minutes on two CPU cores",
+        takes=f"{'six' if latent else 'two'} minutes on two CPU cores",
         source=PlatformerConfig(tiles=6, count=400, frames=48, themes=2),
         tokenizer=stage(TokenizerObjective(tokenizer), batch=32, length=2, steps=500, optimizer=by_tile, every=500),
         lam=stage(LatentActionObjective(lam), batch=16, length=3, steps=3000, optimizer=optimizer, every=500)
