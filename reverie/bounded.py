@@ -4,13 +4,16 @@ No pickle, no evaluation of text. What is wrong with the content of a file raise
 system refuses (no such file, a failing disk) stays an OSError: it says nothing about the content.
 """
 
+import contextlib
 import errno
+import io
 import json
 import math
 import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,10 +31,11 @@ _HEADER = re.compile(rf"\{{\s*{_ENTRY}\s*,\s*{_ENTRY}\s*,\s*{_ENTRY}[,\s]*\}}\s*
 _KIND = re.compile(r"[<>|=]?(\?|[biufc]\d{1,2}|[SU]\d{1,7})")  # no objects, no records
 
 
-def parse_json(text: str | bytes, what: str) -> Any:
-    """Return the data of a JSON text; ``what`` names it in the error."""
+def parse_json(text: str | bytes, what: str, *, finite: bool = True) -> Any:
+    """Return the data of a JSON text; ``what`` names it in the error. ``finite``: NaN and Infinity are refused."""
+    number = _finite if finite else float
     try:
-        data = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        data = json.loads(text, parse_float=number, parse_constant=number)
     except RecursionError:
         raise Damaged(f"{what} is nested too deeply.") from None
     except ValueError as error:  # no JSON, or bytes that are no text
@@ -84,18 +88,48 @@ def map_npy(path: Path) -> np.ndarray:
     return np.memmap(path, kind, "r", at, shape, order)
 
 
-def read_npz(path: Path, limit: int | None = None) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz file by name.
+def read_npy(data: bytes, what: str) -> np.ndarray:
+    """Return the array in the bytes of an .npy file; ``what`` names it in the error."""
+    file = io.BytesIO(data)
+    kind, shape, order = _header(file, len(data), what)
+    return np.frombuffer(data, kind, math.prod(shape), file.tell()).reshape(shape, order=order)
+
+
+def read_npz(path: Path, limit: int | None = None, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name; only those of ``names`` where given.
 
     Together they may take ``limit`` bytes; by default 256 MiB, or 300 times the file's size where that is more.
     """
+    with _archive(path, limit, names) as (archive, members):
+        return {name: _member(path, archive, info) for name, info in members.items()}
+
+
+def npz_headers(path: Path) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...]]], list[str]]:
+    """Return (type, shape) of the arrays of an .npz file by name, and the names of what is no array of numbers."""
+    found, others = {}, []
+    with _archive(path, None, None) as (archive, members):
+        for name, info in members.items():
+            try:
+                with archive.open(info) as stream:
+                    found[name] = _header(stream, info.file_size, f"'{path}' ({name[:80]!r})")[:2]
+            except Damaged:
+                others.append(name)
+    return found, others
+
+
+@contextlib.contextmanager
+def _archive(
+    path: Path, limit: int | None, names: Collection[str] | None
+) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """Open an .npz file and check what its table of contents claims of the members called ``names``."""
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
+            named = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            members = {name: info for name, info in named.items() if names is None or name in names}
             if limit is None:
                 limit = max(ROOM, RATIO * path.stat().st_size)
-            _check_members(path, members, limit)
-            return {info.filename.removesuffix(".npy"): _member(path, archive, info) for info in members}
+            _check_members(path, list(members.values()) if names is not None else archive.infolist(), limit)
+            yield archive, members
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, NotImplementedError) as error:
         raise Damaged(f"'{path}' is no .npz file, or it is damaged ({error}).") from None
     except OSError as error:

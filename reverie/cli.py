@@ -84,7 +84,8 @@ def data(args: argparse.Namespace, rest: list[str]) -> None:
     from reverie.data.held_out import leak
     from reverie.data.sources import sources
     from reverie.data.splits import labelled
-    from reverie.data.store import NoSplit, open_dataset, write_source
+    from reverie.data.store import NoSplit, open_dataset
+    from reverie.data.writing import write_source
     from reverie.flags import flags
 
     if args.source == "show":
@@ -99,6 +100,8 @@ def data(args: argparse.Namespace, rest: list[str]) -> None:
             print(f"leak: {leak(found['train'], found['val']):.1%} of held-out frames are in train, or nearly so")
         dataset = found["train"]
         print(table(flatten(dataset.spec).items()))
+        for note in getattr(dataset, "notes", ()):
+            print(f"note: {note}")
         return
     source = flags(named(sources(), args.source, "source"), rest, f"reverie data {args.source} PATH")
     write_source(args.path, source, val=args.val, licence=args.licence)

@@ -27,7 +27,8 @@ from reverie.bounded import read_json
 from reverie.checksums import read_signed
 from reverie.data.episode import Dataset
 from reverie.data.loader import batches, clips
-from reverie.data.store import open_dataset, write_source
+from reverie.data.store import open_dataset
+from reverie.data.writing import write_source
 from reverie.errors import ReverieError
 from reverie.evaluation.measure import Numbers, evaluate, speed_of
 from reverie.evaluation.pool import pool

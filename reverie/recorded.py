@@ -4,19 +4,22 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reverie import config
 from reverie.checksums import read_signed, write_json
-from reverie.data.sources import sources
-from reverie.data.sources.videos import VideosConfig
-from reverie.data.store import MANIFEST, open_dataset, write_source
+from reverie.data.sources import source_at, sources
+from reverie.data.sources.arrays import is_dataset
+from reverie.data.store import MANIFEST, open_dataset
+from reverie.data.writing import write_source
 from reverie.errors import Damaged, ReverieError, did_you_mean
 from reverie.presets.recipe import Recipe
 from reverie.training import checkpoint
 from reverie.training.record import read_record
 
+SIDE, PATCH = 64, 8  # pixels: frames that `learn` trains on are at most so high and wide, in whole patches
 WORLD = "world.json"  # the recipe of a world, with what its source held ("contents") and the minutes it was given
 
 
@@ -26,20 +29,30 @@ def source_of(source: str, out: Path) -> Any:
     ``out``: a world's folder. Where its data are complete, what they were made of may be gone.
     """
     path = Path(source)
-    if (path.is_dir() and (path / MANIFEST).is_file()) or path.suffix == ".npz":
+    if (path.is_dir() and (path / MANIFEST).is_file()) or (path.suffix == ".npz" and _ours(path)):
         return None
     if path.exists():
-        return VideosConfig(path=str(path.resolve()))
-    known = sources()
-    if source in known and source != "videos":
+        return _small(source_at(path.resolve()))
+    known = {name: cls for name, cls in sources().items() if not hasattr(cls, "of")}  # those that need no files
+    if source in known:
         return known[source]()
     noted = note(out)
     if noted and (out / "data").exists():
         print(f"there is no '{source}' any more: '{out}' goes on with its own data.", file=sys.stderr)
         return noted["source"] if isinstance(noted["source"], str) else config.from_json(noted["source"])
-    raise ReverieError(
-        f"there is no folder, video or source '{source}'.{did_you_mean(source, set(known) - {'videos'})}"
-    )
+    raise ReverieError(f"there is no folder, video or source '{source}'.{did_you_mean(source, known)}")
+
+
+def _ours(path: Path) -> bool:
+    return not path.exists() or is_dataset(path)
+
+
+def _small(source: Any) -> Any:
+    """Return a source whose frames are small enough to learn from in minutes, as those of videos are by default."""
+    if source.size is None and (max(frame := source.spec().frame[:2]) > SIDE or any(side % PATCH for side in frame)):
+        print(f"frames of {frame[0]} x {frame[1]} are brought to {SIDE} x {SIDE}", file=sys.stderr)
+        return replace(source, size=(SIDE, SIDE))
+    return source
 
 
 def note(out: Path) -> dict[str, Any] | None:

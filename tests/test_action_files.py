@@ -125,9 +125,9 @@ def test_a_bad_action_file_costs_the_actions_not_the_video(tmp_path, caplog, nam
 def test_floats_and_several_files_are_refused(tmp_path, caplog):
     write(tmp_path / "a.mp4", [coded(i) for i in range(10)], 10)
     np.save(tmp_path / "a.npy", np.zeros(10))
-    assert config(tmp_path).spec().actions.kind == "none"
+    assert config(tmp_path).spec().actions.kind == "none" and list(config(tmp_path).episodes())
     (tmp_path / "a.csv").write_text("1\n" * 10)
-    assert config(tmp_path).spec().actions.kind == "none"
+    assert config(tmp_path).spec().actions.kind == "none" and list(config(tmp_path).episodes())
     assert "a.npy must hold one whole number" in caplog.text and "has a.npy and a.csv beside it" in caplog.text
     (tmp_path / "a.npy").unlink()
     assert config(tmp_path).spec().actions.size == 2  # the second look sees that the folder changed

@@ -15,7 +15,8 @@ from reverie import config, learn
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import record
 from reverie.data.sources.platformer import TILES, Platformer, PlatformerConfig, X, Y, _level, _scenery
-from reverie.data.store import write_source, write_store
+from reverie.data.store import write_store
+from reverie.data.writing import write_source
 from reverie.errors import ReverieError
 from reverie.evaluation import long_play
 from reverie.evaluation.dreams import Dreams

@@ -8,7 +8,7 @@ from filming import coded, config, write
 
 from reverie.actions import UNLABELLED
 from reverie.cli import main
-from reverie.data import store
+from reverie.data import writing
 from reverie.data.arrays import ArrayDataset
 from reverie.data.sources.videos import VideosConfig
 from reverie.data.splits import divided
@@ -50,6 +50,9 @@ FOLDERS = {  # of which one file alone does not tell what it belongs to
 }
 
 
+UNREAD = ("ViZDoom", "Zarr in a file", "Zarr", "Zarr, version 3", "MCAP", "Arrow")
+
+
 @pytest.mark.parametrize("name", [*LAYOUTS, *FOLDERS])
 def test_a_known_format_is_refused_in_one_line_that_names_it(tmp_path, name):
     layout = [tmp_path / path for path in (LAYOUTS | FOLDERS)[name]]
@@ -62,7 +65,8 @@ def test_a_known_format_is_refused_in_one_line_that_names_it(tmp_path, name):
     for place in places:
         with pytest.raises(ReverieError, match=name.partition(" ")[0]) as error:
             VideosConfig(str(place)).spec()
-        assert "\n" not in str(error.value) and "write_store" in str(error.value)
+        assert "\n" not in str(error.value)
+        assert ("write_store" if name in UNREAD else "reverie data ") in str(error.value)
 
 
 def test_text_is_no_film_of_a_terminal(tmp_path):
@@ -153,10 +157,10 @@ def test_any_program_can_write_a_dataset(tmp_path):
 
 
 def test_how_far_writing_has_come_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(store, "LOGGED", -1.0)
+    monkeypatch.setattr(writing, "LOGGED", -1.0)
     film(tmp_path / "clips" / "a.mp4")
     film(tmp_path / "clips" / "b.mp4")
-    store.write_source(tmp_path / "data", config(tmp_path / "clips"))
+    writing.write_source(tmp_path / "data", config(tmp_path / "clips"))
     assert capsys.readouterr().err.splitlines() == [
         "1 episodes, 20 frames, at a.mp4",
         "2 episodes, 40 frames, at b.mp4",
@@ -178,6 +182,6 @@ def test_show_says_how_many_have_actions_and_needs_no_val_split(tmp_path, capsys
     for name in "abc":
         film(tmp_path / "clips" / f"{name}.mp4")
     (tmp_path / "clips" / "b.csv").write_text("\n".join(["1"] * 20))
-    store.write_source(tmp_path / "data", config(tmp_path / "clips"), val=0)
+    writing.write_source(tmp_path / "data", config(tmp_path / "clips"), val=0)
     assert main(["data", "show", str(tmp_path / "data")]) == 0
     assert "train: 3 episodes, 60 frames, 33% of the episodes with actions" in capsys.readouterr().out

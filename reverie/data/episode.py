@@ -93,7 +93,7 @@ class Episode:
 
     frames uint8 (T,H,W,C); actions (T,) or (T,A), int32 or float32 as their space says, START first; rewards float32
     (T,); ends bool (T,), true where the world itself ended (not where the recording stopped); states int32 (T,S), or
-    None where there is no simulator.
+    None where there is no simulator. task: what was to be done, in words; "" where that is not known.
     """
 
     frames: np.ndarray
@@ -103,6 +103,7 @@ class Episode:
     states: np.ndarray | None = None
     fps: float = 0.0
     source: str = ""
+    task: str = ""
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what has one entry per frame, by the name under which ``Dataset.read`` gives it."""

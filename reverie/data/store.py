@@ -12,15 +12,13 @@ that ends in .npz is all one has to say.
 import contextlib
 import glob
 import hashlib
-import json
 import math
 import shutil
 import struct
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from reverie.bounded import parse_json, read_bytes
 from reverie.checksums import checked, write_json
 from reverie.data.arrays import ArrayDataset, whole_lengths
 from reverie.data.episode import Dataset, Episode, Spec
+from reverie.data.records import array_record
 from reverie.data.splits import division
 from reverie.errors import Damaged, ReverieError, did_you_mean, first_line
 
@@ -40,32 +39,13 @@ FORMAT, SCHEMA = "reverie-store", 1
 KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
 AGAIN = "fetch or write the dataset again"
 LEFT = 24 * 3600.0  # seconds without a change after which a half-written folder counts as abandoned
-SHOWN, LOGGED = 0.5, 30.0  # seconds between two lines that say how far writing has come: to a person, to a file
+NOTES = 1000  # lines about its data that a manifest keeps
 CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
 VAL = 0.1  # of the frames are held out unless said otherwise
 
 
 class NoSplit(ReverieError):
     """A dataset has no split of that name."""
-
-
-def write_source(path: str | Path, source: Any, **options: Any) -> Path:
-    """Write all episodes of a source, with its config as provenance; ``options`` are those of ``write_store``."""
-    provenance = json.dumps(config.to_json(source))
-    return write_store(path, source.spec(), _counted(source.episodes()), provenance=provenance, **options)
-
-
-def _counted(episodes: Iterable[Episode]) -> Iterable[Episode]:
-    """Yield episodes; say now and then on stderr how many there were."""
-    frames, said, shown = 0, time.monotonic(), sys.stderr.isatty()
-    for number, episode in enumerate(episodes, 1):
-        yield episode
-        frames += len(episode.frames)
-        if time.monotonic() - said > (SHOWN if shown else LOGGED):
-            said, line = time.monotonic(), f"{number} episodes, {frames} frames, at {episode.source[-60:]}"
-            print(f"\r{line}\033[K" if shown else line, end="" if shown else "\n", file=sys.stderr, flush=True)
-    if shown:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def write_store(
@@ -78,15 +58,16 @@ def write_store(
     file_bytes: int = 1 << 30,
     licence: str = "",
     provenance: str = "",
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write episodes, one in memory at a time, to a new folder ``path``, which appears complete or not at all.
 
     episodes: {split: episodes}, or all of them, of which about a share ``val`` goes to "val" and the rest to "train",
     whole sources where there are enough (``splits.division``; for that they are written twice, the first time to a
     folder that is removed again). chunk: frames per record. file_bytes: a file is closed when it holds so many bytes
-    before compression. A path that ends in .npz becomes one file (from memory). Raises ReverieError, and leaves nothing
-    behind, if an episode is not as the spec says or ``path`` exists; when killed, a hidden folder ``.NAME.*.part`` may
-    stay behind.
+    before compression. notes: lines for the manifest, taken when all episodes are written. A path that ends in .npz
+    becomes one file (from memory). Raises ReverieError, and leaves nothing behind, if an episode is not as the spec
+    says or ``path`` exists; when killed, a hidden folder ``.NAME.*.part`` may stay behind.
     """
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
@@ -97,14 +78,14 @@ def write_store(
         if isinstance(episodes, Mapping):
             raise ReverieError("an .npz file holds no named splits; give the episodes of one split, or write a folder.")
         return ArrayDataset.from_episodes(spec, episodes).save(path)
-    _array_record()  # say so before the work, if it is not there
+    array_record()  # say so before the work, if it is not there
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # by a writer that was killed
         if max(file.lstat().st_mtime for file in (left, *left.rglob("*"))) < time.time() - LEFT:
             shutil.rmtree(left, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
-        about = {"chunk": chunk, "file_bytes": file_bytes, "licence": licence, "provenance": provenance}
+        about = {"chunk": chunk, "file_bytes": file_bytes, "licence": licence, "provenance": provenance, "notes": notes}
         if isinstance(episodes, Mapping):
             _fill(part, spec, _named(episodes), **about)
         elif not val:
@@ -131,6 +112,7 @@ def _fill(
     file_bytes: int,
     licence: str,
     provenance: str,
+    notes: Sequence[str],
 ) -> None:
     """Write (split, episode) after (split, episode) to an empty folder, then the manifest."""
     writers: dict[str, _SplitWriter] = {}
@@ -155,6 +137,7 @@ def _fill(
             "arrays": arrays,
             "licence": licence,
             "provenance": provenance,
+            "notes": [*notes[:NOTES], *([f"and {len(notes) - NOTES} more lines"] if len(notes) > NOTES else [])],
             "splits": {split: writers[split].finish() for split in sorted(writers)},
         }
         write_json(folder / MANIFEST, manifest)
@@ -178,7 +161,8 @@ def _pieces(whole: "StoreDataset", val: float) -> Iterator[tuple[str, Episode]]:
         if piece.start:
             arrays |= {name: arrays[name].copy() for name in ("actions", "rewards", "ends")}
             arrays["actions"][0], arrays["rewards"][0] = whole.spec.actions.start(), 0
-        yield piece.split, Episode(**arrays, fps=whole.spec.fps, source=whole.sources[piece.episode])
+        source, task = whole.sources[piece.episode], whole.tasks[piece.episode]
+        yield piece.split, Episode(**arrays, fps=whole.spec.fps, source=source, task=task)
 
 
 def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = False) -> Dataset:
@@ -205,7 +189,10 @@ def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = Fa
 
 
 class StoreDataset:
-    """A Dataset that reads from a folder; see ``open_dataset``. ``sources`` names where each episode came from."""
+    """A Dataset that reads from a folder; see ``open_dataset``.
+
+    sources: where each episode came from. tasks: what was to be done in it. notes: what its source said of the files.
+    """
 
     def __init__(self, path: Path, split: str, *, checksums: bool = False):
         try:
@@ -225,6 +212,8 @@ class StoreDataset:
             self.spec: Spec = config.from_json(manifest["spec"])
             self.lengths = whole_lengths(part["lengths"])
             self.sources: list[str] = part["sources"]
+            self.tasks: list[str] = part.get("tasks") or [""] * len(self.lengths)
+            self.notes: list[str] = manifest.get("notes", [])
             self.licence: str = manifest["licence"]
             self._chunk: int = manifest["chunk"]
             self._arrays = [(name, dtype, tuple(shape)) for name, dtype, shape in manifest["arrays"]]
@@ -257,7 +246,7 @@ class StoreDataset:
                 raise ReverieError(f"'{file}' {what}; {AGAIN}.")
             if checksums and _sha256(file) != checksum:
                 raise ReverieError(f"'{file}' is damaged: its checksum differs; {AGAIN}.")
-        _array_record()
+        array_record()
 
     def read(
         self, episode: int, start: int, length: int, names: Collection[str] | None = None
@@ -303,7 +292,7 @@ class StoreDataset:
         with self._lock:
             if self._readers[index] is None:
                 options = "readahead_buffer_size:0,max_parallelism:0"  # for random access
-                reader = _array_record().ArrayRecordReader(str(self._files[index]), options)
+                reader = array_record().ArrayRecordReader(str(self._files[index]), options)
                 expected = int(self._ends[index]) - (int(self._ends[index - 1]) if index else 0)
                 if not reader.ok() or reader.num_records() != expected:
                     raise ReverieError(f"'{self._files[index]}' is damaged; {AGAIN}.")
@@ -318,6 +307,7 @@ class _SplitWriter:
         self.folder, self.split, self.chunk, self.file_bytes = folder, split, chunk, file_bytes
         self.lengths: list[int] = []
         self.sources: list[str] = []
+        self.tasks: list[str] = []
         self.files: list[dict[str, Any]] = []
         self.writer: Any = None
         self.records = self.size = 0
@@ -331,13 +321,14 @@ class _SplitWriter:
             if self.writer is None:
                 file = self.folder / _file_name(self.split, len(self.files))
                 # group_size:1: a record is read alone; larger groups make random reads 4-10 times slower
-                self.writer = _array_record().ArrayRecordWriter(str(file), "group_size:1,zstd:3")
+                self.writer = array_record().ArrayRecordWriter(str(file), "group_size:1,zstd:3")
             self.writer.write(record)
             self.records, self.size = self.records + 1, self.size + len(record)
             if self.size >= self.file_bytes:
                 self.close()
         self.lengths.append(len(episode.frames))
         self.sources.append(episode.source)
+        self.tasks.append(episode.task)
 
     def close(self) -> None:
         if self.writer is not None:
@@ -353,7 +344,8 @@ class _SplitWriter:
 
     def finish(self) -> dict[str, Any]:
         self.close()
-        return {"lengths": self.lengths, "sources": self.sources, "files": self.files}
+        tasks = {"tasks": self.tasks} if any(self.tasks) else {}
+        return {"lengths": self.lengths, "sources": self.sources, **tasks, "files": self.files}
 
 
 def _header(split: str, episode: int, start: int, arrays: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, Any]:
@@ -376,14 +368,3 @@ def _is_dataset(path: Path) -> bool:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _array_record() -> Any:
-    try:
-        from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
-    except ImportError:
-        raise ReverieError(
-            "datasets in folders need the package array_record, which is not installed here (some systems have no "
-            "build of it); use a dataset in one file instead: a path that ends in .npz."
-        ) from None
-    return array_record_module

@@ -44,6 +44,7 @@ class Track:
     """The stream of a file that is shown.
 
     rate: its usual frames per second; span: seconds; aspect: a pixel's width / height; sized: its head tells a size.
+    packets: those that are shown, as a rule one a frame.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Track:
     span: float
     aspect: float
     sized: bool
+    packets: int = 0
 
 
 class Shown(NamedTuple):
@@ -115,7 +117,7 @@ def track(path: Path) -> Track:
     if chosen.area > LARGEST:
         raise Unusable(f"its pictures are {chosen.width} x {chosen.height}; at most {LARGEST} pixels can be read")
     rate, span = _rate(np.array(stamps[index]), chosen.average, broadcast)
-    return Track(path, index, rate, span, chosen.aspect, chosen.area > 0)
+    return Track(path, index, rate, span, chosen.aspect, chosen.area > 0, len(stamps[index]))
 
 
 def frames(one: Track, tally: Tally) -> Iterator[Shown]:

@@ -144,6 +144,12 @@ def _shape(frame: av.VideoFrame, aspect: float) -> tuple[float, float]:
     return (width, height) if _turn(frame)[0] else (height, width)
 
 
+def whole(frame: av.VideoFrame, aspect: float, scaler: VideoReformatter) -> np.ndarray:
+    """Return a frame as uint8 (H,W,3) of its own size, upright and with square pixels."""
+    height, width = (max(1, round(side)) for side in _shape(frame, aspect))
+    return _picture(frame, aspect, scaler, (height, width), "stretch")
+
+
 def _picture(
     frame: av.VideoFrame, aspect: float, scaler: VideoReformatter, size: tuple[int, int], fit: Fit
 ) -> np.ndarray:

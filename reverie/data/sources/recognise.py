@@ -1,10 +1,10 @@
-"""What a folder is, if not a folder of videos: data of robots and games in layouts that others have defined.
+"""What a folder is, if not loose videos or pictures: data of robots and games in layouts that others have defined.
 
 Read as loose videos, such data would be silently wrong: cameras mixed, episodes run together, actions lost.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from reverie.errors import ReverieError
@@ -36,6 +36,18 @@ TABLES = {  # and of which some may lie beside loose videos, but not one for eac
     ".tar": "webdataset",
 }
 BESIDE = {"LeRobot": "data", "RLDS (TensorFlow Datasets)": "dataset_info.json"}  # what lies beside a mark as well
+READ = {  # which source reads a format, by the first word of its name
+    "LeRobot": "lerobot",
+    "Minari": "minari",
+    "RLDS": "rlds",
+    "HDF5": "hdf5",
+    "ArrayRecord": "jasmine",
+    "episodes": "arrays",
+    "arrays": "arrays",
+    "webdataset": "webdataset",
+    "VPT": "vpt",
+}
+LOOSE = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg")
 CAMERA = "observation.image"  # begins the name of a folder with the videos of one of a robot's cameras
 
 
@@ -44,7 +56,15 @@ def refuse_formats(path: Path, files: Iterable[Path], videos: Iterable[Path]) ->
     files, videos = list(files), list(videos)
     if name := recognise(path, files, videos):
         alone = " To learn from the videos alone, put them into a folder of their own." if videos else ""
-        raise ReverieError(f"'{path}' holds data in the format {name}, not loose videos. {NOT_YET}.{alone}")
+        source = READ.get(name.split()[0])
+        way = f"Read it with 'reverie data {source} OUT --path {path}'" if source else NOT_YET
+        raise ReverieError(f"'{path}' holds data in the format {name}, not loose videos. {way}.{alone}")
+
+
+def outnumber(inside: Iterable[Path], found: Sequence[Path]) -> bool:
+    """Return whether files ``found`` are what a folder is about: as many as its loose videos and pictures, or more."""
+    loose = sum(file.suffix.lower() in LOOSE for file in inside)
+    return len(found) >= (max(2, loose) if loose else 1)
 
 
 def recognise(path: Path, files: list[Path], videos: list[Path]) -> str | None:
@@ -58,7 +78,7 @@ def recognise(path: Path, files: list[Path], videos: list[Path]) -> str | None:
     if any(part.startswith(CAMERA) for video in videos[:20] for part in video.resolve().parts):
         return "LeRobot"
     tables = [file for file in files if file.suffix == ".jsonl"] or [video.with_suffix(".jsonl") for video in videos]
-    if videos and any(_is_vpt(table) for table in tables[:20]):
+    if videos and any(is_vpt(table) for table in tables[:20]):
         return "VPT (Minecraft)"
     if any(file.name == "manifest.json" for file in files):  # a store of our own
         return None
@@ -76,7 +96,7 @@ def _has(file: Path, ending: str) -> bool:
     return file.name == ending or (ending == ".zarr" and any(folder.suffix == ending for folder in file.parents))
 
 
-def _is_vpt(path: Path) -> bool:
+def is_vpt(path: Path) -> bool:
     """Whether the first line holds mouse and keyboard, as a recording of VPT does."""
     try:
         with path.open(encoding="utf-8") as file:

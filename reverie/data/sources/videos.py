@@ -3,27 +3,26 @@
 Each video is decoded once, from beginning to end, holding no more than one episode in memory.
 """
 
-import hashlib
 import itertools
 import logging
 import math
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from reverie.actions import START, ActionSpace
 from reverie.data.episode import Episode, Spec
-from reverie.data.sources import action_files, film
+from reverie.data.sources import action_files, files, film
 from reverie.data.sources.cuts import cuts
 from reverie.data.sources.decode import Unusable
 from reverie.data.sources.film import Film, Fit, Sample
-from reverie.data.sources.recognise import refuse_formats
+from reverie.data.sources.recognise import recognise, refuse_formats
 from reverie.errors import ReverieError
 
 ENDINGS = (
@@ -73,9 +72,15 @@ class VideosConfig:
         if self.shortest < 2 or self.frames < 2 * self.shortest:
             raise ReverieError("videos need shortest >= 2 and frames >= 2 * shortest.")
 
+    @classmethod
+    def of(cls, path: Path, inside: list[Path]) -> Self | None:
+        """Return this source of ``path`` if loose videos are what it holds."""
+        found = files.ending(inside, ENDINGS)
+        return cls(path=str(path)) if found and recognise(path, inside, found) is None else None
+
     def spec(self) -> Spec:
         """Return what all episodes have in common, by a first look into every file; ReverieError if none can serve."""
-        films = self._films()
+        films, _ = self._look()
         largest = max((int(film.rows.actions.max()) for film in films if film.rows is not None), default=-1)
         actions = ActionSpace("discrete", largest + 1) if largest >= 0 else ActionSpace()
         typical = statistics.median_low(film.rate for film in films)  # one that some video has
@@ -87,7 +92,9 @@ class VideosConfig:
 
         What cannot be used is logged, one line a file. ReverieError when nothing was long enough.
         """
-        films, fps, counts = self._films(), self.spec().fps, Counter()
+        (films, notes), fps, counts = self._look(), self.spec().fps, Counter()
+        for note in notes:
+            log.warning("%s", note)
         for one in films:
             short = []
             for piece in _pieces(film.samples(one, fps, self.size, self.fit), self):
@@ -107,32 +114,18 @@ class VideosConfig:
 
     def labelled(self) -> float:
         """Return the share of the videos that have actions."""
-        films = self._films()
+        films, _ = self._look()
         return sum(film.rows is not None for film in films) / len(films)
 
     def contents(self) -> dict[str, str]:
         """Return a hash of each video by its name: of its size, beginning and end, wherever it lies."""
         root = Path(self.path)
-        return {_name(path, root): _hash(path) for path in _files(root)}
+        return {files.name_of(path, root): files.fingerprint(path) for path in _files(root)}
 
-    def _films(self) -> tuple[Film, ...]:
-        files = _files(Path(self.path))
-        beside = [path for file in files for end in action_files.ENDINGS if (path := file.with_suffix(end)).is_file()]
-        stamps = tuple((path, stat.st_mtime_ns, stat.st_size) for path in files + beside for stat in [path.stat()])
-        return _look(self, tuple(files), stamps)
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.name if path == root else path.relative_to(root).as_posix()
-
-
-def _hash(path: Path) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        digest = hashlib.sha256(f"{size}".encode() + file.read(2**20))
-        file.seek(max(0, size - 2**20))
-        digest.update(file.read(2**20))
-    return digest.hexdigest()[:16]
+    def _look(self) -> tuple[tuple[Film, ...], tuple[str, ...]]:
+        found = _files(Path(self.path))
+        beside = [path for file in found for end in action_files.ENDINGS if (path := file.with_suffix(end)).is_file()]
+        return _look(self, tuple(found), files.stamps(found + beside))
 
 
 def _files(path: Path) -> list[Path]:
@@ -142,7 +135,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ReverieError(f"there is no file or folder '{path}'.")
-    here = _inside(path)
+    here = files.inside(path)
     videos = [file for file in here if file.suffix.lower() in ENDINGS]
     refuse_formats(path, here, videos)
     if not videos:
@@ -152,24 +145,12 @@ def _files(path: Path) -> list[Path]:
     return videos
 
 
-def _inside(path: Path) -> list[Path]:
-    """Return all files below a folder, also through links, in the order of their names; nothing hidden, none twice."""
-    found, been = [], set()
-    for folder, folders, names in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and real not in been)
-        if real not in been:
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
-        been.add(real)
-    return sorted(file for file in found if file.is_file())
-
-
 @lru_cache(maxsize=4)  # spec() and episodes() look at the same files; one that changed has another stamp
-def _look(config: VideosConfig, files: tuple[Path, ...], stamps: tuple) -> tuple[Film, ...]:
-    """Open every file once; what cannot be used is logged. ReverieError when none can."""
-    root, films, reasons = Path(config.path), [], []
-    for path in files:
-        name = _name(path, root)
+def _look(config: VideosConfig, videos: tuple[Path, ...], stamps: tuple) -> tuple[tuple[Film, ...], tuple[str, ...]]:
+    """Open every file once; return those that can be used, and a line about each that cannot. ReverieError if none."""
+    root, films, reasons, notes = Path(config.path), [], [], []
+    for path in videos:
+        name = files.name_of(path, root)
         try:
             one = film.look(path, name)
             long = one.shape[1] / one.shape[0] * config.size[0] / config.size[1]
@@ -177,25 +158,26 @@ def _look(config: VideosConfig, files: tuple[Path, ...], stamps: tuple) -> tuple
                 raise Unusable(
                     f"{one.shape[1]}x{one.shape[0]} is too long a shape for {config.size}; fit stretch takes it"
                 )
-            films.append(_labelled(one) if config.actions else one)
+            films.append(_labelled(one, notes) if config.actions else one)
         except Unusable as reason:
-            log.warning("skipped %s: %s", name, reason)
             reasons.append(f"{name}: {reason}")
+            notes.append(f"skipped {reasons[-1]}")
     if not films:
         more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-        raise ReverieError(f"none of {len(files)} videos in '{root}' can be used ({'; '.join(reasons[:5])}{more}).")
+        raise ReverieError(f"none of {len(videos)} videos in '{root}' can be used ({'; '.join(reasons[:5])}{more}).")
     if reasons:
-        log.warning("skipped %d of %d videos", len(reasons), len(files))
+        notes.append(f"skipped {len(reasons)} of {len(videos)} videos")
     if config.actions:
-        unused = _unused(root, list(files)) if root.is_dir() else []
+        unused = _unused(root, list(videos)) if root.is_dir() else []
         for path in unused[:LINES]:
-            log.warning("%s is not read: actions of VIDEO.mp4 are in VIDEO.npy, .csv or .jsonl", path.relative_to(root))
+            place = path.relative_to(root)
+            notes.append(f"{place} is not read: actions of VIDEO.mp4 are in VIDEO.npy, .csv or .jsonl")
         if len(unused) > LINES:
-            log.warning("%d more such files are not read", len(unused) - LINES)
+            notes.append(f"{len(unused) - LINES} more such files are not read")
         labelled = sum(film.rows is not None for film in films)
         if labelled or unused:
-            log.warning("%d of %d videos had actions", labelled, len(films))
-    return tuple(films)
+            notes.append(f"{labelled} of {len(films)} videos had actions")
+    return tuple(films), tuple(notes)
 
 
 def _unused(root: Path, videos: list[Path]) -> list[Path]:
@@ -210,16 +192,16 @@ def _unused(root: Path, videos: list[Path]) -> list[Path]:
             return True
         return any((path.parent, name[:end]) in stems for end, letter in enumerate(name) if letter in "._-")
 
-    tables = (path for path in _inside(root) if path.suffix.lower() in TABLES)
+    tables = (path for path in files.inside(root) if path.suffix.lower() in TABLES)
     return [path for path in tables if path not in used and telling(path)]
 
 
-def _labelled(one: Film) -> Film:
-    """Return a video with the actions beside it; where they are wrong, say so and use it without."""
+def _labelled(one: Film, notes: list[str]) -> Film:
+    """Return a video with the actions beside it; where they are wrong, note so and use it without."""
     try:
         return film.labelled(one)
     except ReverieError as reason:
-        log.warning("%s is used without actions: %s", one.name, reason)
+        notes.append(f"{one.name} is used without actions: {reason}")
         return one
 
 

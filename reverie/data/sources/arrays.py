@@ -1,0 +1,134 @@
+"""Episodes in NumPy's files: .npz with named arrays, or folders of .npy files, of one episode or of many.
+
+Which array is what follows from its name (``roles``) and shape, where episodes end from flags ("done", "is_first") or
+"lengths"; ``bundles`` says which step an entry belongs to.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from reverie import bounded
+from reverie.data.sources import bundles, files, roles
+from reverie.data.sources.bundles import Alignment, Bundle, Column
+from reverie.data.sources.dreamerv3 import CHUNK
+from reverie.data.sources.recognise import outnumber, recognise
+from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
+
+LENGTHS = ("lengths", "episode_lengths", "episode_ends")
+OURS = {"frames", "lengths"}  # what an .npz that is a dataset of Reverie's own has
+ROLES = roles.FRAMES + tuple(name for names in roles.OF_STEPS.values() for name in names) + LENGTHS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraysConfig(FileSource):
+    """Episodes in .npz or .npy files: frames, actions, rewards, ends by name."""
+
+    camera: str = ""  # the array of the pictures; several, joined by commas, are put side by side; empty finds one
+    actions: str = ""  # the array of the actions; empty takes the one named so
+    alignment: Alignment | None = None  # where actions are as many as frames: taken at theirs, or led to it
+
+    @classmethod
+    def of(cls, path: Path, inside: list[Path]) -> Self | None:
+        """Return this source of ``path`` if NumPy's arrays are what it holds."""
+        found = [file for file in files.ending(inside, (".npz", ".npy")) if not CHUNK.fullmatch(file.name)]
+        others = [file for file in inside if file.suffix != ".lmp"]  # what ViZDoom's engine notes beside its pictures
+        if not found or not outnumber(inside, found) or recognise(path, others, found) is not None:
+            return None
+        return None if path.is_file() and is_dataset(path) else cls(str(path))
+
+    def look(self, inside: list[Path]) -> Found:
+        """Return the recordings of all files, in the order of their names."""
+        found, root, made = Found(), Path(self.path), []
+        for file in sorted(files.ending(inside, (".npz",)), key=files.natural):
+            name = files.name_of(file, root)
+            try:
+                made += _bundles(name, _npz(name, file, found))
+            except UNREADABLE as error:
+                found.skip(name, error)
+        for name, group in _groups(files.ending(inside, (".npy",)), root).items():
+            try:
+                arrays = {key: bounded.map_npy(file) for key, file in group.items()}
+                made += _bundles(name, {key: Column.of(array) for key, array in arrays.items()})
+            except UNREADABLE as error:
+                found.skip(name, error)
+        bundles.add(found, made, camera=self.camera, actions=self.actions, alignment=self.alignment)
+        return found
+
+
+def is_dataset(path: Path) -> bool:
+    """Return whether an .npz file is a dataset in Reverie's own layout, which ``open_dataset`` reads."""
+    try:
+        names = set(bounded.npz_headers(path)[0]) if path.suffix == ".npz" else set()
+    except UNREADABLE:
+        return True  # damaged: what reads datasets says so
+    return "reverie" in names or names >= OURS
+
+
+def _npz(name: str, file: Path, found: Found) -> dict[str, Column]:
+    headers, others = bounded.npz_headers(file)
+    if others:
+        found.say(f"{name}: {', '.join(others)[:200]} {'are' if len(others) > 1 else 'is'} not numbers: not read")
+    stamp = file.stat().st_mtime_ns
+
+    def column(key: str) -> Column:
+        kind, shape = headers[key]
+        return Column(shape, kind.str[1:], lambda a, b: _member(file, key, stamp)[a:b])
+
+    return {key: column(key) for key in headers}
+
+
+@lru_cache(maxsize=2)  # frames are read in parts, and those of several cameras in turn
+def _member(file: Path, key: str, stamp: int) -> np.ndarray:
+    return bounded.read_npz(file, None, [key])[key]
+
+
+def _groups(found: list[Path], root: Path) -> dict[str, dict[str, Path]]:
+    """Return .npy files by episode and role: frames.npy, actions.npy of a folder, or ep1_frames.npy, ep1_actions.npy.
+
+    A file whose name has no role is an episode's frames.
+    """
+    groups: dict[str, dict[str, Path]] = {}
+    for file in sorted(found, key=files.natural):
+        folder = files.name_of(file.parent, root) if file.parent != root else root.name
+        stem = file.stem.lower()
+        role = max((word for word in ROLES if re.search(rf"(^|[_.-]){word}$", stem)), key=len, default="")
+        front = max((word for word in ROLES if re.search(rf"^{word}([_.-]|$)", stem)), key=len, default="")
+        if role:
+            rest, key = stem[: len(stem) - len(role)].rstrip("_.-"), role
+        elif front:
+            rest, key = stem[len(front) :].lstrip("_.-"), front
+        else:
+            rest, key = stem, "frames"
+        groups.setdefault(f"{folder}/{rest}" if rest else folder, {})[key] = file
+    return groups
+
+
+def _bundles(name: str, columns: dict[str, Column]) -> Iterator[Bundle]:
+    """Yield the bundle of one file; of arrays (E, T, ...), one for each of E episodes."""
+    lengths: tuple[int, ...] = ()
+    if key := roles.find(columns, LENGTHS):
+        given = columns.pop(key).all().astype(np.int64)
+        lengths = tuple((np.diff(given, prepend=0) if roles.last(key) == "episode_ends" else given).tolist())
+    stacked = [key for key, column in columns.items() if len(column.shape) == 5]
+    if not stacked:
+        yield Bundle(name, columns, lengths=lengths)
+        return
+    count = columns[stacked[0]].shape[0]
+    for episode in range(count):
+        parts = {
+            key: _of_episode(column, episode, lengths[episode] if len(lengths) == count else None)
+            for key, column in columns.items()
+            if len(column.shape) > 1 and column.shape[0] == count
+        }
+        yield Bundle(f"{name}, episode {episode}", parts)
+
+
+def _of_episode(column: Column, episode: int, length: int | None) -> Column:
+    shape = column.shape[1:] if length is None else (min(length, column.shape[1]), *column.shape[2:])
+    return Column(shape, column.kind, lambda a, b: column.read(episode, episode + 1)[0][a:b])

@@ -1,0 +1,121 @@
+"""TFRecord files and the tf.train.Example in each record, read without TensorFlow.
+
+Only what is needed of protocol buffers: fields with their numbers, lengths and varints.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from reverie.errors import Damaged
+
+POLYNOMIAL = 0x82F63B78  # of CRC-32C
+BYTES, FLOATS, INTEGERS = 1, 2, 3  # the field of a Feature says which kind of list it holds
+
+
+def tfrecords(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield (offset, bytes) of each record of a TFRecord file; Damaged where its framing is broken."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        place = 0
+        while place < size:
+            file.seek(place)
+            head = file.read(12)
+            if len(head) < 12 or _masked(head[:8]) != struct.unpack("<I", head[8:])[0]:
+                raise Damaged(f"it is no TFRecord file, or damaged at byte {place}")
+            (length,) = struct.unpack("<Q", head[:8])
+            if place + 16 + length > size:
+                raise Damaged(f"it ends in the middle of a record, at byte {place}")
+            yield place + 12, length
+            place += 16 + length
+
+
+def _masked(data: bytes) -> int:
+    """Return the checksum of a record's length, as the format stores it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (POLYNOMIAL if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def example(data: bytes) -> dict[str, np.ndarray | list[memoryview]]:
+    """Return the features of a tf.train.Example by name: floats, whole numbers, or bytes; Damaged if it is none."""
+    found: dict[str, np.ndarray | list[memoryview]] = {}
+    try:
+        for _, features in _fields(memoryview(data)):
+            for _, entry in _fields(_bytes(features)):
+                parts = dict(_fields(_bytes(entry)))
+                name = bytes(_bytes(parts[1])).decode()
+                found[name] = _values(_bytes(parts[2])) if 2 in parts else []
+    except (KeyError, IndexError, UnicodeDecodeError, ValueError, struct.error) as error:
+        raise Damaged(f"it is no example of TensorFlow's, or damaged ({error})") from None
+    return found
+
+
+def _bytes(value: memoryview | int) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a number where a message belongs")
+    return value
+
+
+def _varint(data: memoryview, place: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place += 1
+        if byte < 128:
+            return value, place
+    raise ValueError("a number that does not end")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """Yield (number, value) of a message's fields."""
+    place = 0
+    while place < len(data):
+        key, place = _varint(data, place)
+        kind = key & 7
+        if kind == 0:
+            value, place = _varint(data, place)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            size, place = _varint(data, place)
+        else:
+            size = {1: 8, 5: 4}.get(kind, len(data) + 1)
+        if size > len(data) - place:
+            raise ValueError("a field that is longer than its message")
+        yield key >> 3, data[place : place + size]
+        place += size
+
+
+def _values(feature: memoryview) -> np.ndarray | list[memoryview]:
+    for kind, body in _fields(feature):
+        items = [value for _, value in _fields(_bytes(body))]
+        if kind == BYTES:
+            return [_bytes(item) for item in items]
+        if kind == FLOATS:
+            return np.frombuffer(b"".join(_bytes(item) for item in items), "<f4")
+        parts = [np.array([item], np.uint64) if isinstance(item, int) else _varints(item) for item in items]
+        return np.concatenate(parts or [np.zeros(0, np.uint64)]).view(np.int64)
+    return []
+
+
+def _varints(data: memoryview) -> np.ndarray:
+    """Return packed varints as uint64 (n,)."""
+    raw = np.frombuffer(data, np.uint8)
+    last = np.flatnonzero(raw < 128)
+    if not len(raw):
+        return np.zeros(0, np.uint64)
+    if not len(last) or last[-1] != len(raw) - 1:
+        raise ValueError("a number that does not end")
+    starts = np.concatenate([[0], last[:-1] + 1])
+    place = np.arange(len(raw)) - np.repeat(starts, last - starts + 1)
+    if place.max() > 9:
+        raise ValueError("a number of more than 64 bits")
+    return np.add.reduceat((raw & 127).astype(np.uint64) << (7 * place).astype(np.uint64), starts)

@@ -1,0 +1,152 @@
+"""Episodes in HDF5: robomimic's (a group an episode), D4RL's (one table, cut by flags), and files of one episode each.
+
+Every group that holds an array of actions is one table of steps; arrays below it belong to it by their paths, such as
+"obs/agentview_image" and "next_obs/agentview_image". ``bundles`` says which step an entry belongs to.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from reverie.bounded import RATIO, ROOM, parse_json
+from reverie.data.sources import bundles, files, roles
+from reverie.data.sources.bundles import Alignment, Bundle, Column
+from reverie.data.sources.pictures import is_encoded
+from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
+from reverie.errors import Damaged, ReverieError
+
+ENDINGS = (".hdf5", ".h5", ".he5")
+DEPTH = 8  # of groups in groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class HDF5Config(FileSource):
+    """HDF5 files of robomimic, D4RL, ALOHA and alike."""
+
+    camera: str = ""  # the array of the pictures, or its end; several, joined by commas, are put side by side
+    actions: str = ""  # the array of the actions; empty takes the one named so
+    alignment: Alignment | None = None  # where actions are as many as frames: taken at theirs, or led to it
+
+    @classmethod
+    def of(cls, path: Path, inside: list[Path]) -> Self | None:
+        """Return this source of ``path`` if HDF5 is what it holds; Minari's is another source's."""
+        found = files.ending(inside, ENDINGS)
+        return cls(str(path)) if found and all(file.name != "main_data.hdf5" for file in found) else None
+
+    def look(self, inside: list[Path]) -> Found:
+        """Return the recordings of all files, in the order of their names, and of their groups."""
+        found, root, made = Found(), Path(self.path), []
+        for file in sorted(files.ending(inside, ENDINGS), key=files.natural):
+            name = files.name_of(file, root)
+            try:
+                with opened(file) as handle:
+                    found.fps = found.fps or _rate(handle)
+                    groups = list(_groups(handle))
+                    if not groups:
+                        raise ReverieError("it holds no group with actions and pictures")
+                    for group in groups:
+                        where = f"{name}, {group.strip('/')}" if len(groups) > 1 or len(inside) == 1 else name
+                        made.append(Bundle(where.strip(", "), columns_below(file, handle[group])))
+            except UNREADABLE as error:
+                found.skip(name, error)
+        bundles.add(found, made, camera=self.camera, actions=self.actions, alignment=self.alignment)
+        return found
+
+
+def h5py() -> Any:
+    """Return the package h5py; ReverieError if it is not installed."""
+    try:
+        import h5py
+    except ImportError:
+        raise ReverieError("this format needs h5py: pip install 'reverie-worlds[hdf5]'") from None
+    return h5py
+
+
+def opened(file: Path) -> Any:
+    """Return an HDF5 file, open for reading."""
+    try:
+        return h5py().File(file, "r")
+    except OSError as error:
+        raise Damaged(f"it is no HDF5 file, or damaged ({str(error)[:100]})") from None
+
+
+def columns_below(file: Path, group: Any) -> dict[str, Column]:
+    """Return all arrays below a group by their paths from it."""
+    prefix = group.name.rstrip("/") + "/"
+    found = ((path, _column(file, array)) for path, array in _arrays(group))
+    return {path.removeprefix(prefix): column for path, column in found if column is not None}
+
+
+def _members(group: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a group holds itself, in natural order; not what a link into another file leads to."""
+    library = h5py()
+    for name in sorted(group, key=lambda name: files.natural(Path(name))):
+        if isinstance(group.get(name, getlink=True), library.HardLink):
+            yield name, group.get(name)
+
+
+def _groups(group: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the paths of the groups that are tables of steps: those with actions in them, or pictures alone."""
+    library = h5py()
+    members = dict(_members(group))
+    own = [name for name, item in members.items() if isinstance(item, library.Dataset)]
+    inner = [item for item in members.values() if isinstance(item, library.Group)]
+    if roles.find(own, roles.ACTIONS) is not None or depth == DEPTH:
+        yield group.name
+        return
+    below = [path for item in inner for path in _groups(item, depth + 1)]
+    yield from below
+    if not below and depth < 2 and any(_column(None, members[name]) is not None for name in own):
+        yield group.name
+
+
+def _arrays(group: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    library = h5py()
+    for _, item in _members(group):
+        if isinstance(item, library.Dataset):
+            yield item.name, item
+        elif depth < DEPTH:
+            yield from _arrays(item, depth + 1)
+
+
+def _column(file: Path | None, array: Any) -> Column | None:
+    """Return an array as a column, which opens the file anew to read; None where it holds no numbers or pictures.
+
+    What lies in other files is not read: links, virtual arrays, arrays with external storage.
+    """
+    library = h5py()
+    encoded = array.dtype.kind == "O" and library.check_vlen_dtype(array.dtype) == np.dtype(np.uint8)
+    if array.is_virtual or array.external or not array.shape or not (encoded or array.dtype.kind in "biuf"):
+        return None
+    if not encoded and array.dtype == np.uint8 and len(array.shape) == 2 and array.shape[0] and array.shape[1] > 64:
+        encoded = is_encoded(array[0, :8].tobytes())  # pictures in rows of one length, filled up behind
+    path = array.name
+    limit = max(ROOM, RATIO * Path(array.file.filename).stat().st_size)
+
+    def read(first: int, stop: int) -> Any:
+        with opened(file or Path(array.file.filename)) as handle:
+            part = handle[path]
+            size = math.prod((stop - first, *part.shape[1:])) * part.dtype.itemsize
+            if size > limit:
+                raise Damaged(f"'{path}' would take {size / 1e6:.0f} MB: more than the {limit / 1e6:.0f} MB allowed")
+            return part[first:stop]
+
+    return Column(tuple(array.shape), array.dtype.str[1:], read, "encoded" if encoded else "numbers")
+
+
+def _rate(handle: Any) -> float:
+    """Return the frames per second that robomimic notes of its simulator; 0 if it does not."""
+    data = handle.get("data")
+    text = data.attrs.get("env_args") if data is not None else None
+    if not isinstance(text, str | bytes):
+        return 0.0
+    try:
+        about = parse_json(text, "env_args")
+        rate = float(about["env_kwargs"]["control_freq"])
+    except (Damaged, KeyError, TypeError, ValueError):
+        return 0.0
+    return rate if 0 < rate <= 240 else 0.0

@@ -1,0 +1,71 @@
+"""Folders of pictures: every folder that holds PNG or JPEG files is an episode, in the order people number frames.
+
+A file ``actions.csv`` (.jsonl, .npy, .npz) in the folder, or one named like the folder beside it, says what was done:
+see ``tables``. Row i is of frame i unless a column ``frame`` says which.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from reverie import bounded
+from reverie.data.sources import files, tables
+from reverie.data.sources.bundles import Alignment
+from reverie.data.sources.pictures import decoded
+from reverie.data.sources.recognise import recognise
+from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording
+from reverie.data.sources.videos import ENDINGS as VIDEOS
+from reverie.errors import Damaged
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+BYTES = 2**28  # of one picture's file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig(FileSource):
+    """Folders of PNG or JPEG files: every folder is an episode."""
+
+    alignment: Alignment = "at"  # whether row i of the actions was taken at frame i, or led to it
+    actions: str = ""  # the column of the actions; empty takes those named so
+
+    @classmethod
+    def of(cls, path: Path, inside: list[Path]) -> Self | None:
+        """Return this source of ``path`` if pictures are what it holds."""
+        pictures = files.ending(inside, ENDINGS)
+        loose = pictures and not files.ending(inside, VIDEOS) and recognise(path, inside, pictures) is None
+        return cls(str(path)) if loose else None
+
+    def look(self, inside: list[Path]) -> Found:
+        """Return one recording for each folder of pictures."""
+        root, found = Path(self.path), Found()
+        pictures = sorted(files.ending(inside, ENDINGS), key=files.natural)
+        for folder, group in groupby(pictures, key=lambda file: file.parent):
+            frames = list(group)
+            name = files.name_of(folder, root) if folder != root else root.name
+            found.recordings.append(self._recording(name, folder, frames, found))
+        if not pictures:
+            found.skip(root.name, "it holds no .png or .jpg files")
+        return found
+
+    def _recording(self, name: str, folder: Path, frames: list[Path], found: Found) -> Recording:
+        steps = tables.Steps()
+        table = tables.beside(folder)
+        if table is not None:
+            try:
+                numbers = [int(digits[-1]) if (digits := files.ROW.findall(f.stem)) else -1 for f in frames]
+                steps = tables.steps(table, len(frames), numbers, self.actions, self.alignment, found)
+            except UNREADABLE as error:
+                found.say(f"{name} is used without actions: {error}")
+        return Recording(
+            name, len(frames), lambda: map(_picture, frames), steps.actions, steps.rewards, steps.ends, source=name
+        )
+
+
+def _picture(file: Path) -> np.ndarray | None:
+    try:
+        return decoded(bounded.read_bytes(file, BYTES))
+    except Damaged:
+        return None

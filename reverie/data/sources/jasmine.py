@@ -1,0 +1,130 @@
+"""Jasmine's ArrayRecords: pickled records of raw pictures, and of the action taken at each of them.
+
+A record is a chunk of an episode; which chunks belong together is not said, so every chunk is an episode. Height and
+width are nowhere: --frame H W says them, or they are the shape in which neighbouring rows of pixels are most alike.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from reverie import bounded
+from reverie.data.records import Records
+from reverie.data.sources import files
+from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at
+from reverie.data.sources.spaces import Declared
+from reverie.data.sources.unpickled import unpickled
+from reverie.errors import Damaged, ReverieError
+
+SIDE, LONGEST = 16, 3.0  # of a guessed shape: the least height and width, and the most one may exceed the other
+LOOKED = 4  # pictures that a guess looks at
+
+
+@dataclass(frozen=True, kw_only=True)
+class JasmineConfig(FileSource):
+    """Jasmine's ArrayRecords of games (pickled records, read without running anything)."""
+
+    frame: tuple[int, int] | None = None  # height and width of the pictures in the files; None guesses them
+
+    @classmethod
+    def of(cls, path: Path, inside: list[Path]) -> Self | None:
+        """Return this source of ``path`` if it holds ArrayRecords; TensorFlow Datasets' lie beside features.json."""
+        found = {file.parent for file in inside if file.suffix == ".array_record"}
+        others = ("manifest.json", "features.json")
+        return cls(str(path)) if any(all(not (f / name).is_file() for name in others) for f in found) else None
+
+    def look(self, inside: list[Path]) -> Found:
+        """Return one recording for each record, in the order of the files' names."""
+        found, root, shape = Found(), Path(self.path), self.frame
+        count = _actions(root)
+        found.declared = Declared(sizes=(count,)) if count else Declared()
+        for file in sorted((f for f in inside if f.suffix == ".array_record"), key=files.natural):
+            name, reader = files.name_of(file, root), None
+            try:
+                total = len(reader := Records(file))
+            except UNREADABLE as error:
+                found.skip(name, error)
+                continue
+            for place in range(total):
+                where = f"{name}, record {place}"
+                try:
+                    record = _record(reader[place])
+                    if shape is None:
+                        shape = _guess(record)
+                        found.say(f"pictures are taken as {shape[0]} x {shape[1]}; --frame H W if they are not")
+                    found.recordings.append(self._recording(where, file, place, record, shape))
+                except UNREADABLE as error:
+                    found.skip(where, error)
+        return found
+
+    def _recording(self, where: str, file: Path, place: int, record: dict[str, Any], shape: tuple[int, int]):
+        length, size = record["sequence_length"], len(record["raw_video"])
+        if size != length * shape[0] * shape[1] * 3:
+            raise ReverieError(f"{size} bytes are not {length} pictures of {shape[0]} x {shape[1]}; --frame H W")
+        rows = record.get("actions")
+        rows = None if rows is None else np.asarray(rows)
+        if rows is not None and rows.shape[:1] not in ((length,), (length - 1,)):
+            raise ReverieError(f"{rows.shape[:1]} actions for {length} pictures")
+        stamp = file.stat().st_mtime_ns
+        return Recording(
+            where, length, lambda: _frames(file, stamp, place, shape), actions=at(rows, length), source=file.name
+        )
+
+
+def _record(data: bytes) -> dict[str, Any]:
+    found = unpickled(data)
+    if not isinstance(found, dict) or not isinstance(found.get("raw_video"), bytes):
+        raise Damaged("it is no record of Jasmine's: it has no raw_video")
+    length = found.get("sequence_length")
+    if not isinstance(length, int | np.integer) or not 0 < length <= len(found["raw_video"]):
+        raise Damaged("it is no record of Jasmine's: it has no sequence_length")
+    return found | {"sequence_length": int(length)}
+
+
+def _frames(file: Path, stamp: int, place: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    record = _record(_open(file, stamp)[place])
+    frames = np.frombuffer(record["raw_video"], np.uint8).reshape(record["sequence_length"], *shape, 3)
+    return iter(frames)
+
+
+@lru_cache(maxsize=1)  # the records of a file are read one after the other
+def _open(file: Path, stamp: int) -> Any:
+    return Records(file)
+
+
+def _guess(record: dict[str, Any]) -> tuple[int, int]:
+    """Return the shape (H, W) of a record's pictures in which a row is most like the one above it."""
+    data = np.frombuffer(record["raw_video"], np.uint8)
+    pixels, rest = divmod(len(data), 3 * record["sequence_length"])
+    shapes = [
+        (height, pixels // height)
+        for height in range(SIDE, pixels // SIDE + 1)
+        if not pixels % height and 1 / LONGEST <= pixels // height / height <= LONGEST
+    ]
+    if rest or not shapes:
+        raise ReverieError(f"{len(data)} bytes are not {record['sequence_length']} pictures of any shape; --frame H W")
+
+    def unrest(shape: tuple[int, int]) -> float:
+        some = data.reshape(-1, *shape, 3)[:: max(1, record["sequence_length"] // LOOKED)].astype(np.int16)
+        return float(np.abs(np.diff(some, axis=1)).mean())
+
+    square = [shape for shape in shapes if shape[0] == shape[1]]
+    return min(square + shapes, key=unrest)  # of equals, the square
+
+
+def _actions(root: Path) -> int:
+    """Return how many actions the metadata say there are, of the folder or the one above; 0 if they do not."""
+    for folder in (root, root.parent, root.parent.parent):
+        try:
+            about = bounded.read_json(folder / "metadata.json", 2**28)
+            count = about.get("num_actions") if isinstance(about, dict) else None
+        except (Damaged, OSError, json.JSONDecodeError):
+            continue
+        if isinstance(count, int) and 0 < count <= 2**16:
+            return count
+    return 0

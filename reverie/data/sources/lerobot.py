@@ -1,0 +1,252 @@
+"""LeRobot's data sets, v2 (a file an episode) and v3 (files shared by episodes): tables beside videos or pictures.
+
+A row holds what was seen at a frame, the action commanded *at* it, and the reward of the step after it ("next.reward").
+Frames are found by time: each row's timestamp, after the moment at which its episode begins in the video.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from reverie import bounded
+from reverie.data.sources import clips, roles
+from reverie.data.sources.parquet import numbers, pyarrow, table_of
+from reverie.data.sources.pictures import decoded, side_by_side
+from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at
+from reverie.data.sources.spaces import Declared
+from reverie.errors import Damaged, ReverieError
+
+INFO = "meta/info.json"
+BYTES = 2**28  # of a list of episodes
+OWN = ("timestamp", "episode_index", "task_index")
+REWARDS, DONES = ("next.reward", "reward"), ("next.done", "done")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeRobotConfig(FileSource):
+    """LeRobot data sets, v2.0, v2.1 and v3.0."""
+
+    camera: str = ""  # the camera, or the end of its name; several, joined by commas, are put side by side
+    actions: str = "action"  # the column of the actions
+
+    @classmethod
+    def of(cls, path: Path, inside: list[Path]) -> Self | None:
+        """Return this source of ``path`` if it holds a data set of LeRobot's."""
+        infos = [file.parents[1] for file in inside if file.as_posix().endswith(f"/{INFO}")]
+        return cls(str(path)) if any((root / "data").is_dir() for root in infos) else None
+
+    def look(self, inside: list[Path]) -> Found:
+        """Return the recordings of the data set, in the order of their numbers."""
+        roots = sorted({file.parents[1] for file in inside if file.as_posix().endswith(f"/{INFO}")})
+        if len(roots) != 1:
+            some = f"; choose one: {', '.join(map(str, roots[:5]))}" if roots else ""
+            raise ReverieError(f"'{self.path}' holds {len(roots)} data sets of LeRobot{some}.")
+        return _Set(roots[0], self).found()
+
+
+class _Set:
+    """One data set. info: of its features; reels: the videos in use, by camera."""
+
+    def __init__(self, root: Path, config: LeRobotConfig):
+        self.root, self.config = root, config
+        self.info = _json(root / INFO)
+        features = self.info.get("features")
+        if not isinstance(features, dict) or not all(isinstance(value, dict) for value in features.values()):
+            raise ReverieError(f"'{root / INFO}' names no features.")
+        self.features: dict[str, dict[str, Any]] = features
+        self.reels: dict[str, tuple[Path, clips.Reel]] = {}
+
+    def found(self) -> Found:
+        """Return what is in the data set."""
+        found = Found(fps=float(self.info.get("fps") or 0))
+        options = [key for key, value in self.features.items() if value.get("dtype") in ("video", "image")]
+        if not options:
+            raise ReverieError(f"'{self.root}' has no cameras: its features are {', '.join(self.features)[:200]}.")
+        cameras = roles.cameras(self.config.camera, options, found.say)
+        key = self.config.actions
+        if key not in self.features:
+            acting = [name for name in self.features if "action" in name]
+            key = roles.chosen(key, acting, "column of actions") if acting else ""
+        found.declared = Declared(names=_names(self.features.get(key, {}).get("names")))
+        tasks, lost = self._tasks(found), 0
+        for episode, rows in self._episodes(key, found):
+            number = int(episode["episode_index"])
+            try:
+                recording = self._recording(number, episode, rows, key, cameras, tasks)
+            except UNREADABLE as error:
+                found.skip(f"episode {number}", error)
+                continue
+            lost += any(_last(rows.get(name)) for name in REWARDS + DONES)
+            found.recordings.append(recording)
+        if lost:
+            found.say(f"the last reward or end of {lost} recordings led to a frame that is not in the files: left out")
+        return found
+
+    def _recording(
+        self,
+        number: int,
+        episode: dict[str, Any],
+        rows: dict[str, np.ndarray],
+        key: str,
+        cameras: tuple[str, ...],
+        tasks: dict[int, str],
+    ) -> Recording:
+        length = len(rows["timestamp"])
+        declared = episode.get("length")
+        if declared is not None and int(declared) != length:
+            raise ReverieError(f"its table has {length} rows, its metadata say {declared}")
+        reward = next((rows[name] for name in REWARDS if name in rows), None)
+        done = next((rows[name] for name in DONES if name in rows), None)
+        tasks_here = episode.get("tasks")
+        own = tasks.get(int(rows["task_index"][0])) if "task_index" in rows and length else None
+        told = tasks_here[0] if isinstance(tasks_here, list) and tasks_here else ""
+        return Recording(
+            name=f"episode {number}",
+            length=length,
+            frames=partial(self._frames, number, episode, rows["timestamp"], cameras),
+            actions=at(rows.get(key), length),
+            rewards=None if reward is None else at(reward.reshape(-1), length),
+            ends=None if done is None else at(done.reshape(-1) != 0, length),
+            task=own or str(told),
+        )
+
+    # -- tables ------------------------------------------------------------------------------------------------------
+
+    def _episodes(self, key: str, found: Found) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+        """Yield the metadata and the rows of each episode; files that cannot be read are skipped."""
+        wanted = [*OWN, *REWARDS, *DONES, *([key] if key else [])]
+        known, done, count = self._metadata(found), set(), 0
+        for path in sorted((self.root / "data").rglob("*.parquet")):
+            try:
+                table = table_of([path], wanted)
+                index = numbers(table["episode_index"]).reshape(-1)
+                columns = {name: numbers(table[name]) for name in table.column_names}
+            except UNREADABLE as error:
+                found.skip(path.name, error)
+                continue
+            for number in dict.fromkeys(index.tolist()):  # in the order they come in
+                rows = np.flatnonzero(index == number)
+                episode = known.get(number, {"episode_index": number}) | {"_table": path}
+                done.add(number)
+                count += 1
+                yield episode, {name: column[rows] for name, column in columns.items()}
+        missing = sorted(set(known) - done)
+        if missing:
+            found.skip(f"episodes {', '.join(map(str, missing[:10]))}{' ...' if len(missing) > 10 else ''}", "no rows")
+
+    def _metadata(self, found: Found) -> dict[int, dict[str, Any]]:
+        """Return what the metadata say of each episode, by its number."""
+        old = self.root / "meta" / "episodes.jsonl"
+        try:
+            if old.is_file():
+                lines = bounded.read_bytes(old, BYTES).decode().splitlines()
+                rows = [bounded.parse_json(line, old.name) for line in lines if line.strip()]
+            else:
+                paths = sorted((self.root / "meta" / "episodes").rglob("*.parquet"))
+                rows = table_of(paths, _columns(paths)).to_pylist() if paths else []
+            return {int(row["episode_index"]): row for row in rows}
+        except UNREADABLE as error:
+            found.say(f"the metadata of episodes cannot be read ({error}): tables alone say where they end")
+            return {}
+
+    def _tasks(self, found: Found) -> dict[int, str]:
+        """Return the texts of tasks by number; in newer files the text is the index of the table."""
+        try:
+            old, new = self.root / "meta" / "tasks.jsonl", self.root / "meta" / "tasks.parquet"
+            if old.is_file():
+                lines = bounded.read_bytes(old, BYTES).decode().splitlines()
+                rows = [bounded.parse_json(line, old.name) for line in lines if line.strip()]
+            else:
+                rows = table_of([new]).to_pylist() if new.is_file() else []
+            texts = ("task", "__index_level_0__")
+            found_texts = ((row["task_index"], next((row[k] for k in texts if k in row), "")) for row in rows)
+            return {int(number): str(text) for number, text in found_texts}
+        except UNREADABLE as error:
+            found.say(f"the texts of tasks cannot be read ({error})")
+            return {}
+
+    # -- pictures ----------------------------------------------------------------------------------------------------
+
+    def _frames(self, number: int, episode: dict[str, Any], times: np.ndarray, cameras: tuple[str, ...]):
+        views = [self._view(number, episode, times.reshape(-1).astype(np.float64), camera) for camera in cameras]
+        return (side_by_side(pictures) for pictures in zip(*views, strict=True))
+
+    def _view(self, number: int, episode: dict[str, Any], times: np.ndarray, camera: str):
+        if self.features[camera].get("dtype") == "image":
+            yield from _stored(episode["_table"], number, camera)
+            return
+        start = f"videos/{camera}/from_timestamp"
+        path = self._video(number, episode, camera)
+        if camera not in self.reels or self.reels[camera][0] != path:
+            self.reels[camera] = path, clips.Reel(path)
+        yield from self.reels[camera][1].at(times + float(episode.get(start) or 0.0))
+
+    def _video(self, number: int, episode: dict[str, Any], camera: str) -> Path:
+        """Return the file of an episode's video, by the pattern that the data set declares."""
+        size = int(self.info.get("chunks_size") or 1000)
+        chunk = episode.get(f"videos/{camera}/chunk_index")
+        values = {
+            "video_key": camera,
+            "episode_index": number,
+            "episode_chunk": number // size,
+            "chunk_index": chunk,
+            "file_index": episode.get(f"videos/{camera}/file_index"),
+        }
+
+        def filled(match: re.Match[str]) -> str:
+            value = values.get(match[1])
+            if value is None:
+                raise Damaged(f"its metadata do not say the {match[1]} of {camera}")
+            return f"{int(value):0{int(match[2] or 0)}d}" if match[1] != "video_key" else str(value)
+
+        pattern = str(self.info.get("video_path"))
+        name = re.sub(r"\{(\w+)(?::0?(\d{1,2})d)?\}", filled, pattern)
+        place = Path(name)
+        if place.is_absolute() or ".." in place.parts:
+            raise Damaged(f"its video would be outside of the data set ({name[:80]})")
+        if not (self.root / place).is_file():
+            raise Damaged(f"its video '{name[:120]}' is missing")
+        return self.root / place
+
+
+def _stored(table: Path, number: int, camera: str) -> Iterator[np.ndarray | None]:
+    """Yield the pictures of an episode that are in its table."""
+    rows = pyarrow().parquet.read_table(table, columns=[camera], filters=[("episode_index", "=", number)])
+    for row in rows[camera].to_pylist():
+        try:
+            yield decoded(row["bytes"] if isinstance(row, dict) else row)
+        except (Damaged, TypeError, KeyError):
+            yield None
+
+
+def _columns(paths: list[Path]) -> list[str]:
+    """Return the columns of episodes' metadata but their statistics, of which there are hundreds."""
+    schema = pyarrow().parquet.read_schema
+    return list(dict.fromkeys(n for path in paths for n in schema(path).names if not n.startswith("stats/")))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = bounded.read_json(path)
+    except (Damaged, json.JSONDecodeError) as error:
+        raise ReverieError(f"'{path}' is damaged ({error})") from None
+    if not isinstance(found, dict):
+        raise ReverieError(f"'{path}' is damaged: it holds no object")
+    return found
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    """Return the names of an action's components, which may be a list, a dict of lists, or null."""
+    if isinstance(names, dict):
+        names = [name for part in names.values() for name in (part if isinstance(part, list) else [])]
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _last(rows: np.ndarray | None) -> bool:
+    return rows is not None and len(rows) > 0 and bool(np.ravel(rows[-1])[0])

@@ -1,0 +1,91 @@
+"""Pictures as others keep them, brought to uint8 (H,W,3), red, green, blue.
+
+They come encoded (PNG, JPEG), with channels first, grey, with transparency, as floats. H W C image, T frames.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from reverie.errors import Damaged, first_line
+
+LARGEST = 2**25  # pixels of a picture: 8K is just within; a PNG of 100 KB may claim a hundred times more
+KINDS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")  # that Pillow may try: no format with scripts or other files in it
+SMALLEST = 8  # pixels of a side; arrays with shorter sides are vectors, not pictures
+CHANNELS = (1, 3, 4)
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """Return an encoded picture as uint8 (H,W,3), upright; Damaged if it is none or too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=KINDS) as picture:
+                width, height = picture.size
+                if width * height > LARGEST:
+                    raise Damaged(f"a picture of {width} x {height}: at most {LARGEST} pixels can be read")
+                if picture.mode.startswith("I"):  # 16 bits
+                    return rgb((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[None])[0]
+                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Damaged(f"a picture cannot be decoded ({first_line(error)})") from None
+
+
+def is_encoded(data: bytes) -> bool:
+    """Return whether bytes begin as a PNG or JPEG does."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff"
+
+
+def resized(picture: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Return a picture uint8 (H,W,3) of another size (H, W); where it becomes smaller, every pixel counts."""
+    if picture.shape[:2] == tuple(size):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX))
+
+
+def is_picture(shape: Sequence[int], kind: str, *, named: bool) -> bool:
+    """Return whether an array (T, ...) of a type ("u1", "f4", ...) can be T pictures.
+
+    ``named``: it is called a picture. Only then may it be grey without a channel, or hold numbers of other types.
+    """
+    if len(shape) == 3:
+        return named and kind == "u1" and min(shape[1:]) >= SMALLEST
+    if len(shape) != 4 or (kind != "u1" and not (named and kind[0] == "f")):
+        return False
+    sides = shape[1:3] if shape[3] in CHANNELS else shape[2:4] if shape[1] in CHANNELS else (0,)
+    return min(sides) >= SMALLEST
+
+
+def rgb(frames: np.ndarray) -> np.ndarray:
+    """Return pictures (T,H,W), (T,H,W,C) or (T,C,H,W) of 1, 3 or 4 channels, uint8 or floats, as uint8 (T,H,W,3).
+
+    Floats within 0..1 become 0..255. Of four channels, transparency is dropped; four grey frames that were stacked for
+    an agent are not told from it, unless the fourth channel changes: then it is the newest of them.
+    """
+    if frames.ndim == 3:
+        frames = frames[..., None]
+    if frames.shape[3] not in CHANNELS and frames.shape[1] in CHANNELS:
+        frames = frames.transpose(0, 2, 3, 1)
+    if frames.dtype != np.uint8:
+        numbers = np.nan_to_num(frames.astype(np.float32))
+        if numbers.min(initial=0) < 0 or numbers.max(initial=0) > 255:
+            raise Damaged("pictures of numbers outside of 0..255")
+        frames = np.rint(numbers * (255 if numbers.max(initial=0) <= 1 else 1)).astype(np.uint8)
+    if frames.shape[3] == 4:
+        stacked = frames[..., 3].size and frames[..., 3].min() != frames[..., 3].max()
+        frames = frames[..., 3:] if stacked else frames[..., :3]
+    return np.ascontiguousarray(np.broadcast_to(frames, (*frames.shape[:3], 3)))
+
+
+def side_by_side(pictures: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Return pictures (H,W,3) of several cameras in one row, each as high as the first; None if one is missing."""
+    whole = [picture for picture in pictures if picture is not None]
+    if len(whole) < len(pictures):
+        return None
+    height = whole[0].shape[0]
+    same = [resized(p, (height, max(1, round(p.shape[1] * height / p.shape[0])))) for p in whole]
+    return same[0] if len(same) == 1 else np.concatenate(same, axis=1)

@@ -1,0 +1,188 @@
+"""RLDS: episodes that TensorFlow Datasets wrote, as TFRecord or ArrayRecord files beside features.json.
+
+A record is an episode. Action and reward of a row are of the step taken *at* its observation, and mean nothing in the
+last row; is_terminal is of the observation itself.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from reverie import bounded
+from reverie.data.records import Records
+from reverie.data.sources import files, roles
+from reverie.data.sources.examples import example, tfrecords
+from reverie.data.sources.pictures import decoded, is_encoded, side_by_side
+from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at, to
+from reverie.errors import Damaged, ReverieError
+
+FEATURES = "features.json"
+STEPS, METADATA = "steps/", "episode_metadata/"
+TASKS = ("language_instruction", "natural_language_instruction", "instruction", "task")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLDSConfig(FileSource):
+    """RLDS data sets (TensorFlow Datasets), without TensorFlow."""
+
+    camera: str = ""  # the pictures in an observation; several, joined by commas, are put side by side
+    actions: str = ""  # the feature of the actions; empty takes "action", or all its parts
+
+    @classmethod
+    def of(cls, path: Path, inside: list[Path]) -> Self | None:
+        """Return this source of ``path`` if it holds a data set of TensorFlow Datasets."""
+        shards = [file for file in inside if ".tfrecord" in file.name]
+        shards += [f for f in inside if ".array_record" in f.name and (f.parent / FEATURES).is_file()]
+        return cls(str(path)) if shards else None
+
+    def look(self, inside: list[Path]) -> Found:
+        """Return one recording for each record, in the order of the files' names."""
+        found, root = Found(), Path(self.path)
+        shards = [file for file in inside if ".tfrecord" in file.name or ".array_record" in file.name]
+        folders = sorted({file.parent for file in shards}, key=files.natural)
+        if len(folders) > 1:
+            some = ", ".join(map(str, folders[:5]))
+            raise ReverieError(f"'{self.path}' holds {len(folders)} data sets of TensorFlow's; choose one: {some}.")
+        shapes = _shapes(folders[0] / FEATURES) if folders else {}
+        lost = 0
+        for file in sorted(shards, key=files.natural):
+            name = files.name_of(file, root)
+            try:
+                for place, data in enumerate(_records(file)):
+                    try:
+                        lost += self._add(found, f"{name}, record {place}", file, place, data, shapes)
+                    except UNREADABLE as error:
+                        found.skip(f"{name}, record {place}", error)
+            except UNREADABLE as error:
+                found.skip(f"the rest of {name}", error)
+        if lost:
+            found.say(f"{lost} recordings have no last row that stands for the end: its action and reward are left out")
+        return found
+
+    def _add(
+        self, found: Found, name: str, file: Path, place: int, data: "_Record", shapes: dict[str, tuple[int, ...]]
+    ) -> bool:
+        features = example(data.read())
+        pictures = [key for key, value in features.items() if key.startswith(STEPS) and _are_pictures(value)]
+        known = [key for key in shapes if key in pictures]  # in the order that was declared
+        options = [key.removeprefix(STEPS) for key in known or pictures]
+        if not options:
+            raise ReverieError(f"it holds no pictures (it has {', '.join(features)[:200]})")
+        cameras = roles.cameras(self.camera, roles.by_likeness(options), found.say)
+        length = len(features[STEPS + cameras[0]])
+        rows = {key.removeprefix(STEPS): _rows(value, length, shapes.get(key)) for key, value in features.items()}
+        steps = {key: array for key, array in rows.items() if array is not None}
+        last = steps.get("is_last")
+        text = next((features[k] for k in features if k.startswith(STEPS) and roles.last(k) in TASKS), None)
+        reward = roles.find(steps, roles.REWARDS)
+        found.recordings.append(
+            Recording(
+                name=name,
+                length=length,
+                frames=partial(_frames, data, [STEPS + camera for camera in cameras]),
+                actions=at(_actions(steps, self.actions, found), length),
+                rewards=None if reward is None else at(steps[reward], length),
+                ends=to(steps.get("is_terminal"), length),
+                task=bytes(text[0]).decode(errors="replace") if isinstance(text, list) and text else "",
+                source=_origin(features) or name,
+            )
+        )
+        return last is not None and not bool(last[-1])
+
+
+@dataclass(frozen=True)
+class _Record:
+    """Where one record lies: ``offset`` bytes into a TFRecord file, or by number in an ArrayRecord."""
+
+    file: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return its bytes."""
+        if ".tfrecord" not in self.file.name:
+            return Records(self.file)[self.offset]
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def _records(file: Path) -> Iterator[_Record]:
+    if ".tfrecord" in file.name:
+        yield from (_Record(file, offset, size) for offset, size in tfrecords(file))
+    else:
+        yield from (_Record(file, place, 0) for place in range(len(Records(file))))
+
+
+def _frames(record: _Record, cameras: Sequence[str]) -> Iterator[np.ndarray | None]:
+    features = example(record.read())
+    views = [map(_picture, features[camera]) for camera in cameras]
+    return (side_by_side(pictures) for pictures in zip(*views, strict=True))
+
+
+def _picture(data: memoryview) -> np.ndarray | None:
+    try:
+        return decoded(bytes(data))
+    except Damaged:
+        return None
+
+
+def _are_pictures(value: np.ndarray | list[memoryview]) -> bool:
+    return isinstance(value, list) and len(value) > 0 and is_encoded(bytes(value[0][:8]))
+
+
+def _rows(value: np.ndarray | list[memoryview], length: int, shape: tuple[int, ...] | None) -> np.ndarray | None:
+    """Return a feature of steps as an array with a row for each; None where it is not that."""
+    if isinstance(value, list) or not len(value) or len(value) % length:
+        return None
+    own = shape if shape is not None and math.prod(shape) * length == len(value) else None
+    if own is None:
+        own = () if len(value) == length else (-1,)
+    return value.reshape(length, *own)
+
+
+def _actions(steps: dict[str, np.ndarray], key: str, found: Found) -> np.ndarray | None:
+    if key:
+        keys = [roles.chosen(one, steps, "feature of actions") for one in key.split(",")]
+    elif (name := roles.find(steps, roles.ACTIONS)) is not None:
+        keys = [name]
+    else:
+        keys = [name for name in steps if roles.is_part(name, roles.ACTIONS)]
+        if len(keys) > 1:
+            found.say(f"an action has the parts {', '.join(keys)[:200]}: read as one vector; --actions takes some")
+    parts = [steps[name] for name in keys]
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+
+def _origin(features: dict[str, np.ndarray | list[memoryview]]) -> str:
+    """Return the file that an episode came from, where its metadata say so."""
+    value = features.get(f"{METADATA}file_path")
+    return bytes(value[0]).decode(errors="replace") if isinstance(value, list) and value else ""
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of one step's entry of each feature, by its name in the records; {} where none are declared."""
+    try:
+        declared = bounded.read_json(path) if path.is_file() else {}
+        return dict(_leaves(declared, ""))
+    except (Damaged, json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ReverieError(f"'{path}' is damaged ({error}).") from None
+
+
+def _leaves(feature: dict[str, Any], path: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    inner = feature.get("featuresDict", {}).get("features", {})
+    for name, part in inner.items():
+        yield from _leaves(part, f"{path}/{name}" if path else name)
+    if "sequence" in feature:
+        yield from _leaves(feature["sequence"]["feature"], path)
+    for kind in ("tensor", "image", "text"):
+        if kind in feature:
+            yield path, tuple(int(size) for size in feature[kind].get("shape", {}).get("dimensions", ()))

@@ -1,0 +1,91 @@
+"""What an array of an episode is, by the name that some program gave it.
+
+Names are compared without case; of a path ("obs/agentview_image", "next.reward") the last part counts.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from reverie.errors import ReverieError, did_you_mean
+
+ACTIONS = ("action", "actions", "act", "acts", "buttons", "control", "controls", "a")
+REWARDS = ("reward", "rewards", "rew", "rews", "r")
+TERMINALS = ("is_terminal", "terminal", "terminals", "terminated", "termination", "terminations", "ends", "end")
+DONES = ("done", "dones")  # of the world or of the recording: most programs do not say which
+STOPS = ("is_last", "truncated", "truncation", "truncations", "timeout", "timeouts")
+FIRSTS = ("is_first", "first")
+OF_STEPS = {
+    "actions": ACTIONS,
+    "rewards": REWARDS,
+    "terminals": TERMINALS,
+    "dones": DONES,
+    "stops": STOPS,
+    "firsts": FIRSTS,
+    "discounts": ("discount", "discounts"),
+}
+HELD = ("buttons", "keys")  # components that may be 1 together
+FRAMES = (  # the first of these that is there shows the world
+    *("image", "images", "rgb", "frame", "frames", "pixels", "screen", "screens", "video"),
+    *("observation", "observations", "obs", "state", "states"),
+)
+NOT_SHOWN = ("depth", "mask", "segm", "semantic", "goal")  # in names of pictures that are taken last, or never
+
+
+def last(name: str) -> str:
+    """Return the part of a path that names the array."""
+    return re.split(r"[/.]", name.lower())[-1]
+
+
+def is_next(name: str) -> bool:
+    """Return whether an array is of the moment after a step ("next_obs/image")."""
+    return any(part.startswith("next_") for part in name.lower().split("/"))
+
+
+def is_part(name: str, wanted: tuple[str, ...]) -> bool:
+    """Return whether an array lies in a group that means one of ``wanted`` ("action/gripper")."""
+    return any(part in wanted for part in name.lower().split("/")[:-1])
+
+
+def find(names: Iterable[str], wanted: tuple[str, ...]) -> str | None:
+    """Return the name that means one of ``wanted``; the earlier in ``wanted`` and the shorter path win."""
+    found = [(wanted.index(last(name)), len(re.split(r"[/.]", name)), name) for name in names if last(name) in wanted]
+    return min(found)[2] if found else None
+
+
+def chosen(key: str, names: Iterable[str], what: str) -> str:
+    """Return the name that a user meant by ``key``: all of it, or its end; ReverieError names what there is."""
+    names = list(names)
+    if key in names:
+        return key
+    near = [name for name in names if re.search(rf"(^|[/._]){re.escape(key)}$", name)]
+    if len(near) == 1:
+        return near[0]
+    if near:
+        raise ReverieError(f"'{key}' could be several {what}: {', '.join(near)[:300]}.")
+    some = did_you_mean(key, names) if names else " There are none."
+    raise ReverieError(f"there is no {what} '{key}'.{some[:400]}")
+
+
+def by_likeness(names: Iterable[str]) -> list[str]:
+    """Return names of pictures, the one that shows the world first; else in the order they came in."""
+    names = list(names)
+
+    def rank(name: str) -> tuple[bool, int, int]:
+        odd = any(word in name.lower() for word in NOT_SHOWN)
+        own = last(name)
+        exact = FRAMES.index(own) if own in FRAMES else len(FRAMES)
+        return odd, exact, names.index(name)
+
+    return sorted(names, key=rank)
+
+
+def cameras(camera: str, options: Sequence[str], say: Callable[[str], None]) -> tuple[str, ...]:
+    """Return the cameras that a user named, one or several after a comma; of several without a name, the first."""
+    if camera == "all":
+        return tuple(options)
+    if camera:
+        return tuple(chosen(key, options, "camera") for key in camera.split(","))
+    if len(options) > 1:
+        rest = ", ".join(options[1:])[:200]
+        say(f"of {len(options)} cameras, {options[0]} is read; --camera takes another or several ({rest}; all)")
+    return (options[0],)
