@@ -20,12 +20,12 @@ from jax import Array
 
 from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset, Spec
-from reverie.evaluation.image import psnr, ssim
 from reverie.models.dynamics import DynamicsConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.batch import Loss, mean
+from reverie.nn.image import psnr, ssim
 from reverie.nn.quantise import usage
 from reverie.world import WorldConfig, WorldModel
 

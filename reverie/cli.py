@@ -38,13 +38,18 @@ class Help(argparse.Action):
 
 
 def demo(args: argparse.Namespace, rest: list[str]) -> None:
-    from reverie.learn import demo
+    from reverie.pipeline import DEMO, train
+    from reverie.presets import preset
 
-    demo(args.out, play_it=args.play, minutes=args.minutes, fresh=args.fresh, port=args.port, browser=args.browser)
+    train(preset(DEMO), args.out, args.minutes, fresh=args.fresh)
+    if args.play:
+        from reverie.play.server import play
+
+        play(args.out, port=args.port, open_browser=args.browser)
 
 
 def learn(args: argparse.Namespace, rest: list[str]) -> None:
-    from reverie.learn import learn
+    from reverie.pipeline import learn
 
     out = args.out or Path("runs") / Path(args.source).resolve().stem
     learn(args.source, out, args.minutes, fresh=args.fresh)
@@ -56,23 +61,23 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
 
     recipe = preset(args.preset)
     recipe = flags(type(recipe), rest, f"reverie train {args.preset}", default=recipe)
-    from reverie.learn import train
+    from reverie.pipeline import train
 
     train(recipe, args.out or Path("runs") / args.preset, args.minutes, fresh=args.fresh)
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
-    from reverie.learn import evaluate
+    from reverie.evaluation.run import evaluate_run
 
     with contextlib.redirect_stdout(sys.stderr):  # progress; stdout is for the numbers alone
         horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
         how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
-        numbers = evaluate(args.run, args.clips, **horizon, features=args.features, **how)
+        numbers = evaluate_run(args.run, args.clips, **horizon, features=args.features, **how)
     print(json.dumps(numbers) if args.json else "\n".join(f"{k:32} {v}" for k, v in numbers.items()))
 
 
 def play(args: argparse.Namespace, rest: list[str]) -> None:
-    from reverie.play.starts import play
+    from reverie.play.server import play
 
     run = args.run or shipped()
     place = {"host": args.host, "port": args.port, "expose": args.expose, "allow_hosts": args.allow_host}

@@ -99,7 +99,10 @@ def eval_with_records_of_another_shape_and_as_many_bytes(world):
     return "eval mine"
 
 
-@case("held-out episodes of '.*' are too short to dream on from: record longer ones", "the split 'train' is used")
+@case(
+    "held-out episode of '.*' has 3 frames, of which .* takes 3: record longer ones",
+    "the split 'train' is used",
+)
 def eval_on_episodes_shorter_than_the_context(world):
     mine = copy(world)
     shutil.rmtree(mine / "data")
@@ -107,17 +110,17 @@ def eval_on_episodes_shorter_than_the_context(world):
     return "eval mine"
 
 
-@case("longest held-out episode of '.*' has room for 9 dreamed frames after 3 real ones, not for 64: .*--horizon 9")
+@case("longest held-out episode of '.*' has 9 frames after 3 real ones, not 64: .*--horizon 9")
 def eval_farther_than_episodes_go(world):
     return f"eval {copy(world)} --horizon 64"
 
 
-@case("on 1 clip and 1 dreamed frame at least, not 0 and 16")
+@case("needs 1 clip and 1 generated frame or more, not 0 and 16")
 def eval_on_no_clips(world):
     return f"eval {copy(world)} --clips 0"
 
 
-@case("on 1 clip and 1 dreamed frame at least, not 64 and -2")
+@case("needs 1 clip and 1 generated frame or more, not 64 and -2")
 def eval_backwards(world):
     return f"eval {copy(world)} --horizon -2"
 

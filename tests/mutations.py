@@ -21,10 +21,10 @@ from reverie.config import replace, to_json
 from reverie.data.arrays import ArrayDataset
 from reverie.data.store import open_dataset
 from reverie.errors import Damaged, ReverieError
-from reverie.play.starts import STARTS, named
 from reverie.training import checkpoint, tokens
 from reverie.training.checkpoint import load
 from reverie.training.engine import fit
+from reverie.world_folder import STARTS, named_actions
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 STAGES = ("tokenizer", "lam", "dynamics")
@@ -119,7 +119,7 @@ def _data(world: Path) -> dict[str, Any]:
 
 
 def _names(world: Path) -> tuple[str, ...]:
-    return named(ActionSpace("latent", 3), world).names or UNNAMED
+    return named_actions(ActionSpace("latent", 3), world).names or UNNAMED
 
 
 def verdict(world: Path, file: Path, truth: dict[str, Any], said: Callable[[], str]) -> str:

@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 
 import reverie
 from reverie.cli import shipped
-from reverie.play.starts import starts_of
+from reverie.world_folder import initial_frames
 
 VIEW = {"width": 920, "height": 650}
 KEYS = {"R": "ArrowRight", "L": "ArrowLeft", "J": "ArrowUp"}
@@ -66,7 +66,7 @@ def write_gif(path: Path, seen: list[tuple[float, Image.Image]]) -> None:
 
 def main(path: Path) -> None:
     world = reverie.load(shipped())
-    with playing(world, name="platformer", starts=starts_of(shipped())) as (address, _), sync_playwright() as play:
+    with playing(world, name="platformer", starts=initial_frames(shipped())) as (address, _), sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport=VIEW)
         page.goto(address)

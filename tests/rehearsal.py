@@ -9,13 +9,13 @@ from typing import Any
 
 from miniature import shrunk
 
-from reverie import cli, learn
+from reverie import cli, pipeline
 from reverie.data.store import open_dataset
 from reverie.presets.recipe import Recipe
 
 
 def train(recipe: Recipe, out: Path, minutes: float | None = None, **options: Any) -> Path:
-    """Follow a recipe as ``reverie.learn.train`` would, on a few episodes, with small networks, for a few steps."""
+    """Follow a recipe as ``reverie.pipeline.train`` would, on a few episodes, with small networks, for a few steps."""
     source: Any = recipe.source
     if hasattr(source, "count"):
         source = replace(source, count=min(source.count, 12))
@@ -25,7 +25,7 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, **options: An
     return follow(made, out, minutes and min(minutes, 1e-3), **options)
 
 
-follow, learn.train = learn.train, train
+follow, pipeline.train = pipeline.train, train
 
 if __name__ == "__main__":
     sys.exit(cli.main())

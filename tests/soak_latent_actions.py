@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from reverie.learn import DEMO, train
+from reverie.pipeline import DEMO, train
 from reverie.presets import preset
 
 STAGES = ("tokenizer", "lam", "dynamics")

@@ -17,9 +17,9 @@ from reverie.data.loader import clips
 from reverie.data.sources.square import SquareConfig
 from reverie.data.store import open_dataset
 from reverie.evaluation.dreams import Dreams
-from reverie.learn import train
 from reverie.nn.batch import row_keys
 from reverie.nn.patch import hide, unit_range
+from reverie.pipeline import train
 from reverie.presets import preset
 from reverie.training.checkpoint import load
 from reverie.training.engine import fit

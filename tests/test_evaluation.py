@@ -16,12 +16,12 @@ from reverie.data.arrays import ArrayDataset
 from reverie.data.sources.platformer import PlatformerConfig
 from reverie.errors import ReverieError
 from reverie.evaluation import dreams
-from reverie.evaluation.image import LEAST_ERROR
 from reverie.evaluation.measure import evaluate
 from reverie.evaluation.report import MEANING, table, write_report
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.image import LEAST_ERROR
 from reverie.nn.quantise import FSQConfig, VQConfig
 from reverie.nn.transformer import TransformerConfig
 from reverie.world import WorldConfig, WorldModel

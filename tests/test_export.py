@@ -11,11 +11,11 @@ from reverie.bounded import read_json
 from reverie.checksums import check_manifest, read_signed, write_json
 from reverie.data.arrays import ArrayDataset
 from reverie.errors import ReverieError
-from reverie.play.starts import starts_of
 from reverie.training.checkpoint import load, steps
 from reverie.training.export import _without_places, export
 from reverie.training.record import read_record, write_record
 from reverie.world import WorldModel
+from reverie.world_folder import initial_frames
 
 SECRET = "a line that stays here"
 
@@ -68,7 +68,7 @@ def test_no_place_and_no_foreign_file_leaves(world, tmp_path):
         about = check_manifest(out / stage / "checkpoints" / str(step))
         assert about and about["step"] == step and about["items"] == ["weights"]
     shutil.move(out, tmp_path / "elsewhere")
-    assert isinstance(load(tmp_path / "elsewhere"), WorldModel) and starts_of(tmp_path / "elsewhere")
+    assert isinstance(load(tmp_path / "elsewhere"), WorldModel) and initial_frames(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("name", ["world.json", "eval.json", "starts.npz"])

@@ -10,11 +10,11 @@ from golden import unpack
 
 from reverie.config import replace
 from reverie.errors import ReverieError
-from reverie.play.starts import starts_of
 from reverie.training import checkpoint
 from reverie.training.checkpoint import load
 from reverie.training.engine import fit
 from reverie.world import Session
+from reverie.world_folder import initial_frames
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -29,7 +29,7 @@ def test_it_loads_and_plays(world, capfd):
     weights = nnx.to_flat_state(nnx.state(model))
     total = sum(np.abs(np.asarray(leaf[...], np.float64)).sum() for _, leaf in weights)
     assert total == pytest.approx(2227.947, rel=1e-6)
-    starts = starts_of(world)
+    starts = initial_frames(world)
     assert starts and starts[0][0].shape[1:] == (8, 8, 3)
     session = Session(model)
     session.reset(*starts[0])

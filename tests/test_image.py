@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reverie.errors import ReverieError
-from reverie.evaluation.image import LEAST_ERROR, SIGMA, WINDOW, psnr, ssim
+from reverie.nn.image import LEAST_ERROR, SIGMA, WINDOW, psnr, ssim
 
 
 def noisy(seed: int, shape=(2, 3, 20, 17, 3), amount: int = 30) -> tuple[np.ndarray, np.ndarray]:

@@ -15,18 +15,18 @@ from test_videos import write
 
 import reverie
 from reverie import cli
-from reverie import learn as module
+from reverie import pipeline as module
 from reverie.data.arrays import ArrayDataset
 from reverie.data.sources.square import SquareConfig
 from reverie.data.sources.videos import VideosConfig
 from reverie.data.store import write_store
 from reverie.errors import ReverieError
-from reverie.learn import train
-from reverie.play.starts import starts_of
+from reverie.pipeline import train
 from reverie.presets.fitting import fitting
 from reverie.presets.recipe import Recipe
 from reverie.training import checkpoint
 from reverie.training.engine import Interrupted
+from reverie.world_folder import initial_frames
 
 STAGES = ("tokenizer", "lam", "dynamics")
 
@@ -62,7 +62,7 @@ def test_videos_become_a_world_that_is_played(made):
     world = reverie.load(out)
     assert world.config.actions.kind == "latent"
     session = reverie.Session(world, seed=1)
-    session.reset(*starts_of(out)[0])
+    session.reset(*initial_frames(out)[0])
     pictures = [session.step(action) for action in range(3)]
     assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in pictures)
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"data", "eval", *STAGES}
@@ -170,7 +170,7 @@ def test_a_world_stays_until_its_successor_is_measured(made, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "evaluate", killed)
+        patch.setattr(module, "evaluate_run", killed)
         with pytest.raises(KeyboardInterrupt):
             train(longer, out, fresh=fresh)
     assert whole(out) == before

@@ -11,7 +11,7 @@ from flax import nnx
 from planted import Pixels
 
 import reverie
-from reverie import config, learn
+from reverie import config
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import record
 from reverie.data.sources.platformer import TILES, Platformer, PlatformerConfig, X, Y, _level, _scenery
@@ -21,6 +21,7 @@ from reverie.errors import ReverieError
 from reverie.evaluation import long_play
 from reverie.evaluation.dreams import Dreams
 from reverie.evaluation.measure import evaluate
+from reverie.evaluation.run import evaluate_run
 from reverie.presets import preset
 from reverie.training.checkpoint import read_record
 from reverie.world import WorldConfig, WorldModel
@@ -192,15 +193,15 @@ def test_a_world_without_its_data_is_measured_all_the_same(tmp_path):
     """On new episodes of its simulator, or on any store of its kind; on nothing else."""
     world = tmp_path / "world"
     shutil.copytree(SHIPPED, world)
-    found = learn.evaluate(world, clips=2, horizon=1, **QUICK)
+    found = evaluate_run(world, clips=2, horizon=1, **QUICK)
     assert found["clips"] == found["episodes"] == 2 and found["dataset"] == "platformer"
     assert json.loads((world / "eval.json").read_text("utf-8"))["clips"] == 2
     source = read_record(world / "dynamics").spec.simulator
     write_store(tmp_path / "store", source.spec(), {"mine": config.replace(source, count=3, seed=77).episodes()})
-    other = learn.evaluate(world, clips=2, horizon=1, **QUICK, data=tmp_path / "store", split="mine", seed=5)
+    other = evaluate_run(world, clips=2, horizon=1, **QUICK, data=tmp_path / "store", split="mine", seed=5)
     assert (other["seed"], other["split"]) == (5, "mine") and other["fingerprint"] != found["fingerprint"]
     write_source(tmp_path / "other", SOURCE, val=0.5)
     with pytest.raises(ReverieError, match="frames"):
-        learn.evaluate(world, clips=2, horizon=1, **QUICK, data=tmp_path / "other")
+        evaluate_run(world, clips=2, horizon=1, **QUICK, data=tmp_path / "other")
     with pytest.raises(ReverieError, match="--data"):
-        learn.evaluate(world, clips=2, horizon=1, **QUICK, split="train")
+        evaluate_run(world, clips=2, horizon=1, **QUICK, split="train")

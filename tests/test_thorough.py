@@ -15,9 +15,9 @@ from reverie.errors import ReverieError
 from reverie.evaluation import drift, frechet, inverse
 from reverie.evaluation.control import interval, jackknife, student
 from reverie.evaluation.dreams import Dreams, cost
-from reverie.evaluation.image import shrunk
 from reverie.evaluation.pool import pool
 from reverie.models.dynamics import families
+from reverie.nn.image import shrunk
 
 
 @pytest.fixture(scope="module")

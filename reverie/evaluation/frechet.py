@@ -25,7 +25,7 @@ from einops import rearrange
 
 from reverie.errors import ReverieError, did_you_mean
 from reverie.evaluation.control import crosswise, jackknife
-from reverie.evaluation.image import shrunk
+from reverie.nn.image import shrunk
 
 Features = Callable[[np.ndarray], np.ndarray]  # uint8 clips (B, T, H, W, C) -> (B, F) floats
 

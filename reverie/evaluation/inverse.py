@@ -17,7 +17,7 @@ from jax import Array
 
 from reverie.data.episode import Dataset
 from reverie.data.loader import clips
-from reverie.evaluation.image import shrunk
+from reverie.nn.image import shrunk
 from reverie.training.optim import OptimConfig, Weights
 
 CLIPS, LENGTH, BYTES = 256, 17, 2**28  # what is learned from: so many clips at most, frames of each, bytes in all

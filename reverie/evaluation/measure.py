@@ -22,10 +22,10 @@ from reverie.errors import ReverieError
 from reverie.evaluation import control, long_play, thorough
 from reverie.evaluation.dreams import BATCH, Clips, Dreams, cost, even_batch, played, played_uncached
 from reverie.evaluation.frechet import Features
-from reverie.evaluation.image import WINDOW, psnr, ssim
 from reverie.evaluation.report import MEANING
 from reverie.evaluation.video import contact_sheet, side_by_side
 from reverie.nn.embed import random_actions
+from reverie.nn.image import WINDOW, psnr, ssim
 from reverie.nn.quantise import usage
 from reverie.world import WorldModel
 

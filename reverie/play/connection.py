@@ -28,10 +28,10 @@ from reverie.errors import ReverieError
 from reverie.evaluation.video import write_gif, write_mp4
 from reverie.play import protocol
 from reverie.world import Session, WorldModel
+from reverie.world_folder import Start
 
 POLICY, TRY_LATER, BROKEN = 1008, 1013, 1011  # close codes of RFC 6455 and its registry
 FAREWELL = 5.0  # seconds
-Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions that led to them (T, ...) or None
 _RECORDERS = {"gif": (write_gif, protocol.GIF, 256), "mp4": (write_mp4, protocol.MP4, 512)}  # and its side in pixels
 
 log = logging.getLogger(__name__)

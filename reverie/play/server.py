@@ -14,7 +14,9 @@ import sys
 import threading
 import webbrowser
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +30,27 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from reverie.errors import ReverieError
 from reverie.evaluation.video import write_png
 from reverie.play import protocol
-from reverie.play.connection import TRY_LATER, Connection, Limits, Seats, Start, say
+from reverie.play.connection import TRY_LATER, Connection, Limits, Seats, say
 from reverie.play.guard import Guard, loopback
 from reverie.play.transport import Http, Websocket
+from reverie.training.checkpoint import load
 from reverie.world import WorldModel
+from reverie.world_folder import Start, initial_frames, named_actions
 
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+
+def play(run: str | Path, players: int | None = None, **options: Any) -> None:
+    """Load a world from its folder and ``serve`` it from its own initial frames; ``options`` are those of ``serve``."""
+    if players is not None:
+        if players < 1:
+            raise ReverieError(f"at least one player needs a seat, not {players}.")
+        options["limits"] = Limits(players=players)
+    run = Path(run)
+    world = load(run)
+    if isinstance(world, WorldModel):  # else ``serve`` says what it is instead
+        world.config = replace(world.config, actions=named_actions(world.config.actions, run))
+    serve(world, **{"name": run.resolve().name, "starts": initial_frames(run), **options})
 
 
 def serve(

@@ -16,7 +16,6 @@ from reverie import config
 from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset, Spec
 from reverie.errors import ReverieError
-from reverie.evaluation.image import psnr
 from reverie.models.dynamics import DynamicsConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams import LAMConfig
@@ -26,6 +25,7 @@ from reverie.models.tokenizers import TokenizerConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.batch import Loss, draw_rows, fold_keys, split_keys
 from reverie.nn.embed import random_actions
+from reverie.nn.image import psnr
 from reverie.nn.patch import to_uint8
 from reverie.nn.quantise import usage
 from reverie.nn.transformer import unstack_layers

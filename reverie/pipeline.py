@@ -1,53 +1,38 @@
 """From a source of episodes to a world that can be played: data, tokenizer, latent actions, dynamics, evaluation.
 
-A world is a folder. Each stage has a folder in it and goes on from where it was left; what is done is not done again::
+A world is a folder. Each stage has a folder in it and resumes from its last checkpoint; finished stages are skipped::
 
     RUN/data/  RUN/tokenizer/  RUN/lam/  RUN/dynamics/  RUN/world.json  RUN/eval.json  RUN/eval/
 """
 
 import contextlib
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
-from rich.console import Console
 
 from reverie.budget import TRIAL, begun, check_minutes, in_time
-from reverie.data.arrays import ArrayDataset
-from reverie.data.episode import Dataset, Spec
+from reverie.data.episode import Dataset
 from reverie.data.held_out import held_out
 from reverie.data.shifted import enlarged
-from reverie.data.store import NoSplit, open_dataset
+from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
-from reverie.evaluation.frechet import user_features
-from reverie.evaluation.measure import Numbers
-from reverie.evaluation.measure import evaluate as measure
-from reverie.evaluation.report import table, write_report
+from reverie.evaluation.run import evaluate_run
 from reverie.nn.compiled import cache_compilations
-from reverie.play.starts import play, write_starts
-from reverie.presets import preset
 from reverie.presets.fitting import fitting
 from reverie.presets.recipe import Recipe
 from reverie.recorded import WORLD, minutes_of, note, record, source_of, write_note
 from reverie.training import checkpoint, sharding
 from reverie.training.engine import Run, check_all, fit
 from reverie.training.folder import NEXT, begin, commit, discard, owned, settled
-from reverie.training.record import RECORD, find_run, read_record
+from reverie.training.record import RECORD
 from reverie.training.resume import is_run, resume_from
+from reverie.world_folder import write_initial_frames
 
-DEMO = "toy-maskgit-latent"
-MINUTES = 30.0  # what `learn` takes on videos unless told otherwise
+DEMO = "toy-maskgit-latent"  # the preset of `reverie demo`
+MINUTES = 30.0  # the time `reverie learn` trains by default
 STAGES = ("tokenizer", "lam", "dynamics")
-
-
-def demo(out: Path, *, play_it: bool, minutes: float | None, fresh: bool, port: int, browser: bool) -> None:
-    """Train a small world, then serve it."""
-    train(preset(DEMO), out, minutes, fresh=fresh)
-    if play_it:
-        play(out, port=port, open_browser=browser)
 
 
 def learn(source: str, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
@@ -183,80 +168,10 @@ def _goes_on(runs: dict[str, Run], out: Path, new: Path, dataset: Dataset, minut
 
 
 def _finish(place: Path, clips: int, horizon: int) -> None:
-    """Pack starts along with a trained world and measure it, unless that was done."""
-    write_starts(place)
+    """Write initial frames beside a trained world and evaluate it, unless that was done."""
+    write_initial_frames(place)
     if not (place / "eval.json").exists() or not _is_newest(place / "eval.json", place / "dynamics" / RECORD):
-        evaluate(place, clips=clips, horizon=horizon)
-
-
-def evaluate(
-    run: Path,
-    clips: int = 64,
-    horizon: int = 16,
-    *,
-    shorten: bool = True,
-    features: str | None = None,
-    data: Path | None = None,
-    split: str | None = None,
-    **how: Any,
-) -> Numbers:
-    """Measure a world on held-out episodes; write ``eval.json`` and pictures beside it; return the numbers.
-
-    ``shorten``: dream fewer frames than ``horizon`` where no episode has room for them, instead of a ReverieError.
-    ``features``: "MODULE:FUNCTION" of a function whose features are compared as well, see ``evaluation.frechet``.
-    ``data``: a store or .npz to measure on; None: the world's own data, or, where they are not there (a world that
-    came without), new episodes of the simulator that its own came from. ``split``: of the data; None: those held out.
-    ``how``: context, seed, temperature, sessions, deep and speed, as ``evaluation.measure.evaluate`` takes them.
-    """
-    if clips < 1 or horizon < 1:
-        raise ReverieError(f"a world is measured on 1 clip and 1 dreamed frame at least, not {clips} and {horizon}.")
-    function = user_features(features) if features is not None else None
-    cache_compilations()
-    folder = find_run(run)
-    world = checkpoint.load(run)
-    record = read_record(folder)
-    if not hasattr(world, "dynamics"):
-        raise ReverieError(f"'{run}' is a {type(world).__name__}, not a world: its report is in '{folder / 'report'}'.")
-    place = folder.parent / record.run.data if data is None else data
-    if data is None and not place.exists():
-        place, dataset, practice = f"the simulator of '{run}'", *_simulated(run, record.spec, clips, split)
-    else:
-        dataset = held_out(place, world.config.context + 1) if split is None else open_dataset(place, split)
-        practice = None
-        with contextlib.suppress(NoSplit):  # then no actions are read off rollouts
-            practice = open_dataset(place, "train")
-    context = how.get("context") or world.config.context
-    room = int(dataset.lengths.max(initial=0)) - context
-    if room < 1:
-        raise ReverieError(f"the held-out episodes of '{place}' are too short to dream on from: record longer ones.")
-    if horizon > room and not shorten:
-        raise ReverieError(
-            f"the longest held-out episode of '{place}' has room for {room} dreamed frames after "
-            f"{context} real ones, not for {horizon}: choose --horizon {room} or less."
-        )
-    numbers, pictures = measure(
-        world, dataset, clips=clips, horizon=min(horizon, room), trained=record.run.length, practice=practice,
-        features=function, **how,
-    )  # fmt: skip
-    try:
-        write_report(numbers, pictures, folder.parent)
-    except OSError as error:  # such as another user's world: its numbers are printed all the same
-        print(f"'{folder.parent}' cannot be written to ({error.strerror}): no eval.json there.", file=sys.stderr)
-    Console(file=sys.stderr).print(table(numbers))
-    return numbers
-
-
-def _simulated(run: Path, spec: Spec, clips: int, split: str | None) -> tuple[Dataset, Dataset]:
-    """New episodes of the simulator that a world's data came from: to be measured on, and for practice."""
-    source: Any = spec.simulator
-    if source is None or split not in (None, "val"):
-        part = f"the split '{split}' of its data" if split else "its data"
-        raise ReverieError(f"'{run}' came without {part}: name a store or .npz of the same kind with --data.")
-    print(f"'{run}' came without its data: measured on new episodes of its simulator.", file=sys.stderr)
-    made = [replace(source, seed=source.seed + 1 + part, count=clips * (1 + 3 * part)) for part in range(2)]
-    unseen, practice = (ArrayDataset.from_episodes(spec, each.episodes()) for each in made)
-    unseen.split, practice.split = "val", "train"
-    return unseen, practice
+        evaluate_run(place, clips=clips, horizon=horizon)
 
 
 def _fitted(run: Run, dataset: Dataset) -> Run:

@@ -1,0 +1,90 @@
+"""What a world's folder holds for its player: initial frames, and names of latent actions.
+
+Initial frames are clips of the held-out data, or of a small dataset that travels with the world.
+
+Shapes: T time, H W C image.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from reverie.actions import ActionSpace
+from reverie.checksums import read_signed
+from reverie.data.arrays import ArrayDataset
+from reverie.data.episode import Dataset
+from reverie.data.held_out import held_out
+from reverie.data.loader import clips
+from reverie.errors import ReverieError
+from reverie.training.checkpoint import find_run, read_record
+
+STARTS = "starts.npz"  # beside a world's runs: a small dataset of initial frames, for a world without its data
+STARTS_BYTES = 2**28  # limit on the memory that it takes
+COUNT, LENGTH = 8, 8  # initial clips; frames of each: enough to show what moves, and where to
+
+Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions that led to them (T, ...) or None
+
+
+def named_actions(space: ActionSpace, run: str | Path) -> ActionSpace:
+    """Return a world's latent actions with the names and keys of the recorded actions that they stand for.
+
+    The evaluation found these (``evaluation.control.meanings``). Actions that stand for none keep their number, and so
+    do all of them where no actions were recorded.
+    """
+    folder = find_run(run)
+    recorded = read_record(folder).spec.actions
+    try:
+        found = read_signed(folder.parent / "eval.json")["lam_actions"]
+        stands_for = {code: recorded.nth(action).item() for code, action in enumerate(found) if action is not None}
+    except (OSError, ReverieError, ValueError, KeyError, TypeError):
+        return space  # not evaluated yet, or no actions were recorded
+    if space.kind != "latent" or recorded.kind != "discrete" or len(found) != space.size:
+        return space
+
+    def of_codes(each: tuple[str, ...], otherwise: Callable[[int], str]) -> tuple[str, ...]:
+        known = {code: each[action] for code, action in stands_for.items() if each}
+        return tuple(known.get(code) or otherwise(code) for code in range(space.size))
+
+    names = of_codes(recorded.names, lambda code: f"{code + 1}")
+    return replace(space, names=names, keys=of_codes(recorded.keys, lambda _: ""))
+
+
+def initial_frames(run: str | Path, count: int = COUNT) -> list[Start]:
+    """Return up to ``count`` held-out clips spread over a world's data; none if the data is gone."""
+    folder = find_run(run)
+    places = (folder.parent / STARTS, folder.parent / read_record(folder).run.data)
+    dataset = next((found for place in places if place.exists() and (found := _held_out(place))), None)
+    if dataset is None:
+        return []
+    length = int(min(LENGTH, dataset.lengths.max()))
+    found = clips(dataset, length=length, count=min(count, int((dataset.lengths >= length).sum())), seed=0)
+    return list(zip(found["frames"], found["actions"], strict=True))
+
+
+def write_initial_frames(world: Path, count: int = COUNT) -> None:
+    """Write ``starts.npz`` into a world's folder, unless it exists, for play without the world's data."""
+    if (world / STARTS).exists():
+        return
+    spec = read_record(find_run(world)).spec
+    found = initial_frames(world, count)
+    if not found:
+        return
+    arrays = {
+        "frames": np.concatenate([frames for frames, _ in found]),
+        "actions": np.concatenate([np.asarray(actions) for _, actions in found]),
+    }
+    lengths = np.array([len(frames) for frames, _ in found])
+    ArrayDataset(spec, lengths, arrays).save(world / STARTS)
+
+
+def _held_out(place: Path) -> Dataset | None:
+    if place.name == STARTS:
+        return ArrayDataset.load(place, STARTS_BYTES)  # all of it was held out
+    try:
+        return held_out(place)
+    except ReverieError as error:  # the world can still be played, from a picture
+        print(f"no initial frames are taken from '{place}': {error}", file=sys.stderr)
+        return None
