@@ -85,6 +85,18 @@ def complaints(sources: dict[str, str], table: dict[str, int]) -> list[str]:
     return found + circles(reaches)
 
 
+def too_long(sources: dict[str, str]) -> list[str]:
+    """One sentence for each function that does not fit on a screen."""
+    return [
+        f"{path}:{node.lineno}: {node.name} has {lines} lines; above 60 it is two functions"
+        for path, source in sources.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno
+        and (lines := node.end_lineno - node.lineno + 1) > 60
+    ]
+
+
 def circles(reaches: dict[str, set[str]]) -> list[str]:
     """One sentence for each set of modules that import each other."""
     done: set[str] = set()
@@ -101,8 +113,8 @@ def circles(reaches: dict[str, set[str]]) -> list[str]:
     return [c for path in sorted(reaches) for c in walk(path, [])]
 
 
-def package() -> dict[str, str]:
-    return {p.relative_to(ROOT).as_posix(): p.read_text("utf8") for p in sorted((ROOT / "reverie").rglob("*.py"))}
+def package(folder: str = "reverie") -> dict[str, str]:
+    return {p.relative_to(ROOT).as_posix(): p.read_text("utf8") for p in sorted((ROOT / folder).rglob("*.py"))}
 
 
 def test_every_import_goes_down():
@@ -114,6 +126,12 @@ def test_every_line_of_the_reading_order_leads_somewhere():
     files = {p.relative_to(ROOT).as_posix() for p in (ROOT / "reverie").rglob("*") if p.is_file()}
     for pattern in floors(PAGE.read_text("utf8")):
         assert fnmatch.filter(files, pattern), f"docs/reading-order.md speaks of {pattern}, which does not exist"
+
+
+def test_every_function_fits_on_a_screen():
+    found = too_long(package() | package("benchmarks"))
+    assert not found, "\n" + "\n".join(found)
+    assert len(too_long({"long.py": "class A:\n    def f(self):\n" + 60 * "        pass\n"})) == 1
 
 
 BAD = {

@@ -254,17 +254,7 @@ def _train(
     stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=reads)
     step, report = _compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
     finite = jax.jit(_all_finite, out_shardings=sharding.everywhere(mesh))
-    log = Log(
-        out,
-        steps=run.steps,
-        resume=start,
-        frames=run.batch * run.length,
-        name=folder.named(out).name,
-        split=held_out.split,
-        loggers=loggers,
-        progress=progress,
-        writes=jax.process_index() == 0,
-    )
+    log = _open_log(run, out, start, held_out.split, loggers, progress)
     previous: Scalars = {}  # results of the last step that were not read yet
     checkpoints = Writer(out, run.keep, always=[fall], start=start, end=run.steps)
     with stop_signals() as stop, checkpoints as writer, log, jax.transfer_guard("disallow"):
@@ -304,6 +294,20 @@ def _train(
                 _read(previous, writer, log, n, True)
             previous = metrics
             log.tick(n)
+
+
+def _open_log(run: Run, out: Path, start: int, split: str, loggers: Sequence[Logger], progress: bool) -> Log:
+    return Log(
+        out,
+        steps=run.steps,
+        resume=start,
+        frames=run.batch * run.length,
+        name=folder.named(out).name,
+        split=split,
+        loggers=loggers,
+        progress=progress,
+        writes=jax.process_index() == 0,
+    )
 
 
 def _read(metrics: Scalars, writer: Writer, log: Log, n: int, write: bool) -> None:
