@@ -39,8 +39,8 @@ class ActionSpace:
     none       not recorded; only the codes          0
     ========== ==================================== =========================================
 
-    ``names``, ``keys``: one per button (see ``buttons``), for people and on a keyboard, as browsers name keys
-    ("ArrowLeft", "a", " "); may be empty, a key is "" where there is none.
+    ``names``, ``keys``: of each of the ``named_levels``; keys of a keyboard, as browsers name them ("ArrowLeft", "a",
+    " "). Both may be empty; a key is "" if there is none.
     """
 
     kind: Literal["discrete", "multi", "binary", "continuous", "latent", "none"] = "none"
@@ -60,8 +60,8 @@ class ActionSpace:
         if {len(self.low), len(self.high)} != {self.size * (self.kind == "continuous")} or not bounded:
             raise ValueError(f"{self.size} components of kind {self.kind!r} cannot lie in {self.low}..{self.high}")
         for field in (self.names, self.keys):
-            if field and len(field) != len(self.buttons):
-                raise ValueError(f"{len(field)} names or keys for {len(self.buttons)} actions")
+            if field and len(field) != len(self.named_levels):
+                raise ValueError(f"{len(field)} names or keys for {len(self.named_levels)} actions")
 
     # -- arrays of actions -------------------------------------------------------------------------------------------
 
@@ -144,17 +144,17 @@ class ActionSpace:
     def _first(self, actions: Any) -> Any:
         return actions[..., 0] if self.shape else actions
 
-    # -- actions counted through -------------------------------------------------------------------------------------
+    # -- actions by number -------------------------------------------------------------------------------------------
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """How many values each component has; where they are numbers, these are the lowest, the middle, the highest."""
+        """How many values each component has; if continuous, these are the lowest, the middle and the highest."""
         of = {"multi": self.sizes, "binary": (2,) * self.size, "continuous": (3,) * self.size, "none": ()}
         return of.get(self.kind, (self.size,))
 
     @property
     def count(self) -> int:
-        """How many actions ``nth`` knows: all of them, unless they are "continuous"; 1 where kind is "none"."""
+        """How many actions ``nth`` knows: all of them, unless they are "continuous"; 1 if kind is "none"."""
         return math.prod(self.levels)
 
     def nth(self, index: Any) -> np.ndarray:
@@ -168,27 +168,15 @@ class ActionSpace:
         return (level if self.shape else level[..., 0]).astype(self.dtype)
 
     @property
-    def buttons(self) -> tuple[tuple[int, int], ...]:
-        """What a player can press, (component, level) each; all components without a button pressed are at ``rest``."""
+    def named_levels(self) -> tuple[tuple[int, int], ...]:
+        """(component, level) of each name: all levels, but 1 of binary ones and both ends of continuous ones."""
         levels = {"binary": (1,), "continuous": (0, 2)}
         return tuple((a, k) for a, count in enumerate(self.levels) for k in levels.get(self.kind, range(count)))
-
-    @property
-    def rest(self) -> tuple[int, ...]:
-        """The level of each component at rest: the middle if continuous, else the one with an idle name, or 0."""
-        if self.kind == "continuous":
-            return (1,) * self.size
-        named = zip(self.buttons, self.names, strict=False)
-        idle = dict(button for button, name in reversed(list(named)) if name.lower() in _IDLE)
-        return tuple(0 if self.kind == "binary" else idle.get(a, 0) for a in range(len(self.levels)))
 
     def label(self, index: int) -> str:
         """Return an action's name, for people."""
         if not self.names:
             return f"action {index}" if not self.shape else " ".join(f"{part:g}" for part in self.nth(index))
         level = np.unravel_index(index, self.levels)
-        pressed = [name for (a, k), name in zip(self.buttons, self.names, strict=True) if level[a] == k]
+        pressed = [name for (a, k), name in zip(self.named_levels, self.names, strict=True) if level[a] == k]
         return " + ".join(pressed) or "nothing"
-
-
-_IDLE = {"stay", "noop", "no-op", "none", "wait", "idle", "nothing"}  # what a player does who does nothing

@@ -77,7 +77,7 @@ def eval_with_damaged_records(world):
     return "eval mine"
 
 
-@case("dreams frames of .8, 16, 3., the dataset has .16, 8, 3.")
+@case("generates frames of .8, 16, 3., the dataset has .16, 8, 3.")
 def eval_on_frames_of_another_shape(world):
     mine = copy(world)
     shutil.rmtree(mine / "data")

@@ -16,7 +16,7 @@ from reverie.data.arrays import ArrayDataset
 from reverie.data.loader import clips
 from reverie.data.sources.square import SquareConfig
 from reverie.data.store import open_dataset
-from reverie.evaluation.dreams import Dreams
+from reverie.evaluation.rollouts import Rollouts
 from reverie.nn.batch import row_keys
 from reverie.nn.patch import hide, unit_range
 from reverie.pipeline import train
@@ -117,10 +117,10 @@ def test_shortcut_forcing_follows_the_actions_of_the_square(tmp_path, name):
     for passes in (4, 8):
         world = load(out)
         world.dynamics.config = dataclasses.replace(world.dynamics.config, passes=passes)
-        dreams = Dreams(world, temperature=world.dynamics.temperature)
-        found[passes] = sharpness(frames[:, 8:], unit_range(dreams.dream(frames[:, :8], actions)))
-        found["shuffled"] = sharpness(frames[:, 8:], unit_range(dreams.dream(frames[:, :8], others)))
-        found["floor"] = sharpness(frames[:, 8:], unit_range(dreams.reconstruct(frames)[1][:, 8:]))
+        rollouts = Rollouts(world, temperature=world.dynamics.temperature)
+        found[passes] = sharpness(frames[:, 8:], unit_range(rollouts.rollout(frames[:, :8], actions)))
+        found["shuffled"] = sharpness(frames[:, 8:], unit_range(rollouts.rollout(frames[:, :8], others)))
+        found["floor"] = sharpness(frames[:, 8:], unit_range(rollouts.reconstruct(frames)[1][:, 8:]))
     ratio = json.loads((out / "eval.json").read_text("utf8"))["action_shuffle_ratio"]
     print("\n", {key: round(value, 2) for key, value in found.items()}, "shuffle ratio", round(ratio, 1))
     assert found[4] >= found["copy"] + 4 and found[4] >= found["floor"] - 3

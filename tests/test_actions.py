@@ -22,6 +22,7 @@ from reverie.evaluation.measure import evaluate
 from reverie.models.dynamics import maskgit
 from reverie.nn.batch import row_keys
 from reverie.nn.embed import ActionEmbedding, from_start, random_actions
+from reverie.play.buttons import rest
 from reverie.world import Session, WorldConfig, WorldModel
 
 MINECRAFT = ActionSpace("multi", 24, sizes=(2,) * 23 + (121,))  # 23 keys and the mouse, on a grid of 11 x 11
@@ -65,8 +66,8 @@ def test_an_action_has_a_number_and_a_name(space):
         assert space.is_action(actions).all()
         assert len(np.unique(actions.reshape(len(index), -1), axis=0)) == len(index)
         assert len({space.label(int(i)) for i in index}) == len(index)
-        for a, level in space.buttons:
-            levels = list(space.rest)
+        for a, level in space.named_levels:
+            levels = list(rest(space))
             levels[a] = level
             assert space.is_action(space.nth(np.ravel_multi_index(levels, space.levels)))
         with pytest.raises(ValueError):
@@ -79,8 +80,8 @@ def test_the_squares_keys_push_it_as_they_say():
     for kind in SPACES:
         simulator = SquareConfig(actions=kind).make()
         space = simulator.actions
-        for (a, level), name in zip(space.buttons, space.names, strict=True):
-            levels = list(space.rest)
+        for (a, level), name in zip(space.named_levels, space.names, strict=True):
+            levels = list(rest(space))
             levels[a] = level
             index = int(np.ravel_multi_index(levels, space.levels))
             assert np.array_equal(np.sign(simulator.push(space.nth(index))), ways[name])

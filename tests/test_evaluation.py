@@ -15,7 +15,7 @@ from reverie.actions import ActionSpace
 from reverie.data.arrays import ArrayDataset
 from reverie.data.sources.platformer import PlatformerConfig
 from reverie.errors import ReverieError
-from reverie.evaluation import dreams
+from reverie.evaluation import rollouts
 from reverie.evaluation.measure import evaluate
 from reverie.evaluation.report import MEANING, table, write_report
 from reverie.models.dynamics.maskgit import MaskGITConfig
@@ -210,8 +210,8 @@ def test_the_same_evaluation_gives_the_same_bits(real, dataset):
 def test_batches_do_not_change_the_dream(dataset):
     """A clip's own dream is the same in a full batch and in one that had to be filled up."""
     frames = np.stack([dataset.read(episode, 0, CONTEXT)["frames"] for episode in range(12)])
-    world, actions = dreams.Dreams(tiny_world(False), batch=10), np.ones((12, CONTEXT + 5), np.int32)
-    whole, filled = (world.dream(frames[:count], actions[:count]) for count in (12, 3))
+    world, actions = rollouts.Rollouts(tiny_world(False), batch=10), np.ones((12, CONTEXT + 5), np.int32)
+    whole, filled = (world.rollout(frames[:count], actions[:count]) for count in (12, 3))
     np.testing.assert_array_equal(whole[:3], filled)
     assert whole.shape == (12, 5, *dataset.spec.frame) and whole.dtype == np.uint8
 

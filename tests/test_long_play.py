@@ -19,8 +19,8 @@ from reverie.data.store import write_store
 from reverie.data.writing import write_source
 from reverie.errors import ReverieError
 from reverie.evaluation import long_play
-from reverie.evaluation.dreams import Dreams
 from reverie.evaluation.measure import evaluate
+from reverie.evaluation.rollouts import Rollouts
 from reverie.evaluation.run import evaluate_run
 from reverie.presets import preset
 from reverie.training.checkpoint import read_record
@@ -157,7 +157,7 @@ def test_long_play_is_the_same_world_that_is_played(dataset, films):
     )
     seen = np.stack([dataset.read(episode, 0, 1)["frames"] for episode in range(2)])
     before, along = np.full((2, 1), -1, np.int32), np.zeros((2, 150), np.int32)
-    pieces = list(Dreams(world, batch=2, temperature=0.0).played_on(seen, before, along))
+    pieces = list(Rollouts(world, batch=2, temperature=0.0).long_rollout(seen, before, along))
     assert [len(piece[0]) for piece in pieces] == [64, 64, 64]
     shown = np.concatenate(pieces, axis=1)[0].reshape(192, -1)
     np.testing.assert_array_equal(shown, films["goes on"][np.arange(192) % 60])
@@ -181,9 +181,9 @@ def test_the_shipped_world_keeps_its_player_for_a_thousand_frames(optimised):
     world, source = reverie.load(SHIPPED), read_record(SHIPPED / "dynamics").spec.simulator
     simulator = source.make()
     starts = np.stack([simulator.render(simulator.reset(seed)) for seed in range(1000, 1004)])
-    dreams = Dreams(world, batch=4, temperature=world.dynamics.temperature)
+    rollouts = Rollouts(world, batch=4, temperature=world.dynamics.temperature)
     keys = np.random.default_rng(0).integers(0, 4, (4, 1000)).astype(np.int32)
-    frames = np.concatenate(list(dreams.played_on(starts[:, None], np.full((4, 1), -1, np.int32), keys)), axis=1)
+    frames = np.concatenate(list(rollouts.long_rollout(starts[:, None], np.full((4, 1), -1, np.int32), keys)), axis=1)
     gone = ~simulator.visible(frames[:, :1000])
     assert not long_play._long(gone).any(), np.argwhere(gone)[:5]
     assert not long_play.stuck((frames[:, 1:] == frames[:, :-1]).all((-3, -2, -1))[:, :999], keys[:, 1:]).any()

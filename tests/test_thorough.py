@@ -14,8 +14,8 @@ from reverie.data.sources.platformer import PlatformerConfig
 from reverie.errors import ReverieError
 from reverie.evaluation import drift, frechet, inverse
 from reverie.evaluation.control import interval, jackknife, student
-from reverie.evaluation.dreams import Dreams, cost
 from reverie.evaluation.pool import pool
+from reverie.evaluation.rollouts import Rollouts, cost
 from reverie.models.dynamics import families
 from reverie.nn.image import shrunk
 
@@ -147,14 +147,14 @@ FAULTS = ("noise", "noisy", "frozen", "shuffled in time", "fading", "burning out
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_lies_farther_from_real_clips_than_other_real_clips(fault, clips):
-    views = {"truth": clips, "dream": spoiled(clips)[fault], "copy_last": spoiled(clips)["frozen"], "random": clips}
+    views = {"truth": clips, "rollout": spoiled(clips)[fault], "copy_last": spoiled(clips)["frozen"], "random": clips}
     found = frechet.distances("frechet_random", frechet.at_random(views), np.arange(64))
     assert found["frechet_random_actions"] == found["frechet_random_floor"]
     times = found["frechet_random"] / found["frechet_random_floor"]
     assert times > (1.4 if fault == "shuffled in time" else 3)
     low, high = found["frechet_random_ci"]
     assert low < found["frechet_random"] < high
-    healthy = frechet.distances("frechet_random", frechet.at_random(views | {"dream": clips}), np.arange(64))
+    healthy = frechet.distances("frechet_random", frechet.at_random(views | {"rollout": clips}), np.arange(64))
     assert healthy["frechet_random"] == healthy["frechet_random_floor"] < low or times < 2
 
 
@@ -167,7 +167,7 @@ def test_random_features_are_fixed_and_of_every_size(clips):
     grey = frechet.random_features(clips[:2, :4].mean(-1, keepdims=True).astype(np.uint8))
     assert grey.shape == (2, sum(frechet.LOOK + frechet.MOVE))
     assert frechet.at_random({"truth": clips[:, :1]}) == {}, "one frame is no clip"
-    few = dict.fromkeys(("truth", "dream", "copy_last"), clips[:3])
+    few = dict.fromkeys(("truth", "rollout", "copy_last"), clips[:3])
     assert frechet.distances("x", frechet.at_random(few), np.arange(3)) == {}
 
 
@@ -189,7 +189,7 @@ def test_a_users_function_is_found_and_held_to_its_word(tmp_path, clips):
     before = list(sys.path)
     means = frechet.user_features("my_features_a:means")
     assert sys.path == before
-    views = {"truth": clips, "dream": 255 - clips, "copy_last": clips}
+    views = {"truth": clips, "rollout": 255 - clips, "copy_last": clips}
     found = frechet.distances("frechet_user", frechet.by_function(means, views), np.arange(64))
     assert found["frechet_user"] > 5 * found["frechet_user_floor"] == 5 * found["frechet_user_copy_last"]
     for name in ("one", "holes"):
@@ -292,10 +292,10 @@ def test_nothing_is_learned_where_no_actions_are_recorded():
 def test_losses_along_true_and_other_actions_differ_by_the_actions_alone(family):
     world = tiny.world(families()[family])
     latents, actions = (np.asarray(x) for x in tiny.clip(batch=3, of=world.dynamics.config))
-    dreams = Dreams(world, batch=2)
-    same = dreams.losses(latents, actions, actions)
+    rollouts = Rollouts(world, batch=2)
+    same = rollouts.losses(latents, actions, actions)
     assert same.shape == (3, 2) and np.array_equal(same[:, 0], same[:, 1]) and (same > 0).all()
-    other = dreams.losses(latents, actions, np.where(actions >= 0, (actions + 1) % 3, actions))
+    other = rollouts.losses(latents, actions, np.where(actions >= 0, (actions + 1) % 3, actions))
     np.testing.assert_array_equal(other[:, 0], same[:, 0])
     assert (other[:, 1] != same[:, 1]).all()
 

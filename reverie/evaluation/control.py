@@ -1,8 +1,8 @@
-"""Does the dream obey? Action swap against the simulator, what latent codes say of true actions; how sure a number is.
+"""Controllability: action swap against the simulator, latent codes against recorded actions; confidence intervals.
 
-A dream can look right and ignore its player: the pixels that move are few and PSNR hardly sees them. Where a dataset
-comes from a simulator and keeps its states, the question has an exact answer: from one state every action is tried in
-the simulator, and a dream that was asked for action a must be nearest to the frame which a really leads to.
+A rollout can look right and ignore its player, because few pixels move and PSNR hardly changes. If a dataset comes from
+a simulator and keeps its states, controllability can be measured exactly. From one state every action is tried in the
+simulator. The frame generated for an action must be nearest to the frame that this action really leads to.
 
 Legend: B clips, A actions, S size of a simulator's state, H W C image.
 """
@@ -17,8 +17,8 @@ from reverie.errors import ReverieError
 def outcomes(simulator, states_BS: np.ndarray, frames_BHWC: np.ndarray) -> np.ndarray:
     """Return the simulator's next frame for every action from every state, uint8 (B, A, H, W, C).
 
-    ``frames_BHWC`` are the recorded frames of the states; when the simulator draws others, its states are not those
-    of this dataset and ReverieError is raised.
+    ``frames_BHWC`` are the recorded frames of the states. Raises ReverieError if the simulator draws other ones, since
+    the states are then not those of this dataset.
     """
     for state, frame in zip(states_BS, frames_BHWC, strict=True):
         if not np.array_equal(simulator.render(state), frame):
@@ -30,7 +30,7 @@ def outcomes(simulator, states_BS: np.ndarray, frames_BHWC: np.ndarray) -> np.nd
 
 
 def held(simulator, state_S: np.ndarray, action, length: int) -> np.ndarray:
-    """Return what the simulator shows while ``action`` is held from a state, uint8 (length, H, W, C)."""
+    """Return the simulator's frames while ``action`` is held from a state, uint8 (length, H, W, C)."""
     frames = []
     for _ in range(length):
         state_S = _next(simulator, state_S, action)
@@ -42,21 +42,23 @@ def _next(simulator, state_S: np.ndarray, action) -> np.ndarray:
     return simulator.step(state_S, action if np.ndim(action) else int(action))[0]
 
 
-def action_swap(dreamed_BAHWC: np.ndarray, true_BAHWC: np.ndarray, recorded_BHWC: np.ndarray) -> dict[str, np.ndarray]:
-    """Return, per clip, how often a dream of another action than the recorded one is nearest to its true frame.
+def action_swap(
+    generated_BAHWC: np.ndarray, true_BAHWC: np.ndarray, recorded_BHWC: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return, per clip, how often the frame generated for another action than the recorded one is nearest to its truth.
 
-    All frames are uint8: dreamed and true next frames of every action, and the next frame that was recorded. A pair
-    (clip, action) counts when its true frame differs from the recorded one. Distance is the squared error over the
-    whole frame; actions which lead to the same frame are one outcome; a tie between outcomes is a miss.
+    All frames are uint8: generated and true next frames of every action, and the next frame that was recorded. A pair
+    (clip, action) counts if its true frame differs from the recorded one. Distance is the squared error over the whole
+    frame. Actions that lead to the same frame are one outcome. A tie between outcomes is a miss.
 
-    Keys, each (B,): "right" and "asked" pairs; "chance", the sum over asked pairs of 1 / (number of outcomes), which is
-    what guessing an outcome gets; "blind", the most that a dream can get which is the same whatever the action.
+    Keys, each (B,): "right" and "asked" pairs; "chance": the sum over asked pairs of 1 / (number of outcomes), which is
+    the score of guessing; "blind": the best score of a frame that is the same for all actions.
     """
     counts = {name: [] for name in ("right", "asked", "chance", "blind")}
-    for dreamed, true, recorded in zip(dreamed_BAHWC, true_BAHWC, recorded_BHWC, strict=True):
+    for generated, true, recorded in zip(generated_BAHWC, true_BAHWC, recorded_BHWC, strict=True):
         same = np.array([[np.array_equal(a, b) for b in true] for a in true])
         asked = np.array([not np.array_equal(frame, recorded) for frame in true])
-        errors = dreamed[:, None].astype(np.int32) - true[None].astype(np.int32)
+        errors = generated[:, None].astype(np.int32) - true[None].astype(np.int32)
         distance = np.square(errors).sum((2, 3, 4), dtype=np.int64)
         rival = np.where(same, np.iinfo(np.int64).max, distance).min(1)  # nearest frame that is not this action's
         right = np.diagonal(distance) < rival
@@ -69,11 +71,11 @@ def action_swap(dreamed_BAHWC: np.ndarray, true_BAHWC: np.ndarray, recorded_BHWC
 
 
 def agreement(codes: np.ndarray, actions: np.ndarray) -> dict[str, float]:
-    """Return how much latent codes tell about true actions; both are integers >= 0 of one shape.
+    """Return how well latent codes predict recorded actions; both are integers >= 0 of one shape.
 
-    "accuracy": of the best map from code to action, each code read as the action it most often goes with (chosen and
-    scored on the same pairs: a little flattering when pairs are few); "chance": always the most frequent action;
-    "nmi": mutual information over the mean of the two entropies, 0 (independent) to 1 (the same up to renaming).
+    "accuracy": of the best map from code to action, which reads each code as the action it most often goes with. It is
+    fitted and scored on the same pairs, so it is a little too high for few pairs. "chance": always the most frequent
+    action. "nmi": mutual information over the mean of the two entropies, 0 (independent) to 1 (the same up to names).
     """
     joint = _joint(codes, actions, int(codes.max(initial=0)) + 1)
     joint = joint / joint.sum()
@@ -88,9 +90,9 @@ def agreement(codes: np.ndarray, actions: np.ndarray) -> dict[str, float]:
 
 
 def meanings(codes: np.ndarray, actions: np.ndarray, size: int) -> list[int | None]:
-    """Return for each of ``size`` latent codes the true action it stands for, None where it stands for none.
+    """Return for each of ``size`` latent codes the recorded action it stands for, None if it stands for none.
 
-    That of more than half of the steps with this code, if no other code has more of them: an action names one code.
+    A code stands for the action of more than half of its steps, unless another code has more steps with that action.
     """
     joint = _joint(codes, actions, size)
     mostly = np.where(2 * joint > joint.sum(1, keepdims=True), joint, 0)
@@ -118,10 +120,10 @@ def interval(
 ) -> np.ndarray:
     """Return the 95 % interval of the mean over the first axis, (..., 2), by bootstrap over groups of rows.
 
-    ``groups``: a number for each row; rows with the same one are redrawn together, since clips of one episode are much
-    alike, and overlap where it is short of them. None: each row by itself. With ``weights`` (one per row) it is the
-    interval of ``sum(values) / sum(weights)``, a share of pairs of which clips have different numbers. NaN for one
-    group, which cannot tell. A bootstrap of few groups is too narrow; it is widened as Student's t is (of 5, by 1.6).
+    ``groups``: a number for each row; rows of one group are resampled together, since clips of one episode are alike
+    and may overlap. None: each row is a group. With ``weights`` (one per row) it is the interval of
+    ``sum(values) / sum(weights)``, for shares of pairs if clips have different numbers of pairs. One group gives NaN.
+    A bootstrap of few groups is too narrow, so it is widened as Student's t is (for 5 groups, by 1.6).
     """
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
     _, group = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
@@ -148,22 +150,22 @@ STUDENT_OF_MANY = 1.96
 
 
 def student(freedom: int) -> float:
-    """Return by how many standard errors a 95 % interval reaches to each side, for so many degrees of freedom."""
+    """Return the half width of a 95 % interval in standard errors, for so many degrees of freedom."""
     return STUDENT[freedom - 1] if freedom <= len(STUDENT) else STUDENT_OF_MANY + 2.5 / freedom
 
 
 def crosswise(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return even rows against odd ones, and odd ones against even: so that no dream is held against its own truth."""
+    """Return (even, odd) and (odd, even) rows, so that no rollout is compared with its own truth."""
     even, odd = rows[rows % 2 == 0], rows[rows % 2 == 1]
     return [(even, odd), (odd, even)]
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], episodes: np.ndarray, groups: int = 10) -> list[float] | None:
-    """Return the 95 % interval of a distance between sets of clips, leaving out a group at a time; None for too few.
+    """Return the 95 % interval of a distance between sets of clips by a grouped jackknife; None for too few clips.
 
-    ``statistic`` is given the rows that count; ``episodes``: of which episode each row is, whose rows are left out
-    together, as neighbours (2k, 2k+1) are, since halves of even and odd rows are what such statistics compare. A
-    bootstrap would not do: clips drawn twice make a set narrower than it is, and so every distance larger.
+    ``statistic`` maps the rows that remain to the distance. ``episodes``: the episode of each row. Rows of one episode
+    are left out together, and so are neighbours (2k, 2k+1), since such statistics compare even rows with odd ones. A
+    bootstrap is no substitute: clips drawn twice make a set narrower, and so every distance larger.
     """
     clips = len(episodes)
     pairs = np.arange(clips) // 2 * 2

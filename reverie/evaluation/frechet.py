@@ -1,12 +1,13 @@
-"""How far two sets of clips lie apart as wholes: the Frechet distance of what a network sees in them.
+"""Frechet distance between sets of clips, in the features of a network.
 
-PSNR asks for the one true future; a dream that makes up another, as good, loses. This asks whether dreams as a set look
-and move as real clips do. With the features of a trained I3D network that is FVD (arXiv 1812.01717); we ship no such
-weights, so there are two kinds: of a network whose weights are random and fixed (it tells noise, blur, stillness and
-wrong order, and means nothing beside numbers of other papers), and of a user's own function.
+PSNR compares with the one true future, and penalises another one that is as plausible. This distance asks whether
+rollouts, as a set, look and move like real clips. With the features of a trained I3D network it is FVD (arXiv
+1812.01717). We ship no such weights, so there are two kinds of features. Those of a network with fixed random weights
+detect noise, blur, stillness and wrong order, and cannot be compared with numbers of papers. The others are those of a
+user's own function.
 
-The one side is always real clips of one half, the other dreams of the other half, so no dream is compared with its own
-truth, and real clips of that other half, measured the same way, are what a perfect dream would get.
+Rollouts of one half of the clips are compared with real clips of the other half, so that no rollout is compared with
+its own truth. Real clips compared in the same way give the distance of a perfect rollout.
 
 Legend: B clips, T time, H W C image, W windows of a clip, F features.
 """
@@ -29,19 +30,23 @@ from reverie.nn.image import shrunk
 
 Features = Callable[[np.ndarray], np.ndarray]  # uint8 clips (B, T, H, W, C) -> (B, F) floats
 
-WINDOW = 4  # frames that the random network sees at once: a step, and whether it goes on
-LOOK, MOVE = (8, 8, 8), (8, 16, 16)  # widths of its layers: few, as F x F covariances come from some hundred windows
-TOGETHER = 64  # windows at once
-# Dreams along random actions are what a player meets who presses what was never pressed: things vanish, or double.
-SUFFIXES = {"dream": "", "truth": "_floor", "copy_last": "_copy_last", "random": "_actions"}
+WINDOW = 4  # frames that the random network sees at once: enough to see steps, and whether they continue
+LOOK, MOVE = (
+    (8, 8, 8),
+    (8, 16, 16),
+)  # widths of its layers; small, since F x F covariances come from a few hundred windows
+TOGETHER = 64  # windows in a batch
+# Random actions: what a player meets who presses keys that were never pressed in such a state.
+SUFFIXES = {"rollout": "", "truth": "_floor", "copy_last": "_copy_last", "random": "_actions"}
 
 
 def frechet(a_BF: np.ndarray, b_BF: np.ndarray) -> float:
-    """Return the squared Frechet distance of two sets, taken for Gaussian: as in FID (arXiv 1706.08500, eq. 6).
+    """Return the squared Frechet distance of two sets, assumed Gaussian, as in FID (arXiv 1706.08500, eq. 6).
 
-    float64. The trace of the root of the product of both covariances is the sum of the singular values of the product
-    of both centred sets: nothing is inverted and no root of a rounding error is taken, so few samples will do, though
-    few make the distance larger. Raises ReverieError for sets of fewer than 2, or of other widths.
+    Computed in float64. The trace of the root of the product of both covariances is the sum of the singular values of
+    the product of both centred sets. This inverts nothing and takes no root of a rounding error, so few samples are
+    enough, though few samples make the distance larger. Raises ReverieError for sets of fewer than 2, or of different
+    widths.
     """
     a, b = (np.asarray(x, np.float64) for x in (a_BF, b_BF))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
@@ -53,34 +58,31 @@ def frechet(a_BF: np.ndarray, b_BF: np.ndarray) -> float:
     return max(float(between @ between + np.square(a).sum() + np.square(b).sum() - 2 * common), 0.0)
 
 
-def apart(real_BWF: np.ndarray, other_BWF: np.ndarray, rows: np.ndarray) -> float:
-    """Return the distance of ``other`` clips from ``real`` ones of other rows; ``rows``: those which count.
-
-    Even rows against odd ones and odd ones against even ones, the mean of both.
-    """
+def distance(real_BWF: np.ndarray, other_BWF: np.ndarray, rows: np.ndarray) -> float:
+    """Return the distance of ``other`` clips from ``real`` ones of other rows, averaged over ``crosswise`` pairs."""
     pairs = [(real_BWF[one], other_BWF[two]) for one, two in crosswise(rows)]
     return float(np.mean([frechet(*(rearrange(x, "b w f -> (b w) f") for x in pair)) for pair in pairs]))
 
 
 def distances(name: str, features: dict[str, np.ndarray], episodes_B: np.ndarray) -> dict[str, Any]:
-    """Return ``name``, its interval over clips, and the same for what else was seen, each by a suffix (``SUFFIXES``).
+    """Return the distance ``name`` of rollouts, its interval, and that of each other view by its suffix (``SUFFIXES``).
 
-    ``features``: (B, W, F) each of "truth", "dream", "copy_last" and, where there are actions, "random". Nothing for
-    fewer than four clips. ``episodes``: from which episode each clip is.
+    ``features``: (B, W, F) each of "truth", "rollout", "copy_last" and, if there are actions, "random". {} for fewer
+    than four clips. ``episodes``: the episode of each clip.
     """
     real = features["truth"]
     if len(real) < 4:
         return {}
     every = np.arange(len(real))
-    numbers: dict[str, Any] = {name + SUFFIXES[view]: apart(real, seen, every) for view, seen in features.items()}
-    interval = jackknife(lambda rows: apart(real, features["dream"], rows), episodes_B)
+    numbers: dict[str, Any] = {name + SUFFIXES[view]: distance(real, seen, every) for view, seen in features.items()}
+    interval = jackknife(lambda rows: distance(real, features["rollout"], rows), episodes_B)
     return numbers | ({f"{name}_ci": interval} if interval else {})
 
 
 def at_random(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return random features (B, W, F) of every window of several sets of clips, in units of their spread in "truth".
+    """Return random features (B, W, F) of each window of several sets of clips, normalised by those of "truth".
 
-    Clips shorter than two frames show no motion, and give no features.
+    Clips of fewer than two frames show no motion, so they give {}.
     """
     length = min(WINDOW, views["truth"].shape[1])
     if length < 2:
@@ -91,12 +93,14 @@ def at_random(views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         windows = rearrange(whole, "b (w t) h w2 c -> (b w) t h w2 c", t=length)
         made[view] = rearrange(random_features(windows), "(b w) f -> b w f", b=len(clips)).astype(np.float64)
     centre, spread = made["truth"].mean((0, 1)), made["truth"].std((0, 1))
-    spread = np.maximum(spread, 1e-3 * spread.max() + 1e-9)  # a feature that real clips never excite is not everything
+    spread = np.maximum(
+        spread, 1e-3 * spread.max() + 1e-9
+    )  # a feature that is constant in real clips must not dominate
     return {view: (features - centre) / spread for view, features in made.items()}
 
 
 def by_function(function: Features, views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return a user's features (B, 1, F) of several sets of clips; ReverieError unless they are finite (B, F)."""
+    """Return a user's features (B, 1, F) of several sets of clips; ReverieError unless they are finite and (B, F)."""
     made = {}
     for view, clips in views.items():
         parts = []
@@ -114,7 +118,7 @@ def by_function(function: Features, views: dict[str, np.ndarray]) -> dict[str, n
 
 
 def user_features(name: str) -> Features:
-    """Return the function that "MODULE:FUNCTION" names, also of a module in the working folder. Raises ReverieError."""
+    """Return the function "MODULE:FUNCTION", of a module that may lie in the working folder. Raises ReverieError."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise ReverieError(f"features are named MODULE:FUNCTION, not '{name}'.")
@@ -136,11 +140,11 @@ def _line(error: Exception) -> str:
 
 
 def random_features(clips_BTHWC: np.ndarray) -> np.ndarray:
-    """Return what convolutional networks with fixed random weights see in clips, (B, F) float32.
+    """Return features of convolutional networks with fixed random weights, (B, F) float32.
 
-    One looks at single frames, one at the differences between them: in one network for both, what stands still drowns
-    what moves (a frozen clip is then 3 times as far as a real one, so 40 times). Three layers of stride 2 with ReLU; a
-    feature is the mean of a channel over picture and frames, and its root, since what moves is little or nothing.
+    One network reads single frames, one their differences. A single network for both hardly sees motion: a frozen clip
+    is then 3 times as far away as a real one, with two networks 40 times. Each has three layers of stride 2 with ReLU.
+    A feature is the square root of a channel's mean over picture and frames, since motion is sparse.
     """
     clips_BTHWC, rng = shrunk(clips_BTHWC), np.random.default_rng(0)
     _, length, _, _, channels = clips_BTHWC.shape

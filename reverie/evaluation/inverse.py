@@ -1,7 +1,7 @@
-"""Can the action be read off the dream? A small network learns that on real frames, and reads dreams.
+"""Inverse dynamics: a small network learns from real frames which action lies between two, then reads rollouts.
 
-As MineWorld (arXiv 2504.08388) does with a large one. Many actions do nothing that can be seen (walking against a
-wall), so what it gets on real frames is the most that a dream can get; the commonest action alone is the least.
+MineWorld (arXiv 2504.08388) does this with a large network. Many actions have no visible effect (walking against a
+wall). So the accuracy on real frames is the upper bound for a rollout, and that of the commonest action the lower one.
 
 Legend: B clips or pairs of frames, T time, H W C image, A actions.
 """
@@ -20,19 +20,19 @@ from reverie.data.loader import clips
 from reverie.nn.image import shrunk
 from reverie.training.optim import OptimConfig, Weights
 
-CLIPS, LENGTH, BYTES = 256, 17, 2**28  # what is learned from: so many clips at most, frames of each, bytes in all
+CLIPS, LENGTH, BYTES = 256, 17, 2**28  # training set: the most clips, frames of each, the most bytes in all
 STEPS, BATCH, WIDTH = 300, 64, 32  # seconds on two cores
 GRID = 12  # patches along the longer side: a few matmuls, where convolutions inside a loop take minutes on a CPU
-TOGETHER = 256  # transitions read at once
+TOGETHER = 256  # transitions in a batch
 
 
 class Reader:
-    """A network that has learned which action lies between two frames, from clips and the actions in them."""
+    """A network trained on clips and their actions to predict the action between two frames."""
 
     def __init__(self, frames_BTHWC: np.ndarray, actions_BT: np.ndarray, size: int, seed: int = 0):
         frames = shrunk(frames_BTHWC)
         rng = np.random.default_rng(seed)
-        places = np.argwhere(actions_BT[:, 1:] >= 0) + np.array([0, 1])  # the first frame has none before it
+        places = np.argwhere(actions_BT[:, 1:] >= 0) + np.array([0, 1])  # no action leads to the first frame
         picks = places[rng.integers(0, len(places), (STEPS, BATCH))]
         patch = -(-max(frames.shape[2:4]) // GRID)
         name = partial(_name, patch)
@@ -40,7 +40,7 @@ class Reader:
         self._name = jax.jit(lambda *given: name(*given).argmax(-1))
 
     def actions(self, frames_BTHWC: np.ndarray) -> np.ndarray:
-        """Return the actions it reads between the frames of clips, (B, T-1)."""
+        """Return the predicted actions between the frames of clips, (B, T-1)."""
         frames = shrunk(frames_BTHWC)
         before, after = (rearrange(x, "b t h w c -> (b t) h w c") for x in (frames[:, :-1], frames[:, 1:]))
         parts = []
@@ -51,7 +51,7 @@ class Reader:
 
 
 def learned(practice: Dataset, seed: int = 0) -> Reader | None:
-    """Return a reader that learned from clips of ``practice``; None where no actions were recorded there."""
+    """Return a reader trained on clips of ``practice``; None if no actions were recorded there."""
     size = practice.spec.actions.size
     length = min(LENGTH, int(practice.lengths.max(initial=0)))
     if not size or length < 2:
@@ -71,16 +71,18 @@ def read(reader: Reader, frames_BTHWC: np.ndarray, actions_BT: np.ndarray) -> di
 
 def _drawn(rng: np.random.Generator, inputs: int, actions: int) -> Weights:
     widths = {
-        "look": (2 * inputs, WIDTH), "around": (9 * WIDTH, WIDTH),
-        "whole": (2 * WIDTH, 4 * WIDTH), "name": (4 * WIDTH, actions),
-    }  # fmt: skip
+        "look": (2 * inputs, WIDTH),
+        "around": (9 * WIDTH, WIDTH),
+        "whole": (2 * WIDTH, 4 * WIDTH),
+        "name": (4 * WIDTH, actions),
+    }
     kernels = {f"{layer}.kernel": rng.normal(size=(a, b)) * np.sqrt(2 / a) for layer, (a, b) in widths.items()}
     biases = {f"{layer}.bias": np.zeros(b) for layer, (_, b) in widths.items()}
     return {name: jnp.asarray(weight, jnp.float32) for name, weight in (kernels | biases).items()}
 
 
 def _name(patch: int, weights: Weights, before_BHWC: Array, after_BHWC: Array) -> Array:
-    """Logits (B, A): patches of both frames, three by three of them, the picture's mean and maximum."""
+    """Logits (B, A), of patches of both frames, then of 3 x 3 patches, then of their mean and maximum."""
 
     def layer(name, x):
         return x @ weights[f"{name}.kernel"] + weights[f"{name}.bias"].reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,12 +1,12 @@
-"""What is left of a world after a thousand frames: does it still move, and is its player still there?
+"""Sessions of a thousand frames: does the world still move, and is its player still visible?
 
-An evaluation of a few dozen frames cannot see a player who is lost at frame 100 and never comes back. So some sessions
-are played for long, half with random keys and half with held ones, and every frame is looked at.
+A rollout of a few dozen frames does not show a player who disappears at frame 100. So long sessions are generated, half
+of them with random keys and half with held keys, and every frame is checked.
 
-- A frame is *frozen* when it lies in more than ``STILL`` frames in a row in which nothing moves although keys change.
-  Real worlds stand still too (a player at a wall who is pushed against it): "frozen_real" is the same share where the
-  simulator plays on with keys drawn alike, or in recorded episodes where there is no simulator.
-- A frame is *absent* when the simulator does not find its player in it (``visible``).
+- A frame is *frozen* if it lies in more than ``STILL`` frames in a row in which nothing moves although keys change.
+  Real worlds stand still too, for example when the player is pushed against a wall. "frozen_real" is the same share for
+  the simulator with keys drawn the same way, or for recorded episodes if there is no simulator.
+- A frame is *absent* if the simulator does not find its player in it (``visible``).
 - A session is *lost* once more than ``STILL`` frames in a row were frozen or absent.
 
 Legend: S sessions, T time, H W C image.
@@ -20,24 +20,24 @@ import numpy as np
 
 from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset, Simulator
-from reverie.evaluation.dreams import Clips, Dreams
 from reverie.evaluation.drift import drift, looks
+from reverie.evaluation.rollouts import Clips, Rollouts
 from reverie.nn.embed import random_actions
 
-STEPS = (64, 256, 1000)  # generated frames after which shares are counted
-STILL = 10  # frames in a row; fewer are no loss
-HOLD = 20  # frames for which a held key is held, before another one is
-ALIKE = 8  # of 255: no pixel of two frames differs by more, so nothing moved
+STEPS = (64, 256, 1000)  # numbers of generated frames for which shares are reported
+STILL = 10  # frames in a row that may stand still
+HOLD = 20  # frames for which a key is held
+ALIKE = 8  # of 255: if no pixel of two frames differs by more, nothing moved
 SESSIONS = 16  # with each kind of keys
-FLOP = {"cpu": 1e13}  # at most, for all sessions together: a minute or two
+FLOP = {"cpu": 1e13}  # the most FLOPs for all sessions together: a minute or two
 FLOP_ELSEWHERE = 1e16
-RECORDED = 16  # episodes, at most, that are read to see how long recordings stand still
+RECORDED = 16  # the most recorded episodes that are read for "frozen_real"
 
 Numbers = dict[str, Any]
 
 
 def measured(
-    dreams: Dreams,
+    rollouts: Rollouts,
     given: Clips,
     flop_per_frame: float,
     dataset: Dataset,
@@ -45,25 +45,25 @@ def measured(
     states_BS: np.ndarray | None = None,
     sessions: int = SESSIONS,
 ) -> Numbers | None:
-    """Return "long_play" of eval.json; None where even a few short sessions would cost too much.
+    """Return "long_play" of eval.json; None if even a few short sessions would cost too much.
 
-    ``given``: clips from which sessions begin; ``states`` of the simulator at their last real frames. "random" and
-    "held" hold, by the number of frames ("64", "256", "1000"): the shares "frozen", "frozen_real", "absent" (None
-    unless the simulator can tell), "lost" (of sessions), and "drift" of the last quarter of these frames.
+    ``given``: clips whose context sessions start from. ``states``: of the simulator at the last context frames.
+    "random" and "held" map the number of frames ("64", "256", "1000") to the shares "frozen", "frozen_real", "absent"
+    (None unless the simulator can detect its player) and "lost" (of sessions), and to the "drift" of the last quarter.
     """
     sessions, frames = affordable(flop_per_frame, sessions)
     if not sessions:
         return None
     rows = np.resize(np.unique(np.linspace(0, len(given.seen) - 1, sessions).astype(int)), sessions)
-    keys = {kind: _keys(dreams.space, sessions, frames, dreams.seed, kind) for kind in ("random", "held")}
+    keys = {kind: _keys(rollouts.space, sessions, frames, rollouts.seed, kind) for kind in ("random", "held")}
     both = np.concatenate([rows, rows])
     before = given.actions[both, : given.context]
-    pieces = dreams.played_on(given.seen[both], before, np.concatenate(list(keys.values())))
+    pieces = rollouts.long_rollout(given.seen[both], before, np.concatenate(list(keys.values())))
     finder = getattr(simulator, "visible", None)
     still, absent, seen = _watched(pieces, given.seen[both, -1], frames, finder)
     steps, begun = [step for step in STEPS if step <= frames], looks(given.frames[rows])
     if simulator is not None and states_BS is not None:
-        real = {kind: _simulated(simulator, states_BS[rows], frames, dreams.seed, kind) for kind in keys}
+        real = {kind: _simulated(simulator, states_BS[rows], frames, rollouts.seed, kind) for kind in keys}
     else:
         real = dict.fromkeys(keys, _recorded(dataset))
 
@@ -73,7 +73,7 @@ def measured(
     numbers: Numbers = {"sessions": sessions, "frames": frames}
     for at, kind in enumerate(keys):
         part = slice(at * sessions, (at + 1) * sessions)
-        frozen = stuck(still[part], keys[kind] if dreams.space.size else None)
+        frozen = stuck(still[part], keys[kind] if rollouts.space.size else None)
         gone = absent[part] if finder is not None else np.zeros_like(frozen)
         lost = np.maximum.accumulate(_long(frozen | gone), axis=1)
         numbers[kind] = {
@@ -87,7 +87,7 @@ def measured(
 
 
 def affordable(flop_per_frame: float, sessions: int = SESSIONS) -> tuple[int, int]:
-    """Return for how many sessions of each kind, and how many frames, there is time: (0, 0) where for none."""
+    """Return how many sessions of each kind, and how many frames, the limit on FLOPs allows; (0, 0): none."""
     most = FLOP.get(jax.default_backend(), FLOP_ELSEWHERE)
     for frames in reversed(STEPS):
         for count in (sessions, sessions // 2, sessions // 4):
@@ -97,9 +97,9 @@ def affordable(flop_per_frame: float, sessions: int = SESSIONS) -> tuple[int, in
 
 
 def stuck(still_ST: np.ndarray, keys_ST: np.ndarray | None) -> np.ndarray:
-    """Return which frames are frozen, bool (S, T): in more than ``STILL`` that stand still although keys change.
+    """Return which frames are frozen, bool (S, T): in a stretch of more than ``STILL`` still frames while keys change.
 
-    ``still``: nothing moved since the frame before. Without keys, every such stretch counts.
+    ``still``: nothing moved since the previous frame. Without keys, every such stretch counts.
     """
     found = np.zeros_like(still_ST)
     for row, begin, end in _stretches(still_ST):
@@ -112,7 +112,7 @@ def stuck(still_ST: np.ndarray, keys_ST: np.ndarray | None) -> np.ndarray:
 
 
 def _long(found_ST: np.ndarray) -> np.ndarray:
-    """Those from the ``STILL + 1``-th on of a stretch: where more than ``STILL`` in a row have been."""
+    """The frames of each stretch from the ``STILL + 1``-th on."""
     late = np.zeros_like(found_ST)
     for row, begin, end in _stretches(found_ST):
         late[row, begin + STILL : end] = True
@@ -120,7 +120,7 @@ def _long(found_ST: np.ndarray) -> np.ndarray:
 
 
 def _stretches(found_ST: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Yield (row, first, after the last) of every stretch of True."""
+    """Yield (row, start, end) of every stretch of True."""
     for row, values in enumerate(found_ST):
         edges = np.flatnonzero(np.diff(np.pad(values.astype(np.int8), 1)))
         for begin, end in edges.reshape(-1, 2).tolist():
@@ -128,7 +128,7 @@ def _stretches(found_ST: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 
 def _keys(space: ActionSpace, sessions: int, frames: int, seed: int, kind: str) -> np.ndarray:
-    """Return actions (S, T, ...): another one every frame, or every ``HOLD`` frames."""
+    """Return random actions (S, T, ...): a new one for every frame, or for every ``HOLD`` frames."""
     key = jax.random.fold_in(jax.random.key(seed), kind == "held")
     hold = HOLD if kind == "held" else 1
     if not space.size:
@@ -138,7 +138,7 @@ def _keys(space: ActionSpace, sessions: int, frames: int, seed: int, kind: str) 
 
 
 def _watched(pieces, last_SHWC: np.ndarray, frames: int, finder: Any):
-    """Return (still, absent, looks) of every frame, in one pass: frames themselves are not kept."""
+    """Return (still, absent, looks) of every frame in one pass, without keeping the frames."""
     still, absent, seen = [], [], []
     for piece in pieces:
         every = np.concatenate([last_SHWC[:, None], piece], axis=1)
@@ -153,12 +153,12 @@ def _watched(pieces, last_SHWC: np.ndarray, frames: int, finder: Any):
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Whether two uint8 frames (..., H, W, C) are alike, (...)."""
+    """Whether nothing moved between two uint8 frames (..., H, W, C): bool (...)."""
     return (np.maximum(one, other) - np.minimum(one, other)).max((-3, -2, -1)) <= ALIKE
 
 
 def _simulated(simulator: Simulator, states_SS: np.ndarray, frames: int, seed: int, kind: str) -> np.ndarray:
-    """Which frames are frozen where the simulator itself plays on."""
+    """Which frames of the simulator itself are frozen, with keys drawn the same way."""
     keys = _keys(simulator.actions, len(states_SS), frames, seed, kind)
     still = np.zeros((len(states_SS), frames), bool)
     for row, state in enumerate(states_SS):
@@ -171,7 +171,7 @@ def _simulated(simulator: Simulator, states_SS: np.ndarray, frames: int, seed: i
 
 
 def _recorded(dataset: Dataset) -> np.ndarray:
-    """Which frames of recorded episodes are frozen, (1, all of them): empty where there are too few in a row."""
+    """Which frames of recorded episodes are frozen, (1, frames); empty if all episodes are too short."""
     found = []
     for episode in np.argsort(-dataset.lengths, kind="stable")[:RECORDED].tolist():
         length = min(int(dataset.lengths[episode]), STEPS[-1])

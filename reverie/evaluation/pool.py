@@ -1,7 +1,7 @@
-"""Several runs of one recipe as one row: the mean over seeds, and how sure it is.
+"""Several runs of one recipe as one row: the mean over seeds and its confidence interval.
 
-Intervals over clips say how well one trained world was measured; they say nothing about the next seed, and seeds differ
-by more. Seeds are few, so the interval is Student's t over the runs' own numbers, one per run.
+Intervals over clips say how well one trained world was measured. They say nothing about the next seed, and seeds differ
+by more. Seeds are few, so the interval is Student's t over one number per run.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from reverie.evaluation.control import student
 
 Numbers = dict[str, Any]
 
-# What runs must agree in to be measured by one rule, and what is told as it is.
+# What all runs must agree in, and what is copied instead of averaged.
 RULES = ("action_source", "context", "horizon", "clips", "seed", "dataset", "fingerprint", "drift_frames")
-TOLD = (*RULES, "temperature", "fps", "device")
+COPIED = (*RULES, "temperature", "fps", "device")
 
 
 def pool(runs: Sequence[Numbers]) -> Numbers:
     """Return the numbers of several runs (what ``evaluate`` returns, or an eval.json) as one.
 
     Each number is the mean over runs, entry by entry where it is a list, with ``*_ci`` [low, high], the 95 % t-interval
-    over runs (None for a single run, whose interval over clips says something else). "runs" is how many. A number that
-    one of the runs has not is None. Raises ReverieError for no runs, or runs measured on other clips.
+    over runs (None for a single run: its interval over clips means something else). "runs" is their number. A number
+    that one of the runs lacks is None. Raises ReverieError for no runs, or runs measured on other clips.
     """
     if not runs:
         raise ReverieError("there are no runs to pool.")
@@ -35,7 +35,7 @@ def pool(runs: Sequence[Numbers]) -> Numbers:
     pooled: Numbers = {"runs": len(runs)}
     for name in {name: None for run in runs for name in run}:
         values = [run.get(name) for run in runs]
-        if name in TOLD:
+        if name in COPIED:
             pooled[name] = values[0] if all(value == values[0] for value in values) else None
         elif not name.endswith("_ci"):
             pooled |= _pooled(name, values)

@@ -1,4 +1,4 @@
-"""An evaluation written down: eval.json, a table for the terminal, curves, contact sheets and a GIF.
+"""The files of an evaluation: eval.json, curves, contact sheets and a GIF; and its table for the terminal.
 
 Legend: H W C image, T time.
 """
@@ -19,22 +19,23 @@ from rich.table import Table
 from reverie.checksums import signed
 from reverie.evaluation.video import write_gif, write_png
 
-# What each number of eval.json means, in the order of the table. Lists (one entry per dreamed frame) show first, last.
+# What each number of eval.json means, in the order of the table. Of lists (one entry per generated frame) the table
+# shows the first and the last entry.
 MEANING = {
-    "psnr": "dream against truth, dB, mean over clips",
-    "copy_last_psnr": "the last real frame, repeated: a dream must beat it",
-    "floor_psnr": "the tokenizer's own copy of the truth: no dream can beat it",
-    "random_psnr": "dream along random actions",
-    "delta_psnr": "true minus random actions, dB: 0 is a world that ignores its player",
-    "delta_psnr_4": "the same at the fourth dreamed frame (Genie)",
-    "ssim": "structural similarity of the dream",
-    "copy_last_ssim": "of the last real frame, repeated",
-    "floor_ssim": "of the tokenizer's own copy",
-    "random_ssim": "of the dream along random actions",
-    "swap_accuracy": "asked for another action, dreams what the simulator shows for it",
+    "psnr": "rollout against truth, dB, mean over clips",
+    "copy_last_psnr": "baseline: the last context frame repeated",
+    "floor_psnr": "the tokenizer's reconstruction of the truth: an upper bound",
+    "random_psnr": "rollout along random actions",
+    "delta_psnr": "true minus random actions, dB: 0 for a world that ignores its player",
+    "delta_psnr_4": "the same at the fourth generated frame (Genie)",
+    "ssim": "structural similarity of the rollout",
+    "copy_last_ssim": "of the last context frame repeated",
+    "floor_ssim": "of the reconstruction",
+    "random_ssim": "of the rollout along random actions",
+    "swap_accuracy": "share of other actions whose generated frame is nearest to their own true frame",
     "swap_chance": "the same for guessing",
-    "swap_blind": "the most that a dream can get which ignores its action",
-    "swap_pairs": "how many (clip, action) pairs were asked",
+    "swap_blind": "the most that a world can get which ignores the action",
+    "swap_pairs": "number of (clip, action) pairs tried",
     "changed_top1": "accuracy of the likeliest token, where the picture changes",
     "top1": "accuracy of the likeliest token",
     "top2": "truth among the 2 likeliest tokens",
@@ -42,39 +43,39 @@ MEANING = {
     "top16": "truth among the 16 likeliest tokens",
     "code_usage": "share of the tokenizer's codes in use",
     "code_entropy": "their entropy, 1 is even use of all",
-    "code_perplexity": "tokenizer codes in effect used",
+    "code_perplexity": "effective number of tokenizer codes",
     "lam_usage": "share of latent actions in use",
     "lam_entropy": "their entropy, 1 is even use of all",
-    "lam_perplexity": "latent actions in effect used",
-    "lam_agreement": "true action told from the latent one (best map)",
+    "lam_perplexity": "effective number of latent actions",
+    "lam_agreement": "recorded action predicted from the latent one (best map)",
     "lam_agreement_chance": "the same for always the commonest action",
-    "lam_nmi": "mutual information of latent and true actions, 0 to 1",
-    "action_shuffle_ratio": "loss with other clips' actions over that with its own: 1 ignores actions",
-    "idm_accuracy": "true action read off two dreamed frames by a small network",
-    "idm_accuracy_real": "the same off real frames: no dream can expect more",
-    "idm_accuracy_floor": "the same off the tokenizer's own copy",
+    "lam_nmi": "mutual information of latent and recorded actions, 0 to 1",
+    "action_shuffle_ratio": "loss with other clips' actions over loss with the true ones: 1 ignores actions",
+    "idm_accuracy": "recorded action predicted from two generated frames by a small network",
+    "idm_accuracy_real": "the same from real frames: an upper bound",
+    "idm_accuracy_floor": "the same from the reconstruction",
     "idm_chance": "the same for always the commonest action",
-    "drift": "late frames of a long dream against real ones, in their standard deviations",
+    "drift": "late frames of a long rollout against real ones, in their standard deviations",
     "drift_brightness": "of that, the mean of each colour",
     "drift_contrast": "of that, the spread within a frame",
     "drift_sharpness": "of that, the difference of neighbours",
     "drift_floor": "the same for real frames of other clips",
-    "drift_copy_last": "the same for the last real frame, repeated",
-    "drift_frames": "how many frames were dreamed for it",
-    "frechet_random": "distance of dreams as a set from real clips, features of a random network",
+    "drift_copy_last": "the same for the last context frame repeated",
+    "drift_frames": "frames of that rollout",
+    "frechet_random": "distance of rollouts from real clips as sets, features of a random network",
     "frechet_random_floor": "the same for other real clips",
-    "frechet_random_copy_last": "the same for the last real frame, repeated",
-    "frechet_random_actions": "the same for dreams along random actions",
+    "frechet_random_copy_last": "the same for the last context frame repeated",
+    "frechet_random_actions": "the same for rollouts along random actions",
     "frechet_user": "the same distance, features of your own function",
     "frechet_user_floor": "the same for other real clips",
-    "frechet_user_copy_last": "the same for the last real frame, repeated",
-    "frechet_user_actions": "the same for dreams along random actions",
+    "frechet_user_copy_last": "the same for the last context frame repeated",
+    "frechet_user_actions": "the same for rollouts along random actions",
     "long_play": "shares of frames frozen or without player, of sessions lost: docs/results.md",
-    "parameters": "weights of the dynamics",
-    "flop_per_frame": "arithmetic of a played frame, decoded (matmuls and convolutions)",
+    "parameters": "parameters of the dynamics",
+    "flop_per_frame": "FLOPs of a played frame, decoded (matmuls and convolutions)",
     "frames_per_second": "frames played a second, decoded and on the host (median)",
-    "latency_p95_ms": "milliseconds that 19 of 20 frames take at most",
-    "frames_per_second_uncached": "the same model and sampler without memory",
+    "latency_p95_ms": "95th percentile of the time of a frame, milliseconds",
+    "frames_per_second_uncached": "the same model and sampler without KV cache",
 }
 
 Numbers = dict[str, Any]
@@ -83,7 +84,7 @@ Numbers = dict[str, Any]
 def write_report(numbers: Numbers, pictures: dict[str, np.ndarray], out: Path) -> Path:
     """Write ``out/eval.json`` and, under ``out/eval``, curves.png and each picture (PNG) or clip (GIF).
 
-    Returns the path of the JSON, in which what is not a finite number is null.
+    Returns the path of the JSON. Numbers that are not finite are null in it.
     """
     out = Path(out)
     folder = out / "eval"
@@ -106,7 +107,7 @@ def write_report(numbers: Numbers, pictures: dict[str, np.ndarray], out: Path) -
 
 
 def table(numbers: Numbers) -> Table:
-    """Return the numbers as a table for the terminal, each with its meaning; what is None is left out."""
+    """Return the numbers that are not None as a table for the terminal, each with its meaning."""
     shown = Table(title=_title(numbers), title_justify="left", box=None, pad_edge=False)
     shown.add_column("", style="bold")
     shown.add_column("", justify="right")
@@ -125,7 +126,7 @@ def table(numbers: Numbers) -> Table:
             interval = interval and interval[-1]
         else:
             between = _short(value)
-        if interval and not math.isfinite(interval[0]):  # one episode cannot tell
+        if interval and not math.isfinite(interval[0]):  # of one episode
             interval = None
         band = f"{_short(interval[0])} .. {_short(interval[1])}" if interval else ""
         shown.add_row(name, between, band, meaning)
@@ -139,7 +140,7 @@ def _ends(played: Numbers) -> str:
 
 
 def curves(numbers: Numbers) -> np.ndarray:
-    """Return PSNR and SSIM per dreamed frame, with what they lie between, as a picture (H, W, 3) uint8."""
+    """Return PSNR and SSIM per generated frame, with baselines and bounds, as a picture (H, W, 3) uint8."""
     figure = Figure(figsize=(11, 4), dpi=110, layout="constrained")
     panels = [kind for kind in ("psnr", "ssim") if numbers.get(kind)]
     for axes, kind in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
@@ -150,18 +151,18 @@ def curves(numbers: Numbers) -> np.ndarray:
 
 def drawn(figure: Figure) -> np.ndarray:
     """Return a figure as a picture (H, W, 3) uint8."""
-    memory = io.BytesIO()
-    figure.savefig(memory, format="rgba")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="rgba")
     width, height = figure.canvas.get_width_height()
-    return np.frombuffer(memory.getvalue(), np.uint8).reshape(height, width, 4)[..., :3]
+    return np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)[..., :3]
 
 
 def _panel(axes: Axes, numbers: Numbers, kind: str) -> None:
     lines = {
         f"floor_{kind}": ("tokenizer's reconstruction", "tab:gray", ":"),
-        kind: ("dream", "tab:blue", "-"),
-        f"random_{kind}": ("dream, random actions", "tab:orange", "--"),
-        f"copy_last_{kind}": ("last frame repeated", "tab:red", "-."),
+        kind: ("rollout", "tab:blue", "-"),
+        f"random_{kind}": ("rollout, random actions", "tab:orange", "--"),
+        f"copy_last_{kind}": ("copy last frame", "tab:red", "-."),
     }
     for name, (label, colour, style) in lines.items():
         if not numbers.get(name):
@@ -170,7 +171,7 @@ def _panel(axes: Axes, numbers: Numbers, kind: str) -> None:
         axes.plot(steps, numbers[name], style, color=colour, label=label)
         low, high = np.array(numbers[f"{name}_ci"]).T
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlabel("dreamed frame")
+    axes.set_xlabel("generated frame")
     axes.set_ylabel("PSNR, dB" if kind == "psnr" else "SSIM")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -180,9 +181,9 @@ def _panel(axes: Axes, numbers: Numbers, kind: str) -> None:
 def _title(numbers: Numbers) -> str:
     actions = {"true": "true actions", "latent": "latent actions", "none": "no actions"}[numbers["action_source"]]
     split = numbers.get("split") or "?"
-    kind = "held-out clips" if split != "train" else "clips that were trained on"
+    kind = "held-out clips" if split != "train" else "training clips"
     clips = f"{numbers['clips']} {kind} of {numbers['episodes']} episodes (split {split})"
-    return f"{numbers['dataset']}: {clips}, {numbers['context']} real frames, {actions}"
+    return f"{numbers['dataset']}: {clips}, {numbers['context']} context frames, {actions}"
 
 
 def _short(value: float) -> str:

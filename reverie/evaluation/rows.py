@@ -9,25 +9,32 @@ from matplotlib.figure import Figure
 from reverie.evaluation.report import drawn
 
 Numbers = dict[str, Any]
-STEPS = (1, 4, 16, 64)  # dreamed frames that are told of
+STEPS = (1, 4, 16, 64)  # generated frames that the tables show
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
-# Columns: heading, key, digits. Lists are told at ``STEPS``.
+# Columns: heading, key, digits. Lists are shown at ``STEPS``.
 PICTURE = (("PSNR", "psnr", 1), ("SSIM", "ssim", 2))
 CONTROL = (
-    ("delta-PSNR 4", "delta_psnr_4", 1), ("swap", "swap_accuracy", 2), ("shuffle ratio", "action_shuffle_ratio", 2),
-    ("actions read", "idm_accuracy", 2), ("drift", "drift", 2), ("random Fréchet", "frechet_random", 2),
-)  # fmt: skip
+    ("delta-PSNR 4", "delta_psnr_4", 1),
+    ("swap", "swap_accuracy", 2),
+    ("shuffle ratio", "action_shuffle_ratio", 2),
+    ("actions read", "idm_accuracy", 2),
+    ("drift", "drift", 2),
+    ("random Fréchet", "frechet_random", 2),
+)
 COST = (
-    ("steps", "steps", 0), ("training FLOP", "training_flop", -1), ("parameters", "parameters", 0),
-    ("FLOP a frame", "flop_per_frame", -1), ("frames/s", "frames_per_second", 0),
-    ("without memory", "frames_per_second_uncached", 0),
-)  # fmt: skip
+    ("steps", "steps", 0),
+    ("training FLOP", "training_flop", -1),
+    ("parameters", "parameters", 0),
+    ("FLOP a frame", "flop_per_frame", -1),
+    ("frames/s", "frames_per_second", 0),
+    ("without KV cache", "frames_per_second_uncached", 0),
+)
 
 
 def markdown(about: str, rows: Sequence[Numbers]) -> str:
     """Return three tables (pictures, control, cost) as text: means over seeds, ± half the 95 % interval."""
-    beside = [("copying the last frame", "copy_last"), ("tokenizer's own copy", "floor")]
+    beside = [("copy last frame", "copy_last"), ("reconstruction", "floor")]
     pictures = [[*_names(row), *_lists(row, "")] for row in rows]
     for name, prefix in beside:
         for row in {row["family"]: row for row in rows}.values() if prefix == "floor" else rows[:1]:
@@ -43,7 +50,7 @@ def markdown(about: str, rows: Sequence[Numbers]) -> str:
 
 
 def curves(rows: Sequence[Numbers]) -> np.ndarray:
-    """Return PSNR and what actions are worth, per dreamed frame, as a picture (H, W, 3) uint8."""
+    """Return PSNR and delta-PSNR per generated frame as a picture (H, W, 3) uint8."""
     figure = Figure(figsize=(12, 4.5), dpi=110, layout="constrained")
     families = list(dict.fromkeys(row["family"] for row in rows))
     for axes, key, title in zip(
@@ -55,9 +62,9 @@ def curves(rows: Sequence[Numbers]) -> np.ndarray:
             style = "-" if row["actions"] == "true" else "--"
             axes.plot(steps, row[key], style, color=colour, label=f"{row['family']}, {row['actions']} actions")
         if key == "psnr":
-            axes.plot(steps, rows[0]["copy_last_psnr"], ":", color="tab:gray", label="last frame repeated")
+            axes.plot(steps, rows[0]["copy_last_psnr"], ":", color="tab:gray", label="copy last frame")
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("dreamed frame")
+        axes.set_xlabel("generated frame")
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -29,7 +29,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from reverie.errors import ReverieError
 from reverie.evaluation.video import write_png
-from reverie.play import protocol
+from reverie.play import buttons, protocol
 from reverie.play.connection import TRY_LATER, Connection, Limits, Seats, say
 from reverie.play.guard import Guard, loopback
 from reverie.play.transport import Http, Websocket
@@ -184,23 +184,12 @@ def _card(world: WorldModel, name: str, note: str, seed: int, starts: int) -> di
         if actions.names
         else "The actions were inferred from video and have no names: try each and see what it does.",
     }
-    buttons, levels, rest = actions.buttons, actions.levels, actions.rest
     return {
         "version": protocol.VERSION,
         "name": name,
         "frame": [height, width, channels],
         "fps": world.config.fps,
-        "actions": {
-            "kind": actions.kind,
-            "count": actions.count,
-            "size": len(buttons),
-            "buttons": buttons,
-            "levels": levels,
-            "rest": rest,
-            "names": actions.names,
-            "keys": actions.keys,
-        },
-        "idle": int(np.ravel_multi_index(rest, levels)) if rest else 0,
+        **buttons.card(actions),
         "temperature": round(100 * world.dynamics.temperature),
         "starts": starts,
         "seed": seed,
