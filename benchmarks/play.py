@@ -157,7 +157,7 @@ def untrained(recipe: Recipe) -> WorldModel:
     objective: Any = recipe.dynamics.objective
     tokenizer = replace(eyes.tokenizer, frame=spec.frame).make(nnx.Rngs(0))
     dynamics = objective.dynamics.fitted(tokenizer, spec.actions).make(nnx.Rngs(1))
-    config = WorldConfig(spec.frame, spec.actions, objective.context, spec.fps)
+    config = WorldConfig(frame=spec.frame, actions=spec.actions, context=objective.context, fps=spec.fps)
     return WorldModel(config, tokenizer, None, dynamics)
 
 

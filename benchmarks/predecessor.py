@@ -81,7 +81,12 @@ def make_world(tokenizer: VQVAEConfig, lam: PixelLAMConfig, dynamics: DynamicsCo
     """Return a world of latent actions, untrained."""
     eyes, actor = tokenizer.make(rngs), lam.make(rngs)
     actions = ActionSpace("latent", actor.codes)
-    return WorldModel(WorldConfig(tokenizer.frame, actions, 16), eyes, actor, dynamics.fitted(eyes, actions).make(rngs))
+    return WorldModel(
+        WorldConfig(frame=tokenizer.frame, actions=actions, context=16),
+        eyes,
+        actor,
+        dynamics.fitted(eyes, actions).make(rngs),
+    )
 
 
 def _remat(net: Any) -> Any:

@@ -70,8 +70,8 @@ class Sizes:
             qk_norm=False,
         )
         common: Any = {"frame": self.frame, "patch": self.patch, "encoder": net, "decoder": net}
-        tokenizer = VQVAEConfig(quantiser=VQConfig(self.codes, self.latent), **common)
-        lam = PixelLAMConfig(quantiser=VQConfig(self.actions, self.latent), **common)
+        tokenizer = VQVAEConfig(quantiser=VQConfig(codes=self.codes, width=self.latent), **common)
+        lam = PixelLAMConfig(quantiser=VQConfig(codes=self.actions, width=self.latent), **common)
         return tokenizer, lam, MaskGITConfig(transformer=net, context=context)
 
 
@@ -92,7 +92,7 @@ class Side:
 
     def __init__(self, objective: Any, sizes: Sizes, batch: dict[str, Array], tx: Any = None):
         spec = Spec(sizes.frame, ActionSpace("latent", sizes.actions), 10.0, "noise")
-        run = Run(objective, batch=sizes.batch, length=sizes.length, optimizer=OptimConfig())
+        run = Run(objective=objective, batch=sizes.batch, length=sizes.length, optimizer=OptimConfig())
         tx = tx or run.optimizer.make()
         self.objective, self.blueprint = objective, Blueprint(objective, spec, 0, Path())
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])

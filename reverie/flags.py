@@ -50,7 +50,7 @@ def _filled_protocol(info: StructTypeInfo) -> StructConstructorSpec | None:
     if dataclasses.is_dataclass(info.type) or not dataclasses.is_dataclass(info.default):
         return None
     cls, fields = type(info.default), []
-    hints = typing.get_type_hints(cls)  # "_: KW_ONLY" has one as well, and is no field
+    hints = typing.get_type_hints(cls)
     for name, hint in ((field.name, hints[field.name]) for field in dataclasses.fields(info.default)):
         value, choices = getattr(info.default, name), typing.get_args(hint)
         if any(map(dataclasses.is_dataclass, choices)):  # a folder or a config: flags for the one that is there

@@ -22,7 +22,7 @@ from reverie.nn.patch import to_uint8
 from reverie.nn.transformer import unstack_layers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorldConfig:
     """What a player needs to know. ``context``: the most real frames that a rollout is conditioned on."""
 

@@ -54,7 +54,7 @@ def write(path, pictures, rate=30, times=None, **options):
 
 
 def config(path, **changes):
-    return VideosConfig(str(path), **({"cuts": 0.0, "shortest": 2} | changes))
+    return VideosConfig(path=str(path), **({"cuts": 0.0, "shortest": 2} | changes))
 
 
 def expected(times, rate, fps):

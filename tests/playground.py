@@ -36,7 +36,7 @@ def tiny_world(actions: ActionSpace = STEER) -> WorldModel:
     net = TransformerConfig(width=16, depth=1, heads=2, window=CONTEXT)
     tokenizer = VQVAEConfig(frame=FRAME, patch=4, encoder=net, decoder=net, quantiser=VQConfig(codes=16, width=8))
     dynamics = MaskGITConfig(codes=16, grid=(4, 4), actions=actions, transformer=net, passes=2)
-    config = WorldConfig(FRAME, actions, CONTEXT, FPS)
+    config = WorldConfig(frame=FRAME, actions=actions, context=CONTEXT, fps=FPS)
     return WorldModel(config, tokenizer.make(nnx.Rngs(0)), None, dynamics.make(nnx.Rngs(1)))
 
 

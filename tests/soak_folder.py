@@ -42,7 +42,7 @@ def lam_run() -> Any:
     from reverie.models.lams.tokens import TokenLAMConfig
     from reverie.training.objectives import LatentActionObjective
 
-    return small(LatentActionObjective(tiny(TokenLAMConfig(), PAIR)))
+    return small(LatentActionObjective(lam=tiny(TokenLAMConfig(), PAIR)))
 
 
 def small(objective: Any) -> Any:
@@ -67,7 +67,7 @@ def finished(base: Path, cache: Path) -> dict[str, Path]:
 
     run_of = {"short": BEFORE, "long": AFTER}
     made = {name: fit(run, base / name, dataset=DATA, progress=False) for name, run in run_of.items()}
-    fit(small(TokenizerObjective(tiny(VQVAEConfig(), GLANCE))), base / "world/tokenizer", dataset=long_data())
+    fit(small(TokenizerObjective(tokenizer=tiny(VQVAEConfig(), GLANCE))), base / "world/tokenizer", dataset=long_data())
     shutil.copytree(base / "world", base / "whole")
     fit(lam_run(), base / "whole/lam", dataset=long_data(), progress=False)
     return made | {"world": base / "world", "whole": base / "whole"}

@@ -280,7 +280,7 @@ def test_an_npz_from_before_a_field_was_added_is_whole(tmp_path):
 
 def model_for(space: ActionSpace) -> WorldModel:
     of = maskgit.MaskGITConfig
-    return WorldModel(WorldConfig(FRAME, space, 4), tokenizer(), None, dynamics(of, space))
+    return WorldModel(WorldConfig(frame=FRAME, actions=space, context=4), tokenizer(), None, dynamics(of, space))
 
 
 @pytest.mark.parametrize("kind", ["binary", "continuous"])

@@ -33,13 +33,13 @@ def world(tmp_path_factory):
     """A world, two steps old, with its data."""
     place = tmp_path_factory.mktemp("made") / "world"
     write_store(place / "data", SPEC, episodes(), val=0.25)
-    tokenizer = VQVAEConfig(patch=8, encoder=NET, decoder=NET, quantiser=VQConfig(8, 8))
+    tokenizer = VQVAEConfig(patch=8, encoder=NET, decoder=NET, quantiser=VQConfig(codes=8, width=8))
     stages = {
-        "tokenizer": TokenizerObjective(tokenizer),
-        "dynamics": DynamicsObjective(MaskGITConfig(transformer=NET, passes=2), context=3),
+        "tokenizer": TokenizerObjective(tokenizer=tokenizer),
+        "dynamics": DynamicsObjective(dynamics=MaskGITConfig(transformer=NET, passes=2), context=3),
     }
     for name, objective in stages.items():
-        run = Run(objective, batch=2, length=4, steps=2, log_every=1, report_every=0, save_every=1)
+        run = Run(objective=objective, batch=2, length=4, steps=2, log_every=1, report_every=0, save_every=1)
         fit(run, place / name, progress=False)
     return place
 

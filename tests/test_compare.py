@@ -31,7 +31,10 @@ def shrunk(families: tuple[str, ...]) -> Comparison:
     def tokenizer(run):
         config = replace(run.objective.tokenizer, encoder=EYE, decoder=EYE)
         return small(
-            run, tokenizer=replace(config, quantiser=VQConfig(16, 8)) if hasattr(config, "quantiser") else config
+            run,
+            tokenizer=replace(config, quantiser=VQConfig(codes=16, width=8))
+            if hasattr(config, "quantiser")
+            else config,
         )
 
     lam = replace(made.lam.objective.lam, encoder=replace(NET, time_every=0, position_embeddings=False), decoder=NET)

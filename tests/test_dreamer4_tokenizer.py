@@ -252,7 +252,14 @@ def test_lpips_is_a_term_of_its_own_weight(tmp_path):
 
 def test_with_lpips_it_trains_and_is_loaded_where_its_file_is_not(tmp_path):
     config = sharp(tmp_path)
-    run = Run(TokenizerObjective(config), batch=2, length=3, steps=2, optimizer=OptimConfig(warmup=1), report_every=0)
+    run = Run(
+        objective=TokenizerObjective(tokenizer=config),
+        batch=2,
+        length=3,
+        steps=2,
+        optimizer=OptimConfig(warmup=1),
+        report_every=0,
+    )
     fit(run, tmp_path / "run", dataset=film(), progress=False)
     (tmp_path / "lpips.npz").unlink()
     dreamer4.perceptual.read.cache_clear()

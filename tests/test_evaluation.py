@@ -38,7 +38,7 @@ def dataset():
 def judged(dataset):
     """Numbers and pictures of the planted worlds."""
     spec = dataset.spec
-    config = WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps)
+    config = WorldConfig(frame=spec.frame, actions=spec.actions, context=CONTEXT, fps=spec.fps)
     return {
         obey.__name__: evaluate(
             WorldModel(config, Pixels(), None, Planted(obey)),
@@ -107,7 +107,12 @@ def test_dreams_of_the_simulator_do_not_drift(judged):
 
 def test_a_world_that_fades_is_found_out(dataset, judged):
     spec = dataset.spec
-    world = WorldModel(WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps), Fading(), None, Planted(obedient))
+    world = WorldModel(
+        WorldConfig(frame=spec.frame, actions=spec.actions, context=CONTEXT, fps=spec.fps),
+        Fading(),
+        None,
+        Planted(obedient),
+    )
     numbers, _ = evaluate(world, dataset, clips=40, horizon=6, speed=False, sessions=0, trained=3)
     healthy = judged["obedient"][0]
     assert numbers["drift_ci"][0] > 3 * max(healthy["drift"], healthy["drift_floor"])
@@ -119,7 +124,12 @@ def test_a_world_that_fades_is_found_out(dataset, judged):
 
 def test_the_second_part_can_be_left_out(dataset):
     spec = dataset.spec
-    world = WorldModel(WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps), Pixels(), None, Planted(blind))
+    world = WorldModel(
+        WorldConfig(frame=spec.frame, actions=spec.actions, context=CONTEXT, fps=spec.fps),
+        Pixels(),
+        None,
+        Planted(blind),
+    )
     numbers, _ = evaluate(world, dataset, clips=4, horizon=2, speed=False, deep=False, sessions=0)
     assert all(numbers[name] is None for name in ("drift", "frechet_random", "action_shuffle_ratio", "parameters"))
 
@@ -128,14 +138,16 @@ def tiny_world(latent: bool) -> WorldModel:
     """A real world of real parts, untrained, for the platformer's frames."""
     spec, rngs = PLATFORMER.spec(), nnx.Rngs(0)
     net = TransformerConfig(width=32, depth=1, heads=2, window=CONTEXT + 1)
-    see = VQVAEConfig(frame=spec.frame, patch=4, encoder=net, decoder=net, quantiser=FSQConfig((4, 4, 4)))
+    see = VQVAEConfig(frame=spec.frame, patch=4, encoder=net, decoder=net, quantiser=FSQConfig(levels=(4, 4, 4)))
     tokenizer = see.make(rngs)
     quantiser = VQConfig(codes=3, width=8)
     acts = PixelLAMConfig(frame=spec.frame, patch=8, encoder=net, decoder=net, quantiser=quantiser)
     lam = acts.make(rngs) if latent else None
     space = ActionSpace("latent", 3) if latent else spec.actions
     dynamics = MaskGITConfig(codes=tokenizer.codes, grid=tokenizer.grid, actions=space, transformer=net, passes=3)
-    return WorldModel(WorldConfig(spec.frame, space, CONTEXT, spec.fps), tokenizer, lam, dynamics.make(rngs))
+    return WorldModel(
+        WorldConfig(frame=spec.frame, actions=space, context=CONTEXT, fps=spec.fps), tokenizer, lam, dynamics.make(rngs)
+    )
 
 
 def pooled(clips: np.ndarray) -> np.ndarray:
@@ -191,7 +203,12 @@ def test_video_without_actions_gets_what_it_can(dataset, judged, tmp_path):
     spec = dataclasses.replace(dataset.spec, actions=ActionSpace(), simulator=None)
     arrays = dataset.arrays | {"actions": np.minimum(dataset.arrays["actions"], -1)}
     video = ArrayDataset(spec, dataset.lengths, arrays)
-    world = WorldModel(WorldConfig(spec.frame, spec.actions, CONTEXT, spec.fps), Pixels(), None, Planted(blind))
+    world = WorldModel(
+        WorldConfig(frame=spec.frame, actions=spec.actions, context=CONTEXT, fps=spec.fps),
+        Pixels(),
+        None,
+        Planted(blind),
+    )
     numbers, pictures = evaluate(world, video, clips=40, horizon=6, speed=False, sessions=0, practice=video)
     assert numbers["action_source"] == "none" and numbers["psnr"] == judged["blind"][0]["psnr"]
     absent = ("delta_psnr", "delta_psnr_4", "swap_accuracy", "lam_nmi", "top1", "action_shuffle_ratio", "idm_accuracy")

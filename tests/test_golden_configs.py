@@ -50,20 +50,24 @@ NET = TransformerConfig(
 FLAT = TransformerConfig(width=8, depth=1, heads=1, time_every=0, space=False, position_embeddings=False)
 SPACE = ActionSpace("discrete", 2, ("left", "right"), ("a", "d"))
 NOISE = {"width": 3, "grid": (2, 2), "transformer": FLAT, "image_share": 0.2, "short_length": 4, "long_share": 0.3}
-VQ = VQConfig(9, 5, commitment=0.5, decay=0.9, restart_after=4, rate_penalty=0.02)
+VQ = VQConfig(codes=9, width=5, commitment=0.5, decay=0.9, restart_after=4, rate_penalty=0.02)
 OBJECTIVES = {
     "vqvae": TokenizerObjective(
-        VQVAEConfig(frame=(8, 8, 3), patch=4, encoder=NET, decoder=FLAT, quantiser=VQ, motion_weight=2.0)
+        tokenizer=VQVAEConfig(frame=(8, 8, 3), patch=4, encoder=NET, decoder=FLAT, quantiser=VQ, motion_weight=2.0)
     ),
     "fsq": TokenizerObjective(
-        VQVAEConfig(frame=(8, 8, 3), encoder=FLAT, decoder=FLAT, quantiser=FSQConfig(levels=(3, 4)))
+        tokenizer=VQVAEConfig(frame=(8, 8, 3), encoder=FLAT, decoder=FLAT, quantiser=FSQConfig(levels=(3, 4)))
     ),
-    "mae": TokenizerObjective(MAEConfig(frame=(8, 8, 3), patch=4, width=3, encoder=FLAT, decoder=FLAT, mask_max=0.5)),
+    "mae": TokenizerObjective(
+        tokenizer=MAEConfig(frame=(8, 8, 3), patch=4, width=3, encoder=FLAT, decoder=FLAT, mask_max=0.5)
+    ),
     "dreamer4": TokenizerObjective(
-        Dreamer4Config(patch=4, latents=4, bottleneck=2, packing=2, encoder=FLAT, decoder=FLAT, perceptual_weight=0.1)
+        tokenizer=Dreamer4Config(
+            patch=4, latents=4, bottleneck=2, packing=2, encoder=FLAT, decoder=FLAT, perceptual_weight=0.1
+        )
     ),
     "tokens": LatentActionObjective(
-        TokenLAMConfig(
+        lam=TokenLAMConfig(
             tokens=9,
             grid=(2, 2),
             actions=3,
@@ -78,13 +82,17 @@ OBJECTIVES = {
         tokenizer="../eye",
     ),
     "pixels": LatentActionObjective(
-        PixelLAMConfig(
-            patch=4, encoder=FLAT, decoder=FLAT, quantiser=VQConfig(3, 4, rate_penalty=0.1), motion_weight=1.0
+        lam=PixelLAMConfig(
+            patch=4,
+            encoder=FLAT,
+            decoder=FLAT,
+            quantiser=VQConfig(codes=3, width=4, rate_penalty=0.1),
+            motion_weight=1.0,
         ),
         tokenizer="",
     ),
     "maskgit": DynamicsObjective(
-        MaskGITConfig(
+        dynamics=MaskGITConfig(
             codes=9,
             grid=(2, 2),
             actions=SPACE,
@@ -103,7 +111,7 @@ OBJECTIVES = {
         action_noise=0.2,
     ),
     "causal": DynamicsObjective(
-        CausalConfig(
+        dynamics=CausalConfig(
             codes=9,
             actions=SPACE,
             transformer=FLAT,
@@ -117,7 +125,7 @@ OBJECTIVES = {
         frozen=("tokenizer",),
     ),
     "diffusion": DynamicsObjective(
-        DiffusionConfig(
+        dynamics=DiffusionConfig(
             conditioning="prepend",
             context="forcing",
             predict="v",
@@ -128,14 +136,14 @@ OBJECTIVES = {
         )
     ),
     "shortcut": DynamicsObjective(
-        ShortcutConfig(levels=8, bootstrap=0.5, velocity_clip=2.0, ema_teacher=0.9, passes=2, **NOISE)
+        dynamics=ShortcutConfig(levels=8, bootstrap=0.5, velocity_clip=2.0, ema_teacher=0.9, passes=2, **NOISE)
     ),
 }
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_run_written_under_old_names_is_the_run_it_was(name):
-    run = Run(OBJECTIVES[name], data="../data", augment_below=77, batch=3, length=5, steps=7, seed=11, keep=1)
+    run = Run(objective=OBJECTIVES[name], data="../data", augment_below=77, batch=3, length=5, steps=7, seed=11, keep=1)
     assert config.from_json(GOLDEN[name]) == run
 
 

@@ -21,7 +21,7 @@ from reverie.training.optim import OptimConfig
 
 KEY = jax.random.key(0)
 STEPS = 600
-MANY = {PixelLAMConfig: {"quantiser": VQConfig(32, 4)}, TokenLAMConfig: {"actions": 32}}
+MANY = {PixelLAMConfig: {"quantiser": VQConfig(codes=32, width=4)}, TokenLAMConfig: {"actions": 32}}
 
 
 @pytest.fixture(scope="module", params=families().values(), ids=families())

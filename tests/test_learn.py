@@ -48,7 +48,7 @@ def films(folder: Path, count: int = 3, frames: int = 20) -> Path:
 def made(tmp_path_factory) -> tuple[Recipe, Path]:
     """A world learned from three videos."""
     place = tmp_path_factory.mktemp("learn")
-    source = VideosConfig(str(films(place / "clips")), size=(32, 32))
+    source = VideosConfig(path=str(films(place / "clips")), size=(32, 32))
     recipe = shrunk(fitting(source.spec(), source, 1.0), source.spec())
     return recipe, train(recipe, place / "world")
 

@@ -133,7 +133,9 @@ def test_a_world_that_goes_wrong_late_is_found_out(fate, films, dataset, monkeyp
     monkeypatch.setattr(long_play, "STEPS", (64, 256))
     spec = dataset.spec
     dynamics = Film(films["goes on"], films[fate], np.int32(100))
-    world = WorldModel(WorldConfig(spec.frame, spec.actions, 2, spec.fps), Pixels(), None, dynamics)
+    world = WorldModel(
+        WorldConfig(frame=spec.frame, actions=spec.actions, context=2, fps=spec.fps), Pixels(), None, dynamics
+    )
     numbers, _ = evaluate(world, dataset, clips=8, horizon=2, speed=False, deep=False, sessions=4)
     played = numbers["long_play"]
     assert played["sessions"] == 4 and played["frames"] == 256 and numbers["episodes"] == 8
@@ -153,7 +155,10 @@ def test_long_play_is_the_same_world_that_is_played(dataset, films):
     """Pieces join without a seam: what one rollout would show, and what a memory that was not handed on would not."""
     spec = dataset.spec
     world = WorldModel(
-        WorldConfig(spec.frame, spec.actions, 1, spec.fps), Pixels(), None, Film(films["goes on"], films["goes on"], 0)
+        WorldConfig(frame=spec.frame, actions=spec.actions, context=1, fps=spec.fps),
+        Pixels(),
+        None,
+        Film(films["goes on"], films["goes on"], 0),
     )
     seen = np.stack([dataset.read(episode, 0, 1)["frames"] for episode in range(2)])
     before, along = np.full((2, 1), -1, np.int32), np.zeros((2, 150), np.int32)

@@ -49,16 +49,16 @@ DATA = dataset()
 def run(objective, batch=4, steps=2):
     optimizer = OptimConfig(rate=1e-2, warmup=0, weight_decay=0.1)
     clocks = {"log_every": 1, "report_every": 0, "save_every": 0}
-    return Run(objective, batch=batch, length=6, steps=steps, optimizer=optimizer, **clocks)
+    return Run(objective=objective, batch=batch, length=6, steps=steps, optimizer=optimizer, **clocks)
 
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     """A folder with a tokenizer, a latent action model and dynamics over both, two steps old each."""
     folder = tmp_path_factory.mktemp("world")
-    tok = TokenizerObjective(tiny(VQVAEConfig(), GLANCE))
-    lam = LatentActionObjective(tiny(TokenLAMConfig(), PAIR))
-    dreams = DynamicsObjective(tiny(MaskGITConfig(), PAIR), context=4)
+    tok = TokenizerObjective(tokenizer=tiny(VQVAEConfig(), GLANCE))
+    lam = LatentActionObjective(lam=tiny(TokenLAMConfig(), PAIR))
+    dreams = DynamicsObjective(dynamics=tiny(MaskGITConfig(), PAIR), context=4)
     fit(run(tok), folder / "tokenizer", dataset=DATA, progress=False)
     fit(run(lam), folder / "lam", dataset=DATA, progress=False)
     latent = dataclasses.replace(dreams, lam="../lam")
@@ -83,7 +83,7 @@ def test_frozen_parts_are_those_that_were_loaded_and_are_not_saved_again(stages)
 
 def test_a_world_knows_how_it_is_played(stages):
     world = load(stages / "latent")
-    assert world.config == WorldConfig(FRAME, ActionSpace("latent", world.lam.codes), 4, 7.0)
+    assert world.config == WorldConfig(frame=FRAME, actions=ActionSpace("latent", world.lam.codes), context=4, fps=7.0)
     assert world.dynamics.config.codes == world.tokenizer.codes and world.dynamics.config.grid == world.tokenizer.grid
 
 
@@ -91,7 +91,10 @@ def world_of(glance=GLANCE, lam=None):
     lam = tiny_lam(PixelLAMConfig, lam) if lam else None
     actions = ActionSpace("latent", lam.codes) if lam else ACTIONS
     return WorldModel(
-        WorldConfig(FRAME, actions, 4), tokenizer(transformer=glance), lam, tiny_dynamics(actions=actions)
+        WorldConfig(frame=FRAME, actions=actions, context=4),
+        tokenizer(transformer=glance),
+        lam,
+        tiny_dynamics(actions=actions),
     )
 
 
@@ -118,7 +121,9 @@ def test_slips_hide_which_code_it_was_and_never_a_recorded_action(stages):
     begun[:, 0] = other[:, 0] = START
 
     def heard(world, action_noise):
-        objective = DynamicsObjective(tiny(MaskGITConfig(), PAIR), lam="../lam", context=4, action_noise=action_noise)
+        objective = DynamicsObjective(
+            dynamics=tiny(MaskGITConfig(), PAIR), lam="../lam", context=4, action_noise=action_noise
+        )
         loss = jax.jit(
             lambda actions: objective.loss(world, {"latents": latents, "actions": actions}, row_keys(KEY, 4), 0.0).value
         )
@@ -149,7 +154,7 @@ def test_latent_actions_that_still_learn_are_not_kept(tmp_path):
     ],
 )
 def test_stages_that_do_not_fit_are_one_line_and_leave_nothing(stages, changes, says):
-    objective = dataclasses.replace(DynamicsObjective(tiny(MaskGITConfig(), PAIR)), **changes)
+    objective = dataclasses.replace(DynamicsObjective(dynamics=tiny(MaskGITConfig(), PAIR)), **changes)
     with pytest.raises(ReverieError, match=says) as error:
         fit(run(objective, batch=8), stages / "bad", dataset=DATA, progress=False)
     assert "\n" not in str(error.value) and not (stages / "bad").exists()
@@ -160,6 +165,8 @@ def test_another_size_of_frames_is_refused(stages):
     with pytest.raises(
         ReverieError, match=r"the tokenizer was trained on frames \(8, 8, 3\), the data has \(16, 8, 3\)"
     ):
-        DynamicsObjective(tiny(MaskGITConfig(), PAIR)).init(nnx.Rngs(0), spec, stages / "x")
+        DynamicsObjective(dynamics=tiny(MaskGITConfig(), PAIR)).init(nnx.Rngs(0), spec, stages / "x")
     with pytest.raises(ReverieError, match="cannot be cut into 4x4 patches"):
-        TokenizerObjective(tiny(VQVAEConfig())).init(nnx.Rngs(0), dataclasses.replace(spec, frame=(8, 9, 3)), stages)
+        TokenizerObjective(tokenizer=tiny(VQVAEConfig())).init(
+            nnx.Rngs(0), dataclasses.replace(spec, frame=(8, 9, 3)), stages
+        )

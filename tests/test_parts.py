@@ -45,7 +45,9 @@ class World(DynamicsObjective):
         lam = self._lam(rngs, spec, folder)
         actions = ActionSpace("latent", 3 if lam is None else lam.codes)
         own = self.dynamics.fitted(eyes(type(self.dynamics)), actions)
-        return WorldModel(WorldConfig(FRAME, actions, 4), eyes(type(self.dynamics)), lam, own.make(rngs))
+        return WorldModel(
+            WorldConfig(frame=FRAME, actions=actions, context=4), eyes(type(self.dynamics)), lam, own.make(rngs)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +60,13 @@ class Lam(LatentActionObjective):
 
 def kinds():
     """Everything that is trained, by name."""
-    made = {f"tokenizer {n}": TokenizerObjective(tiny(c(), NET)) for n, c in tokenizers.families().items()}
-    restless = VQConfig(32, 4, restart_after=0, rate_penalty=0.01)  # every idle code restarts in every step
+    made = {f"tokenizer {n}": TokenizerObjective(tokenizer=tiny(c(), NET)) for n, c in tokenizers.families().items()}
+    restless = VQConfig(codes=32, width=4, restart_after=0, rate_penalty=0.01)  # every idle code restarts in every step
     vq = dataclasses.replace(EYES, quantiser=restless, motion_weight=3.0)
-    made["tokenizer of motion whose codes restart"] = TokenizerObjective(vq)
-    made["tokenizer of FSQ"] = TokenizerObjective(dataclasses.replace(EYES, quantiser=FSQConfig((4, 3))))
+    made["tokenizer of motion whose codes restart"] = TokenizerObjective(tokenizer=vq)
+    made["tokenizer of FSQ"] = TokenizerObjective(
+        tokenizer=dataclasses.replace(EYES, quantiser=FSQConfig(levels=(4, 3)))
+    )
     for name, config in lams.families().items():
         reads = "../tokenizer" if config is TokenLAMConfig else ""
         soon = (
@@ -113,7 +117,7 @@ def started(kind):
 def trained(kind, accumulate=1, devices=1):
     """Return what a few steps logged, the state after them, and the FLOPs of a step."""
     objective, (blueprint, weights, rows) = KINDS[kind], started(kind)
-    run = Run(objective, batch=BATCH, length=T, steps=STEPS, accumulate=accumulate, optimizer=OPTIMIZER)
+    run = Run(objective=objective, batch=BATCH, length=T, steps=STEPS, accumulate=accumulate, optimizer=OPTIMIZER)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
     weights = sharding.put(weights, sharding.everywhere(mesh))
     params, rest, frozen = ({n: weights[n] for n in blueprint.parts[part]} for part in blueprint.parts)
@@ -191,7 +195,7 @@ def test_a_step_gives_each_part_its_own_randomness():
     state = TrainState(zero, params, {}, {}, tx.init(params), zero)
     losses = []
     for accumulate in (1, 4):
-        run = Run(KINDS[kind], batch=BATCH, length=T, accumulate=accumulate, optimizer=OPTIMIZER)
+        run = Run(objective=KINDS[kind], batch=BATCH, length=T, accumulate=accumulate, optimizer=OPTIMIZER)
         step = jax.jit(functools.partial(train_step, run, blueprint, tx))
         losses.append(step(state, {}, rows, Pace(np.float32(0), np.float32(0)))[1]["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-6)

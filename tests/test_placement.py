@@ -78,7 +78,9 @@ class Step:
 
     def __init__(self, objective: Any, devices: int, layout: sharding.Layout, rows: int = 2, **changes: Any):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-        run = Run(objective, batch=rows * devices, length=LENGTH, mesh=layout, **{"optimizer": ADAM, **changes})
+        run = Run(
+            objective=objective, batch=rows * devices, length=LENGTH, mesh=layout, **{"optimizer": ADAM, **changes}
+        )
         blueprint = Blueprint(objective, Spec(FRAME, ACTIONS, 7.0, "noise"), 0, Path())
 
         def placed(tree: Any, where: Any) -> Any:

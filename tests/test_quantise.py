@@ -13,7 +13,7 @@ KEY = jax.random.key(0)
 
 
 def book(codes=16, width=4, **changes):
-    return VQConfig(codes, width, **changes).make(nnx.Rngs(0))
+    return VQConfig(codes=codes, width=width, **changes).make(nnx.Rngs(0))
 
 
 def learning(vq):
@@ -139,7 +139,7 @@ def test_thrift_keeps_one_code_for_one_thing():
 @pytest.mark.parametrize("levels", [(8, 6, 5, 5), (3,), (2, 2, 2), (7, 4)])
 def test_fsq_codes_are_numbers_of_places(levels):
     """Every code has its own vector, and what lies at that vector gets that code back."""
-    fsq = FSQConfig(levels).make(nnx.Rngs(0))
+    fsq = FSQConfig(levels=levels).make(nnx.Rngs(0))
     codes = jnp.arange(fsq.codes)
     vectors = np.asarray(fsq.lookup(codes))
     assert fsq.codes == np.prod(levels) == len(np.unique(vectors, axis=0))
@@ -153,7 +153,7 @@ def test_fsq_codes_are_numbers_of_places(levels):
 
 
 def test_fsq_reaches_every_code_and_its_gradient_is_that_of_the_bound():
-    fsq = FSQConfig((5, 4)).make(nnx.Rngs(0))
+    fsq = FSQConfig(levels=(5, 4)).make(nnx.Rngs(0))
     x = 2 * jax.random.normal(KEY, (2000, 2))
     assert set(np.asarray(fsq(x).codes).tolist()) == set(range(20))
     np.testing.assert_array_equal(

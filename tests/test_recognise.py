@@ -64,7 +64,7 @@ def test_a_known_format_is_refused_in_one_line_that_names_it(tmp_path, name):
     places = [tmp_path, *(layout[-1:] if name in LAYOUTS else ())]
     for place in places:
         with pytest.raises(ReverieError, match=name.partition(" ")[0]) as error:
-            VideosConfig(str(place)).spec()
+            VideosConfig(path=str(place)).spec()
         assert "\n" not in str(error.value)
         assert ("write_store" if name in UNREAD else "reverie data ") in str(error.value)
 
@@ -72,7 +72,7 @@ def test_a_known_format_is_refused_in_one_line_that_names_it(tmp_path, name):
 def test_text_is_no_film_of_a_terminal(tmp_path):
     (tmp_path / "notes.txt").write_text("line\n" * 400)
     with pytest.raises(ReverieError, match="notes.txt: it is text"):
-        VideosConfig(str(tmp_path / "notes.txt")).spec()
+        VideosConfig(path=str(tmp_path / "notes.txt")).spec()
 
 
 def test_videos_beside_other_things_are_videos(tmp_path):

@@ -171,7 +171,7 @@ def test_how_a_transformer_is_computed_may_change_and_its_sizes_may_not(tmp_path
     """Names anywhere in a config: whatever is inside an objective."""
     config = tiny(MAEConfig())
     how = {"objective.tokenizer.encoder.remat": "dots", "objective.tokenizer.decoder.scan": True}
-    old = toy_run(4, objective=TokenizerObjective(config))
+    old = toy_run(4, objective=TokenizerObjective(tokenizer=config))
     new = replace(old, **how, **{"objective.tokenizer.encoder.dtype": "float32"})
     out = tmp_path / "run"
     fit(replace(old, steps=2, length=2), out, dataset=PICTURES, progress=False)

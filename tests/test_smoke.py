@@ -16,9 +16,11 @@ from reverie.training.objectives import DynamicsObjective, LatentActionObjective
 
 NET = TransformerConfig(width=16, depth=1, heads=2, window=4)
 STAGES = {
-    "tokenizer": TokenizerObjective(VQVAEConfig(patch=8, encoder=NET, decoder=NET, quantiser=VQConfig(32, 8))),
-    "lam": LatentActionObjective(TokenLAMConfig(actions=4, encoder=NET, decoder=NET)),
-    "dynamics": DynamicsObjective(MaskGITConfig(transformer=NET, passes=2), lam="../lam", context=4),
+    "tokenizer": TokenizerObjective(
+        tokenizer=VQVAEConfig(patch=8, encoder=NET, decoder=NET, quantiser=VQConfig(codes=32, width=8))
+    ),
+    "lam": LatentActionObjective(lam=TokenLAMConfig(actions=4, encoder=NET, decoder=NET)),
+    "dynamics": DynamicsObjective(dynamics=MaskGITConfig(transformer=NET, passes=2), lam="../lam", context=4),
 }
 
 
@@ -28,7 +30,11 @@ def test_from_pixels_to_a_played_frame(tmp_path):
     source = SquareConfig(count=12, frames=12)
     write_store(world / "data", source.spec(), source.episodes())
     for stage, objective in STAGES.items():
-        fit(Run(objective, batch=8, length=6, steps=2, report_every=2, report_clips=2), world / stage, progress=False)
+        fit(
+            Run(objective=objective, batch=8, length=6, steps=2, report_every=2, report_clips=2),
+            world / stage,
+            progress=False,
+        )
 
     frames = next(iter(source.episodes())).frames[:3]
     pictures = []

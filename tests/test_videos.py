@@ -62,7 +62,7 @@ def test_fps_is_chosen_from_what_the_videos_have(tmp_path):
     for rate, fps in [(30, 15), (60, 15), (25, 12.5), (24, 12), (10, 10), (12, 12), (29.97, 14.985)]:
         path = write(tmp_path / "a.mp4", [coded(i) for i in range(30)], rate)
         assert config(path).spec().fps == pytest.approx(fps, abs=2e-3)
-    assert VideosConfig(str(path)).spec().frame == (64, 64, 3)
+    assert VideosConfig(path=str(path)).spec().frame == (64, 64, 3)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
@@ -247,7 +247,7 @@ def test_what_compression_does_to_a_still_picture_is_no_event(tmp_path):
     write_mp4(tmp_path / "film.mp4", np.stack(pictures), fps=10)
 
     def changes(still: int) -> tuple[float, float]:
-        frames = next(iter(VideosConfig(str(tmp_path), size=(64, 64), still=still).episodes())).frames
+        frames = next(iter(VideosConfig(path=str(tmp_path), size=(64, 64), still=still).episodes())).frames
         moved = (frames[1:] != frames[:-1]).any(-1)
         return moved[:, :16].mean(), moved[:, 24:40].any(axis=(1, 2)).mean()
 

@@ -27,7 +27,7 @@ def test_a_world_begins_in_its_own_data_or_in_what_was_packed_with_it(tmp_path):
     folder = tmp_path / "world" / "dynamics"
     folder.mkdir(parents=True)
     data = dataset(30)
-    write_record(folder, Record(Run(None, data="../there.npz"), data.spec, data.fingerprint))
+    write_record(folder, Record(Run(objective=None, data="../there.npz"), data.spec, data.fingerprint))
     assert initial_frames(folder.parent) == [], "without its data a world can still be played"
     data.save(tmp_path / "there.npz")
     starts = initial_frames(folder.parent)
@@ -45,7 +45,7 @@ def test_latent_actions_bear_the_names_and_keys_of_what_they_stand_for(tmp_path)
     spec, space = Spec(FRAME, STEER, FPS, "noise"), ActionSpace("latent", 4)
     folder = tmp_path / "world" / "dynamics"
     folder.mkdir(parents=True)
-    write_record(folder, Record(Run(None), spec, "0"))
+    write_record(folder, Record(Run(objective=None), spec, "0"))
     assert named_actions(space, folder.parent) == space, "not measured yet"
 
     def measured(found):

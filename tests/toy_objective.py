@@ -128,7 +128,7 @@ def toy_run(steps: int = 6, objective: ToyObjective | None = None, **changes: An
     optimizer = changes.pop("optimizer", OptimConfig(rate=3e-3, warmup=2, decay=0.25, ema=0.9))
     clocks = {"log_every": 1, "report_every": 2, "report_clips": 3, "save_every": 2, "keep": 2}
     fields = {"batch": 8, "length": 4, "seed": 3, **clocks, **changes}
-    return Run(objective or ToyObjective(), steps=steps, optimizer=optimizer, **fields)
+    return Run(objective=objective or ToyObjective(), steps=steps, optimizer=optimizer, **fields)
 
 
 def train(out: str, steps: int) -> None:

@@ -82,7 +82,6 @@ def evaluate(
     context = world.config.context if context is None else context
     if context < 1 or horizon < 1:
         raise ReverieError(f"a rollout needs a context frame and a generated frame, not {context} and {horizon}.")
-    temperature = world.dynamics.temperature if temperature is None else temperature
     rollouts, given, exact = _prepared(world, dataset, clips, context, horizon, seed, temperature)
     numbers: Numbers = _conditions(rollouts, given, dataset) | dict.fromkeys(MEANING)
     tokens, views = _views(rollouts, given)
@@ -122,7 +121,7 @@ def _check_match(world: WorldModel, dataset: Dataset) -> None:
 
 
 def _prepared(
-    world: WorldModel, dataset: Dataset, count: int, context: int, horizon: int, seed: int, temperature: float
+    world: WorldModel, dataset: Dataset, count: int, context: int, horizon: int, seed: int, temperature: float | None
 ) -> tuple[Rollouts, Clips, _Exact | None]:
     """Draw the clips, and find the actions that condition the world in them."""
     length = context + horizon
@@ -130,6 +129,7 @@ def _prepared(
     choice: Any = {"length": length, "count": min(count, max(different, 1)), "seed": seed}
     found, episodes = clips_of(dataset, **choice), episodes_of_clips(dataset, **choice)
     frames, recorded = found["frames"], found["actions"]
+    temperature = world.dynamics.temperature if temperature is None else temperature
     rollouts = Rollouts(world, batch=even_batch(len(frames)), seed=seed, temperature=temperature)
     given = Clips(frames, recorded, rollouts.actions(frames, recorded), context, episodes)
     config: Any = dataset.spec.simulator

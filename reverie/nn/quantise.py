@@ -6,7 +6,7 @@ bfloat16, which has 8 bits of mantissa.
 Shapes: ... any leading axes, L code width, V number of codes.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ class Quantised(NamedTuple):
     scores: Array  # VQ: (..., V), the code with the highest is chosen; FSQ: (..., 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VQConfig:
     """A codebook of unit vectors: each code is a running mean (EMA) of the vectors assigned to it.
 
@@ -45,7 +45,6 @@ class VQConfig:
 
     codes: int = 1024
     width: int = 32
-    _: KW_ONLY
     commitment: float = 0.25
     decay: float = 0.99
     restart_after: int = 50
@@ -119,7 +118,7 @@ class Assigned(NamedTuple):
     misfit: Rows  # (...), quantisation error of each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FSQConfig:
     """Finite scalar quantisation (arXiv 2309.15505): each of a few channels is rounded to one of ``levels`` values.
 

@@ -37,7 +37,7 @@ _RECORDERS = {"gif": (write_gif, protocol.GIF, 256), "mp4": (write_mp4, protocol
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one player, and all of them together, may use."""
 

@@ -29,7 +29,11 @@ def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str, remat
     see = replace(net, depth=max(2, depth // 2))
     optimizer = OptimConfig(rate=3e-4, warmup=steps // 50, decay=0.1, weight_decay=1e-2, ema=0.999)
     tokenizer = VQVAEConfig(
-        patch=patch, encoder=see, decoder=see, quantiser=VQConfig(1024, 32, rate_penalty=0.01), motion_weight=4.0
+        patch=patch,
+        encoder=see,
+        decoder=see,
+        quantiser=VQConfig(codes=1024, width=32, rate_penalty=0.01),
+        motion_weight=4.0,
     )
     lam = TokenLAMConfig(actions=8, encoder=replace(see, position_embeddings=False), decoder=see)
     dynamics = MaskGITConfig(transformer=net, changed_weight=4.0, passes=12)
@@ -38,11 +42,13 @@ def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str, remat
         takes=takes,
         source=CoinRunConfig(count=1000 if width < 256 else 10_000),
         tokenizer=stage(
-            TokenizerObjective(tokenizer), batch=32, length=16, steps=steps, optimizer=optimizer, every=5000
+            TokenizerObjective(tokenizer=tokenizer), batch=32, length=16, steps=steps, optimizer=optimizer, every=5000
         ),
-        lam=stage(LatentActionObjective(lam), batch=32, length=16, steps=steps // 2, optimizer=optimizer, every=5000),
+        lam=stage(
+            LatentActionObjective(lam=lam), batch=32, length=16, steps=steps // 2, optimizer=optimizer, every=5000
+        ),
         dynamics=stage(
-            DynamicsObjective(dynamics, lam="../lam", context=8),
+            DynamicsObjective(dynamics=dynamics, lam="../lam", context=8),
             batch=32,
             length=16,
             steps=steps,
@@ -85,10 +91,17 @@ def shortcut() -> Recipe:
         about="CoinRun, recorded actions, Dreamer 4's tokenizer and shortcut forcing",
         takes="a day on a large GPU",
         source=CoinRunConfig(count=10_000, frames=1000),
-        tokenizer=stage(TokenizerObjective(tokenizer), batch=32, length=16, steps=100_000, optimizer=muon, every=5000),
+        tokenizer=stage(
+            TokenizerObjective(tokenizer=tokenizer), batch=32, length=16, steps=100_000, optimizer=muon, every=5000
+        ),
         lam=None,
         dynamics=stage(
-            DynamicsObjective(dynamics, context=32), batch=16, length=64, steps=200_000, optimizer=muon, every=5000
+            DynamicsObjective(dynamics=dynamics, context=32),
+            batch=16,
+            length=64,
+            steps=200_000,
+            optimizer=muon,
+            every=5000,
         ),
     )
 
@@ -134,18 +147,23 @@ def jasmine() -> Recipe:
 
 def _replica(about, net, patch, dynamics, conditioning, tokenizer_rate, rate, takes) -> Recipe:
     """What both replicas share: 64x64, 16 frames, 1024 codes of width 32, 6 actions, masks from 0.5, 25 passes."""
-    tokenizer = VQVAEConfig(patch=patch, encoder=net, decoder=net, quantiser=VQConfig(1024, 32))
-    lam = PixelLAMConfig(patch=16, encoder=net, decoder=net, quantiser=VQConfig(6, 32), motion_weight=0.0)
+    tokenizer = VQVAEConfig(patch=patch, encoder=net, decoder=net, quantiser=VQConfig(codes=1024, width=32))
+    lam = PixelLAMConfig(patch=16, encoder=net, decoder=net, quantiser=VQConfig(codes=6, width=32), motion_weight=0.0)
     maskgit = MaskGITConfig(transformer=dynamics, conditioning=conditioning, context="hidden", mask_min=0.5, passes=25)
     return Recipe(
         about=about,
         takes=takes,
         source=CoinRunConfig(count=10_000, frames=1000),
         tokenizer=stage(
-            TokenizerObjective(tokenizer), batch=48, length=16, steps=300_000, optimizer=tokenizer_rate, every=20000
+            TokenizerObjective(tokenizer=tokenizer),
+            batch=48,
+            length=16,
+            steps=300_000,
+            optimizer=tokenizer_rate,
+            every=20000,
         ),
         lam=stage(
-            LatentActionObjective(lam, tokenizer="", frozen=()),
+            LatentActionObjective(lam=lam, tokenizer="", frozen=()),
             batch=36,
             length=16,
             steps=200_000,
@@ -153,7 +171,7 @@ def _replica(about, net, patch, dynamics, conditioning, tokenizer_rate, rate, ta
             every=20000,
         ),
         dynamics=stage(
-            DynamicsObjective(maskgit, lam="../lam", context=15),
+            DynamicsObjective(dynamics=maskgit, lam="../lam", context=15),
             batch=36,
             length=16,
             steps=200_000,

@@ -14,7 +14,7 @@ from reverie.training.engine import Run
 from reverie.training.objectives import DynamicsObjective, TokenizerObjective
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Runs over one dataset. Rows are ``dynamics``, once with recorded actions and once with those ``lam`` infers.
 
@@ -92,7 +92,7 @@ def on_coinrun() -> Comparison:
         source=recipe.source,
         tokenizers={
             "codes": recipe.tokenizer,
-            "vectors": replace(recipe.tokenizer, objective=TokenizerObjective(vectors)),
+            "vectors": replace(recipe.tokenizer, objective=TokenizerObjective(tokenizer=vectors)),
         },
         lam=_over(recipe.lam, "codes"),
         dynamics=_rows(configs, recipe.dynamics, context=8),
@@ -109,6 +109,6 @@ def _rows(configs: dict[str, Any], like: Run, context: int) -> dict[str, Run]:
     rows = {}
     for name, dynamics in configs.items():
         kind = "codes" if hasattr(dynamics, "codes") else "vectors"
-        objective = DynamicsObjective(dynamics, tokenizer=f"../{kind}", context=context)
+        objective = DynamicsObjective(dynamics=dynamics, tokenizer=f"../{kind}", context=context)
         rows[name] = replace(like, objective=objective)
     return rows

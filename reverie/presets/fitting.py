@@ -41,7 +41,11 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     net = TransformerConfig(width=width, depth=4, heads=width // 32, time_every=2, window=4)
     optimizer = OptimConfig(kind="muon", rate=3e-3, warmup=100, decay=0.3, floor=0.02, weight_decay=1e-3)
     tokenizer = VQVAEConfig(
-        patch=patch, encoder=look, decoder=look, quantiser=VQConfig(512, 16, rate_penalty=0.01), motion_weight=8.0
+        patch=patch,
+        encoder=look,
+        decoder=look,
+        quantiser=VQConfig(codes=512, width=16, rate_penalty=0.01),
+        motion_weight=8.0,
     )
     lam = TokenLAMConfig(actions=6, encoder=replace(look, position_embeddings=False), decoder=look)
     maskgit = MaskGITConfig(
@@ -61,10 +65,10 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         about=f"made for {spec.source}, {minutes:g} minutes",
         takes=f"{minutes:g} minutes",
         source=source,
-        tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=2, steps=2000, **common),
-        lam=stage(LatentActionObjective(lam), batch=12, length=3, steps=1500, **common) if latent else None,
+        tokenizer=stage(TokenizerObjective(tokenizer=tokenizer), batch=16, length=2, steps=2000, **common),
+        lam=stage(LatentActionObjective(lam=lam), batch=12, length=3, steps=1500, **common) if latent else None,
         dynamics=stage(
-            DynamicsObjective(maskgit, lam="../lam" if latent else None, context=4, action_noise=0.1),
+            DynamicsObjective(dynamics=maskgit, lam="../lam" if latent else None, context=4, action_noise=0.1),
             batch=8,
             length=8,
             steps=2000,

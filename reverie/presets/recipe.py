@@ -30,7 +30,7 @@ def stage(
 ) -> Run:
     """Return a run that reports and saves once in ``every`` steps."""
     return Run(
-        objective,
+        objective=objective,
         augment_below=augment_below,
         batch=batch,
         length=length,

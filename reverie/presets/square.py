@@ -31,10 +31,12 @@ def shortcut() -> Recipe:
         takes="a quarter of an hour on two CPU cores",
         source=SquareConfig(count=2000),
         # Half of these steps gave 28.6 dB in one run and 26.7, more than 3 below the tokenizer's own, in another.
-        tokenizer=stage(TokenizerObjective(tokenizer), batch=16, length=1, steps=12000, optimizer=MUON, every=2000),
+        tokenizer=stage(
+            TokenizerObjective(tokenizer=tokenizer), batch=16, length=1, steps=12000, optimizer=MUON, every=2000
+        ),
         lam=None,
         dynamics=stage(
-            DynamicsObjective(dynamics, context=8), batch=8, length=12, steps=12000, optimizer=MUON, every=2000
+            DynamicsObjective(dynamics=dynamics, context=8), batch=8, length=12, steps=12000, optimizer=MUON, every=2000
         ),
     )
 
@@ -47,5 +49,5 @@ def shortcut_mae() -> Recipe:
         whole,
         about="bouncing square, recorded actions: a vector for each patch and shortcut forcing",
         takes="a quarter of an hour on two CPU cores",
-        tokenizer=replace(whole.tokenizer, objective=TokenizerObjective(tokenizer), batch=32, steps=2000),
+        tokenizer=replace(whole.tokenizer, objective=TokenizerObjective(tokenizer=tokenizer), batch=32, steps=2000),
     )

@@ -30,7 +30,9 @@ def toy(latent: bool = False) -> Recipe:
     now = TransformerConfig(width=64, depth=3, heads=2, hidden=256, time_every=0)
     optimizer = OptimConfig(kind="muon", rate=4e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
     by_tile = OptimConfig(rate=6e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
-    tokenizer = VQVAEConfig(patch=8, encoder=tile, decoder=tile, quantiser=VQConfig(256, 16), motion_weight=10.0)
+    tokenizer = VQVAEConfig(
+        patch=8, encoder=tile, decoder=tile, quantiser=VQConfig(codes=256, width=16), motion_weight=10.0
+    )
     glance = replace(now, depth=2)
     lam = TokenLAMConfig(actions=6, encoder=replace(glance, position_embeddings=False), decoder=now)
     # A world without chance is played without it: at a higher temperature what is rare in training happens too often,
@@ -48,7 +50,7 @@ def toy(latent: bool = False) -> Recipe:
         mask_min=0.2,
         schedule="single",
     )
-    objective = DynamicsObjective(dynamics, context=1)
+    objective = DynamicsObjective(dynamics=dynamics, context=1)
     if latent:  # a code leaves more open than a key does, and can be asked for where it never happens
         by_code = replace(dynamics, passes=8)
         objective = replace(objective, dynamics=by_code, lam="../lam", action_noise=0.1)
@@ -56,8 +58,10 @@ def toy(latent: bool = False) -> Recipe:
         about="tile platformer, " + ("latent actions: learned from pictures alone" if latent else "recorded actions"),
         takes=f"{'six' if latent else 'two'} minutes on two CPU cores",
         source=PlatformerConfig(tiles=6, count=400, frames=48, themes=2),
-        tokenizer=stage(TokenizerObjective(tokenizer), batch=32, length=2, steps=500, optimizer=by_tile, every=500),
-        lam=stage(LatentActionObjective(lam), batch=16, length=3, steps=3000, optimizer=optimizer, every=500)
+        tokenizer=stage(
+            TokenizerObjective(tokenizer=tokenizer), batch=32, length=2, steps=500, optimizer=by_tile, every=500
+        ),
+        lam=stage(LatentActionObjective(lam=lam), batch=16, length=3, steps=3000, optimizer=optimizer, every=500)
         if latent
         else None,
         dynamics=stage(objective, batch=8, length=4, steps=4000 if latent else 2000, optimizer=optimizer, every=500),
@@ -93,8 +97,8 @@ def diffusion() -> Recipe:
         small,
         about="tile platformer, recorded actions, out of noise",
         takes="four minutes on two CPU cores",
-        tokenizer=replace(small.tokenizer, objective=TokenizerObjective(tokenizer)),
-        dynamics=replace(small.dynamics, objective=DynamicsObjective(dynamics, context=1)),
+        tokenizer=replace(small.tokenizer, objective=TokenizerObjective(tokenizer=tokenizer)),
+        dynamics=replace(small.dynamics, objective=DynamicsObjective(dynamics=dynamics, context=1)),
     )
 
 
@@ -137,7 +141,11 @@ def smooth() -> Recipe:
     see = replace(net, depth=2)
     optimizer = OptimConfig(rate=1e-3, warmup=200, decay=0.2, floor=0.02, weight_decay=1e-2)
     tokenizer = VQVAEConfig(
-        patch=4, encoder=see, decoder=see, quantiser=VQConfig(1024, 32, rate_penalty=0.01), motion_weight=10.0
+        patch=4,
+        encoder=see,
+        decoder=see,
+        quantiser=VQConfig(codes=1024, width=32, rate_penalty=0.01),
+        motion_weight=10.0,
     )
     dynamics = MaskGITConfig(transformer=net, changed_weight=5.0, passes=8)
     return Recipe(
@@ -145,10 +153,15 @@ def smooth() -> Recipe:
         takes="a day on two CPU cores, an hour on a GPU",
         source=PlatformerConfig(speed=2, count=2000, frames=160),
         tokenizer=stage(
-            TokenizerObjective(tokenizer), batch=16, length=8, steps=20_000, optimizer=optimizer, every=2000
+            TokenizerObjective(tokenizer=tokenizer), batch=16, length=8, steps=20_000, optimizer=optimizer, every=2000
         ),
         lam=None,
         dynamics=stage(
-            DynamicsObjective(dynamics, context=4), batch=16, length=8, steps=40_000, optimizer=optimizer, every=2000
+            DynamicsObjective(dynamics=dynamics, context=4),
+            batch=16,
+            length=8,
+            steps=40_000,
+            optimizer=optimizer,
+            every=2000,
         ),
     )

@@ -10,7 +10,7 @@ B rows of a batch.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -77,7 +77,7 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything that decides what a run computes, and how often it says so.
 
@@ -86,7 +86,6 @@ class Run:
     """
 
     objective: Objective
-    _: KW_ONLY
     data: str = "data"
     augment_below: int = 0
     batch: int = 16

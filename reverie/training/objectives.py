@@ -3,7 +3,7 @@
 Shapes: B batch, T time, H W C image, N tokens per frame.
 """
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,11 @@ Scalars = dict[str, Array]
 SHOWN = 4  # clips in a report's picture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenizerObjective:
     """Learn to say a frame in a few codes and to paint it from them."""
 
     tokenizer: TokenizerConfig = field(default_factory=VQVAEConfig)
-    _: KW_ONLY
     frozen: tuple[str, ...] = ()
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
@@ -71,7 +70,7 @@ class TokenizerObjective:
         return {"psnr": sharp, **used, "picture": _sheet(batch["frames"], painted)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LatentActionObjective:
     """Learn what happened between frames, as one of a few codes.
 
@@ -79,7 +78,6 @@ class LatentActionObjective:
     """
 
     lam: LAMConfig = field(default_factory=TokenLAMConfig)
-    _: KW_ONLY
     tokenizer: str = "../tokenizer"
     frozen: tuple[str, ...] = ("tokenizer",)
 
@@ -115,7 +113,7 @@ class LatentActionObjective:
         return numbers | {"picture": _sheet(truth, painted)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DynamicsObjective:
     """Learn what an action leads to, over a frozen tokenizer's latents.
 
@@ -125,7 +123,6 @@ class DynamicsObjective:
     """
 
     dynamics: DynamicsConfig = field(default_factory=MaskGITConfig)
-    _: KW_ONLY
     tokenizer: str = "../tokenizer"
     lam: str | PixelLAMConfig | None = None
     context: int = 16  # real frames a dream begins with, at most: no more than a clip in training has
@@ -136,7 +133,7 @@ class DynamicsObjective:
         """Return a world: frozen parts loaded, dynamics new."""
         tokenizer, lam = _tokenizer(folder / self.tokenizer, spec), self._lam(rngs, spec, folder)
         actions = spec.actions if lam is None else ActionSpace("latent", lam.codes)
-        world = WorldConfig(spec.frame, actions, self.context, spec.fps)
+        world = WorldConfig(frame=spec.frame, actions=actions, context=self.context, fps=spec.fps)
         return WorldModel(world, tokenizer, lam, self.dynamics.fitted(tokenizer, actions).make(rngs))
 
     def _lam(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Any:

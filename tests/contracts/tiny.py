@@ -36,7 +36,7 @@ def tiny(config: Any, transformer: TransformerConfig = SMALL) -> Any:
         if isinstance(value, TransformerConfig):
             changes[field.name] = transformer
         elif isinstance(value, VQConfig):
-            changes[field.name] = VQConfig(min(value.codes, 32), 4)
+            changes[field.name] = VQConfig(codes=min(value.codes, 32), width=4)
         elif field.name in SIZES:
             changes[field.name] = SIZES[field.name]
     return dataclasses.replace(config, **changes)
@@ -78,7 +78,9 @@ def lam(config: type = tokens.TokenLAMConfig, transformer: TransformerConfig = S
 def world(config: type = maskgit.MaskGITConfig, latent: bool = False, context: int = 4) -> WorldModel:
     acts = lam() if latent else None
     actions = ActionSpace("latent", acts.codes) if acts else ACTIONS
-    return WorldModel(WorldConfig(FRAME, actions, context), eyes(config), acts, dynamics(config, actions))
+    return WorldModel(
+        WorldConfig(frame=FRAME, actions=actions, context=context), eyes(config), acts, dynamics(config, actions)
+    )
 
 
 def frames(batch: int = 2, length: int = T, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -40,7 +40,7 @@ WIDEST = 8.0  # a picture so many times longer than the target's shape is a mist
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VideosConfig:
     """Which videos, and what becomes of them.
 
@@ -54,7 +54,6 @@ class VideosConfig:
     """
 
     path: str
-    _: KW_ONLY
     size: tuple[int, int] = (64, 64)
     fps: float = 0.0
     fit: Fit = "stretch"
