@@ -229,35 +229,33 @@ class SpaceTimeTransformer(nnx.Module):
 
     def _run(self, x: Array, inputs: AttentionInputs, cache: KVCache | None, frame_kv: FrameKV = ()):
         """Run all groups: (tokens, their new keys and values, updated ``frame_kv``)."""
-        c = self.config
-        new: list = []
-        if self.groups is not None:
-            parts = [nnx.split(group) for group in ([self.groups] if c.scan else self._each())]
-            graph, weights = parts[0][0], [part[1] for part in parts]
-            x, count = by_rows(x), c.depth // c.group
+        c, count = self.config, self.config.depth // self.config.group
+        if self.groups is None:
+            return self.norm(x[:, :, : self.tokens]), (), frame_kv
+        parts = [nnx.split(group) for group in ([self.groups] if c.scan else self._each())]
+        graph, cached = parts[0][0], cache.layers if cache is not None else ()
 
-            def run(x: Any, of_group: Any) -> Any:
-                weights, cached, frame_kv = of_group
-                weights = gathered(weights, count, compute_dtype(c.dtype))
-                x, new, frame_kv = run_group(nnx.merge(graph, weights), x, inputs, cached, frame_kv)
-                return by_rows(x), (new, frame_kv)
+        def run(x: Any, of_group: Any) -> Any:
+            weights, cached, frame_kv = of_group
+            weights = gathered(weights, count, compute_dtype(c.dtype))
+            x, new, frame_kv = run_group(nnx.merge(graph, weights), x, inputs, cached, frame_kv)
+            return by_rows(x), (new, frame_kv)
 
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
-            step = run if c.remat == "none" else jax.checkpoint(run, policy=policy)
-            cached = cache.layers if cache is not None else ()
-            if c.scan:
-                x, (new, frame_kv) = jax.lax.scan(
-                    step, x, (weights[0], *(each[0] if each else None for each in (cached, frame_kv)))
-                )
-                new, frame_kv = ([new] if cached else []), (frame_kv,)
-            else:
-                pairs = [list(each) or [None] * count for each in (cached, frame_kv)]
-                results = []
-                for of_group in zip(weights, *pairs, strict=True):
-                    x, result = step(x, of_group)
-                    results.append(result)
-                new, frame_kv = [result[0] for result in results if cached], tuple(result[1] for result in results)
-        return self.norm(x[:, :, : self.tokens]), tuple(new), frame_kv
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+        step = run if c.remat == "none" else jax.checkpoint(run, policy=policy)
+        # One entry per group, or a single one with a leading axis of groups where these are scanned.
+        empty = [None] * len(parts)
+        groups = list(zip([weights for _, weights in parts], cached or empty, frame_kv or empty, strict=True))
+        x, results = by_rows(x), []
+        if c.scan:
+            x, result = jax.lax.scan(step, x, groups[0])
+            results.append(result)
+        else:
+            for group in groups:
+                x, result = step(x, group)
+                results.append(result)
+        new, frame_kv = zip(*results, strict=True)
+        return self.norm(x[:, :, : self.tokens]), new if cached else (), frame_kv
 
 
 @partial(jax.jit, static_argnums=1)  # one program, where slice by slice would be a hundred

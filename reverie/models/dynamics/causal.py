@@ -95,18 +95,23 @@ class Causal(nnx.Module):
         return top_k_accuracy(self._predict(latents_BTN, actions_BT), latents_BTN)
 
     def _predict(self, latents_BTN, actions_BT, drafts: int = 0):
-        """Return logits (B, T-1, N, V) of frames 1..T-1, or of the last ``drafts`` of them."""
-        finished, drafts = latents_BTN.shape[1] - 1, drafts or latents_BTN.shape[1] - 1
+        """Return logits (B, T-1, N, V) of frames 1..T-1, or of the last ``drafts`` of them.
+
+        The transformer runs frames 0..T-2 as finished ones and, after them, the drafts.
+        """
+        finished = latents_BTN.shape[1] - 1
+        drafts = drafts or finished
         actions_BT = from_start(actions_BT, self.config.actions)
-        previous = previous_frames(latents_BTN, self.config.codes)[:, :-2]
-        x_finished = self._embed_finished(latents_BTN[:, :-1], actions_BT[:, :-1], previous)
-        shifted = jnp.pad(latents_BTN, ((0, 0), (0, 0), (self.config.block, 0)), constant_values=self.config.codes)
-        inputs = (shifted[..., : self.tokens], actions_BT, latents_BTN[:, :-1])
-        x_drafts = self._embed_draft(*(x[:, -drafts:] for x in inputs))
-        whole = np.ones((finished, self.tokens, self.tokens), bool)
-        mask = np.concatenate([whole, np.broadcast_to(self.draft_mask, (drafts, self.tokens, self.tokens))])
+        past_BTN, before_past_BTN = latents_BTN[:, :-1], previous_frames(latents_BTN, self.config.codes)[:, :-2]
+        shifted_BTN = self._shifted(latents_BTN)[..., : self.tokens]
+        x = [
+            self._embed_finished(past_BTN, actions_BT[:, :-1], before_past_BTN),
+            self._embed_draft(shifted_BTN[:, -drafts:], actions_BT[:, -drafts:], past_BTN[:, -drafts:]),
+        ]
+        size = (self.tokens, self.tokens)
+        mask = np.concatenate([np.ones((finished, *size), bool), np.broadcast_to(self.draft_mask, (drafts, *size))])
         times = Times(finished, tuple(range(finished + 1 - drafts, finished + 1)))
-        y = self.transformer(jnp.concatenate([x_finished, x_drafts], axis=1), jnp.asarray(mask), times=times)
+        y = self.transformer(jnp.concatenate(x, axis=1), jnp.asarray(mask), times=times)
         return self.head(y[:, finished:]).astype(jnp.float32)
 
     # -- one frame at a time -----------------------------------------------------------------------------------------
@@ -128,9 +133,9 @@ class Causal(nnx.Module):
         block, draft_mask = self.config.block, jnp.asarray(self.draft_mask)
 
         def predict(latents_BN, first, frame_kv):
-            shifted = jnp.pad(latents_BN, ((0, 0), (block, 0)), constant_values=self.config.codes)
             shifted, previous = (
-                jax.lax.dynamic_slice_in_dim(codes, first, block, axis=1)[:, None] for codes in (shifted, state.last_BN)
+                jax.lax.dynamic_slice_in_dim(codes, first, block, axis=1)[:, None]
+                for codes in (self._shifted(latents_BN), state.last_BN)
             )
             x = self._embed_draft(shifted, actions_B[:, None], previous)[:, 0]
             mask = jax.lax.dynamic_slice_in_dim(draft_mask, first, block)
@@ -177,6 +182,11 @@ class Causal(nnx.Module):
         return jax.lax.fori_loop(0, blocks, fill, (start, frame_kv))[0]
 
     # -- tokens in ---------------------------------------------------------------------------------------------------
+
+    def _shifted(self, latents):
+        """Tokens (..., N) shifted by one block, which a draft reads in place of its own: (..., block + N)."""
+        spare = [(0, 0)] * (latents.ndim - 1) + [(self.config.block, 0)]
+        return jnp.pad(latents, spare, constant_values=self.config.codes)
 
     def _embed_finished(self, latents_BTN, actions_BT, previous_BTN):
         return self._conditioned(self.done[...][latents_BTN], actions_BT, previous_BTN)

@@ -167,28 +167,30 @@ class Diffusion(nnx.Module):
         return Context(frames, labels, actions_BT, begins_BT, clips)
 
     def _denoised(self, context: Context, drafts, levels, *size):
-        """Return the data that drafts (B, T-1, N, L) of frames 1..T-1 at noise levels (B, T-1) show.
+        """Return the clean latents predicted from drafts (B, T-1, N, L) of frames 1..T-1 at noise levels (B, T-1).
 
-        ``size``: of the sampler's step, where ``_label`` takes one.
+        ``size``: of the sampler's step, if ``_label`` takes one.
         """
-        length, clips = drafts.shape[1] + 1, context.clips_BT
-        if self.config.context == "clean":  # T-1 finished frames, then T-1 drafts
-            previous = context.previous(context.frames_BTNL)
-            first, actions = (context.frames_BTNL[:, :-1], context.labels_BTS[:, :-1]), context.actions_BT
-            x = [
-                self._embed(*first, actions[:, :-1], previous[:, :-1]),
-                self._embed(drafts, self._label(levels, *size), actions[:, 1:], previous[:, 1:]),
-            ]
-            x = jnp.concatenate(x, axis=1)
-            clips = None if clips is None else jnp.concatenate([clips[:, :-1], clips[:, 1:]], axis=1)
-            times = Times(length - 1, tuple(range(1, length)))
-            y = self.transformer(x, times=times, clips_BT=clips)[:, length - 1 :]
-        else:  # the first frame, then drafts that read each other
-            frames = jnp.concatenate([context.frames_BTNL[:, :1], drafts], axis=1)
-            labels = jnp.concatenate([context.labels_BTS[:, :1], self._label(levels, *size)], axis=1)
-            x = self._embed(frames, labels, context.actions_BT, context.previous(frames))
-            y = self.transformer(x, clips_BT=clips)[:, 1:]
-        return self._data(y, drafts, levels[..., None, None])
+        features = self._read_finished if self.config.context == "clean" else self._read_each_other
+        return self._data(features(context, drafts, self._label(levels, *size)), drafts, levels[..., None, None])
+
+    def _read_finished(self, context: Context, drafts, labels):
+        """Return the features of drafts that read finished frames: T-1 finished frames are run, then T-1 drafts."""
+        frames, actions, clips, count = context.frames_BTNL, context.actions_BT, context.clips_BT, drafts.shape[1]
+        previous = context.previous(frames)
+        x_finished = self._embed(frames[:, :-1], context.labels_BTS[:, :-1], actions[:, :-1], previous[:, :-1])
+        x_drafts = self._embed(drafts, labels, actions[:, 1:], previous[:, 1:])
+        clips = None if clips is None else jnp.concatenate([clips[:, :-1], clips[:, 1:]], axis=1)
+        times = Times(count, tuple(range(1, count + 1)))
+        x = jnp.concatenate([x_finished, x_drafts], axis=1)
+        return self.transformer(x, times=times, clips_BT=clips)[:, count:]
+
+    def _read_each_other(self, context: Context, drafts, labels):
+        """Return the features of drafts that read the first frame and each other."""
+        frames = jnp.concatenate([context.frames_BTNL[:, :1], drafts], axis=1)
+        labels = jnp.concatenate([context.labels_BTS[:, :1], labels], axis=1)
+        x = self._embed(frames, labels, context.actions_BT, context.previous(frames))
+        return self.transformer(x, clips_BT=context.clips_BT)[:, 1:]
 
     # -- one frame at a time -----------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ a frame or a token of its own (``conditioning``).
 Shapes: B batch, T time, N tokens per frame, L latent width.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,9 +83,7 @@ class Shortcut(Diffusion):
         teacher_context = teacher._context(*clip, keys_context, begins)
 
         def half_steps() -> Array:
-            def denoise(drafts: Array, level: Array, size: Array) -> Array:
-                return teacher._denoised(teacher_context, drafts, level, size)
-
+            denoise = functools.partial(teacher._denoised, teacher_context)
             return two_half_steps(denoise, drafts, level, size, self.config.velocity_clip)
 
         with jax.named_scope(f"share={self._share}"):  # read by training/flops.py
