@@ -1,4 +1,4 @@
-"""How many steps fit into the minutes there are: by a few timed steps, or by what a world took before."""
+"""The number of training steps that fit in a time budget, from a few timed steps or from earlier training."""
 
 import json
 import shutil
@@ -13,20 +13,20 @@ from reverie.training import checkpoint, sharding
 from reverie.training.engine import Run, fit
 from reverie.training.record import read_record
 
-SHARES = {"tokenizer": 0.25, "lam": 0.25, "dynamics": 0.5}  # of the time for training
-TRIAL = 12  # steps by which a stage's speed is measured
+SHARES = {"tokenizer": 0.25, "lam": 0.25, "dynamics": 0.5}  # shares of the training time
+TRIAL = 12  # steps that measure a stage's speed
 
 
 def check_minutes(minutes: float | None) -> None:
-    """Raise ReverieError unless ``minutes`` is a time in which something can be trained, or None."""
+    """Raise ReverieError unless ``minutes`` is above 0 and finite, or None."""
     if minutes is not None and not 0 < minutes < float("inf"):
-        raise ReverieError(f"a world cannot be learned in {minutes:g} minutes: give a number above 0.")
+        raise ReverieError(f"--minutes must be a number above 0, not {minutes:g}.")
 
 
 def begun(name: str, out: Path, place: Path, minutes: float, past: float | None) -> Run | None:
-    """Return the run of a stage as it was begun in ``place``, None if it was not.
+    """Return the run of a stage that was started in ``place``; None if there is none.
 
-    The dynamics of a world that is complete in ``out`` after ``past`` minutes become as much longer as the time is.
+    If the world in ``out`` is complete after ``past`` minutes, its dynamics get steps in proportion to the time.
     """
     if not checkpoint.steps(place / name):
         return None
@@ -40,11 +40,11 @@ def begun(name: str, out: Path, place: Path, minutes: float, past: float | None)
 def in_time(
     run: Run, place: Path, name: str, dataset: Dataset, unseen: Dataset, minutes: float, stages: list[str]
 ) -> Run:
-    """Return a run of as many steps as its share of ``minutes`` has room for, measured by a few steps of it."""
+    """Return the run with as many steps as fit in its share of ``minutes``, by timing ``TRIAL`` of them."""
     trial = place / f".trial-{name}"
 
     def tidy() -> None:
-        if (trial / "cache").exists():  # tokens are as good for the run itself
+        if (trial / "cache").exists():  # the run itself can use the cached tokens
             (place / name).mkdir(exist_ok=True)
             shutil.rmtree(place / name / "cache", ignore_errors=True)
             shutil.move(trial / "cache", place / name / "cache")

@@ -1,12 +1,12 @@
-"""Families of dynamics side by side: the same data, the same arithmetic to learn with, several seeds, one table.
+"""Compute-matched comparison of dynamics: the same data, equal training FLOPs, several seeds, one table.
 
-A comparison is a folder, and goes on from where it was left::
+A comparison is a folder, and the same command resumes it::
 
     OUT/data/  OUT/comparison.json  OUT/table.{json,md,png}
     OUT/seed-0/codes/  vectors/  lam/  maskgit-true/  maskgit-latent/  causal-true/  …
 
-Rows of one seed share data, tokenizers and the latent action model. How many steps a row gets follows from the FLOP of
-one of them, optimiser included, counted from its program.
+Rows of one seed share data, tokenizers and the latent action model. The number of steps of a row follows from the FLOPs
+of one step, optimiser included, counted from its program.
 """
 
 import json
@@ -55,7 +55,7 @@ def compare(made: Comparison, out: Path, seeds: int = 3, jobs: int = 2) -> Path:
     out, began = Path(out).absolute(), time.perf_counter()
     _begin(made, out)
     rows = [f"{family}-{actions}" for family in made.dynamics for actions in ACTIONS]
-    for stages in (list(made.tokenizers), ["lam"], rows):  # each stands on those before
+    for stages in (list(made.tokenizers), ["lam"], rows):  # each needs the ones before it
         todo = [f"seed-{seed}/{stage}" for seed in range(seeds) for stage in stages]
         todo = [name for name in todo if not _is_done(made, out / name)]
         if not todo:
@@ -78,31 +78,31 @@ def compare(made: Comparison, out: Path, seeds: int = 3, jobs: int = 2) -> Path:
 
 
 def workers(jobs: int) -> ProcessPoolExecutor:
-    """Return processes for ``jobs`` rows at a time, since one small network does not fill two cores or a GPU.
+    """Return processes for ``jobs`` rows at a time, since one small network does not use two cores or a GPU fully.
 
-    Each may take an equal share of a GPU's memory: JAX reserves 75 % of it in the first process, and nothing is left
-    for a second one. What the environment already says about that memory stays.
+    Each may use an equal share of a GPU's memory. Without that, JAX in the first process reserves 75 % of it, and too
+    little is left for a second one. Settings of that memory in the environment are respected.
     """
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_share_memory, initargs=(jobs,))
 
 
 def _share_memory(jobs: int) -> None:
-    # Before the process first touches a device: that is when JAX reads these.
+    # JAX reads these when the process first uses a device.
     said = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE")
     if jobs > 1 and not any(name in os.environ for name in said):
         os.environ["XLA_CLIENT_MEM_FRACTION"] = f"{0.9 / jobs:.3f}"
 
 
 def work(out: Path, name: str) -> int:
-    """Train one row, or what rows stand on; a row is also measured. Returns its steps."""
+    """Train one row, or a model that rows share; also evaluate a row. Returns its steps."""
     cache_compilations()
     made = config.from_json(read_json(out / MADE))
     folder, dataset, held_out = out / name, open_dataset(out / "data", "train"), open_dataset(out / "data", "val")
     run = run_of(made, name)
-    if folder.name in foundations(made):
+    if folder.name in shared_runs(made):
         fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
         return run.steps
-    flop = arithmetic(run, folder, dataset)
+    flop = step_flops(run, folder, dataset)
     run = replace(run, steps=max(1, round(made.flops / flop)))
     fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
     world = checkpoint.load(folder)
@@ -122,8 +122,8 @@ def work(out: Path, name: str) -> int:
     return run.steps
 
 
-def foundations(made: Comparison) -> dict[str, Run]:
-    """What rows stand on, by the name of its folder."""
+def shared_runs(made: Comparison) -> dict[str, Run]:
+    """The runs that rows share, by the name of their folder."""
     return {**made.tokenizers, "lam": made.lam}
 
 
@@ -131,14 +131,14 @@ def run_of(made: Comparison, name: str) -> Run:
     """Return the run of one folder of a comparison, such as "seed-0/codes" or "seed-2/causal-latent"."""
     seed, _, stage = name.partition("/")
     family, _, actions = stage.partition("-")
-    run = (foundations(made) | made.dynamics)[family]
+    run = (shared_runs(made) | made.dynamics)[family]
     if actions == "latent":
         run = replace(run, objective=config.replace(run.objective, lam="../lam"))
     return replace(run, data="../data", seed=int(seed.removeprefix("seed-")))
 
 
-def arithmetic(run: Run, folder: Path, dataset: Dataset) -> float:
-    """Return the FLOP of one training step, counted from its program; what the step reads is prepared for it."""
+def step_flops(run: Run, folder: Path, dataset: Dataset) -> float:
+    """Return the FLOPs of one training step, counted from its program; this caches the tokens that the step reads."""
     blueprint = Blueprint(run.objective, dataset.spec, run.seed, folder)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     weights = blueprint.build(lambda shape: device)
@@ -158,7 +158,7 @@ def arithmetic(run: Run, folder: Path, dataset: Dataset) -> float:
 
 def _begin(made: Comparison, out: Path) -> None:
     text = json.dumps(config.to_json(made), indent=1) + "\n"
-    words = {"about": made.about, "takes": made.takes}  # may be said better since
+    words = {"about": made.about, "takes": made.takes}  # texts may have changed since
     if (out / MADE).exists() and config.to_json(config.from_json(read_json(out / MADE))) | words != json.loads(text):
         raise ReverieError(f"'{out}' holds another comparison, or one of an older version: choose another --out.")
     if not (out / "data").exists():
@@ -167,13 +167,13 @@ def _begin(made: Comparison, out: Path) -> None:
 
 
 def _is_done(made: Comparison, folder: Path) -> bool:
-    if folder.name in foundations(made):
+    if folder.name in shared_runs(made):
         return checkpoint.is_done(folder, run_of(made, f"{folder.parent.name}/{folder.name}"))
     return (folder / "eval.json").exists()
 
 
 def _row(made: Comparison, out: Path, row: str, seeds: int) -> Numbers:
-    """One row of the table: means over seeds, and the speed of the first seed's world, measured with nothing beside."""
+    """Return one row of the table: means over seeds, and the first seed's speed, measured while nothing else runs."""
     folders = [out / f"seed-{seed}" / row for seed in range(seeds)]
     pooled = pool([read_signed(folder / "eval.json") for folder in folders])
     timed = folders[0] / "speed.json"

@@ -1,4 +1,4 @@
-"""From a source of episodes to a world that can be played: data, tokenizer, latent actions, dynamics, evaluation.
+"""The pipeline from a source of episodes to a playable world: record, train each stage, evaluate.
 
 A world is a folder. Each stage has a folder in it and resumes from its last checkpoint; finished stages are skipped::
 
@@ -36,10 +36,10 @@ STAGES = ("tokenizer", "lam", "dynamics")
 
 
 def learn(source: str, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
-    """Make a world out of ``source``: videos (a folder or a file), a store, an .npz, or the name of a source.
+    """Train a world on ``source``: videos (a folder or a file), a store, an .npz, or the name of a source.
 
-    ``minutes`` is how long training may take on this machine in all; steps and sizes follow from it. More minutes than
-    a world has had train its dynamics further.
+    ``minutes`` is the time for all training on this machine; steps and sizes follow from it. If the world was trained
+    for fewer minutes before, its dynamics are trained further.
     """
     minutes = MINUTES if minutes is None else minutes
     check_minutes(minutes)
@@ -54,11 +54,11 @@ def learn(source: str, out: Path, minutes: float | None = None, *, fresh: bool =
 
 
 def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
-    """Follow a recipe in the folder ``out``, skipping what is done; with ``minutes``, steps are as many as fit.
+    """Follow a recipe in the folder ``out`` and skip finished stages; ``minutes``: do as many steps as fit.
 
-    ``fresh``: begin anew; what was trained there stays until the new world is complete, and so do the data. So does
-    the end of a run that becomes longer. Started as a job of several processes, which must share a disk, all of them
-    train, and the first does the rest (``training.sharding.connect``).
+    ``fresh``: start over. The old world stays until the new one is complete; so do the old checkpoints of a run that
+    is extended. Data are never removed. In a job of several processes, which must share a disk, all of them train and
+    process 0 does the rest (``training.sharding.connect``).
     """
     check_minutes(minutes)
     sharding.connect()
@@ -73,7 +73,7 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
         check_all({out / name: run for name, run in runs.items()}, dataset)
         place = _place(runs, out, dataset, minutes, fresh)
         new = _stages(runs, out, place, dataset, unseen, minutes)
-        # Measuring takes a minute or two: less where there was less to train.
+        # An evaluation takes a minute or two: less after a short training.
         clips = recipe.clips if minutes is None else min(recipe.clips, max(8, round(4 * minutes)))
 
         def ready() -> None:
@@ -88,7 +88,7 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
             try:
                 _finish(place, clips, recipe.horizon)
             except ReverieError:
-                ready()  # a world that cannot be measured is one all the same
+                ready()  # a world that cannot be evaluated can still be played
                 raise
             ready()
 
@@ -101,7 +101,7 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
 def _stages(
     runs: dict[str, Run], out: Path, place: Path, dataset: Dataset, unseen: Dataset, minutes: float | None
 ) -> bool:
-    """Train what is not done, in ``place``; ``runs`` become what they were trained as. Return whether any was."""
+    """Train unfinished stages in ``place``, update ``runs`` to what was trained, and return whether any was."""
     past, new = minutes_of(note(place)), False
     for name, run in runs.items():
         if minutes is not None:
@@ -111,24 +111,24 @@ def _stages(
                 old = in_time(run, place, name, dataset, unseen, minutes, list(runs))
             runs[name] = run = old
         if checkpoint.is_done(place / name, run):
-            _say(f"{name}: done before")
+            _say(f"{name}: already trained")
             continue
         _say(f"{name}: {run.steps} steps")
         fit(run, place / name, dataset=dataset, held_out=unseen)
         new = True
     if not new and minutes is not None and past is not None and place == out:
-        _say(f"the {past:g} minutes of this world are over: more --minutes train it further, --fresh begins anew")
+        _say(f"this world was trained for its {past:g} minutes: more --minutes train it further, --fresh starts over")
     return new
 
 
 def _place(runs: dict[str, Run], out: Path, dataset: Dataset, minutes: float | None, fresh: bool) -> Path:
-    """Return where to train: in ``out``, or beside what is there if that would be lost (``training.folder``)."""
+    """Return the folder to train in: ``out``, or a new one inside if something would be lost (``training.folder``)."""
     new = out / NEXT
     there = [name for name in STAGES if checkpoint.steps(out / name)]
     kept: dict[str, int | None] = {}
     if fresh:
         place = new if there else out
-    elif _goes_on(runs, out, new, dataset, minutes):
+    elif _resumes(runs, out, new, dataset, minutes):
         return new
     else:
         past = minutes_of(note(out))
@@ -139,8 +139,8 @@ def _place(runs: dict[str, Run], out: Path, dataset: Dataset, minutes: float | N
         place = new if back else out
         if back and (on := there[there.index(back[0]) + 1 :]):
             raise ReverieError(
-                f"'{out / back[0]}' cannot be trained further: {' and '.join(on)} learned from it as it is. Train it "
-                f"anew with --fresh, or choose another --out."
+                f"'{out / back[0]}' cannot be trained further: {' and '.join(on)} were trained on its outputs. "
+                f"Train all again with --fresh, or choose another --out."
             )
 
     def keeps(item: Path) -> bool:
@@ -153,14 +153,14 @@ def _place(runs: dict[str, Run], out: Path, dataset: Dataset, minutes: float | N
     return place
 
 
-def _goes_on(runs: dict[str, Run], out: Path, new: Path, dataset: Dataset, minutes: float | None) -> bool:
-    """Whether what was begun in ``new`` is what is wanted, and not what is complete in ``out``."""
+def _resumes(runs: dict[str, Run], out: Path, new: Path, dataset: Dataset, minutes: float | None) -> bool:
+    """Whether ``runs`` resume the unfinished ones in ``new``, and are not the complete ones in ``out``."""
     started = {name: run for name, run in runs.items() if checkpoint.steps(new / name)}
     if minutes is not None or not started:
         return bool(started)
     if all(checkpoint.is_done(out / name, run) for name, run in runs.items()):
         return all(is_run(run, new / name) for name, run in started.items())
-    with contextlib.suppress(ReverieError):  # it is another world's
+    with contextlib.suppress(ReverieError):  # those are of another world
         for name, run in started.items():
             resume_from(run, new / name, enlarged(dataset, run.augment_below))
         return True
@@ -175,10 +175,10 @@ def _finish(place: Path, clips: int, horizon: int) -> None:
 
 
 def _fitted(run: Run, dataset: Dataset) -> Run:
-    """A run whose clips are no longer than the data's longest episode."""
+    """Return the run with its clips shortened to the longest episode of the data."""
     longest = int(dataset.lengths.max(initial=0))
     if longest < 2:
-        raise ReverieError(f"the longest episode has {longest} frames: a world is learned from at least 2 in a row.")
+        raise ReverieError(f"the longest episode has {longest} frames: training needs at least 2 in a row.")
     return replace(run, length=min(run.length, longest))
 
 

@@ -1,4 +1,4 @@
-"""The data of a world: where they come from, and whether they are still the same, wherever they lie by now."""
+"""The data of a world: recording them, and checking that a source still matches them."""
 
 import os
 import re
@@ -20,13 +20,13 @@ from reverie.training import checkpoint
 from reverie.training.record import read_record
 
 SIDE, PATCH = 64, 8  # pixels: frames that `learn` trains on are at most so high and wide, in whole patches
-WORLD = "world.json"  # the recipe of a world, with what its source held ("contents") and the minutes it was given
+WORLD = "world.json"  # the recipe of a world, with hashes of its source files ("contents") and its minutes
 
 
 def source_of(source: str, out: Path) -> Any:
     """Return the config of a source, or None if ``source`` is a dataset already.
 
-    ``out``: a world's folder. Where its data are complete, what they were made of may be gone.
+    ``out``: a world's folder. If its data are complete, the files that they were made from may be gone.
     """
     path = Path(source)
     if (path.is_dir() and (path / MANIFEST).is_file()) or (path.suffix == ".npz" and _ours(path)):
@@ -38,7 +38,7 @@ def source_of(source: str, out: Path) -> Any:
         return known[source]()
     noted = note(out)
     if noted and (out / "data").exists():
-        print(f"there is no '{source}' any more: '{out}' goes on with its own data.", file=sys.stderr)
+        print(f"'{source}' does not exist any more: '{out}' uses its recorded data.", file=sys.stderr)
         return noted["source"] if isinstance(noted["source"], str) else config.from_json(noted["source"])
     raise ReverieError(f"there is no folder, video or source '{source}'.{did_you_mean(source, known)}")
 
@@ -56,7 +56,7 @@ def _small(source: Any) -> Any:
 
 
 def note(out: Path) -> dict[str, Any] | None:
-    """Return what ``world.json`` says, None if there is none; ReverieError if it is damaged."""
+    """Return the content of ``world.json``; None if there is none; ReverieError if it is damaged."""
     if not (out / WORLD).is_file():
         return None
     try:
@@ -64,33 +64,33 @@ def note(out: Path) -> dict[str, Any] | None:
     except Damaged:
         found = {}
     if "source" not in found:
-        raise ReverieError(f"'{out / WORLD}' is damaged: remove it to go on with the data beside it.")
+        raise ReverieError(f"'{out / WORLD}' is damaged: remove it to use the data beside it.")
     return found
 
 
 def minutes_of(noted: dict[str, Any] | None) -> float | None:
-    """Return how long a world was trained, as its note says; None where steps were given instead."""
+    """Return the training minutes that a world's note states; None if it was trained for a number of steps."""
     if noted is None:
         return None
-    match = re.fullmatch(r"([\d.e+]+) minutes", str(noted.get("takes")))  # earlier versions note nothing else
+    match = re.fullmatch(r"([\d.e+]+) minutes", str(noted.get("takes")))  # all that earlier versions wrote
     learned = match and str(noted.get("about")).startswith("made for")
     return noted.get("minutes", float(match[1]) if match and learned else None)
 
 
 def write_note(place: Path, recipe: Recipe, **more: Any) -> None:
-    """Write ``world.json``; what is None in ``more`` is left out."""
+    """Write ``world.json`` with the recipe and the entries of ``more`` that are not None."""
     write_json(place / WORLD, config.to_json(recipe) | {key: value for key, value in more.items() if value is not None})
 
 
 def record(recipe: Recipe, out: Path, check: Callable[[Any], object], say: Callable[[str], object]) -> None:
-    """Make the data in a world's folder, unless they are there and of this source. ``check`` sees them first."""
+    """Record the data in a world's folder, unless they exist and match the source; ``check`` validates a store."""
     source, noted = recipe.source, note(out)
     if noted and (out / "data").exists():
         _check_source(source, noted, out)
     elif isinstance(source, str):
         check(open_dataset(source))
         if (out / "data").is_symlink():
-            (out / "data").unlink()  # to where the data were
+            (out / "data").unlink()  # to the old place of the data
         (out / "data").symlink_to(Path(source), target_is_directory=Path(source).is_dir())
     elif not (out / "data").exists():
         say("data: recording" if source.spec().simulator else "data: reading")
@@ -100,7 +100,7 @@ def record(recipe: Recipe, out: Path, check: Callable[[Any], object], say: Calla
 
 
 def _check_source(source: Any, noted: dict[str, Any], out: Path) -> None:
-    """Raise ReverieError if the data in a world's folder are not of ``source``; say what of it is not in the world."""
+    """Raise ReverieError if the data in a world's folder are not of ``source``; report videos that are new in it."""
     made, now = noted["source"], config.to_json(source)
     if made == now and not hasattr(source, "contents"):
         return
@@ -111,7 +111,7 @@ def _check_source(source: Any, noted: dict[str, Any], out: Path) -> None:
         contents, known = _contents(source), noted.get("contents")
         if contents is None:
             return  # its files are gone
-        if known is None:  # by an earlier version, which notes no more than names
+        if known is None:  # written by an earlier version, which stored names only
             names = set(getattr(open_dataset(out / "data"), "sources", ()))
             known = {name: key for name, key in contents.items() if name in names}
         new = sorted(name for name, key in contents.items() if key not in known.values())
@@ -121,11 +121,11 @@ def _check_source(source: Any, noted: dict[str, Any], out: Path) -> None:
                 what = f"{len(new)} new video{'s are' if len(new) > 1 else ' is'} not in this world ({some})"
                 print(f"{what}: choose another --out to learn from all.", file=sys.stderr)
             return
-    raise ReverieError(f"'{out}' was made from other data, or otherwise recorded: choose another --out.")
+    raise ReverieError(f"'{out}' was made from other data, or with other settings: choose another --out.")
 
 
 def _contents(source: Any) -> dict[str, str] | None:
-    """Return a hash of each file of a source, by name; None where it has none, or they are gone."""
+    """Return a hash of each file of a source, by name; None if it has no files, or they are gone."""
     if not hasattr(source, "contents") or not os.path.exists(source.path):
         return None
     return source.contents()

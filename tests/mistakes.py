@@ -122,7 +122,7 @@ def impossible_times():
             return f"{word} --out run"
 
         typed.__name__ = word.replace(" ", "_")
-        case(f"in {word.rpartition(' ')[2]} minutes: give a number above 0")(typed)
+        case(f"must be a number above 0, not {word.rpartition(' ')[2]}")(typed)
 
 
 impossible_times()
@@ -133,7 +133,7 @@ def learn_for_long(world):
     return "learn store --minutes long --out run"
 
 
-@case("longest episode has 1 frames: a world is learned from at least 2")
+@case("longest episode has 1 frames: training needs at least 2")
 def learn_from_episodes_of_a_frame(world):
     write_store("store", SPEC, episodes(length=1))
     return "learn store --minutes 1 --out run"

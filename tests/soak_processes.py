@@ -46,4 +46,4 @@ def test_a_world_is_made_by_two_processes_as_by_one(tmp_path, more):
     assert np.isfinite(json.loads((tmp_path / "job" / "eval.json").read_text())["psnr"]).all()
     again = job(*train, "--out", str(tmp_path / "job"))
     all_done(again)
-    assert again[0][1].count("done before") == 3 and not again[1][1].count("==")
+    assert again[0][1].count("already trained") == 3 and not again[1][1].count("==")

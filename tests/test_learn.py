@@ -86,7 +86,7 @@ def test_what_is_done_is_not_done_again(made, capfd):
     assert {name.partition("/")[0] for name in before} == set(STAGES)
     train(recipe, out)
     assert stamps(out) == before and (out / "eval.json").stat().st_mtime_ns == numbers
-    assert capfd.readouterr().out.count("done before") == 3
+    assert capfd.readouterr().out.count("already trained") == 3
 
 
 def test_what_was_cut_short_goes_on(made, tmp_path):
@@ -250,7 +250,7 @@ def test_learn_in_no_time_and_interrupted(tmp_path, monkeypatch, capsys):
     shutil.rmtree(clips)
     assert cli.main(["learn", str(clips), "--out", str(out), "--minutes", "0.00005"]) == 0
     assert stamps(out) == before and (out / "world.json").read_bytes() == noted
-    assert "are over: more --minutes" in capsys.readouterr().out
+    assert "more --minutes train it further" in capsys.readouterr().out
     assert cli.main(["learn", str(clips), "--out", str(out), "--minutes", "0.0002"]) == 0
     assert [checkpoint.steps(out / stage)[-1] for stage in STAGES] == [module.TRIAL, module.TRIAL, 2 * module.TRIAL]
     noted = json.loads((out / "world.json").read_text("utf-8"))
