@@ -1,4 +1,4 @@
-"""A model before it is made: structure, names and shapes of its weights, and which part of training each belongs to."""
+"""The structure of a model before its weights exist: names, shapes, and the part of training of each weight."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ from reverie.errors import ReverieError
 from reverie.training.sharding import put
 
 Weights = dict[str, Array]  # by dotted name
-Place = Callable[[tuple[int, ...]], Sharding]  # where an array of a shape lives
+Place = Callable[[tuple[int, ...]], Sharding]  # the sharding for a shape
 
 
 class Blueprint:
-    """What ``objective.init`` makes, before it is made: its structure, and the shape of every weight by name.
+    """The structure of the model that ``objective.init`` returns, and the shape of every weight by name.
 
-    ``init`` is only traced. What it reads from elsewhere (``load`` of another run) are arrays already; the rest is
-    computed by ``build``, under jit and where it belongs, so that a large model never lies whole on one device.
+    ``init`` is only traced. Weights that it loads from other runs are arrays already. ``build`` computes the others
+    under jit with their shardings, so that a large model never lies whole on one device.
     """
 
     def __init__(self, objective: Any, spec: Any, seed: int, folder: Path):
@@ -36,7 +36,7 @@ class Blueprint:
         self._tree: Any = None
 
         def trace() -> Weights:
-            # The step counts up from 0 (engine.py); the last number folded in belongs to the beginning.
+            # Steps fold in 0, 1, ... (engine.py); initialisation folds in the last number.
             key = jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1))
             model = objective.init(nnx.Rngs(key), spec, folder)
             self._graph, state = nnx.split(model)
@@ -68,11 +68,11 @@ class Blueprint:
 
     @property
     def saved(self) -> list[str]:
-        """Names of the weights that belong to this run's checkpoints."""
+        """Names of the weights that are in this run's checkpoints."""
         return self.parts["params"] + self.parts["rest"]
 
     def fingerprint(self) -> str:
-        """Return a hash of the frozen weights that other runs made: it changes when one of those is trained again."""
+        """Return a hash of the frozen weights from other runs, which changes if one of those is trained again."""
         digest = hashlib.sha256()
         for name in self.parts["frozen"]:
             if name in self.ready:
@@ -80,7 +80,7 @@ class Blueprint:
         return digest.hexdigest()[:12]
 
     def build(self, place: Place, have: Weights | None = None) -> Weights:
-        """Return all weights, each on its devices; those in ``have`` are not computed."""
+        """Return all weights, each with its sharding; those in ``have`` are not computed."""
         have = have or {}
         wanted = {n: place(self.shapes[n].shape) for n in self._computed if n not in have}
 
@@ -93,12 +93,12 @@ class Blueprint:
         return weights | moved | have
 
     def merge(self, *weights: Weights) -> nnx.Module:
-        """Return the module with these weights, which together are all."""
+        """Return the module with these weights, which must be all of them."""
         every = {name: leaf for part in weights for name, leaf in part.items()}
         return nnx.merge(self._graph, jax.tree.unflatten(self._tree, [every[name] for name in self.names]))
 
     def split(self, model: nnx.Module, part: str) -> Weights:
-        """Return one part of a module's weights; TypeError if it is no longer built as it was."""
+        """Return one part of a module's weights; TypeError if the module's structure has changed."""
         leaves, tree = jax.tree.flatten(nnx.split(model)[1])
         if tree != self._tree:
             raise TypeError("a loss may change values of a module, not add or remove them")

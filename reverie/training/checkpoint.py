@@ -1,13 +1,13 @@
-"""Checkpoints that know themselves: ``load(path)`` needs nothing but the path.
+"""Self-describing checkpoints: ``load(path)`` needs nothing but the path.
 
 A run's folder holds ``run.json`` (its config, the spec and fingerprint of its data, the code's version) and
 ``checkpoints/<step>/`` with up to three flat dicts of arrays by dotted name: ``weights`` (what was trained, and what
 training changed besides), ``ema`` (the running mean of the trained weights, when there is one) and ``optimizer``.
-Frozen parts are not in it: they belong to the run that trained them, which the config names. Nor are random keys:
-they are functions of the seed and the step.
+Frozen parts are not saved again: the config names the run that trained them. Neither are random keys, which are
+functions of the seed and the step.
 
-Both are checked when they are read: ``run.json`` has a checksum inside, a checkpoint a checksum manifest that knows its
-step and its items (``reverie.checksums``), written before the checkpoint gets its name.
+Both are verified when they are read. ``run.json`` contains a checksum. A checkpoint has a checksum manifest that states
+its step and its items (``reverie.checksums``); it is written before the checkpoint gets its name.
 """
 
 import logging
@@ -37,19 +37,20 @@ from reverie.training.record import RECORD, Record, find_run, identity, read_rec
 from reverie.training.sharding import from_first
 
 CHECKPOINTS = "checkpoints"
-METADATA = "_CHECKPOINT_METADATA"  # orbax's own, in each checkpoint; ours in it says that there is a checksum manifest
+METADATA = "_CHECKPOINT_METADATA"  # orbax's metadata; our entry in it states that a manifest exists
 SEALED = {"manifest": True}
-# A new checkpoint of a step of which there is an old one is called N.new, until the old one is out of its way.
+# A new checkpoint of a step that has an old one is named N.new until the old one is removed.
 NAME = re.compile(r"(\d{1,18})(\.new)?")
-GONE, UNFINISHED = ".old", ".orbax-checkpoint-tmp"  # in the names of those being deleted, and being written
-_loading: ContextVar[tuple[Path, ...]] = ContextVar("_loading", default=())  # runs being loaded, each for the next
+GONE, UNFINISHED = ".old", ".orbax-checkpoint-tmp"  # in names of checkpoints that are being deleted or written
+# Runs being loaded, each needed by the next.
+_loading: ContextVar[tuple[Path, ...]] = ContextVar("_loading", default=())
 
-# What goes wrong in orbax is raised from here in one line; its own pages of traceback need not come before it.
+# Errors in orbax are raised from here in one line; this silences the tracebacks it logs.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
 
 def is_done(folder: Path, run: Any) -> bool:
-    """Whether ``folder`` holds the last checkpoint of just this run, whole."""
+    """Whether ``folder`` holds the complete last checkpoint of exactly this run."""
     if not (folder / RECORD).is_file() or run.steps not in steps(folder):
         return False
     if config.to_json(read_record(folder).run) != config.to_json(run):
@@ -61,15 +62,15 @@ def is_done(folder: Path, run: Any) -> bool:
     return True
 
 
-# Models that ``load`` gives for runs that are yet to be trained, by folder, while recipes are checked.
+# Models that ``load`` returns, by folder, for runs that are not trained yet, while recipes are checked.
 untrained: ContextVar[dict[Path, Callable[[], nnx.Module]] | None] = ContextVar("untrained", default=None)
 
 
 def load(path: str | Path) -> Any:
-    """Return what a run trained, with the averaged weights where the run kept them.
+    """Return the trained model of a run, with the averaged weights if the run kept them.
 
-    ``path``: a run's folder, or a world's folder (then its dynamics: a WorldModel). Raises ReverieError, and creates
-    nothing, when there is no such run or nothing in it can be read.
+    ``path``: a run's folder, or a world's folder (then its dynamics: a WorldModel). Creates nothing. Raises
+    ReverieError if there is no such run, or if it cannot be read.
     """
     if make := (untrained.get() or {}).get(Path(os.path.abspath(path))):
         return make()
@@ -81,8 +82,8 @@ def load(path: str | Path) -> Any:
         _loading.set((*above, folder))
         return _load(folder)
 
-    # An objective's `init` loads other runs while it is being traced. Traces belong to a thread: in one of its own,
-    # what is read here are arrays, wherever the call came from.
+    # An objective's `init` loads other runs while it is being traced. Traces belong to a thread, so a thread of its own
+    # returns arrays and not tracers.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(copy_context().run, work).result()
 
@@ -98,7 +99,7 @@ def _load(folder: Path) -> Any:
 
 
 def check_frozen(folder: Path, record: Record, blueprint: Blueprint) -> None:
-    """Raise ReverieError if a part that a run took from another one is no longer what it learned with."""
+    """Raise ReverieError if a frozen part from another run has changed since this run was trained with it."""
     if record.frozen != blueprint.fingerprint():
         raise ReverieError(
             f"'{folder}' was trained on top of another run that has changed since (its "
@@ -107,11 +108,11 @@ def check_frozen(folder: Path, record: Record, blueprint: Blueprint) -> None:
 
 
 class Writer:
-    """Saves in the background, keeps the newest ``keep`` checkpoints and those at the steps ``always``.
+    """Saves in the background; keeps the newest ``keep`` checkpoints and those at the steps ``always``.
 
-    ``start``, ``end``: steps that training goes on from, and to. Checkpoints after ``start`` (the end of a shorter run,
-    or damaged ones) stay until a new one is complete that is as late as the last of them, or is the last of all. None
-    is saved before that, so a run is never older than it was.
+    ``start``, ``end``: first and last step of this training. Checkpoints after ``start`` (of a shorter run, or damaged
+    ones) stay until a new one is complete that is at least as late, or is the last. No earlier one is saved, so a run
+    never falls behind its previous state.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Writer:
         self._keep, self._always = max(keep, 1), set(always)
         self._later = {step for step in steps(folder) if start is not None and step > start}
         self._first = min(max(self._later, default=0), sys.maxsize if end is None else end)
-        self._step: int | None = None  # which is being saved
+        self._step: int | None = None  # the step being saved
         options = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         with self._saving():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -137,16 +138,16 @@ class Writer:
             self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
     def save(self, step: int, items: dict[str, Weights]) -> bool:
-        """Copy the arrays off the devices and return; they are written while training goes on.
+        """Copy the arrays to the host and return; they are written while training continues.
 
-        Returns False, and saves nothing, while an older checkpoint is of a later step.
+        Returns False, and saves nothing, while an old checkpoint is of a later step.
         """
         self.wait()
         if step < self._first:
             return False
         items = {name: item for name, item in items.items() if item}
         with self._saving():
-            # A disk that fills up on the way is an error as well, but orbax makes a noise about it.
+            # Checked first, because orbax logs a traceback if the disk becomes full while it writes.
             needed = sum(leaf.nbytes for item in items.values() for leaf in item.values())
             if (free := shutil.disk_usage(self._folder).free) < needed:
                 raise OSError(f"the disk is full: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
@@ -158,7 +159,7 @@ class Writer:
         return True
 
     def wait(self) -> list[int]:
-        """Return the steps on disk when everything is written; ReverieError if it could not be."""
+        """Wait until everything is written and return the steps on disk; ReverieError if writing failed."""
         step, self._step = self._step, None
         with self._saving():
             self._checkpointer.wait_until_finished()
@@ -171,13 +172,13 @@ class Writer:
         return steps(self._run)
 
     def _seal(self) -> None:
-        """Write the checksum manifest: in orbax's thread, when all is written and the folder has no name yet."""
+        """Write the checksum manifest, in orbax's thread, after all files and before the folder gets its name."""
         final = self._folder / self._name
         written = next(self._folder.glob(f"{self._name}{UNFINISHED}*"), final)
         write_manifest(written, self._about)
 
     def _tidy(self, delete: set[int]) -> None:
-        """Give new checkpoints their names, and delete old ones: what is half deleted has no valid name any more."""
+        """Give new checkpoints their names and delete old ones, which lose their valid name first."""
         for fresh in self._folder.glob("*.new"):
             named = fresh.with_suffix("")
             if named.exists():
@@ -204,21 +205,21 @@ class Writer:
     def _saving(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of a full disk orbax makes an OSError, a ValueError or a bare Exception
+        except Exception as error:  # on a full disk orbax raises an OSError, a ValueError or a bare Exception
             good = steps(self._run)
             left = f"The checkpoint of step {good[-1]} is intact." if good else "There is no earlier checkpoint."
             raise ReverieError(f"cannot save to '{self._folder}': {first_line(error)}. {left}") from error
 
 
 def steps(folder: Path) -> list[int]:
-    """Return the steps of which a run has checkpoints, oldest first. (Unfinished ones have longer names.)"""
+    """Return the steps of a run's checkpoints, oldest first. Unfinished ones have longer names and do not count."""
     root = folder / CHECKPOINTS
     found = [NAME.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
     return sorted({int(match[1]) for match in found if match})
 
 
 def reaches(item: Path, newest: int | None) -> bool:
-    """Whether a run that goes on from step ``newest`` (None: from nothing) keeps ``item``, a path in its folder."""
+    """Whether a run that resumes from step ``newest`` (None: from scratch) keeps ``item``, a path in its folder."""
     if newest is None:
         return False
     step = NAME.fullmatch(item.parts[1]) if item.parts[0] == CHECKPOINTS and len(item.parts) > 1 else None
@@ -234,12 +235,12 @@ def place_of(folder: Path, step: int) -> Path:
 def restore(
     folder: Path, place: Place, items: Sequence[str], newest: int | None = None, *, together: bool = False
 ) -> tuple[int, dict[str, Weights]]:
-    """Return (step, {item: arrays by name}) of the newest whole checkpoint, up to step ``newest``.
+    """Return (step, {item: arrays by name}) of the newest intact checkpoint up to step ``newest``.
 
-    Arrays are put where ``place`` says, whatever devices they were saved from. Items that were not saved come back
-    empty. A checkpoint that its checksums prove damaged is passed over with a line, and stays; ReverieError when none
-    is left. Any other error in reading says nothing about the checkpoint and is raised. ``together``: every process of
-    a job calls this at once, and the first one chooses the step for all.
+    ``place`` gives the shardings, whichever devices the arrays were saved from. Items that were not saved are empty. A
+    checkpoint with wrong checksums is skipped with a printed line, and stays on disk; ReverieError if none is left. Any
+    other read error is raised, since it does not mean damage. ``together``: every process of a job calls this at once,
+    and process 0 chooses the step for all.
     """
 
     def choose() -> int:
@@ -252,7 +253,7 @@ def restore(
         return step, {item: _read(at / item, place) if item in saved else {} for item in items}
     except (ReverieError, OSError, MemoryError):
         raise
-    except Exception as error:  # whatever orbax makes of a disk that fails, or of devices without room
+    except Exception as error:  # orbax raises various errors for a failing disk, or devices without memory
         raise ReverieError(
             f"the checkpoint of step {step} in '{folder}' cannot be read now ({first_line(error)}); nothing is wrong "
             f"with its checksums, and nothing was changed: try again."
@@ -272,7 +273,7 @@ def _newest_whole(folder: Path, items: Sequence[str], newest: int | None) -> int
 
 
 def _check(folder: Path, step: int, items: Sequence[str]) -> None:
-    """Raise ``Damaged`` unless a checkpoint is what was written, is of its step, and its ``items`` are whole."""
+    """Raise ``Damaged`` unless a checkpoint is of its step and the checksums of its ``items`` are right."""
     at = place_of(folder, step)
     about = check_manifest(at, lambda name: "/" not in name or name.partition("/")[0] in items)
     if about is None:
@@ -288,14 +289,14 @@ def _check(folder: Path, step: int, items: Sequence[str]) -> None:
 
 
 def _items(at: Path, about: dict[str, Any] | None) -> set[str]:
-    """The items of a checkpoint: as its manifest says, or, where an earlier version wrote none, its folders."""
+    """Return the items of a checkpoint, from its manifest, or from its folders if an earlier version wrote none."""
     if about is None:
         return {path.name for path in at.iterdir() if path.is_dir()}
     return set(about.get("items") or {name.partition("/")[0] for name in about["files"] if "/" in name})
 
 
 def named(tree: Any) -> Weights:
-    """Return the leaves of any pytree by the path to each: ``{"1.0.mu.encoder.kernel": ...}``."""
+    """Return the leaves of a pytree by dotted path: ``{"1.0.mu.encoder.kernel": ...}``."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 

@@ -1,7 +1,7 @@
-"""A copy of a run or a world to give away: configs and weights, nothing to train on with, and nothing of this machine.
+"""A weights-only copy of a run or a world to give away, without optimiser state and without paths of this machine.
 
-Only what the format names is copied, and everything is written anew from what was read: no link is followed, and of
-every absolute path only the last name leaves.
+Only files of the known format are exported, and each is parsed and written again. No link is followed, and absolute
+paths are reduced to their last name.
 """
 
 import os
@@ -40,7 +40,7 @@ def export(run: str | Path, out: str | Path) -> Path:
     if not stages:
         find_run(source)
     half = out.with_name(f".{out.name}.{os.getpid()}")
-    for left in out.parent.glob(f".{out.name}.[0-9]*"):  # of exports that were killed: no process holds their lock
+    for left in out.parent.glob(f".{out.name}.[0-9]*"):  # of killed exports: no process holds their lock
         with suppress(ReverieError), owned(left):
             shutil.rmtree(left)
     with owned(half):
@@ -76,11 +76,11 @@ def _export_stage(stage: Path, source: Path, out: Path) -> None:
     with Writer(out) as writer:
         writer.save(step, {"weights": found["weights"] | found["ema"]})
     for note in out.rglob("commit_success.txt"):
-        note.unlink()  # orbax's, needed on cloud storage only; it names the folder it was written to
+        note.unlink()  # orbax's, needed on cloud storage only; it contains the path of the original
 
 
 def _is_plain(file: Path) -> bool:
-    """Whether there is such a file; of a link, say that it is left out."""
+    """Whether this is a regular file; prints a line about a link, which is left out."""
     if file.is_symlink():
         print(f"'{file}' is a link and is left out.", file=sys.stderr)
     return file.is_file() and not file.is_symlink()
@@ -91,7 +91,7 @@ def _spec_without_places(spec: Any) -> Any:
 
 
 def _without_places(data: Any) -> Any:
-    """Return JSON data with the last name of each absolute path instead of the path."""
+    """Return JSON data with each absolute path reduced to its last name."""
     if isinstance(data, dict):
         return {key: _without_places(value) for key, value in data.items()}
     if isinstance(data, list):

@@ -1,9 +1,9 @@
-"""The folder of a run or of a world as one transaction: locked, tidied, and never worse than it was.
+"""Locks and transactions on the folder of a run or a world, so that no command leaves it worse than before.
 
-What replaces something (a longer run, a run begun anew) is made in a folder ``.next`` inside, in the same form, and
-takes the place of what was there in one step when it is complete: ``.next`` is renamed ``.commit``, and what is in
-``.commit`` is then moved. Whoever comes next finishes that, if the process was killed between. Until then everything
-that was there stays as it is; a kill leaves ``.next``, from which the next try goes on.
+A replacement (a longer run, a run with --fresh) is built in a folder ``.next`` inside, in the same layout. Until it is
+complete, nothing else changes. It is then committed: ``.next`` is renamed ``.commit``, and its content is moved out. If
+the process is killed in between, the next command finishes the move. If it is killed earlier, ``.next`` stays, and the
+next try resumes from it.
 """
 
 import errno
@@ -26,25 +26,25 @@ from reverie.training.sharding import by_first
 
 LOCK, NEXT, COMMIT, OLD, PLAN = ".lock", ".next", ".commit", ".old", ".plan"
 RECORD = "run.json"
-# What belongs to a run and to a world; anything else in their folders is the user's, and is never touched. RECORD comes
-# last: a run is what it says, so what it says must be there before.
+# The files of a run and of a world. Anything else in their folders is the user's and is never touched. RECORD comes
+# last, since a folder with it counts as a run and needs the other files.
 RUN = ("checkpoints", "report", "cache", "tensorboard", "wandb", "wandb-id", "metrics.jsonl", "timing.jsonl", RECORD)
 WORLD = ("starts.npz", "eval", "eval.json", "world.json")
-FIXED = ("checkpoints", "cache")  # files never written to again: a second name is as good as a copy
-# What kills leave of files and folders that were being written.
+FIXED = ("checkpoints", "cache")  # files that never change again, so a hard link replaces a copy
+# Unfinished files and folders of killed processes.
 LEFT = (".*.json.*", "metrics.[0-9]*", "timing.[0-9]*", ".*.part", ".trial-*", "cache/.*", OLD)
-# What a disk refuses: it is full, read-only, forbidden, or has a file where a folder should be.
+# Errors of a disk: it is full or read-only, access is forbidden, or a file is in the place of a folder.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
-_mine: set[Path] = set()  # folders that this process owns
+_mine: set[Path] = set()  # folders that this process has locked
 
 
 @contextmanager
 def owned(*folders: Path) -> Iterator[None]:
-    """Create folders, keep other processes from training in them, and tidy them; ReverieError if one is in use.
+    """Create and lock folders, and remove leftovers in them; ReverieError if another process holds one.
 
-    What their disk refuses meanwhile is one line. A folder in which nothing was made is removed again.
+    Disk errors inside the block become a ReverieError. Folders that stay empty are removed at the end.
     """
     try:
         with ExitStack() as stack:
@@ -86,20 +86,20 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> IO:
-    """Return the lock of a folder; the system lets go of it however the process ends."""
+    """Return the lock of a folder; the system releases it however the process ends."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             file = (folder / LOCK).open("w")
         except FileNotFoundError:
-            continue  # the folder was removed by its last owner
+            continue  # its last owner removed the folder
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
                 return file
         except FileNotFoundError:
-            pass  # the lock was removed by its last owner, and is another file by now
+            pass  # its last owner removed the lock file, and another one has its name
         except OSError as error:
             file.close()
             if not isinstance(error, BlockingIOError):
@@ -109,7 +109,7 @@ def _lock(folder: Path) -> IO:
 
 
 def begin(folder: Path, keeps: Callable[[Path], bool]) -> Path:
-    """Make the folder in which a successor is trained, of what it ``keeps`` (by path within), and return it."""
+    """Make and return the folder for a replacement, with the files that it ``keeps`` (by their path in the folder)."""
     new = folder / NEXT
     discard(folder)
     half = folder / f"{NEXT}.part"
@@ -125,17 +125,17 @@ def begin(folder: Path, keeps: Callable[[Path], bool]) -> Path:
 
 
 def named(folder: Path) -> Path:
-    """Return the path that a run is known by: of a successor, that of what it is to replace."""
+    """Return the path by which a run is known: of a replacement, the path of the folder that it replaces."""
     return Path(*(part for part in folder.parts if part != NEXT))
 
 
 def discard(folder: Path) -> None:
-    """Throw away a successor that was begun."""
+    """Delete an unfinished replacement."""
     _remove(folder / NEXT)
 
 
 def commit(folder: Path) -> None:
-    """Put the complete successor in the place of what is there."""
+    """Replace the content of ``out`` by the complete replacement."""
     new = folder / NEXT
     moved = [item.as_posix() for item in _items(new)]
     removed = [item.as_posix() for item in _items(folder) if item.as_posix() not in moved]
@@ -146,7 +146,7 @@ def commit(folder: Path) -> None:
 
 
 def settle(folder: Path) -> None:
-    """Finish a ``commit`` that was cut short. The folder must be ``owned``."""
+    """Finish an interrupted ``commit``. The folder must be ``owned``."""
     done = folder / COMMIT
     if not done.is_dir():
         return
@@ -163,7 +163,7 @@ def settle(folder: Path) -> None:
 
 
 def settled(path: Path) -> None:
-    """Let a ``commit`` in a folder, or in the one around it, be finished before something is read there."""
+    """Finish an interrupted ``commit`` in a folder, or in its parent, before something is read there."""
     for folder in (path, path.parent):
         for _ in range(100):
             if not (folder / COMMIT).is_dir() or folder in _mine:
@@ -174,7 +174,7 @@ def settled(path: Path) -> None:
 
 
 def _items(folder: Path) -> list[Path]:
-    """What a run or world has in its folder, by path within it, in the order in which it is to be replaced."""
+    """Return the files of a run or world, by their path in its folder, in the order in which they are replaced."""
     stages = sorted(path.parent.name for path in folder.glob(f"[!.]*/{RECORD}"))
     names = [Path(stage, name) for stage in stages for name in RUN] + [Path(name) for name in (*WORLD, *RUN)]
     return [name for name in names if os.path.lexists(folder / name)]

@@ -1,4 +1,4 @@
-"""``run.json``: what a run is. Its config, the spec and fingerprint of its data, and the code that made it."""
+"""``run.json``, the record of a run: its config, the spec and fingerprint of its data, and its code version."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ FORMAT = 2  # of run.json; format 1 had no checksum
 
 @dataclass(frozen=True)
 class Record:
-    """What ``run.json`` says: the run's config, the spec of its data, what they and the frozen weights hash to."""
+    """The content of ``run.json``: the run's config, the spec of its data, hashes of data and frozen weights."""
 
     run: Any
     spec: Any
@@ -29,7 +29,7 @@ class Record:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write ``run.json``, whole or not at all."""
+    """Write ``run.json`` atomically."""
     data = {
         "format": FORMAT,
         "reverie": _version(),
@@ -46,8 +46,8 @@ def write_record(folder: Path, record: Record) -> None:
 def read_record(folder: Path) -> Record:
     """Read ``run.json``; ReverieError when it is damaged, or newer than this code.
 
-    Fields that a config has gained since the file was written have their defaults; its checksum proves that nothing
-    else is missing. Files of format 1 have no checksum.
+    Config fields that are newer than the file get their defaults; its checksum proves that nothing else is missing.
+    Files of format 1 have no checksum.
     """
     path = folder / RECORD
     try:
@@ -71,7 +71,7 @@ def read_record(folder: Path) -> Record:
 
 
 def identity(folder: Path) -> str:
-    """Return what a run keeps for as long as it is trained, as text, so that its checkpoints know whose they are.
+    """Return a text that stays the same while a run is trained, so that checkpoints can be matched with their run.
 
     "" for a folder without a record.
     """
@@ -83,7 +83,7 @@ def identity(folder: Path) -> str:
 
 def find_run(path: str | Path) -> Path:
     """Return the folder of a run: ``path`` itself, or the dynamics of a world's folder. Creates nothing."""
-    path = Path(os.path.abspath(path))  # "run/../other" is read before there is a run
+    path = Path(os.path.abspath(path))  # without links: "run/../other" may be read before "run" exists
     if not path.exists():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ReverieError(f"there is nothing at '{path}'.{did_you_mean(path.name, near) if len(near) < 50 else ''}")
@@ -104,7 +104,7 @@ def _version() -> str:
 
 
 def _code_hash() -> str:
-    """A hash of the package's source: it says which code made a run also where git is not at hand."""
+    """Return a hash of the package's source, which identifies the code of a run without git."""
     root = Path(config.__file__).parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Where a run goes on: in which folder, from which checkpoint, and whether what is there is the same run at all."""
+"""How a run resumes: in which folder, from which checkpoint, and whether the folder holds the same run."""
 
 import contextlib
 from pathlib import Path
@@ -12,35 +12,35 @@ from reverie.errors import ReverieError
 from reverie.training import checkpoint, folder
 from reverie.training.record import read_record
 
-# What may differ when a run is resumed. (The data are known by their fingerprint, wherever they lie.)
+# Fields that may differ when a run resumes. (The fingerprint identifies the data, wherever they lie.)
 MAY_CHANGE = {"steps", "data", "log_every", "report_every", "report_clips", "save_every", "keep", "loggers"}
-# Where and how it is computed, and not what: these may change as well, anywhere in a config, and a line says so.
+# Fields that change how the result is computed, not what: they may differ anywhere in a config, with a line printed.
 HOW = {"mesh", "accumulate", "remat", "scan", "dtype"}
 
 
 def places(run: Any, out: Path, dataset: Dataset, fresh: bool) -> tuple[Path, Path, int | None]:
-    """Return where checkpoints are read from, where the run is trained, and up to which step the checkpoints are its.
+    """Return the folder of the checkpoints, the folder to train in, and the last step whose checkpoint is this run's.
 
-    What is there is replaced by a run begun anew or one that goes on from before its end; that is trained in a folder
-    of its own until it is complete (``training.folder``). One that was begun there before goes on.
+    A run with ``fresh``, or one that resumes from before the end of the old one, is trained in a folder of its own
+    until it is complete (``training.folder``). If an unfinished one is there, it resumes.
     """
     new = out / folder.NEXT
     if fresh:
         return (out, new, None) if checkpoint.steps(out) else (out, out, None)
     if checkpoint.steps(new) and (is_run(run, new) or not checkpoint.is_done(out, run)):
-        with contextlib.suppress(ReverieError):  # it is another run's
+        with contextlib.suppress(ReverieError):  # it is of another run
             return new, new, resume_from(run, new, dataset)
     newest, saved = resume_from(run, out, dataset), checkpoint.steps(out)
     return out, new if newest is not None and newest < saved[-1] else out, newest
 
 
 def is_run(run: Any, out: Path) -> bool:
-    """Whether what was begun in a folder is just this run."""
+    """Whether a folder holds exactly this run."""
     return config.to_json(read_record(out).run) == config.to_json(run)
 
 
 def resume_from(run: Any, out: Path, dataset: Dataset) -> int | None:
-    """Return up to which step the checkpoints in ``out`` are this run's, None if there are none to go on from."""
+    """Return the last step whose checkpoint in ``out`` can be of this run; None if there are no checkpoints."""
     saved = checkpoint.steps(out)
     if not saved:
         return None
@@ -59,10 +59,10 @@ def resume_from(run: Any, out: Path, dataset: Dataset) -> int | None:
             f"folder, or start over with --fresh."
         )
     if how and jax.process_index() == 0:
-        print(f"'{out}' goes on computed in another way, with rounding of its own: {', '.join(how)}.", flush=True)
+        print(f"'{out}' resumes with another way of computing, which rounds differently: {', '.join(how)}.", flush=True)
     if record.run.steps == run.steps:
         return run.steps
-    # Only up to where the rate begins to fall is a longer (or shorter) run the same run.
+    # A longer (or shorter) run is the same run only until the learning rate begins to fall.
     common = min(run.optimizer.fall(record.run.steps), run.optimizer.fall(run.steps))
     if saved[0] > common:
         raise ReverieError(
@@ -70,5 +70,5 @@ def resume_from(run: Any, out: Path, dataset: Dataset) -> int | None:
             f"from step {common} on, and no checkpoint is left from before. Start over with --fresh."
         )
     if saved[-1] > common and jax.process_index() == 0:
-        print(f"'{out}' goes on from step {max(n for n in saved if n <= common)}: later its learning rate fell.")
+        print(f"'{out}' resumes from step {max(n for n in saved if n <= common)}: later its learning rate fell.")
     return common

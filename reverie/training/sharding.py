@@ -1,7 +1,7 @@
-"""Devices: one mesh with one axis, "data". Rows of a batch are spread over it; weights are copied, or spread as well.
+"""Sharding over one mesh with one axis, "data". Rows of a batch are sharded; weights are replicated or sharded too.
 
-Models know nothing of this: a rule over shapes decides where an array lives, ``nn.placement`` says where what is
-computed from it does, and XLA inserts the communication.
+Models do not depend on this. A rule over shapes decides the sharding of each array, ``nn.placement`` constrains that of
+activations, and XLA inserts the communication.
 """
 
 import math
@@ -18,11 +18,11 @@ from reverie.errors import ReverieError
 from reverie.nn.placement import Place
 
 Layout = Literal["data", "fsdp"]
-SPREAD_FROM = 2**14  # elements; smaller arrays are copied to every device: gathering costs more than it saves
+SPREAD_FROM = 2**14  # elements; smaller arrays are replicated, since gathering them costs more than it saves
 
 
 def connect() -> bool:
-    """Join the other processes of this job, when the environment says that there are any; return whether it did.
+    """Connect to the other processes of this job if the environment names any; return whether it does.
 
     Slurm, Open MPI and Cloud TPU pods are recognised by their variables; anywhere else set JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a plain machine this does nothing. Call it before anything touches JAX.
@@ -35,7 +35,7 @@ def connect() -> bool:
             env["JAX_COORDINATOR_ADDRESS"],
             int(env.get("JAX_NUM_PROCESSES", "1")),
             int(env["JAX_PROCESS_ID"]),
-            cluster_detection_method="deactivate",  # all was said; it would look for Kubernetes' package, and warn
+            cluster_detection_method="deactivate",  # else JAX looks for the package of Kubernetes, and warns
         )
         return True
     several = (
@@ -49,15 +49,15 @@ def connect() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Return when every process of the job has come here; on one process, at once."""
+    """Wait at a barrier for every process of the job; on one process, return at once."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def by_first(work: Callable[[], Any]) -> None:
-    """Do on the job's first process what one must do for all, once all have come here; the others wait for it.
+    """Run ``work`` on process 0, the coordinator, after a barrier; the others wait for it.
 
-    What it raises is raised there; on the others it is a ReverieError, so that no process waits for one that is gone.
+    Its exception is raised on process 0. The others raise a ReverieError, so that none waits for a process that ended.
     """
     wait_for_all("what the first does")
     failure: BaseException | None = None
@@ -77,7 +77,7 @@ def by_first(work: Callable[[], Any]) -> None:
 
 
 def from_first(work: Callable[[], int]) -> int:
-    """Do ``work`` as ``by_first`` does, and return its result to every process."""
+    """Run ``work`` as ``by_first`` does, and return its result on every process."""
     found = [0]
 
     def kept() -> None:
@@ -96,9 +96,9 @@ def make_mesh() -> Mesh:
 
 
 def sharding(mesh: Mesh, shape: tuple[int, ...], layout: Layout) -> NamedSharding:
-    """Where an array of the training state lives: "data" copies it to every device, "fsdp" spreads the large ones.
+    """Return the sharding of an array of the training state: "data" replicates it, "fsdp" shards the large ones.
 
-    An array is spread along its largest axis that the number of devices divides (the last of equals).
+    An array is sharded along its largest axis that the number of devices divides (the last one of equals).
     """
     axes: list[str | None] = [None] * len(shape)
     fits = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
@@ -113,12 +113,12 @@ def shardings(mesh: Mesh, tree: Any, layout: Layout) -> Any:
 
 
 def place(mesh: Mesh, layout: Layout) -> Place:
-    """Return where the activations and weights of a program that is traced for a mesh lie."""
+    """Return the placement of activations and weights in a program that is traced for a mesh."""
     return Place(rows(mesh), everywhere(mesh), lambda shape: sharding(mesh, shape, layout))
 
 
 def say_copied(mesh: Mesh, arrays: dict[str, Any], layout: Layout) -> None:
-    """Print a line, once a job, about the large arrays, by name, that "fsdp" has to copy: no axis can be divided."""
+    """Print one line per job about the large arrays that "fsdp" must replicate, because no axis can be divided."""
     large = {name: a for name, a in arrays.items() if math.prod(a.shape) >= SPREAD_FROM}
     named = [name for name, a in large.items() if sharding(mesh, a.shape, layout).is_fully_replicated]
     said = [f"{n} {large[n].shape} {large[n].size * large[n].dtype.itemsize / 1e6:.3g} MB" for n in named]
@@ -127,41 +127,41 @@ def say_copied(mesh: Mesh, arrays: dict[str, Any], layout: Layout) -> None:
 
 
 def whole(mesh: Mesh, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Return arrays of which every device has a copy."""
+    """Return the arrays, replicated on every device."""
     if all(array.is_fully_replicated for array in arrays.values()):
         return arrays
     return jax.jit(lambda arrays: arrays, out_shardings=everywhere(mesh))(arrays)
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
-    """Of an array of which each device has a copy."""
+    """The sharding of a replicated array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """Of an array whose rows are spread over the devices."""
+    """The sharding of an array by rows."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Make global arrays, rows spread over the devices, of what this process read of a batch."""
+    """Return global arrays, sharded by rows, from the rows of a batch that this process read."""
     with explicit_transfers():
         return {name: jax.make_array_from_process_local_data(rows(mesh), array) for name, array in batch.items()}
 
 
 def put(tree: Any, where: Sharding) -> Any:
-    """Copy arrays that every process has alike to where they belong."""
+    """Place arrays that are equal on every process."""
 
     def put_parts(array: Any) -> jax.Array:
         whole = np.asarray(array)
         return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
 
-    with explicit_transfers():  # with several processes, ``device_put`` would first compare what each of them has
+    with explicit_transfers():  # ``device_put`` would first compare the arrays of all processes
         return jax.device_put(tree, where) if jax.process_count() == 1 else jax.tree.map(put_parts, tree)
 
 
 def fetch(tree: Any) -> Any:
-    """Copy arrays to the host of every process, wherever their parts are."""
+    """Copy sharded arrays to the host of every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     with explicit_transfers():

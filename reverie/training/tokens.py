@@ -1,8 +1,8 @@
-"""What frozen models say about a dataset, computed once and kept beside the run: tokens instead of pixels.
+"""The token cache: outputs of frozen models over a dataset, computed once and stored beside the run.
 
-A frozen encoder gives the same codes at every visit of a clip; running it again in every training step is most of what
-such a step would cost. The cache has a checksum manifest, checked whenever the cache is opened: reading it once costs a
-second per gigabyte or so, encoding its frames again hours.
+A frozen encoder gives the same codes whenever a clip is drawn. Running it in every training step would be most of the
+step's cost. The cache has a checksum manifest, which is verified whenever the cache is opened. That takes a second per
+gigabyte; encoding the frames again would take hours.
 
 Shapes: B segments at once, T frames of a segment, N tokens per frame.
 """
@@ -30,11 +30,11 @@ from reverie.nn.compiled import compiled
 from reverie.training import sharding
 from reverie.training.folder import FULL
 
-SEGMENT, TOGETHER = 64, 8  # frames encoded at once, and how many such pieces in one call, or more for more devices
+SEGMENT, TOGETHER = 64, 8  # frames of a segment, and segments in one call (more for more devices)
 
 
 class Joined:
-    """A dataset whose windows carry a cache's arrays as well (or instead, where both have a name)."""
+    """A dataset with the arrays of a cache added to its windows; the cache's replace those of the same name."""
 
     def __init__(self, dataset: Dataset, cache: ArrayDataset):
         self.dataset, self.cache = dataset, cache
@@ -44,7 +44,7 @@ class Joined:
     def read(
         self, episode: int, start: int, length: int, names: Collection[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """See ``Dataset.read``; of the dataset, nothing is read that the cache has."""
+        """See ``Dataset.read``; arrays that the cache has are not read from the dataset."""
         kept = self.cache.read(episode, start, length, names)
         others = None if names is None else set(names) - kept.keys()
         return kept if others == set() else self.dataset.read(episode, start, length, others) | kept
@@ -58,12 +58,12 @@ def cached(
     folder: Path,
     frozen: Sequence[str],
 ) -> ArrayDataset:
-    """Return ``encode(model, batch)`` of every frame of a dataset, from ``folder`` if it is there already and whole.
+    """Return ``encode(model, batch)`` of every frame of a dataset, from the cache in ``folder`` if it is valid.
 
-    ``encode`` takes and gives dicts of arrays (B, T, ...) and is causal in T. It uses the parts of the model that are
-    named in ``frozen`` and no others: while those stay the same, so does the cache. Episodes are worked through in
-    segments; each but an episode's first begins with ``lead`` frames whose results are not kept, so that models which
-    look back have something to look back on. Raises ReverieError, and leaves nothing behind, when the disk is full.
+    ``encode`` maps dicts of arrays (B, T, ...) to such dicts and is causal in T. It must use only the parts that are
+    named in ``frozen``: the cache is valid as long as these stay the same. Episodes are encoded in segments. Each but
+    the first of an episode starts with ``lead`` extra frames, the receptive field of the model, whose outputs are
+    dropped. Raises ReverieError, and leaves no files behind, if the disk is full.
     """
     key = {
         "data": dataset.fingerprint,
@@ -73,7 +73,7 @@ def cached(
         "segment": SEGMENT,
     }
     if not sharding.from_first(lambda: int(_is_whole(folder, key))):
-        half = folder.with_name(f".{folder.name}.part")  # no other process writes here; a kill leaves one at most
+        half = folder.with_name(f".{folder.name}.part")  # no other process writes here; at most one is left by a kill
 
         def begin() -> None:
             for left in folder.parent.glob(f".{folder.name}.*"):
@@ -97,10 +97,10 @@ def cached(
 
 
 def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
-    """All processes encode, rows spread over all devices; the first one writes.
+    """Encode in all processes, sharded over all devices; process 0 writes.
 
-    Frames come in the order of the arrays, so files are written from start to end: where the disk is full, that is an
-    error, where a memory-mapped file would be a bus error.
+    Files are written from start to end, in the order of the arrays. So a full disk raises an OSError; with a
+    memory-mapped file it would be a bus error.
     """
     call, mesh = compiled(model, encode), sharding.make_mesh()
     total, at = int(dataset.lengths.sum()), 0
@@ -127,15 +127,15 @@ def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
                 at += stop - keep
         for file in files.values():
             file.flush()
-            os.fsync(file.fileno())  # some disks say only now that they are full
+            os.fsync(file.fileno())  # some disks report only now that they are full
     assert at in (0, total)
 
 
 def _begun(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> IO[bytes]:
-    """Return a new .npy file, open behind its header."""
+    """Return a new .npy file, positioned after its header."""
     needed = int(np.prod(shape)) * dtype.itemsize
     if shutil.disk_usage(path.parent).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # said before the work, not after it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # raised before the work, not after it
     file = path.open("wb")
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -143,7 +143,7 @@ def _begun(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> IO[bytes]:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """An array of a type that .npy files know: bfloat16 becomes float32."""
+    """Return an array of a type that .npy files support: bfloat16 becomes float32."""
     return array if array.dtype.kind in "biuf" else array.astype(np.float32)
 
 
@@ -158,7 +158,7 @@ def _room_on_disk(folder: Path) -> Iterator[None]:
 
 
 def _segments(lengths: np.ndarray, lead: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (episode, start, stop, first frame to keep) so that every frame is kept once."""
+    """Yield (episode, start, stop, first frame to keep), which keep every frame exactly once."""
     for episode, length in enumerate(lengths.tolist()):
         keep = 0
         while keep < length:
@@ -181,7 +181,7 @@ def _digest(model: nnx.Module, parts: Sequence[str]) -> str:
 
 
 def _is_whole(folder: Path, key: dict) -> bool:
-    """Whether the cache in ``folder`` is that of ``key``, and every byte of it as it was written."""
+    """Whether the cache in ``folder`` is that of ``key``, with right checksums."""
     try:
         about = check_manifest(folder, lambda name: False)
         if about is None or about.get("key") != key:
