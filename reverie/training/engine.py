@@ -1,9 +1,9 @@
-"""The one training loop. It knows what an objective is, and no model.
+"""The only training loop. It depends on the interface of an objective, and on no model.
 
-The order inside is correctness: report -> save -> next batch -> step -> log. Reports see the state that is saved;
-a save comes before the next batch is drawn, so resuming at step n draws batch n; a step is dispatched and not
-awaited, and the numbers of the step before are read while it runs. Everything random is a function of (seed, step):
-nothing random is saved, and a run that was killed and resumed has the bits of one that was not.
+The order inside the loop matters: report, save, next batch, step, log. Reports use the state that is saved. A save
+comes before the next batch is drawn, so resuming at step n draws batch n. A step is dispatched without waiting for it,
+and the numbers of the previous step are read while it runs. Everything random is a function of (seed, step), so
+nothing random is saved, and a run that was killed and resumed gives the same bits as an uninterrupted one.
 
 B rows of a batch.
 """
@@ -47,7 +47,7 @@ Scalars = dict[str, Array]
 class Objective(Protocol):
     """What is trained: a frozen dataclass of configs and of paths to other runs.
 
-    frozen: attributes of the model without gradient or optimiser state, not saved again. reads: arrays of a batch.
+    frozen: attributes without gradient and optimiser state, which are not saved again. reads: arrays of a batch.
     """
 
     @property
@@ -57,32 +57,32 @@ class Objective(Protocol):
     def reads(self) -> tuple[str, ...]: ...
 
     def init(self, rngs: nnx.Rngs, spec: Any, folder: Path) -> nnx.Module:
-        """Build the model for data like ``spec``. Paths to other runs are relative to ``folder``, this run's own."""
+        """Build the model for data like ``spec``. Paths to other runs are relative to ``folder``, this run's folder."""
         ...
 
     def prepare(self, model: Any, dataset: Dataset, cache: Path) -> Dataset:
-        """Return what the step reads: ``dataset``, or what a frozen part makes of it, computed once, kept in cache."""
+        """Return the dataset that steps read: ``dataset``, or outputs of frozen parts, computed once and cached."""
         ...
 
     def loss(self, model: Any, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
-        """Return the loss and numbers to log, of a batch or a part of one; cheap, paid every step. See ``nn.batch``.
+        """Return the loss and cheap metrics of a batch or a part of one; called in every step. See ``nn.batch``.
 
-        ``keys_B``: one for each row. ``progress``: the share of the run that is done, 0..1, for what has a schedule.
-        Variables that are not Params change once a step, by what the loss notes for them.
+        ``keys_B``: one for each row. ``progress``: the finished share of the run, 0..1, for schedules. Variables that
+        are not Params are updated once per step, from the notes of the loss.
         """
         ...
 
     def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
-        """Return costly numbers, and pictures (uint8 HWC), of held-out clips."""
+        """Return costly metrics, and pictures (uint8 HWC), of held-out clips."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that decides what a run computes, and how often it says so.
+    """Everything that determines the result of a training run, and how often it logs, reports and saves.
 
-    data: a store or .npz file, relative to the folder that the run's folder lies in. augment_below: a dataset of fewer
-    frames gets shift augmentation (``data.shifted``). Intervals (``..._every``) are in steps, 0 is never.
+    data: a store or .npz file, relative to the parent of the run's folder. augment_below: a dataset of fewer frames
+    gets shift augmentation (``data.shifted``). Intervals (``..._every``) are in steps; 0: never.
     """
 
     objective: Objective
@@ -93,18 +93,18 @@ class Run:
     steps: int = 1000
     seed: int = 0
     optimizer: OptimConfig = field(default_factory=OptimConfig)
-    accumulate: int = 1  # a batch is worked through in so many parts, to save memory: the same model comes of it
+    accumulate: int = 1  # gradient accumulation: parts of a batch, to save memory; the model is the same
     mesh: sharding.Layout = "data"
     log_every: int = 50
     report_every: int = 1000
     report_clips: int = 16
     save_every: int = 1000
-    keep: int = 2  # checkpoints; the one from which the run can be extended is kept besides
+    keep: int = 2  # checkpoints, besides the one from which the run can be extended
     loggers: tuple[LoggerName, ...] = ()
 
 
 class TrainState(NamedTuple):
-    """What a step changes. ``broken``: the first step whose loss or gradient was not finite, 0 if none was."""
+    """The training state. ``broken``: the first step whose loss or gradient was not finite, 0 if there was none."""
 
     step: Array
     params: Weights
@@ -115,11 +115,11 @@ class TrainState(NamedTuple):
 
 
 class Interrupted(SystemExit):
-    """A signal asked the run to stop; it has been saved. The exit code is 128 + the signal's number."""
+    """The run was saved and stopped because of a signal. The exit code is 128 + the signal's number."""
 
 
 class Pace(NamedTuple):
-    """Where in its run a step is: its learning rate, and the share of the steps made before it."""
+    """The schedule of a step: its learning rate, and the finished share of the run."""
 
     rate: Any
     progress: Any
@@ -134,7 +134,7 @@ def train_step(
     batch: dict,
     pace: Pace,
 ) -> tuple[TrainState, Scalars]:
-    """Make one update; pure, and all there is to training. The program is the same however many steps the run has."""
+    """Return the state after one update, and metrics; pure. The program does not depend on the number of steps."""
     step_key = jax.random.fold_in(jax.random.key(run.seed), state.step)
     key, key_settle = jax.random.split(step_key)
 
@@ -161,7 +161,7 @@ def train_step(
 
 
 def pace_of(run: Run, step: int) -> Pace:
-    """The pace of the step after ``step`` others."""
+    """Return the pace of step number ``step``, counted from 0."""
     return Pace(np.float32(run.optimizer.rate_at(step, run.steps)), np.float32(step / run.steps))
 
 
@@ -174,12 +174,12 @@ def fit(
     progress: bool = True,
     fresh: bool = False,
 ) -> Path:
-    """Train ``run`` in the folder ``out``, from where it was left if it was; return the folder.
+    """Train ``run`` in the folder ``out``, resuming from its last checkpoint if there is one; return the folder.
 
-    ``dataset`` (and ``held_out`` for reports) replace the data the run names. ``fresh`` begins anew: what is in
-    ``out`` stays until the new run is complete, as the end of a shorter one does until the longer one is.
-    Ctrl-C and SIGTERM save first (``Interrupted``). Raises ReverieError in one line when the folder holds another run,
-    other data, or nothing readable; when the loss stops being finite; when the disk is full.
+    ``dataset`` (and ``held_out`` for reports) replace the data that the run names. ``fresh`` starts over; the old run
+    stays until the new one is complete, and so does the end of a shorter run until the longer one is. Ctrl-C and
+    SIGTERM save first (``Interrupted``). Raises ReverieError if the folder holds another run, other data or nothing
+    readable; if the loss is not finite; if the disk is full.
     """
     cache_compilations()
     out = Path(out).absolute()
@@ -192,7 +192,7 @@ def fit(
         blueprint = Blueprint(run.objective, dataset.spec, run.seed, out)
         state, frozen = _state(run, source, blueprint, mesh, newest)
         record = Record(run, dataset.spec, dataset.fingerprint, blueprint.fingerprint())
-        # Everything that can fail before a step has been tried: now the folder changes.
+        # Everything that can fail before the first step has run: the folder changes only now.
         if place != source:
             sharding.by_first(lambda: folder.begin(out, lambda item: checkpoint.reaches(item, newest)))
         elif place == out:
@@ -205,11 +205,11 @@ def fit(
 
         sharding.by_first(begin)
         model = blueprint.merge(sharding.whole(mesh, frozen), state.params, state.rest)
-        split, alike = held_out.split, held_out.fingerprint == dataset.fingerprint  # none held out: once will do
+        split, alike = held_out.split, held_out.fingerprint == dataset.fingerprint
         dataset = run.objective.prepare(model, dataset, place / "cache" / "train")
         held_out = dataset if alike else run.objective.prepare(model, held_out, place / "cache" / "val")
         held_out.split = split
-        del model  # its weights are about to be donated
+        del model  # its weights will be donated
         _train(run, place, blueprint, mesh, state, frozen, dataset, held_out, progress, loggers)
         if place != out:
             sharding.by_first(lambda: folder.commit(out))
@@ -217,7 +217,7 @@ def fit(
 
 
 def check_all(runs: dict[Path, Run], dataset: Dataset) -> None:
-    """Raise ReverieError for what can be known to fail before the first of several runs, each in its folder."""
+    """Raise ReverieError before the first of several runs, each in its folder, if one of them must fail."""
     mesh, models = sharding.make_mesh(), {}
     token = checkpoint.untrained.set(models)
     try:
@@ -254,7 +254,7 @@ def _train(
     step, report = _compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
     finite = jax.jit(_all_finite, out_shardings=sharding.everywhere(mesh))
     log = _open_log(run, out, start, held_out.split, loggers, progress)
-    previous: Scalars = {}  # results of the last step that were not read yet
+    previous: Scalars = {}  # metrics of the last step that are not read yet
     checkpoints = Writer(out, run.keep, always=[fall], start=start, end=run.steps)
     with stop_signals() as stop, checkpoints as writer, log, jax.transfer_guard("disallow"):
         for n in range(start, run.steps + 1):
@@ -267,14 +267,14 @@ def _train(
                 log.report(n, report(state))
             if saves:
                 _check_finite(finite, state, writer, n)
-                log.flush()  # so that a checkpoint never knows more than the log beside it
+                log.flush()  # so that a checkpoint is never ahead of the log beside it
                 saved = writer.save(n, _saved(state))
             if reports or saves:
                 log.pause(n)
             if signum:
                 writer.wait()
                 if jax.process_index() == 0:
-                    last_saved = f"the same command goes on from {'there' if saved else f'step {start}'}"
+                    last_saved = f"the same command resumes from {'there' if saved else f'step {start}'}"
                     print(f"Stopped at step {n} of {run.steps}; {last_saved}.", flush=True)
                 raise Interrupted(128 + signum)
             if last:
@@ -287,7 +287,7 @@ def _train(
             if n == start:
                 jax.block_until_ready(metrics)
                 log.pause(n + 1)  # compiling is not training
-            # One step is in flight at a time, while the next batch is read: no more would be faster.
+            # One step runs while the next batch is read. More steps in flight would not be faster.
             jax.block_until_ready(previous)
             if ticks or n == 1:
                 _read(previous, writer, log, n, True)
@@ -310,7 +310,7 @@ def _open_log(run: Run, out: Path, start: int, split: str, loggers: Sequence[Log
 
 
 def _read(metrics: Scalars, writer: Writer, log: Log, n: int, write: bool) -> None:
-    """Look at what step ``n`` returned, and log it if it is time to; ReverieError if it was not finite."""
+    """Check the metrics of step ``n``, and log them if ``write``; ReverieError if they are not finite."""
     if not metrics:
         return
     numbers = jax.device_get(metrics)
@@ -327,7 +327,7 @@ def _all_finite(*weights: Weights) -> Array:
 
 
 def _check_finite(finite: Callable[..., Array], state: TrainState, writer: Writer, n: int) -> None:
-    """Raise ReverieError unless all weights are finite: those of a last update appear in no loss."""
+    """Raise ReverieError unless all weights are finite, since no loss shows those of the last update."""
     if not jax.device_get(finite(state.params, state.rest, state.ema)):
         raise _not_finite(f"a weight is not finite after step {n}", writer)
 
@@ -351,7 +351,7 @@ def _compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState)
 def _compile_report(
     run: Run, blueprint: Blueprint, mesh: Mesh, frozen: Weights, held_out: Dataset
 ) -> Callable[[TrainState], Scalars]:
-    """Return the objective's report on clips and a key that are always the same, so that reports can be compared."""
+    """Return the objective's report on fixed clips with a fixed key, so that reports can be compared."""
     if not run.report_every:
         return lambda state: {}
     places = int(np.maximum(held_out.lengths - run.length + 1, 0).sum())
@@ -369,7 +369,7 @@ def _compile_report(
 
 
 def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | None) -> tuple[TrainState, Weights]:
-    """Return the state to start from, made or restored, and the frozen weights; each on the devices it belongs to."""
+    """Return the initial or restored state and the frozen weights, with their shardings."""
     place = functools.partial(sharding.sharding, mesh, layout=run.mesh)
     step, found = 0, {}
     if newest is not None:
@@ -393,5 +393,5 @@ def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | 
 
 
 def _saved(state: TrainState) -> dict[str, Weights]:
-    """What of a state goes into a checkpoint."""
+    """Return the items of a checkpoint."""
     return {"weights": state.params | state.rest, "ema": state.ema, "optimizer": checkpoint.named(state.opt)}

@@ -1,7 +1,7 @@
-"""Counting the arithmetic of a program from its jaxpr.
+"""FLOPs of a program, counted from its jaxpr.
 
-XLA's own cost analysis counts the body of a loop once; here a scan counts as often as it runs. Only matmuls and
-convolutions are counted: they are all that matters for speed, and what a device's peak is quoted for.
+XLA's own cost analysis counts the body of a loop once; here the body of a scan counts once per iteration. Only matmuls
+and convolutions are counted, since they dominate the time, and the peak rates of devices refer to them.
 """
 
 import math
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-FLASH = re.compile(r"dot_product_attention_(fwd|bwd)(?:_wrapper)?")  # what jax.nn calls of cuDNN's
+FLASH = re.compile(r"dot_product_attention_(fwd|bwd)(?:_wrapper)?")  # cuDNN's attention, as jax.nn calls it
 SHARE = re.compile(r"share=([\d.]+)")
 # Peaks of dense 16-bit matmuls in TFLOP/s, by how JAX names a device; vendors' data sheets.
 PEAKS = {
@@ -22,7 +22,7 @@ PEAKS = {
 
 
 def peak(devices: Any) -> float:
-    """Return the peak of an array of devices in FLOP/s, for 16-bit matmuls; 0 where it is not known."""
+    """Return the peak of an array of devices in FLOP/s, for 16-bit matmuls; 0 if it is not known."""
     kinds = [device.device_kind for device in np.ravel(devices)]
     return sum(next((1e12 * tera for name, tera in PEAKS.items() if name in kind), 0.0) for kind in kinds)
 
@@ -30,9 +30,9 @@ def peak(devices: Any) -> float:
 def count(program: Any) -> float:
     """Return the floating-point operations (a multiply and an add are two) of one run of a (closed) jaxpr.
 
-    The jaxpr of ``fn`` is ``jax.jit(fn).trace(*args).jaxpr``. Of a ``cond``, the costliest branch counts, but in
-    ``jax.named_scope("share=0.25")`` only that share of it, and the rest of the cheapest; of a ``while`` loop, whose
-    length is not known beforehand, one turn. What is computed again in the backward pass (remat) counts again.
+    The jaxpr of ``fn`` is ``jax.jit(fn).trace(*args).jaxpr``. A ``cond`` counts as its costliest branch; in
+    ``jax.named_scope("share=0.25")`` as that share of it, and the rest of the cheapest branch. A ``while`` loop counts
+    as one iteration, since their number is unknown. Recomputation in the backward pass (remat) counts too.
     """
     jaxpr: Jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     return sum(_equation(equation) for equation in jaxpr.eqns)
@@ -46,13 +46,13 @@ def _equation(equation: Any) -> float:
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
         kernel, axes = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
-        # An output element sums over the window and the input channels of its group: all of the kernel but one axis.
+        # An output element is a sum over the window and the input channels of its group: the kernel without one axis.
         window = math.prod(kernel) // kernel[axes[0]]
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * window
     if found := FLASH.fullmatch(name):  # the arguments of both begin with queries (B, T, K, D), and keys (B, S, G, D)
         batch, queries, heads, width = equation.invars[0].aval.shape
         keys = equation.invars[1].aval.shape[1]
-        # Two matmuls forward; back the logits again, and two for each of them. Masked pairs count, as elsewhere.
+        # Two matmuls forward; backward the logits again, and two for each of them. Masked pairs count, as elsewhere.
         return {"fwd": 2, "bwd": 5}[found[1]] * 2.0 * batch * queries * keys * heads * width
     inner = [count(jaxpr) for jaxpr in _inside(params)]
     if name == "cond":
@@ -62,6 +62,6 @@ def _equation(equation: Any) -> float:
 
 
 def _inside(params: dict[str, Any]) -> list[Any]:
-    """The programs an equation runs: the body of a scan, the branches of a cond, a function under jit or remat."""
+    """Return the programs in an equation: the body of a scan, the branches of a cond, a function under jit or remat."""
     leaves = jax.tree.leaves(list(params.values()), is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr))
     return [leaf for leaf in leaves if isinstance(leaf, ClosedJaxpr | Jaxpr)]

@@ -1,8 +1,8 @@
-"""What a run says while it trains: exact metrics in a file, speed in another, a line or a bar for people.
+"""The logs of a run: exact metrics in one file, speed in another, a progress bar or lines in the terminal.
 
-``metrics.jsonl`` has one line per logged step and nothing that depends on the clock: a run that was killed and
-resumed leaves the same bytes as one that was not. ``timing.jsonl`` has the times. TensorBoard and Weights & Biases
-get the same numbers when a run asks for them.
+``metrics.jsonl`` has one line per logged step and nothing that depends on the clock, so a run that was killed and
+resumed leaves the same bytes as an uninterrupted one. ``timing.jsonl`` has the times. TensorBoard and Weights & Biases
+get the same numbers if a run's config names them.
 """
 
 import importlib
@@ -28,32 +28,32 @@ from reverie.training import flops
 
 LoggerName = Literal["tensorboard", "wandb"]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
-UNITS = {"frames": "frames", "steps": "steps", "flops": "FLOP"}  # what is counted per second, and how it is written
-WANDB = "wandb-id"  # a file in the folder of a run that logs to Weights & Biases
-QUIET = 10.0  # seconds between lines where there is no terminal to draw a bar on
+UNITS = {"frames": "frames", "steps": "steps", "flops": "FLOP"}  # rates per second, and their format
+WANDB = "wandb-id"  # the file with the id of a run at Weights & Biases
+QUIET = 10.0  # seconds between lines if the output is no terminal
 
 
 class Logger(Protocol):
-    """Where numbers and pictures go besides the files of the run."""
+    """A destination of numbers and pictures besides the files of the run."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Take in numbers by name."""
+        """Log numbers by name."""
         ...
 
     def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
-        """Take in one uint8 picture."""
+        """Log one uint8 picture."""
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still buffered."""
         ...
 
 
 class Log:
-    """The log of one run. ``resume``: how many steps were made before; later lines of an earlier try are dropped.
+    """The log of one run. ``resume``: the step it resumes from; lines of later steps are dropped.
 
-    ``frames``: how many one step reads. ``name``: of the bar. ``split``: of which part of the data reports are.
-    ``writes`` is false on all processes but one.
+    ``frames``: of one step. ``name``: of the bar. ``split``: of the clips in reports. ``writes``: whether this process
+    writes files; true for process 0 only.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Log:
     ):
         self._folder, self._steps, self._frames, self._writes = folder, steps, frames, writes
         self._split = split
-        self.flops = 0.0  # of one step, once they have been counted
-        self.peak = 0.0  # FLOP/s of all devices together, where it is known
+        self.flops = 0.0  # of one step, once counted
+        self.peak = 0.0  # peak FLOP/s of all devices, if known
         self._loggers = loggers if writes else ()
         if writes:
             for file in ("metrics.jsonl", "timing.jsonl"):
@@ -90,11 +90,11 @@ class Log:
             self._bar.start()
 
     def count(self, program: Any, devices: Any) -> None:
-        """Note what one step computes, a jaxpr, and on which devices: an array of them."""
+        """Count the FLOPs of one step, a jaxpr, on an array of devices."""
         self.flops, self.peak = flops.count(program), flops.peak(devices)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Note the numbers of one training step, and how fast steps were since the last time."""
+        """Log the numbers of one training step, and the speed since the last call."""
         if not self._writes:
             return
         numbers = {name: float(value) for name, value in values.items()}
@@ -106,7 +106,7 @@ class Log:
         self._say(step, numbers, speed)
 
     def report(self, step: int, values: dict[str, Any]) -> None:
-        """Note a report: its numbers as ``report/...``, its pictures as files."""
+        """Log a report: its numbers as ``report/...``, its pictures as files."""
         if not self._writes:
             return
         numbers = {}
@@ -124,16 +124,16 @@ class Log:
             self._bar.console.print(said, highlight=False) if self._bar else print(said, flush=True)
 
     def tick(self, step: int) -> None:
-        """Move the bar."""
+        """Advance the progress bar."""
         if self._bar:
             self._bar.update(self._task, completed=step)
 
     def pause(self, step: int) -> None:
-        """Leave out of the measured speed what was done since the last call of anything here: a report, a save."""
+        """Exclude the time since the last call of a method here from the measured speed: a report, a save."""
         self._clock = (step, time.perf_counter())
 
     def flush(self) -> None:
-        """Make what was written survive the process, and the machine."""
+        """Flush all files to the disk."""
         if self._writes:
             self._metrics.flush()
             os.fsync(self._metrics.fileno())
@@ -172,7 +172,7 @@ class Log:
         rate = (step - before) / (now - then)
         speed = {"steps_per_s": rate, "frames_per_s": rate * self._frames, "flops_per_s": rate * self.flops}
         if self.peak:
-            speed["mfu"] = rate * self.flops / self.peak  # model FLOPs utilisation; with remat, of what is computed
+            speed["mfu"] = rate * self.flops / self.peak  # model FLOPs utilisation, including recomputation by remat
         return {name: float(f"{value:.4g}") for name, value in speed.items()}
 
     def _say(self, step: int, numbers: dict[str, float], speed: dict[str, float]) -> None:
@@ -180,7 +180,7 @@ class Log:
         rates += [f"{speed['mfu']:.0%} MFU"] if "mfu" in speed else []
         others = [name for name in numbers if name not in ("loss", "grad_norm", "learning_rate")][:3]
         said = [f"{name} {numbers[name]:.4g}" for name in ("loss", *others)]
-        text = "  ".join(said[:1] + rates[:1] + said[1:] + rates[1:])  # a narrow terminal shows the beginning
+        text = "  ".join(said[:1] + rates[:1] + said[1:] + rates[1:])  # a narrow terminal cuts off the end
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
         elif self._plain and (time.perf_counter() - self._said > QUIET or step == self._steps):
@@ -191,13 +191,13 @@ class Log:
 
 
 def check_loggers(names: Sequence[LoggerName]) -> None:
-    """Raise ReverieError when the package that a logger needs is not installed."""
+    """Raise ReverieError if the package of a logger is not installed."""
     for name in names:
         _need(PACKAGES[name], name)
 
 
 def open_loggers(names: Sequence[LoggerName], folder: Path, config: dict[str, Any]) -> list[Logger]:
-    """Return the loggers a run asks for; ReverieError when the package one of them needs is missing or refuses."""
+    """Return the loggers that a run names; ReverieError if the package of one is missing or fails to start."""
     return [_opened(name, folder, config) for name in names]
 
 
@@ -211,7 +211,7 @@ def _opened(name: LoggerName, folder: Path, config: dict[str, Any]) -> Logger:
 
 
 def progress_bar(console: Console) -> Progress:
-    """Return a bar that fits its terminal: name, bar, steps and time left are always shown, ``text`` is cut to fit."""
+    """Return a progress bar that fits its terminal by cutting ``text``; name, bar, steps and time left stay visible."""
     rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     return Progress(
         TextColumn("{task.description}"),
@@ -251,7 +251,7 @@ class _TensorBoard:
 class _Wandb:
     def __init__(self, folder: Path, config: dict[str, Any]):
         self._wandb = _need(PACKAGES["wandb"], "wandb")
-        # The folder remembers which run it is: after an interruption, and wherever it is moved.
+        # The id is stored in the folder, so a resumed or moved run stays the same run at Weights & Biases.
         note = folder / WANDB
         if not note.is_file():
             note.write_text(secrets.token_hex(8), encoding="utf-8")
@@ -281,12 +281,12 @@ def _need(module: str, extra: str) -> Any:
         raise ReverieError(
             f"logging to {extra} needs the package {module}: pip install 'reverie-worlds[{extra}]'."
         ) from error
-    except Exception as error:  # an old version beside newer packages
+    except Exception as error:  # such as an old version beside newer packages
         raise ReverieError(f"logging to {extra}: the package {module} does not work ({first_line(error)}).") from error
 
 
 def _cut(file: Path, step: int) -> None:
-    """Drop the lines after ``step``, and a last line that was cut off while it was being written."""
+    """Remove lines of later steps than ``step``, and an incomplete last line."""
     if not file.exists():
         return
     kept = list(_lines_until(file, step))

@@ -1,4 +1,4 @@
-"""What each stage of a world learns: tokenizer, latent actions, dynamics. See ``engine.Objective`` for the contract.
+"""The objectives of the stages: tokenizer, latent actions, dynamics. ``engine.Objective`` is their contract.
 
 Shapes: B batch, T time, H W C image, N tokens per frame.
 """
@@ -39,42 +39,41 @@ SHOWN = 4  # clips in a report's picture
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerObjective:
-    """Learn to say a frame in a few codes and to paint it from them."""
+    """Train a tokenizer: encode a frame as a few codes or vectors, and decode it."""
 
     tokenizer: TokenizerConfig = field(default_factory=VQVAEConfig)
     frozen: tuple[str, ...] = ()
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
-        """Return a new tokenizer for frames as ``spec`` says they are."""
+        """Return a new tokenizer for frames of ``spec``."""
         return config.replace(self.tokenizer, frame=spec.frame).make(rngs)
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Nothing but pictures."""
+        """Frames only."""
         return ("frames",)
 
     def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
-        """The step reads frames as they are."""
+        """Return the dataset itself."""
         return dataset
 
     def loss(self, model: Any, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
-        """The tokenizer's own."""
+        """Return the tokenizer's loss."""
         return model.loss(batch["frames"], keys_B)
 
     def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
-        """How sharp reconstructions are, how many codes are in use, and a picture: frames above reconstructions."""
+        """Return PSNR of reconstructions, usage of codes, and a picture of frames above their reconstructions."""
         latents = model.encode(batch["frames"])
-        painted = to_uint8(model.decode(latents))
-        sharp = jnp.mean(psnr(batch["frames"], painted))
+        decoded = to_uint8(model.decode(latents))
         used = _codes(latents, model.codes) if model.codes else {}
-        return {"psnr": sharp, **used, "picture": _sheet(batch["frames"], painted)}
+        return {"psnr": jnp.mean(psnr(batch["frames"], decoded)), **used, "picture": _sheet(batch["frames"], decoded)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentActionObjective:
-    """Learn what happened between frames, as one of a few codes.
+    """Train a latent action model: encode the transition between two frames as one of a few codes.
 
-    ``tokenizer`` is the folder of the run that made it, relative to this run's folder; "" for models that read pixels.
+    ``tokenizer`` is the folder of its run, relative to this run's folder; "" for models that read pixels.
     """
 
     lam: LAMConfig = field(default_factory=TokenLAMConfig)
@@ -82,7 +81,7 @@ class LatentActionObjective:
     frozen: tuple[str, ...] = ("tokenizer",)
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
-        """Return a new latent action model for frames as ``spec`` says they are."""
+        """Return a new latent action model for frames of ``spec``."""
         tokenizer = _tokenizer(folder / self.tokenizer, spec) if self.tokenizer else None
         model = self.lam.fitted(spec.frame, tokenizer).make(rngs)
         if tokenizer is not None:
@@ -91,46 +90,46 @@ class LatentActionObjective:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Tokens where the model reads those, else frames."""
+        """Tokens or frames, whichever the model reads."""
         return ("latents",) if self.tokenizer else ("frames",)
 
     def prepare(self, model: Any, dataset: Dataset, cache: Path) -> Dataset:
-        """Tokens where the model reads those; frames as they are where it does not."""
+        """Return the dataset with cached tokens if the model reads tokens, else the dataset itself."""
         if not self.tokenizer:
             return dataset
         return Joined(dataset, cached(model, _see, dataset, model.tokenizer.receptive_field, cache, self.frozen))
 
     def loss(self, model: Any, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
-        """The model's own."""
+        """Return the model's loss."""
         return model.loss(batch[self.reads[0]], keys_B, progress)
 
     def report(self, model: Any, batch: dict[str, Array], key: Array) -> dict[str, Array]:
-        """PSNR of the next frame predicted from the past and a code, usage of codes, and a picture."""
-        painted = to_uint8(model.predict(batch["frames"]))
+        """Return PSNR of the next frame predicted from the past and a code, usage of codes, and a picture."""
+        predicted = to_uint8(model.predict(batch["frames"]))
         codes = model.infer(batch["frames"])[:, 1:]
         truth = batch["frames"][:, 1:]
-        numbers = {"psnr": jnp.mean(psnr(truth, painted)), **_codes(codes, model.codes)}
-        return numbers | {"picture": _sheet(truth, painted)}
+        numbers = {"psnr": jnp.mean(psnr(truth, predicted)), **_codes(codes, model.codes)}
+        return numbers | {"picture": _sheet(truth, predicted)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicsObjective:
-    """Learn what an action leads to, over a frozen tokenizer's latents.
+    """Train dynamics: predict the frame that an action leads to, over a frozen tokenizer's latents.
 
-    ``tokenizer`` and ``lam`` are folders of the runs that made them, relative to this run's folder. With ``lam`` the
-    actions are the latent ones; without, those recorded. Take "lam" out of ``frozen`` to train it together with the
-    dynamics (over pixels), or give a config instead of a folder to train it from nothing.
+    ``tokenizer`` and ``lam`` are the folders of their runs, relative to this run's folder. With ``lam`` the actions are
+    latent, without it recorded. Take "lam" out of ``frozen`` to train it together with the dynamics (over pixels). Give
+    a config instead of a folder to train it from scratch.
     """
 
     dynamics: DynamicsConfig = field(default_factory=MaskGITConfig)
     tokenizer: str = "../tokenizer"
     lam: str | PixelLAMConfig | None = None
-    context: int = 16  # real frames a dream begins with, at most: no more than a clip in training has
-    action_noise: float = 0.0  # share of a frozen model's latent actions replaced by random ones in training
+    context: int = 16  # most real frames before a rollout; fewer than a training clip has
+    action_noise: float = 0.0  # share of a frozen model's latent actions that training replaces by random ones
     frozen: tuple[str, ...] = ("tokenizer", "lam")
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:
-        """Return a world: frozen parts loaded, dynamics new."""
+        """Return a world with loaded frozen parts and new dynamics."""
         tokenizer, lam = _tokenizer(folder / self.tokenizer, spec), self._lam(rngs, spec, folder)
         actions = spec.actions if lam is None else ActionSpace("latent", lam.codes)
         world = WorldConfig(frame=spec.frame, actions=actions, context=self.context, fps=spec.fps)
@@ -144,7 +143,7 @@ class DynamicsObjective:
         elif self._together:
             lam = self.lam.fitted(spec.frame, None).make(rngs)
         else:
-            raise ReverieError("a latent action model made from nothing must be trained: take 'lam' out of frozen.")
+            raise ReverieError("a new latent action model must be trained: take 'lam' out of frozen.")
         if self._together and not hasattr(lam, "relaxed"):
             raise ReverieError(
                 f"a {type(lam).__name__} is trained before the dynamics, not with them: give its folder."
@@ -153,25 +152,25 @@ class DynamicsObjective:
 
     @property
     def _together(self) -> bool:
-        """Whether the latent action model is trained along."""
+        """Whether the latent action model is trained together with the dynamics."""
         return self.lam is not None and "lam" not in self.frozen
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Latents and actions, or the frames of which the latent action model makes actions."""
+        """Latents and actions; or frames, if the latent action model is trained too."""
         return ("latents", "frames") if self._together else ("latents", "actions")
 
     def prepare(self, model: WorldModel, dataset: Dataset, cache: Path) -> Dataset:
-        """Latents, and the actions the world obeys; frames as well only if the latent action model still learns."""
+        """Return cached latents and actions; with frames only if the latent action model is trained too."""
         lead = model.tokenizer.receptive_field
-        if model.lam is not None and not self._together:  # whose every code says what happened since the frame before
+        if model.lam is not None and not self._together:
             lead = max(lead, model.lam.receptive_field)
         encode = _encode_frames if self._together else _encode
         tokens = cached(model, encode, dataset, lead, cache, self.frozen)
         return Joined(dataset, tokens) if self._together else tokens
 
     def loss(self, model: WorldModel, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
-        """The dynamics' own, plus the latent action model's where it is trained along."""
+        """Return the dynamics' loss, plus that of the latent action model if it is trained too."""
         if not self._together:
             actions = batch["actions"]
             if self.action_noise and model.lam is not None:
@@ -185,38 +184,38 @@ class DynamicsObjective:
         return Loss(loss.terms + lam.terms, metrics, {"dynamics": loss.notes, "lam": lam.notes})
 
     def report(self, model: WorldModel, batch: dict[str, Array], key: Array) -> dict[str, Array]:
-        """Token accuracy; how near a dream of the clip comes to its reconstruction, and to that with random actions.
+        """Return token accuracy; PSNR of a rollout against the reconstruction, with true and with random actions.
 
-        From one frame on, all the rest is dreamed. The picture shows reconstruction, dream, and dream with random
-        actions, one below the other.
+        The rollout generates all frames but the first. The picture shows reconstruction, rollout, and rollout along
+        random actions, one below the other.
         """
         model, latents = unstack_layers(model), batch["latents"]
         actions = model.lam.infer(batch["frames"]) if self._together else batch["actions"]
         numbers = model.dynamics.report(latents, actions, key)
         truth = to_uint8(model.tokenizer.decode(latents))
         space = model.config.actions
-        chance = random_actions(space, key, actions.shape[:2]) if space.size else actions
+        others = random_actions(space, key, actions.shape[:2]) if space.size else actions
         start = jnp.asarray(space.start(actions.shape[:1]))
 
-        def dream(along: Array) -> Array:
-            memory, _ = model.dynamics.observe(model.dynamics.empty(len(latents)), latents[:, 0], start)
-            _, steps = rollout(model.dynamics, memory, None, along[:, 1:], key, latents.shape[1] - 1)
-            dreamed = jnp.concatenate([latents[:, :1], jnp.swapaxes(steps.latents, 0, 1)], axis=1)
-            return to_uint8(model.tokenizer.decode(dreamed))
+        def generated(along: Array) -> Array:
+            state, _ = model.dynamics.observe(model.dynamics.empty(len(latents)), latents[:, 0], start)
+            _, steps = rollout(model.dynamics, state, None, along[:, 1:], key, latents.shape[1] - 1)
+            frames = jnp.concatenate([latents[:, :1], jnp.swapaxes(steps.latents, 0, 1)], axis=1)
+            return to_uint8(model.tokenizer.decode(frames))
 
-        dreams = jax.vmap(dream)(jnp.stack([actions, chance]))  # by the same noise, and one program to compile
-        near, far = (jnp.mean(psnr(truth[:, 1:], dream[:, 1:])) for dream in dreams)
+        rollouts = jax.vmap(generated)(jnp.stack([actions, others]))  # the same noise, and one program to compile
+        near, far = (jnp.mean(psnr(truth[:, 1:], frames[:, 1:])) for frames in rollouts)
         copied = jnp.mean(psnr(truth[:, 1:], jnp.broadcast_to(truth[:, :1], truth[:, 1:].shape)))
         numbers |= {"psnr": near, "psnr_random_actions": far, "delta_psnr": near - far, "psnr_copy_first": copied}
-        return numbers | {"picture": _sheet(truth, *dreams)}
+        return numbers | {"picture": _sheet(truth, *rollouts)}
 
 
 def _with_action_noise(actions_BT: Array, space: ActionSpace, share: float, keys_B: Array) -> Array:
     """Return latent actions with action noise: a share of them is replaced by random ones.
 
-    A latent action encodes the transition, so most actions never occur in states where they are impossible. A player
-    takes them there all the same. A world that never saw that draws no player any more, and does not recover. With some
-    noise such an action leads to the usual next frame, and one that does occur keeps its meaning (docs/log.md).
+    A latent action encodes the transition, so in the data no action occurs in a state where it is impossible. A player
+    chooses it there all the same. A world that was never trained on that loses its player, and does not recover. With
+    some noise, an impossible action leads to the usual next frame, and a possible one keeps its meaning (docs/log.md).
     """
     keys_where, keys_other = split_keys(keys_B, 2)
     where = draw_rows(jax.random.uniform, keys_where, actions_BT.shape[1:]) < jnp.float32(share)
@@ -229,7 +228,7 @@ def _tokenizer(path: Path, spec: Spec) -> Any:
 
 
 def _fitting(model: Any, ability: str, kind: str, path: Path, spec: Spec) -> Any:
-    """Return a loaded model; ReverieError unless it is of its kind and was trained on frames like the data's."""
+    """Return a loaded model; ReverieError unless it is of the right kind and its frames have the data's shape."""
     if not hasattr(model, ability):
         raise ReverieError(f"'{path}' is no {kind} but a {type(model).__name__}.")
     if tuple(model.config.frame) != tuple(spec.frame):
@@ -257,7 +256,7 @@ def _codes(codes: Array, number: int) -> Scalars:
 
 
 def _sheet(*rows: Array) -> Array:
-    """Clips (B, T, H, W, C) one below the other, the rows of a clip together: a picture (H', W', C)."""
+    """Return a picture (H', W', C) of clips (B, T, H, W, C), one below the other, the rows of a clip together."""
     shown = [row[:SHOWN] for row in rows]
     picture = jnp.stack(shown, axis=1)  # clip, row, time, H, W, C
     clips, kinds, time, height, width, channels = picture.shape

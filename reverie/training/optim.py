@@ -24,8 +24,8 @@ class OptimConfig:
     """AdamW, or Muon for the hidden matrices and AdamW for the rest, after clipping by the global norm.
 
     schedule: after ``warmup`` steps from zero, "wsd" stays at ``rate`` and falls linearly to ``floor * rate`` over the
-    last ``decay`` share of the run (so a run can be extended from where its fall began); "cosine" falls all the way;
-    "constant" stays.
+    last ``decay`` share of the run, so that a run can be extended from the step at which it begins to fall. "cosine"
+    falls from the beginning, "constant" never.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -39,21 +39,21 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0  # largest global norm of the gradient; 0: off
-    ema: float = 0.0  # decay of the running mean of the weights, which reports and `load` then use; 0: off
+    ema: float = 0.0  # decay of the EMA of the weights, which reports and `load` then use; 0: off
 
     def __post_init__(self):
         if self.warmup < 0 or not 0 <= self.decay <= 1 or not 0 <= self.ema < 1:
             raise ValueError(f"warmup {self.warmup} >= 0, decay {self.decay} in 0..1, ema {self.ema} in 0..1 needed")
 
     def fall(self, steps: int) -> int:
-        """Return up to which step the rate does not depend on how long the run is: so far a run can be extended."""
+        """Return the last step whose rate does not depend on the length of the run: from there it can be extended."""
         if self.schedule == "cosine":
             return 0
         decay = self.decay if self.schedule == "wsd" else 0.0
         return max(min(self.warmup, steps), steps - round(decay * steps))
 
     def rate_at(self, step: int, steps: int) -> float:
-        """Return the learning rate of the update after ``step`` others, in a run of ``steps``."""
+        """Return the learning rate of update number ``step``, counted from 0, in a run of ``steps``."""
         if step < self.warmup:
             return self.rate * step / self.warmup
         fall = max(self.fall(steps), self.warmup)
@@ -62,9 +62,9 @@ class OptimConfig:
         return self.rate * (self.floor + (1 - self.floor) * left)
 
     def make(self) -> optax.GradientTransformation:
-        """Return the optimiser over weights by name, its updates to be multiplied by the rate; moments are float32.
+        """Return the optimiser over weights by name; the caller multiplies updates by the rate. Moments are float32.
 
-        So the program of a step does not depend on the schedule, nor on how many steps a run has.
+        So the program of a step depends neither on the schedule nor on the number of steps.
         """
         adamw = optax.adamw(1.0, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=matrices)
         muon = optax.contrib.muon(
@@ -87,7 +87,7 @@ class OptimConfig:
 
 
 def _promoting(fn: Callable) -> Callable:
-    """optax mixes integers with floats on purpose; ours may not, under strict JAX in tests."""
+    """Allow dtype promotion in optax, which relies on it; tests forbid it elsewhere."""
 
     def call(*args: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -101,12 +101,12 @@ def _float32(tree: Any) -> Any:
 
 
 def matrices(weights: Weights) -> dict[str, bool]:
-    """Which weights are matrices: those that weight decay shrinks."""
+    """Which weights are matrices; weight decay shrinks only these."""
     return {name: _is_matrix(name) for name in weights}
 
 
 def average(ema: Weights, weights: Weights, decay: float, step: Array) -> Weights:
-    """Move the running mean towards ``weights``, faster in the first steps, when it remembers only the start."""
+    """Return the updated EMA of ``weights``, with a smaller decay in the first steps."""
     made = step.astype(jnp.float32)
     keep = jnp.minimum(jnp.float32(decay), (1 + made) / (10 + made))
     return {name: keep * mean + (1 - keep) * weights[name] for name, mean in ema.items()}
@@ -125,6 +125,6 @@ def _kinds(weights: Weights) -> dict[str, str]:
 
 
 def _muon_axes(weights: Any) -> Any:
-    # The optimiser of one kind sees the weights of the other as MaskedNodes: all that are arrays are hidden matrices.
+    # optax masks the weights of the other optimiser, so every array here is a hidden matrix.
     axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return {name: axes if isinstance(weight, Array) else None for name, weight in weights.items()}

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question the training loop asks once a step, instead of an exception anywhere."""
+"""Ctrl-C and SIGTERM as a flag that the training loop reads once per step, instead of an exception anywhere."""
 
 import contextlib
 import signal
@@ -13,11 +13,11 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[bool], int]]:
-    """Yield a function that returns the number of the signal that asked to stop, 0 if none did.
+    """Yield a function that returns the number of the received signal, 0 if none was received.
 
-    A second signal acts as it would have without this, and so does one that came after the last question. Processes
-    of one job must stop at the same step: there the function answers only when called with True, at the same steps by
-    all, and all get the same answer.
+    A second signal has its usual effect, and so has one that arrives after the last call. The processes of a job must
+    stop at the same step. There the function communicates only if called with True, which all must do at the same
+    steps, and all get the same number.
     """
     caught: list[int] = []
     answered: list[int] = []
@@ -37,7 +37,7 @@ def stop_signals() -> Iterator[Callable[[bool], int]]:
             answered.append(answer)
         return answer
 
-    if threading.current_thread() is threading.main_thread():  # signals go there, and only it may ask for them
+    if threading.current_thread() is threading.main_thread():  # only the main thread may handle signals
         for each in (signal.SIGINT, signal.SIGTERM):
             before[each] = signal.signal(each, note)
     try:
