@@ -121,7 +121,7 @@ def sides(sizes: Sizes) -> dict[str, Side]:
     theirs = Side(PredecessorObjective(tokenizer, lam, hidden), sizes, {"frames": frames}, optimizer())
     world = theirs.blueprint.merge(theirs.frozen, theirs.state.params, theirs.state.rest)
     read = compiled(world, _encode)(frames)
-    ours = UntrainedObjective(hidden, lam="", sizes=sizes)
+    ours = UntrainedObjective(dynamics=hidden, lam="", sizes=sizes)
     clean = replace(ours, dynamics=sizes.models("clean")[2])
     return {"predecessor": theirs, "hidden": Side(ours, sizes, read), "clean": Side(clean, sizes, read)}
 

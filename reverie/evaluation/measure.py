@@ -129,8 +129,10 @@ def _prepared(
     choice: Any = {"length": length, "count": min(count, max(different, 1)), "seed": seed}
     found, episodes = clips_of(dataset, **choice), episodes_of_clips(dataset, **choice)
     frames, recorded = found["frames"], found["actions"]
-    temperature = world.dynamics.temperature if temperature is None else temperature
-    rollouts = Rollouts(world, batch=even_batch(len(frames)), seed=seed, temperature=temperature)
+    own: float = world.dynamics.temperature
+    rollouts = Rollouts(
+        world, batch=even_batch(len(frames)), seed=seed, temperature=own if temperature is None else temperature
+    )
     given = Clips(frames, recorded, rollouts.actions(frames, recorded), context, episodes)
     config: Any = dataset.spec.simulator
     states = found["states"][:, context - 1] if "states" in found else None

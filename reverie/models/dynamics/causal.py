@@ -108,8 +108,8 @@ class Causal(nnx.Module):
             self._embed_finished(past_BTN, actions_BT[:, :-1], before_past_BTN),
             self._embed_draft(shifted_BTN[:, -drafts:], actions_BT[:, -drafts:], past_BTN[:, -drafts:]),
         ]
-        size = (self.tokens, self.tokens)
-        mask = np.concatenate([np.ones((finished, *size), bool), np.broadcast_to(self.draft_mask, (drafts, *size))])
+        whole = np.ones((finished, self.tokens, self.tokens), bool)
+        mask = np.concatenate([whole, np.broadcast_to(self.draft_mask, (drafts, *whole.shape[1:]))])
         times = Times(finished, tuple(range(finished + 1 - drafts, finished + 1)))
         y = self.transformer(jnp.concatenate(x, axis=1), jnp.asarray(mask), times=times)
         return self.head(y[:, finished:]).astype(jnp.float32)
