@@ -1,7 +1,7 @@
-"""Episodes in memory, or in one .npz file: the route that needs numpy alone.
+"""Episodes in memory, or in one .npz file; needs only NumPy.
 
-All episodes lie end to end along the first axis of each array. An .npz holds exactly that, so it is simple to write
-from anywhere. T frames, S numbers in a simulator's state.
+Each array holds all episodes, concatenated along the first axis. An .npz file holds these arrays, so any program can
+write one. T frames, S numbers in a simulator's state.
 """
 
 import copy
@@ -22,14 +22,14 @@ from reverie.data.splits import Piece
 from reverie.errors import Damaged, ReverieError, first_line
 
 SCHEMA = 1
-HEAD, LENGTHS = "reverie", "lengths"  # what an .npz holds beside the arrays
+HEAD, LENGTHS = "reverie", "lengths"  # entries of an .npz besides the arrays
 FASTEST = 240  # frames per second
 
 
 class ArrayDataset:
     """A Dataset over arrays (sum of lengths, ...), which may be memory-mapped; windows are views, not copies.
 
-    sources: where each episode came from, "" or nothing where that is not known.
+    sources: the source of each episode; "" or empty if unknown.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ArrayDataset:
 
     @classmethod
     def from_episodes(cls, spec: Spec, episodes: Iterable[Episode]) -> "ArrayDataset":
-        """Return the episodes joined; each is validated first. Either all or none have simulator states."""
+        """Validate and concatenate episodes, of which either all or none have simulator states."""
         episodes = list(episodes)
         if not episodes:
             raise ReverieError("there are no episodes to make a dataset of.")
@@ -82,7 +82,7 @@ class ArrayDataset:
         return {name: array[at : at + length] for name, array in self.arrays.items() if names is None or name in names}
 
     def part(self, pieces: Sequence[Piece], split: str) -> "ArrayDataset":
-        """Return pieces of the episodes as a dataset over the same arrays."""
+        """Return pieces of the episodes as a dataset over the same arrays, without copying."""
         part, episodes = copy.copy(self), [piece.episode for piece in pieces]
         part.lengths = np.array([piece.stop - piece.start for piece in pieces], np.int64)
         part.starts = self.starts[episodes] + [piece.start for piece in pieces]
@@ -91,7 +91,7 @@ class ArrayDataset:
         return part
 
     def save(self, path: str | Path) -> Path:
-        """Write one compressed .npz, complete or not at all."""
+        """Write one compressed .npz atomically."""
         path = Path(path)
         if path.suffix != ".npz":
             raise ReverieError(f"an array dataset is saved as one .npz file; '{path}' is not named so.")
@@ -110,10 +110,11 @@ class ArrayDataset:
 
     @classmethod
     def plain(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> "ArrayDataset":
-        """Return the dataset in arrays that another program wrote; ReverieError says what they lack.
+        """Return a dataset of arrays that another program wrote; ReverieError if they are incomplete or inconsistent.
 
-        "frames" uint8 (sum of lengths, H, W, 3) and "lengths" (episodes,) must be there. "actions" are whole numbers,
-        one for each frame, START first in every episode; none if missing. "rewards" and "ends" are 0, "fps" is 15.
+        "frames" uint8 (sum of lengths, H, W, 3) and "lengths" (episodes,) are required. "actions" are whole numbers,
+        one per frame, START first in every episode; if missing, the dataset has none. By default "rewards" and "ends"
+        are 0, "fps" is 15.
         """
         if "frames" not in arrays or LENGTHS not in arrays or arrays["frames"].ndim != 4:
             raise ReverieError(
@@ -145,9 +146,9 @@ class ArrayDataset:
 
     @classmethod
     def load(cls, path: str | Path, limit: int | None = None) -> "ArrayDataset":
-        """Return what ``save`` wrote, or ``plain`` makes of another program's file; else raises ReverieError.
+        """Return the dataset in a file of ``save``, or of another program (``plain``); ReverieError if it is neither.
 
-        ``limit``: bytes of memory that its arrays may take (see ``bounded.read_npz``).
+        ``limit``: the most bytes of memory for its arrays (see ``bounded.read_npz``).
         """
         path = Path(path)
         try:
@@ -204,11 +205,11 @@ def whole_lengths(lengths: Any) -> np.ndarray:
 
 
 def _fingerprint(spec: dict, dataset: ArrayDataset) -> str:
-    """``spec`` as it is written: one of an older version lacks what has been added since."""
+    """``spec`` is JSON as stored: specs of older versions lack newer fields."""
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
     digest.update(dataset.lengths.tobytes())
     for name, array in sorted(dataset.arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        for at in range(0, len(array), 4096):  # in pieces: a memory-mapped array may be larger than memory
+        for at in range(0, len(array), 4096):  # in pieces, since a memory-mapped array may be larger than memory
             digest.update(np.ascontiguousarray(array[at : at + 4096]).tobytes())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What data is: a Spec all episodes share, an Episode, a Dataset to read windows from, a Simulator to record from.
+"""The interfaces of data: the Spec that all episodes share, Episode, Dataset, Source and Simulator.
 
 T frames, H height, W width, C channels, S numbers in a simulator's state. ``actions[t]``, ``rewards[t]`` and
 ``ends[t]`` belong to the step that led *to* frame ``t`` (see ``reverie.actions``), so ``rewards[0]`` is 0.
@@ -17,10 +17,10 @@ Action = Any  # an int, or a vector: one entry of an array of actions
 
 
 class Simulator(Protocol):
-    """An exact world. Everything is in the state, so any moment of any episode can be set again and replayed.
+    """A simulator whose state can be set: the state determines everything, so any moment can be replayed.
 
-    A simulator may also have ``visible(frames (..., H, W, C)) -> bool (...)``: whether its player is in a picture, also
-    in one that a world model has generated. Evaluation then reports how often the player is missing.
+    A simulator may also have ``visible(frames (..., H, W, C)) -> bool (...)``, which detects its player in a frame,
+    also in a generated one. Evaluation then reports how often the player is missing.
     """
 
     actions: ActionSpace
@@ -30,35 +30,35 @@ class Simulator(Protocol):
         ...
 
     def step(self, state: np.ndarray, action: Action) -> tuple[np.ndarray, float, bool]:
-        """Return the next state, its reward and whether the world ends there; ``state`` stays as it was."""
+        """Return the next state, its reward and whether the episode ends there; ``state`` is not changed."""
         ...
 
     def render(self, state: np.ndarray) -> np.ndarray:
-        """Return the picture (H,W,C) uint8 of a state."""
+        """Return the frame (H, W, C) uint8 of a state."""
         ...
 
     def policy(self, state: np.ndarray, rng: np.random.Generator, last_action: Action) -> Action:
-        """Return the action that the behaviour used to record data takes next."""
+        """Return the next action of the policy that records data."""
         ...
 
 
 class Source(Protocol):
-    """Where episodes come from: a frozen dataclass of plain values."""
+    """A source of episodes: a frozen dataclass of plain values."""
 
     def spec(self) -> "Spec":
-        """Return what all its episodes have in common."""
+        """Return the spec of its episodes."""
         ...
 
     def episodes(self) -> Iterator["Episode"]:
-        """Yield the episodes one by one, the same ones every time."""
+        """Yield the episodes one by one; every call yields the same ones."""
         ...
 
 
 class SimulatorSource(Source, Protocol):
-    """A source whose episodes an exact simulator plays."""
+    """A source that records its episodes from a simulator."""
 
     def make(self) -> Simulator:
-        """Return that simulator."""
+        """Return the simulator."""
         ...
 
 
@@ -66,9 +66,9 @@ class SimulatorSource(Source, Protocol):
 class Spec:
     """What every episode of a dataset has in common. JSON round trip by ``reverie.config``.
 
-    frame: (H, W, C). fps: frames per second at which the world is played. source: "platformer", "videos", ...
-    simulator: the config of the exact simulator the episodes came from, so that evaluation can rebuild it with
-    ``spec.simulator.make()``; None for videos.
+    frame: (H, W, C). fps: frames per second of play. source: "platformer", "videos", ... simulator: the config of the
+    simulator that the episodes came from, so that evaluation can rebuild it with ``spec.simulator.make()``; None for
+    videos.
     """
 
     frame: tuple[int, int, int]
@@ -87,9 +87,9 @@ class Spec:
 
 @dataclass
 class Episode:
-    """One recording without a cut. source: the recording it is a part of (a file name, a level).
+    """One recording without a cut. source: the recording that it is a part of (a file name, a level).
 
-    Episodes of one source are nearly alike: they are never divided between training and evaluation (``data.splits``).
+    Episodes of one source are nearly alike, so they are never split between training and evaluation (``data.splits``).
 
     frames uint8 (T,H,W,C); actions (T,) or (T,A), int32 or float32 as their space says, START first; rewards float32
     (T,); ends bool (T,), true where the world itself ended (not where the recording stopped); states int32 (T,S), or
@@ -106,12 +106,12 @@ class Episode:
     task: str = ""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return what has one entry per frame, by the name under which ``Dataset.read`` gives it."""
+        """Return the arrays with one entry per frame, by their names in ``Dataset.read``."""
         arrays = {"frames": self.frames, "actions": self.actions, "rewards": self.rewards, "ends": self.ends}
         return arrays if self.states is None else arrays | {"states": self.states}
 
     def validate(self, spec: Spec) -> None:
-        """Raise ReverieError unless every array has the type and length promised, and actions keep the convention."""
+        """Raise ReverieError unless every array has the right type and length, and actions keep the convention."""
         where = f"episode '{self.source}'" if self.source else "an episode"
         length = len(self.frames)
         if self.frames.dtype != np.uint8 or self.frames.shape[1:] != tuple(spec.frame) or not length:
@@ -133,10 +133,10 @@ class Episode:
 
 
 class Dataset(Protocol):
-    """The one thing everything reads from. ``read`` may be called from several threads at once.
+    """Episodes that can be read by windows. ``read`` may be called from several threads at once.
 
     lengths: frames per episode, int64. fingerprint: a short hash of the content, stored in checkpoints. split: "train",
-    "val", another name, or "" for episodes that are no part of a divided dataset.
+    "val", another name, or "" for episodes without splits.
     """
 
     spec: Spec
@@ -147,16 +147,16 @@ class Dataset(Protocol):
     def read(
         self, episode: int, start: int, length: int, names: Collection[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Return frames ``start .. start + length`` of an episode and all that goes with them, (length, ...) each.
+        """Return frames ``start .. start + length`` of an episode and the other arrays, (length, ...) each.
 
-        Keys: "frames", "actions", "rewards", "ends", where they exist "states", or others ("latents" of a cache); of
-        these, only ``names`` where given: a store then reads no others from disk.
+        Keys: "frames", "actions", "rewards", "ends", and if they exist "states" or others ("latents" of a cache).
+        ``names``: return only these, and read no others from disk.
         """
         ...
 
 
 def record(simulator: Simulator, *, seed: int, frames: int, rng: np.random.Generator, fps: float) -> Episode:
-    """Return one episode of at most ``frames`` frames of level ``seed``, played by the simulator's own behaviour."""
+    """Return one episode of at most ``frames`` frames of level ``seed``, played by the simulator's policy."""
     state, action = simulator.reset(seed), simulator.actions.start()
     steps = [(simulator.render(state), action, 0.0, False, state)]
     while len(steps) < frames and not steps[-1][3]:

@@ -1,4 +1,4 @@
-"""The held-out episodes of a dataset, wherever a number or picture is made of them. Nothing else chooses a split."""
+"""The held-out episodes of a dataset, for every number and picture. No other module chooses a split."""
 
 import copy
 import sys
@@ -10,14 +10,14 @@ import numpy as np
 from reverie.data.episode import Dataset
 from reverie.data.store import CHUNK, NoSplit, open_dataset
 
-NEAR = 16  # of 255: frames that differ by no more in any pixel count as the same
+NEAR = 16  # of 255: frames whose pixels all differ by no more count as equal
 
 
 def held_out(place: str | Path, length: int = 1) -> Dataset:
-    """Return the split "val" of a dataset, whose name is its ``split``.
+    """Return the split "val" of a dataset; the result's ``split`` is its name.
 
-    It is the split "train" where there is no "val", or where no episode of "val" has ``length`` frames; a line on
-    stderr says so. ReverieError where "val" is damaged: numbers of other episodes would not be what they seem.
+    If there is no "val", or no episode of it has ``length`` frames, it returns the split "train" and prints a line on
+    stderr. Raises ReverieError if "val" is damaged, since numbers of other episodes would be misleading.
     """
     try:
         found = open_dataset(place, "val")
@@ -34,9 +34,9 @@ def held_out(place: str | Path, length: int = 1) -> Dataset:
 def train_and_held_out(
     place: str | Path, length: int, train: Dataset | None = None, unseen: Dataset | None = None
 ) -> tuple[Dataset, Dataset]:
-    """Return (what to train on, what to report on); those of ``place`` where they are not given.
+    """Return the datasets for training and for reports; they default to the splits of ``place``.
 
-    Where nothing held out has ``length`` frames, reports are of what is trained on; its ``split`` and stderr say so.
+    If no held-out episode has ``length`` frames, reports use the training split; its ``split`` and stderr say so.
     """
     if train is None:
         train, unseen = open_dataset(place, "train"), unseen or held_out(place, length)
@@ -50,13 +50,13 @@ def train_and_held_out(
 def leak(train: Dataset, val: Dataset, *, count: int = 128, among: int = 20_000) -> float:
     """Return the share of held-out frames that occur in training, to within ``NEAR`` of 255 in every pixel.
 
-    Of ``count`` frames spread over ``val``; looked for among all frames of ``train``, or ``among`` spread over it.
+    It looks for ``count`` frames spread over ``val`` in at most about ``among`` frames spread over ``train``.
     """
     wanted = np.concatenate(list(_frames(val, count)))
     left = np.ones(len(wanted), bool)
     for frames in _frames(train, among):
         for index in np.flatnonzero(left):
-            near = frames[_near(frames[:, ::8, ::8], wanted[index, ::8, ::8])]  # a few pixels rule out most
+            near = frames[_near(frames[:, ::8, ::8], wanted[index, ::8, ::8])]  # a few pixels rule out most frames
             left[index] = not _near(near, wanted[index]).any()
     return 1 - float(left.mean())
 
@@ -66,10 +66,10 @@ def _near(frames_THWC: np.ndarray, frame_HWC: np.ndarray) -> np.ndarray:
 
 
 def _frames(dataset: Dataset, count: int) -> Iterator[np.ndarray]:
-    """Yield the frames of each episode, every n-th so that there are about ``count`` in all."""
+    """Yield every n-th frame of each episode, about ``count`` in all."""
     every = max(1, int(dataset.lengths.sum()) // count)
     for episode, length in enumerate(dataset.lengths.tolist()):
-        if every <= CHUNK:  # most records are needed
+        if every <= CHUNK:  # most records are needed anyway
             yield dataset.read(episode, 0, length, ("frames",))["frames"][::every]
         else:
             single = [dataset.read(episode, at, 1, ("frames",))["frames"] for at in range(0, length, every)]

@@ -1,11 +1,11 @@
 """Batches as a pure function of (seed, step).
 
-Nothing about the stream is ever saved: resuming at step k, on any number of hosts, gives the batches an uninterrupted
-run would have had. Frames stay uint8; scaling them is the device's work. Windows keep the actions the recording had.
+The stream has no saved state: a run that resumes at step k, on any number of hosts, reads the same batches as an
+uninterrupted one. Frames stay uint8 until the device scales them. Windows keep the recorded actions.
 
-An epoch shows every frame of every episode that is long enough. Each episode is laid out with windows end to end, from
-a phase that changes from epoch to epoch; what sticks out at either end is moved in, so its first and last frames are
-seen as often as others. The windows of all episodes come in the order of a permutation, none twice.
+An epoch covers every frame of every episode that is long enough. Windows tile each episode from an offset that changes
+from epoch to epoch. Windows that would stick out at an end are moved inside, so first and last frames are drawn as
+often as others. A permutation orders the windows of all episodes, without repetition.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,7 +17,7 @@ from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset
 from reverie.errors import ReverieError
 
-THREADS = 8  # reading and zstd release Python's lock
+THREADS = 8  # reading and zstd release Python's GIL
 
 
 def batches(
@@ -33,20 +33,20 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Return an endless iterator of batches ``start``, ``start + 1``, ...: each array is (batch / shards, length, ...).
 
-    shard: (i, n) yields rows i * batch / n up to (i + 1) * batch / n of the same global batch, whatever n is. prefetch:
-    batches read ahead, in threads; 0, and any dataset in memory, reads when asked. names: the arrays wanted, all if
-    None. Raises ReverieError at once if the numbers cannot work.
+    shard: (i, n) yields rows i * batch / n up to (i + 1) * batch / n of the global batch, which does not depend on n.
+    prefetch: batches read ahead in threads; 0 reads on demand, as do datasets in memory. names: arrays to read; None:
+    all. Raises ReverieError at once if no episode is long enough or the numbers are inconsistent.
     """
     index, count = shard
     if batch < 1 or count < 1 or batch % count or not 0 <= index < count:
         raise ReverieError(f"a batch of {batch} cannot be divided among {count} processes; use a multiple of {count}.")
     if seed < 0 or start < 0:
         raise ReverieError(f"seed {seed} and start {start} must not be negative.")
-    _places(dataset, length)  # says at once if no episode is long enough
+    _places(dataset, length)  # raises at once if no episode is long enough
     order, rows = _Order.of(dataset.lengths, length, seed), batch // count
 
     def read(row: int) -> dict[str, np.ndarray]:
-        """Row of this shard, counted from step 0."""
+        """Return a row of this shard, counted from step 0."""
         episode, first = order.window(row // rows * batch + index * rows + row % rows)
         return dataset.read(episode, first, length, names)
 
@@ -57,7 +57,7 @@ def batches(
 
 @dataclass(frozen=True)
 class _Order:
-    """Which window is the n-th ever drawn. ends: windows an epoch has of each episode and those before it."""
+    """The order of windows. ends: for each episode, the windows of an epoch in it and all earlier episodes."""
 
     lengths: np.ndarray
     length: int
@@ -66,7 +66,7 @@ class _Order:
 
     @classmethod
     def of(cls, lengths: np.ndarray, length: int, seed: int) -> "_Order":
-        last = lengths - length  # the last place where a window fits
+        last = lengths - length  # the last start of a window
         count = np.where(last < 0, 0, np.minimum(last + 1, 2 + -(-(last - 1) // length)))
         return cls(lengths, length, seed, np.cumsum(count))
 
@@ -79,12 +79,12 @@ class _Order:
         return episode, self._first(episode, which, _mixed(self.seed, epoch, episode))
 
     def _first(self, episode: int, which: int, drawn: int) -> int:
-        """Return where the ``which``-th window of an episode begins: 0, a phase and every length after it, the end."""
+        """Return the start of the ``which``-th window of an episode: 0, every ``length`` from an offset, the end."""
         last = int(self.lengths[episode]) - self.length
         phase = 1 + drawn % self.length
         if which == 0 or phase + (which - 2) * self.length < last:
             return min(which and phase + (which - 1) * self.length, last)
-        # Late phases leave room for one window less than early ones: instead, one anywhere that none begins yet.
+        # Late offsets leave room for one window less: one starts elsewhere, where no other does.
         place = 1 + (drawn >> 20) % (last - 1)
         if place >= phase and (place - phase) % self.length == 0:
             place += 1 if place + 1 < last else -1
@@ -92,7 +92,7 @@ class _Order:
 
 
 def _mixed(*numbers: int) -> int:
-    """Return 64 bits that follow from some numbers and look random (the finaliser of splitmix64, again and again)."""
+    """Return a 64-bit hash of some numbers (the finaliser of splitmix64, applied repeatedly)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) % 2**64
@@ -103,7 +103,7 @@ def _mixed(*numbers: int) -> int:
 
 
 def _shuffled(place: int, count: int, key: int) -> int:
-    """Return where a permutation of 0..count-1 takes ``place``: a Feistel network, walked until it lands inside."""
+    """Return ``place`` under a permutation of 0..count-1: a Feistel network, applied until the result is in range."""
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     while True:
         left, right = place >> half, place & ((1 << half) - 1)
@@ -115,16 +115,16 @@ def _shuffled(place: int, count: int, key: int) -> int:
 
 
 def clips(dataset: Dataset, *, length: int, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Return ``count`` distinct windows spread over the whole dataset, (count, length, ...) each; for evaluation.
+    """Return ``count`` distinct windows spread over the whole dataset, (count, length, ...) each, for evaluation.
 
-    The same seed gives the same windows. Raises ReverieError if there are not so many.
+    The same seed gives the same windows. Raises ReverieError if there are fewer.
     """
     places = _places(dataset, length)
     return _stack([_window(dataset, places, length, int(place)) for place in _spread(places, length, count, seed)])
 
 
 def episodes_of_clips(dataset: Dataset, *, length: int, count: int, seed: int) -> np.ndarray:
-    """Return from which episode each of those ``clips`` is, (count,), in ascending order."""
+    """Return the episode of each of these ``clips``, (count,), ascending."""
     places = _places(dataset, length)
     return np.searchsorted(places, _spread(places, length, count, seed), side="right")
 
@@ -137,7 +137,7 @@ def _spread(places: np.ndarray, length: int, count: int, seed: int) -> np.ndarra
 
 
 def _places(dataset: Dataset, length: int) -> np.ndarray:
-    """Return, for each episode, how many windows of ``length`` frames it and those before it have."""
+    """Return, for each episode, the number of windows of ``length`` frames in it and all earlier episodes."""
     if length < 1:
         raise ReverieError(f"a clip has at least 1 frame, not {length}.")
     places = np.cumsum(np.maximum(dataset.lengths - length + 1, 0))
@@ -167,7 +167,7 @@ def _read_here(read, start: int, rows: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _read_ahead(read, start: int, rows: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
-    import grain  # here, so that data in memory needs no grain
+    import grain  # imported here, so that data in memory need no grain
 
     options = grain.ReadOptions(num_threads=min(THREADS, prefetch * rows), prefetch_buffer_size=prefetch * rows)
     ahead = grain.MapDataset.range(start * rows, 2**62).map(read).to_iter_dataset(options)

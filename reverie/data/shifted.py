@@ -11,14 +11,14 @@ import numpy as np
 
 from reverie.data.episode import Dataset
 
-REACH = 8  # a picture moves by at most this part of its side: a patch of the larger kind
-COPIES = 5  # of each episode, itself included
+REACH = 8  # a frame is shifted by at most this part of its side, which is a large patch
+COPIES = 5  # of each episode, including the original
 
 
 class Shifted:
-    """``COPIES`` of each episode, the first as it is; edges are repeated where the picture leaves room.
+    """``COPIES`` of each episode, the first unchanged, the others shifted with edges repeated.
 
-    A simulator's states say where things were, not where they are shown: they are left out.
+    A simulator's states do not match shifted frames, so they are dropped.
     """
 
     def __init__(self, dataset: Dataset):
@@ -45,8 +45,8 @@ class Shifted:
 
 
 def enlarged(dataset: Dataset, below: int) -> Dataset:
-    """Return a dataset of fewer than ``below`` frames with shift augmentation, any other as it is.
+    """Return the dataset with shift augmentation if it has fewer than ``below`` frames, else itself.
 
-    With enough frames augmentation costs quality: every object must be learned at every offset to the patches.
+    With enough frames augmentation lowers quality, since every object appears at every offset to the patches.
     """
     return Shifted(dataset) if int(dataset.lengths.sum()) < below else dataset

@@ -1,7 +1,7 @@
-"""Which frames are held out: a division of a dataset's episodes that keeps every source on one side.
+"""The split into training and held-out frames, which keeps the episodes of a source together.
 
-Episodes of one source (one film, one level) look alike. Were some of them held out and others trained on, a model that
-had memorised its training data would seem to generalise.
+Episodes of one source (one film, one level) look alike. If some were held out and others trained on, a model that
+memorised its training data would seem to generalise.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from reverie.data.episode import Dataset
 
 log = logging.getLogger(__name__)
 
-FEW = 5  # sources; of fewer, the end of each is held out instead of one as a whole
-BLOCK = 32  # frames held out at the end of a source, at least: clips and rollouts need room
-PARTS = 3  # a source is cut only if it has so many times BLOCK frames
+FEW = 5  # sources; with fewer, the end of each is held out instead of whole sources
+BLOCK = 32  # the fewest held-out frames at the end of a source, for clips and rollouts
+PARTS = 3  # a source is cut only if it has at least so many times BLOCK frames
 
 
 class Piece(NamedTuple):
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
 
 
 def labelled(dataset: Dataset, episodes: Sequence[int] | None = None) -> list[bool]:
-    """Return whether each episode (or each of some) has recorded actions, judged by the one before its second frame."""
+    """Return whether each episode (or each of some) has recorded actions, judged by that of its second frame."""
     space, chosen = dataset.spec.actions, range(len(dataset.lengths)) if episodes is None else episodes
 
     def has_actions(episode: int) -> bool:
@@ -42,7 +42,7 @@ def labelled(dataset: Dataset, episodes: Sequence[int] | None = None) -> list[bo
 
 
 def division(dataset: Dataset, sources: Sequence[str], val: float) -> list[Piece]:
-    """Return the pieces of a dataset as ``divided`` does; sources that have an episode in common count as one."""
+    """Return the pieces of a dataset as ``divided`` does; sources that share an episode count as one."""
     lengths = dataset.lengths.tolist()
     frames = (dataset.read(episode, 0, length, ("frames",))["frames"] for episode, length in enumerate(lengths))
     contents = [hashlib.sha256(np.ascontiguousarray(each).data).digest() for each in frames]
@@ -52,9 +52,9 @@ def division(dataset: Dataset, sources: Sequence[str], val: float) -> list[Piece
 
 
 def joined(sources: Sequence[str], contents: Sequence[object]) -> list[str]:
-    """Return the sources of episodes with one name for those that have an episode in common, by what is in each.
+    """Return the episodes' sources, with one name for sources that share an episode (with the same content).
 
-    Where nothing else would be left to hold out, the names stay as they are.
+    If that left no source to hold out, the names are returned unchanged.
     """
     names = _named(sources)
     first: dict[object, str] = {}
@@ -78,11 +78,11 @@ def divided(
 ) -> list[Piece]:
     """Return the pieces of all episodes, in order: about a share ``val`` of the frames in "val", the rest in "train".
 
-    sources, lengths: of each episode; an episode whose source is "" is a source of its own, and never cut. With ``FEW``
-    sources or more, whole sources are held out, evenly spread. With fewer, the last frames of each source that is long
-    enough are held out, and half as many before them belong to neither split: neighbouring frames are nearly identical.
-    Where no source is long enough to be cut, one is held out; of a single one, nothing. ``labels``: which episodes have
-    actions; whole sources with and without are held out alike, so that labels do not end up in one split alone.
+    sources, lengths: of each episode; an episode whose source is "" is a source of its own, and is never cut. With
+    ``FEW`` sources or more, whole sources are held out, evenly spread. With fewer, the last frames of each source that
+    is long enough are held out, and half as many before them belong to neither split, since neighbouring frames are
+    nearly identical. If no source is long enough, one whole source is held out; a single source stays in "train".
+    ``labels``: which episodes have actions; sources with and without actions are held out in proportion.
     """
     names = _named(sources)
     frames: dict[str, int] = {}
@@ -108,12 +108,12 @@ def divided(
 
 
 def _named(sources: Sequence[str]) -> list[str]:
-    """Return a name for each episode's source; one without a name is a source of its own."""
+    """Return a name for each episode's source; an episode without one gets a name of its own."""
     return [source or f"\0{index}" for index, source in enumerate(sources)]
 
 
 def _chosen(names: list[str], frames: dict[str, int], longest: dict[str, int], val: float) -> set[str]:
-    """The sources to hold out: the second, and then whenever too few of the frames so far have been held out."""
+    """Return the sources to hold out: the second, then each one at which too few of the frames so far are held out."""
     budget = val * sum(frames.values())
     held: set[str] = set()
     total = before = 0
@@ -122,7 +122,7 @@ def _chosen(names: list[str], frames: dict[str, int], longest: dict[str, int], v
             held.add(name)
             total += frames[name]
         before += frames[name]
-    # Clips must find room in one of them.
+    # At least one must be long enough for clips.
     room = [name for name in names if 2 * longest[name] >= max(longest[name] for name in names)]
     if not held & set(room):
         order = {name: (abs(frames[name] - budget), index != 1, index) for index, name in enumerate(names)}
@@ -131,7 +131,7 @@ def _chosen(names: list[str], frames: dict[str, int], longest: dict[str, int], v
 
 
 def _cut(episodes: list[int], lengths: Sequence[int], val: float) -> list[Piece]:
-    """The episodes of one source: its beginning for training, its end held out, and a gap between the two."""
+    """Return the pieces of one source: its beginning for training, its end held out, and a gap between the two."""
     starts = np.cumsum([0, *(int(lengths[i]) for i in episodes)])
     total = int(starts[-1])
     if not val:
@@ -139,7 +139,7 @@ def _cut(episodes: list[int], lengths: Sequence[int], val: float) -> list[Piece]
     block = min(max(round(val * total), BLOCK), total // 2)
     at = total - block
     inside = int(starts[np.searchsorted(starts, at, side="right") - 1])
-    if at - inside <= block:  # episodes are not cut without need, and clips find room
+    if at - inside <= block:  # avoids needless cuts, and leaves room for clips
         at = max(inside, total // 2)
     gap = max(0, at - max((total - at) // 2, 1))
     pieces = []

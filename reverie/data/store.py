@@ -1,12 +1,12 @@
-"""A dataset on disk: a folder of ArrayRecord files and one manifest.json. Also the door through which all data comes.
+"""A dataset on disk: a folder of ArrayRecord files and one manifest.json. All data are written and opened here.
 
 One record is a chunk of an episode (16 frames unless said): a msgpack header with the episode's number, its first frame
 and the name, type and shape of every array, then their raw bytes. ArrayRecord compresses each record with zstd. The
 manifest holds everything else: spec, lengths, sizes, checksums, where the data came from. Records are numbered through
 the files of a split in episode order, so lengths alone tell where every chunk is.
 
-ArrayRecord has no build for some systems; there a dataset is one .npz file (``reverie.data.arrays``), for which a path
-that ends in .npz is all one has to say.
+ArrayRecord has no build for some systems. There a dataset is one .npz file (``reverie.data.arrays``): a path that ends
+in .npz selects it.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from reverie.data.records import array_record
 from reverie.data.splits import division
 from reverie.errors import Damaged, ReverieError, did_you_mean, first_line
 
-MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # a name and a length for each of some million episodes
+MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # enough for names and lengths of millions of episodes
 FORMAT, SCHEMA = "reverie-store", 1
 KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
 AGAIN = "fetch or write the dataset again"
@@ -45,7 +45,7 @@ VAL = 0.1  # of the frames are held out unless said otherwise
 
 
 class NoSplit(ReverieError):
-    """A dataset has no split of that name."""
+    """The dataset has no split of this name."""
 
 
 def write_store(
@@ -60,7 +60,7 @@ def write_store(
     provenance: str = "",
     notes: Sequence[str] = (),
 ) -> Path:
-    """Write episodes, one in memory at a time, to a new folder ``path``, which appears complete or not at all.
+    """Write episodes, one in memory at a time, to a new folder ``path``, atomically.
 
     episodes: {split: episodes}, or all of them, of which about a share ``val`` goes to "val" and the rest to "train",
     whole sources where there are enough (``splits.division``; for that they are written twice, the first time to a
@@ -80,7 +80,7 @@ def write_store(
         return ArrayDataset.from_episodes(spec, episodes).save(path)
     array_record()  # say so before the work, if it is not there
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # by a writer that was killed
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # left by a killed writer
         if max(file.lstat().st_mtime for file in (left, *left.rglob("*"))) < time.time() - LEFT:
             shutil.rmtree(left, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -96,7 +96,7 @@ def write_store(
             _fill(whole, spec, (("all", episode) for episode in episodes), **about)
             _fill(part, spec, _pieces(StoreDataset(whole, "all"), val), **about)
             shutil.rmtree(whole)
-        part.chmod(0o755)  # mkdtemp makes it private
+        part.chmod(0o755)  # mkdtemp creates it as private
         part.replace(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -114,7 +114,7 @@ def _fill(
     provenance: str,
     notes: Sequence[str],
 ) -> None:
-    """Write (split, episode) after (split, episode) to an empty folder, then the manifest."""
+    """Write pairs (split, episode) to an empty folder, then the manifest."""
     writers: dict[str, _SplitWriter] = {}
     arrays: list | None = None
     try:
@@ -143,7 +143,7 @@ def _fill(
         write_json(folder / MANIFEST, manifest)
     finally:
         for writer in writers.values():
-            with contextlib.suppress(ReverieError):  # the first error is being raised already
+            with contextlib.suppress(ReverieError):  # the first error is already being raised
                 writer.close()
 
 
@@ -155,7 +155,7 @@ def _named(episodes: Mapping[Any, Iterable[Episode]]) -> Iterator[tuple[str, Epi
 
 
 def _pieces(whole: "StoreDataset", val: float) -> Iterator[tuple[str, Episode]]:
-    """Read (split, episode) of a dataset whose episodes are to be divided; a later piece begins as an episode does."""
+    """Yield (split, episode) of a dataset to be split; each piece starts like an episode."""
     for piece in division(whole, whole.sources, val):
         arrays = whole.read(piece.episode, piece.start, piece.stop - piece.start)
         if piece.start:
@@ -166,16 +166,16 @@ def _pieces(whole: "StoreDataset", val: float) -> Iterator[tuple[str, Episode]]:
 
 
 def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = False) -> Dataset:
-    """Return one split of a folder that ``write_store`` wrote, or of an .npz file, which is divided here.
+    """Return one split of a folder of ``write_store``, or of an .npz file, which is split when it is opened.
 
-    Sizes and shapes are always checked, and every record when it is read; ``checksums`` also reads every byte now.
-    Raises ReverieError with what is wrong and what to do.
+    Sizes and shapes are always checked, and every record when it is read. ``checksums``: also verify every file now.
+    Raises ReverieError.
     """
     path = Path(path)
     if not path.exists():
         near = [p.name for p in path.parent.glob("*") if _is_dataset(p)] if path.parent.is_dir() else []
         raise ReverieError(f"there is no dataset at '{path}'.{did_you_mean(path.name, near)}")
-    if path.resolve().suffix == ".npz":  # a link to one need not be named so
+    if path.resolve().suffix == ".npz":  # a link to one may have any name
         whole = ArrayDataset.load(path)
         pieces = [piece for piece in division(whole, whole.sources, VAL) if piece.split == split]
         if not pieces:
@@ -251,7 +251,7 @@ class StoreDataset:
     def read(
         self, episode: int, start: int, length: int, names: Collection[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Return a window of one episode, (length, ...) each, joined from its chunks; see ``Dataset.read``."""
+        """Return a window of one episode, (length, ...) each, joined from its records; see ``Dataset.read``."""
         if not 0 <= start < start + length <= self.lengths[episode]:
             raise IndexError(f"frames {start}..{start + length} of episode {episode} ({self.lengths[episode]} frames)")
         parts = []
@@ -301,7 +301,7 @@ class StoreDataset:
 
 
 class _SplitWriter:
-    """Writes the files of one split and remembers what the manifest says about them."""
+    """Writes the files of one split and collects their entries of the manifest."""
 
     def __init__(self, folder: Path, split: str, chunk: int, file_bytes: int):
         self.folder, self.split, self.chunk, self.file_bytes = folder, split, chunk, file_bytes
@@ -336,7 +336,7 @@ class _SplitWriter:
             file = self.folder / _file_name(self.split, len(self.files))
             try:
                 writer.close()
-            except RuntimeError as error:  # ArrayRecord's OSError: most often the disk is full
+            except RuntimeError as error:  # ArrayRecord's OSError: usually the disk is full
                 problem = str(error).partition(";")[0]
                 raise ReverieError(f"cannot write '{self.folder.parent}' ({problem}): is the disk full?") from error
             self.files.append({"records": self.records, "bytes": file.stat().st_size, "sha256": _sha256(file)})

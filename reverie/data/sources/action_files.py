@@ -1,7 +1,7 @@
 """Actions written beside a video: NAME.npy, NAME.csv or NAME.jsonl beside NAME.mp4.
 
-The files say which action was taken *at* a frame; Reverie's convention is the action that led *to* a frame (see
-``reverie.actions``), so row i is what led to frame i + 1. R rows.
+The files hold the action taken *at* a frame. Reverie's convention is the action that led *to* a frame (see
+``reverie.actions``), so row i led to frame i + 1. R rows.
 """
 
 import csv
@@ -18,10 +18,10 @@ from reverie.actions import UNLABELLED
 from reverie.errors import Damaged, ReverieError
 
 ENDINGS = (".npy", ".csv", ".jsonl")
-BYTES = 2**26  # of an action file: a day of rows at 60 a second
-LATE = 0.5  # seconds by which a log may outlast its video at either end
-CROWDED = 0.1  # of a video: actions all within so little of it, at ten times its rate, have another unit
-LARGEST = 1023  # an action beyond is a mistake (a time stamp, a bit mask), not a choice a model could learn
+BYTES = 2**26  # of an action file: enough for a day at 60 rows per second
+LATE = 0.5  # seconds by which the times of actions may exceed the video at either end
+CROWDED = 0.1  # share of a video: if all actions lie within it, at ten times the frame rate, their unit is another one
+LARGEST = 1023  # a larger number is no action but a mistake (a time stamp, a bit mask)
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class ActionRows:
     by: str
 
     def taken(self, time: float, slack: float) -> int:
-        """Return the action taken at a frame; written times that agree within ``slack`` seconds are the same."""
+        """Return the action in force at ``time``; times that differ by less than ``slack`` seconds count as equal."""
         row = int(np.searchsorted(self.at, time + (slack if self.by == "time" else 1e-6), side="right")) - 1
         return int(self.actions[row]) if row >= 0 else UNLABELLED
 
     def placed(self, times: np.ndarray, name: str) -> "ActionRows":
-        """Return rows or frame numbers at the times (T,) of the frames shown; ReverieError where they do not fit."""
+        """Return rows or frame numbers at the times (T,) of the frames; ReverieError if they do not match."""
         frames = len(times)
         if self.by == "row" and len(self.at) not in (frames, frames - 1):
             raise ReverieError(f"{name} has {len(self.at)} actions for {frames} frames")
@@ -53,7 +53,7 @@ class ActionRows:
     def within(self, span: float, rate: float, name: str) -> "ActionRows":
         """Return the rows if their times can be seconds of a video of ``span`` seconds at ``rate``; else ReverieError.
 
-        Times of another clock or unit lie beyond its ends, or crowd into a small part of it.
+        Times of another clock or unit lie outside the video, or within a small part of it.
         """
         first, last = float(self.at[0]), float(self.at[-1])
         crowded = last - first < CROWDED * span and len(self.at) > max(8, (last - first) * rate / CROWDED)
@@ -66,7 +66,7 @@ class ActionRows:
 
 
 def beside(video: Path) -> Path | None:
-    """Return the action file that goes with a video, if there is one; ReverieError where there are several."""
+    """Return the action file of a video, None if there is none; ReverieError if there are several."""
     found = [path for ending in ENDINGS if (path := video.with_suffix(ending)).is_file()]
     if len(found) > 1:
         raise ReverieError(f"has {' and '.join(path.name for path in found)} beside it; keep one of them")
@@ -74,7 +74,7 @@ def beside(video: Path) -> Path | None:
 
 
 def read(path: Path) -> ActionRows:
-    """Return what an action file says; ReverieError tells what is wrong with it, and in which row."""
+    """Return the content of an action file; ReverieError names the row that is invalid."""
     try:
         by, rows = {".npy": _npy, ".csv": _csv, ".jsonl": _jsonl}[path.suffix](path)
     except (ValueError, OSError, EOFError, RecursionError, csv.Error, Damaged) as error:
@@ -101,7 +101,7 @@ def _whole(action, where: str) -> int:
 
 
 def _npy(path: Path) -> tuple[str, list]:
-    array = bounded.map_npy(path)  # never unpickles, and a lying header cannot ask for memory
+    array = bounded.map_npy(path)  # never unpickles, and a false header cannot allocate memory
     if array.ndim != 1 or array.dtype.kind not in "iu" or array.nbytes > BYTES:
         raise ReverieError(f"{path.name} must hold one whole number per frame, in one dimension")
     return "row", list(enumerate(array.tolist()))
@@ -129,7 +129,7 @@ def _jsonl(path: Path) -> tuple[str, list]:
 
 
 def _placed(path: Path, rows: list) -> tuple[str, list]:
-    """Return named rows as (place, action), where the place is a time, a frame number or the row's own number."""
+    """Return rows with column names as (place, action); a place is a time, a frame number or the row's number."""
     if any(not isinstance(row, dict) or "action" not in row for row in rows):
         raise ReverieError(f"{path.name} has rows without an action")
     by = next((name for name in ("time", "frame") if rows and name in rows[0]), "row")

@@ -22,7 +22,7 @@ from reverie.errors import ReverieError
 
 FPS = 15.0  # the rate at which procgen shows its games to people
 SIDE = 64  # pixels: the only size procgen observes
-TIMEOUT = 1000  # steps after which procgen itself ends a level
+TIMEOUT = 1000  # steps after which procgen ends a level
 # envpool links Qt 5 and finds the wheel's only when it is loaded already; in this order nothing is left unresolved.
 QT = ("libicudata.so.56", "libicuuc.so.56", "libicui18n.so.56", "libQt5Core.so.5", "libQt5Gui.so.5")
 
@@ -42,13 +42,13 @@ CHANCES = np.array([1, 3, 2, 1, 2, 3, 1, 6, 6, *[0.25] * 6])
 
 @dataclass(frozen=True, kw_only=True)
 class CoinRunConfig:
-    """How much CoinRun to record, played by a random policy that holds each action for a while.
+    """CoinRun, played by a random policy that holds each action for a while.
 
-    count: episodes. frames: at most so many in each (a level ends by itself at the coin, or in death); shortest:
-    episodes with fewer are left out. size: pixels of a side; the game draws 64, other sizes are resampled. hold: chance
-    to repeat the last action. levels: 0 gives every episode a level of its own; N plays the levels first_level ..
-    first_level + N - 1 again and again, so that another ``first_level`` is a held-out set. num_envs: played side by
-    side. The same config gives the same episodes.
+    count: episodes. frames: the most per episode (a level ends at the coin or in death); shortest: shorter episodes are
+    dropped. size: pixels of a side; the game draws 64, other sizes are resampled. hold: probability of repeating the
+    last action. levels: 0: every episode has its own level; N: the levels first_level .. first_level + N - 1 are played
+    repeatedly, so that another ``first_level`` is a held-out set. num_envs: environments stepped in parallel. The same
+    config gives the same episodes.
     """
 
     count: int = 500
@@ -75,7 +75,7 @@ class CoinRunConfig:
 
     def episodes(self) -> Iterator[Episode]:
         """Yield ``count`` episodes in the order in which they end; ``source`` is "level SEED"."""
-        # Each environment owes its share: taking whichever ends first would favour short episodes.
+        # Each environment records its share: taking the episodes that end first would favour short ones.
         owed = np.array([self.count // self.num_envs + (e < self.count % self.num_envs) for e in range(self.num_envs)])
         envs, rng, seen = _make(self), np.random.default_rng(self.seed), set()
         with contextlib.closing(envs):
@@ -95,7 +95,7 @@ class CoinRunConfig:
                         owed[e] -= 1
                         seen.add(takes[e].level)
                         yield takes[e].episode(self.size)
-                if full:  # a reset by hand: the automatic one would swallow an action and mix two levels
+                if full:  # an explicit reset: the automatic one would drop an action and mix two levels
                     pictures, info = envs.reset(np.array(full, np.int32))
                     for row, e in enumerate(full):
                         takes[e] = _Take(pictures[row], int(info["level_seed"][row]))
@@ -114,7 +114,7 @@ class _Take:
         self.frames, self.actions, self.rewards, self.ends = [picture.copy()], [START], [0.0], [False]
 
     def add(self, picture: np.ndarray, action: int, reward: float, end: bool) -> None:
-        self.frames.append(picture.copy())  # envpool uses the buffer again
+        self.frames.append(picture.copy())  # envpool reuses the buffer
         self.actions.append(action)
         self.rewards.append(reward)
         self.ends.append(end)
@@ -134,7 +134,7 @@ class _Take:
 
 
 def _make(config: CoinRunConfig) -> Any:
-    """Return the vector environment; ReverieError where the extra is missing."""
+    """Return the vector environment; ReverieError if the extra is not installed."""
     try:
         _load_qt()
         envpool, procgen = importlib.import_module("envpool"), importlib.import_module("envpool.procgen")
@@ -156,7 +156,7 @@ def _make(config: CoinRunConfig) -> Any:
 
 
 def _load_qt() -> None:
-    """Load the Qt libraries that the wheel PyQt5-Qt5 brings; where it is absent the system's own may do."""
+    """Load the Qt libraries of the wheel PyQt5-Qt5; without it those of the system may be enough."""
     package = importlib.util.find_spec("PyQt5")
     for folder in (package.submodule_search_locations or ()) if package else ():
         for name in QT:

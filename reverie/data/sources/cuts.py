@@ -1,12 +1,12 @@
-"""Where one scene ends and the next begins. H W C image.
+"""Detection of cuts between scenes. H W C image.
 
-A cut is a change that stands alone: large beside the changes right before and right after it. Fast motion changes as
-much, but again and again. A change is measured in three ways: pixel by pixel; after one picture was moved over the
-other so that they fit best; by the colours alone, wherever they are. On either side, any of the three may stand out.
+A cut is a single large change: larger than the changes right before and right after it. Fast motion changes as much,
+but repeatedly. A change is measured in three ways: per pixel; after the best shift of one picture over the other; and
+by colours alone, independent of position. On each side, any of the three may show the cut.
 
-A change is no cut if the same view was or will be seen on its other side (a flash, a light, a glance aside), whatever
-the light. Of several changes closer together than the shortest scene, at most the one that stands out most is a cut: in
-doubt a scene goes on, and no frame is lost. What is found and what is not: docs/log.md; the films: tests/motions.py.
+A change is no cut if the same view is seen before and after it (a flash, a light, a glance aside), in whatever light.
+Of several changes within the shortest scene, at most the clearest one is a cut. In doubt the scene continues, and no
+frame is lost. Results are in docs/log.md, the test films in tests/motions.py.
 """
 
 import math
@@ -18,35 +18,35 @@ from typing import Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-SIDE = 32  # pixels of a side that are compared
-AROUND = 4  # changes before and after a cut, all of which it must exceed
-ALONE = 1.5  # so many times, on each side in one of the three measures
-CERTAIN = 4.0  # in pixels and colours, and no other near, where a cut leaves little of a film's beginning or end
-DARK = 64.0  # of 255: where no pixel is lighter, less is asked of a change, in proportion, down to a quarter
-QUIET = 2.0  # of 255: added to every change, so that of two that compression made neither stands out
-FLAT = 4.0  # of 255: a picture of no more contrast shows nothing; up to AROUND of them are overlooked
-ALIKE = 0.25  # of a picture's contrast: two pictures of one view differ by less
-OVERLAP = 0.3  # of a picture's area: the least by which two must overlap to be compared
-SHARED = 0.5  # and to be of one view: other places of one game have as much sky and ground alike
+SIDE = 32  # pixels of a side of the compared pictures
+AROUND = 4  # changes before and after a cut that it must exceed
+ALONE = 1.5  # factor of that, on each side, in one of the three measures
+CERTAIN = 4.0  # in pixels and colours, without another change nearby, for cuts close to the start or end of a film
+DARK = 64.0  # of 255: for darker pictures the threshold falls in proportion, down to a quarter
+QUIET = 2.0  # of 255: added to every change, so that compression noise never stands out
+FLAT = 4.0  # of 255: pictures with no more contrast are blank; up to AROUND of them are skipped
+ALIKE = 0.25  # share of a picture's contrast: pictures of one view differ by less
+OVERLAP = 0.3  # share of the area: the least overlap of two compared pictures
+SHARED = 0.5  # the same for one view, since different places of a game share sky and ground
 
 T = TypeVar("T")
 
 
 @dataclass
 class _Step(Generic[T]):
-    """One item, its small picture (SIDE,SIDE,3) float32, how it differs from the one before, and what was decided."""
+    """One item, its small picture (SIDE,SIDE,3) float32, its change from the previous one, and the decision."""
 
     item: T
     picture: np.ndarray
     changes: np.ndarray  # (3,): pixels, best fit, colours
-    alone: float = 0.0  # how far it stands out in the clearest measure; 0: no cut
+    alone: float = 0.0  # how much it exceeds its neighbours in the clearest measure; 0: no cut
     certain: bool = False
 
 
 def cuts(frames: Iterable[tuple[T, np.ndarray]], threshold: float, apart: int = 1) -> Iterator[tuple[T, bool]]:
-    """Yield every item with whether its frame (H,W,C) uint8 begins a new scene; the very first one does not.
+    """Yield every item with whether its frame (H,W,C) uint8 starts a new scene; the first one does not.
 
-    threshold: how much must change at least, 0..255 per pixel. apart: frames of the shortest scene.
+    threshold: the least change of a cut, 0..255 per pixel. apart: frames of the shortest scene.
     Looks ``max(apart, AROUND) + AROUND`` frames ahead.
     """
     reach = max(apart, AROUND)
@@ -95,7 +95,7 @@ def _steps(frames: Iterable[tuple[T, np.ndarray]]) -> Iterator[_Step[T]]:
 
 
 def _judge(steps: deque[_Step[T]], place: int, threshold: float) -> None:
-    """Say of one step how far its change stands out among those around it."""
+    """Store how much the change of one step exceeds those around it."""
     step = steps[place]
     light = max(float(steps[near].picture.max()) for near in (max(0, place - 1), place)) / DARK
     if step.changes[0] <= threshold * min(max(light, 0.25), 1.0):
@@ -124,7 +124,7 @@ def _is_cut(steps: deque[_Step[T]], place: int, apart: int, reach: int, at_an_en
 
 
 def _whitened(picture: np.ndarray) -> np.ndarray:
-    """Return a picture without its light: each colour with mean 0 and standard deviation 1."""
+    """Return a picture with each colour normalised to mean 0 and standard deviation 1."""
     return (picture - picture.mean((0, 1))) / np.maximum(picture.std((0, 1)), FLAT)
 
 
@@ -139,7 +139,7 @@ _AREA = np.rint(np.fft.irfft2(_WINDOW * _WINDOW.conj(), (2 * SIDE, 2 * SIDE)))  
 
 
 def _misfit(a: np.ndarray, b: np.ndarray, overlap: float = OVERLAP) -> float:
-    """Return the root mean square difference where two pictures overlap, moved so that it is smallest."""
+    """Return the root mean square difference in the overlap of two pictures, at the best shift."""
     enough = overlap * SIDE**2 <= _AREA
     crossed = (a[..., :3] * b[..., :3].conj()).sum(-1)
     squares = a[..., 3] * _WINDOW.conj() + _WINDOW * b[..., 3].conj()

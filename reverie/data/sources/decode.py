@@ -1,10 +1,10 @@
-"""The packets of a video file as frames with times: one stream, in the order of showing, without damaged pictures.
+"""The frames of a video file with their times: one stream, in display order, without damaged pictures.
 
 Order and number are those of the decoder, as in ``ffmpeg -fps_mode passthrough``: packets that an edit list hides and
-frames before the first key frame are not shown. Times are the decoder's best guess (``_Clock``), made to ascend.
+frames before the first key frame are dropped. Times are the decoder's best estimate (``_Clock``), made to ascend.
 
-A frame is damaged if its packet or picture is marked so, if its packet did not decode, or if it came after such a one
-and before the next key frame, in the order of *decoding*: then it may refer to the damage, whenever it is shown.
+A frame is damaged if its packet or picture is marked so, if its packet does not decode, or if it follows such a one
+before the next key frame, in *decoding* order, because it may then refer to the damaged picture.
 """
 
 from array import array
@@ -28,20 +28,20 @@ from av.video.frame import PictureType
 LARGEST = 2**25  # pixels of a picture: 8K is just within. A gif of 88 KB may claim 16000 x 16000
 OPTIONS = {"protocol_whitelist": "file", "max_pixels": str(LARGEST)}  # a playlist named .mp4 must not reach the network
 TEXT = {"tty", "bin", "xbin", "adf", "idf"}  # ffmpeg shows any .txt as a film of a terminal
-LEAP = 10.0  # seconds: in streams made for broadcasting, a longer step is a new clock, not a pause (as for ffmpeg)
-BACK = 1.0  # seconds: in any file, a step back by more is a new clock; by less, a slip of the muxer
-REACH = 20  # packets: H.264 and HEVC put at most 16 frames between a picture and what is predicted from it
-LATEST = 2 * REACH  # packets later no frame comes of a packet any more: some are never shown, as VP8's "altref"
-DEPENDENT = (PictureType.P, PictureType.B)  # may be marked as key frames where a stream refreshes itself bit by bit
+LEAP = 10.0  # seconds: in broadcast streams a longer step is a new clock and no pause (as in ffmpeg)
+BACK = 1.0  # seconds: in any file a longer step back is a new clock; a shorter one is an error of the muxer
+REACH = 20  # packets: in H.264 and HEVC at most 16 frames lie between a picture and one predicted from it
+LATEST = 2 * REACH  # packets after which a packet gives no frame any more; some never do, such as VP8's "altref"
+DEPENDENT = (PictureType.P, PictureType.B)  # may mark key frames in streams with gradual refresh
 
 
 class Unusable(Exception):
-    """Why a video cannot be used."""
+    """The video cannot be used, for the reason in the message."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """The stream of a file that is shown.
+    """The video stream of a file that is used.
 
     rate: its usual frames per second; span: seconds; aspect: a pixel's width / height; sized: its head tells a size.
     packets: those that are shown, as a rule one a frame.
@@ -57,7 +57,7 @@ class Track:
 
 
 class Shown(NamedTuple):
-    """One frame. time: seconds after the first; frame: None where it is damaged. Time nan: frames are missing here."""
+    """One frame. time: seconds after the first; nan: frames are missing here. frame: None if it is damaged."""
 
     time: float
     frame: av.VideoFrame | None
@@ -65,7 +65,7 @@ class Shown(NamedTuple):
 
 @dataclass
 class Tally:
-    """What became of a video's frames. missing: times of frames that no picture came of; leaps: new clocks joined."""
+    """Counts of a video's frames. missing: times of frames without a picture; leaps: new clocks that were joined."""
 
     shown: int = 0
     damaged: int = 0
@@ -74,7 +74,7 @@ class Tally:
     ended: str = ""
 
     def __str__(self) -> str:
-        """Return what was left out or repaired, in one line; "" if nothing was."""
+        """Return one line about what was dropped or repaired; "" if nothing was."""
         lost, parts = self.damaged + len(self.missing), []
         if lost:
             parts.append(f"{lost} of {self.shown + len(self.missing)} frames damaged, left out")
@@ -86,9 +86,9 @@ class Tally:
 
 
 def track(path: Path) -> Track:
-    """Return the stream that is shown, by all its time stamps; Unusable if there is none.
+    """Return the stream to use, from all its time stamps; raises Unusable if there is none.
 
-    Of several that last (a still picture does not), ffmpeg's choice: the default one, then the largest.
+    Of several streams (a still picture does not count), it is ffmpeg's choice: the default one, then the largest.
     """
     if not path.stat().st_size:
         raise Unusable("the file is empty")
@@ -100,7 +100,8 @@ def track(path: Path) -> Track:
             streams = {
                 stream.index: stream
                 for stream in container.streams.video
-                if stream.codec_context and not stream.disposition & Disposition.attached_pic  # the cover of a sound
+                # The attached picture is the cover of an audio file.
+                if stream.codec_context and not stream.disposition & Disposition.attached_pic
             }
             if not streams:
                 raise Unusable("it has no moving pictures, only sound, text or a cover")
@@ -121,7 +122,7 @@ def track(path: Path) -> Track:
 
 
 def frames(one: Track, tally: Tally) -> Iterator[Shown]:
-    """Yield the frames of a video in the order of showing, and count into ``tally``; damage never raises."""
+    """Yield the frames of a video in display order, and count into ``tally``; damage never raises."""
     clock = _Clock(one.rate)
     try:
         with _opened(one.path) as container:
@@ -141,28 +142,28 @@ def frames(one: Track, tally: Tally) -> Iterator[Shown]:
 def _sound(
     container: InputContainer, stream: Stream, clock: "_Clock", tally: Tally
 ) -> Iterator[tuple[av.VideoFrame | None, bool]]:
-    """Yield every frame that comes out of the decoder with whether it is sound; None where a packet failed.
+    """Yield every frame of the decoder with whether it is sound; None for a packet that failed.
 
-    A frame is held until those decoded earlier are out too: B-frames come out before the damaged picture they refer to.
-    Of packets that never become a frame of their own (hidden pictures, second fields) only so much is waited for.
-    Packets bear their number as a time through the decoder, which hands it on to their frames. (PyAV's way to say so,
-    ``copy_opaque``, calls Python from the decoder's threads, and hangs where Python waits for them.)
+    A frame is held until earlier decoded ones are out, since B-frames come out before the damaged picture they refer
+    to. Packets that never give a frame (hidden pictures, second fields) delay it only for a limited time. A packet
+    carries its number in its time stamp, which the decoder copies to its frame. (PyAV's ``copy_opaque`` calls Python
+    from the decoder's threads, and deadlocks if Python waits for them.)
     """
     assert isinstance(stream, av.VideoStream)
     context, damage, held = stream.codec_context, _Damage(), deque()
-    # Threads for whole frames decode what is broken differently from time to time, as the machine is busy or not.
+    # With frame threads, the result for broken files depends on timing.
     context.thread_type, context.options = "SLICE", {"max_pixels": str(LARGEST)}
-    waiting: dict[int, _Stamps] = {}  # packets no frame has come of, by number in the order of decoding
+    waiting: dict[int, _Stamps] = {}  # packets that have given no frame yet, by their number in decoding order
     for number, packet in enumerate(container.demux(stream)):
         flush = not packet.size
         if flush and packet.dts is not None:
-            continue  # an empty chunk, AVI's "as before": to the decoder it would mean the end
+            continue  # an empty chunk (in AVI a repeated frame) would end the decoder
         if not flush:
             waiting[number] = _Stamps(packet.pts, packet.dts, packet.time_base, packet.is_discard)
             packet.pts = number
             if packet.is_corrupt:
                 damage.at(number)
-        earliest = max(0, number + 1 - max(1, context.thread_count))  # the packet an error now may belong to
+        earliest = max(0, number + 1 - max(1, context.thread_count))  # the first packet that an error may belong to
         for frame in _decoded(packet, flush, damage, earliest):
             own = number if frame.pts is None else frame.pts
             frame.pts = waiting.pop(own, UNKNOWN).pts
@@ -181,11 +182,11 @@ def _sound(
     if damage.first is not None:
         late = [stamps for number, stamps in waiting.items() if number >= damage.first and not stamps.hidden]
         lost = [clock.of(stamps.time) for stamps in late if stamps.time is not None]
-        tally.missing = [time for time in lost if time > 0]  # before the first whole picture players show nothing
+        tally.missing = [time for time in lost if time > 0]  # players show nothing before the first intact picture
 
 
 def _decoded(packet: av.Packet, flush: bool, damage: "_Damage", earliest: int) -> Iterator[av.VideoFrame]:
-    """Yield what the decoder gives for a packet, or at the end all the rest; what fails began at ``earliest``."""
+    """Yield the decoder's frames for a packet, or the rest at the end; a failure may stem from ``earliest`` on."""
     for call in range(1024 if flush else 1):
         try:
             found = packet.decode()
@@ -195,12 +196,12 @@ def _decoded(packet: av.Packet, flush: bool, damage: "_Damage", earliest: int) -
             damage.fails(earliest)
             continue
         if call and found:
-            damage.fails(earliest)  # at the end, a call gives all the rest unless an error ends it
+            damage.fails(earliest)  # at the end, a call gives all remaining frames unless an error ends it
         yield from found
 
 
 class _Damage:
-    """Which frames damage reaches, all by their packets' numbers in the order of decoding."""
+    """The frames that damage reaches, by their packets' numbers in decoding order."""
 
     def __init__(self):
         self.first: int | None = None
@@ -208,7 +209,7 @@ class _Damage:
         self._marks: list[int] = []
 
     def at(self, number: int) -> None:
-        """Note that the picture of a packet is not what was filmed."""
+        """Note that the picture of a packet is damaged."""
         self.first = number if self.first is None else min(self.first, number)
         self._marks.append(number)
 
@@ -218,17 +219,17 @@ class _Damage:
         self.at(number)
 
     def spares(self, number: int, frame: av.VideoFrame) -> bool:
-        """Return whether the next frame shown is sound; a sound key frame ends all damage decoded before it."""
+        """Return whether the next displayed frame is sound; a sound key frame ends all damage decoded before it."""
         if frame.key_frame and frame.pict_type not in DEPENDENT:
             self._marks = [mark for mark in self._marks if mark >= number]
         return not any(mark <= number for mark in self._marks)
 
 
 class _Clock:
-    """Seconds after the first frame, ascending: ffmpeg's best guess of two clocks, of which one may be missing or lie.
+    """Ascending seconds after the first frame, from ffmpeg's two clocks, of which one may be missing or wrong.
 
-    A presentation time is used unless such times have failed to ascend more often than decoding times, or is missing
-    (AVI); without either, a frame follows the one before by the usual interval.
+    It uses presentation times, unless they are missing (AVI) or failed to ascend more often than decoding times. A
+    frame without either follows the previous one by the usual interval.
     """
 
     def __init__(self, rate: float):
@@ -263,7 +264,7 @@ class _Clock:
         return self._last
 
     def of(self, time: float) -> float:
-        """Return where on this clock a time stamp lies that came with no frame."""
+        """Return the time on this clock of a time stamp without a frame."""
         return time + self._offset
 
 
@@ -304,9 +305,9 @@ def _plausible(aspect) -> float:
 
 
 def _opened(path: Path) -> InputContainer:
-    # "file:", as a name may hold a colon
+    # "file:", since a name may contain a colon
     container = av.open(f"file:{path.resolve()}", options=OPTIONS, metadata_errors="ignore")
-    container.flags &= ~Flags.gen_pts.value  # PyAV's default: times made up for AVI's B-frames, all wrong
+    container.flags &= ~Flags.gen_pts.value  # PyAV's default generates wrong times for AVI's B-frames
     for stream in container.streams:
         if stream.type != "video":
             stream.discard = Discard.all
@@ -326,9 +327,9 @@ def _read_stamps(container: InputContainer, streams: list[av.VideoStream], stamp
 
 
 def _rate(stamps: np.ndarray, average: float, broadcast: bool) -> tuple[float, float]:
-    """Return the usual frames per second, from all time stamps (T,), and how many seconds they cover.
+    """Return the usual frames per second, from all time stamps (T,), and the seconds that they cover.
 
-    Variable rates: typical intervals only. The declared average is exact where it agrees, and absurd in some files.
+    For variable rates, from typical intervals. The declared average is exact if it agrees, and absurd in some files.
     """
     known = stamps[np.isfinite(stamps)]
     gaps = np.diff(np.unique(known))

@@ -1,12 +1,12 @@
-"""One video file: a first look at it, and its frames at another size and rate.
+"""One video file: its properties, and its frames at another size and rate.
 
 Frames are found by their time stamps (``decode.py``), never by counting. Sample k of an unbroken stretch shows the last
 frame with
 
     time <= start of the stretch + k / fps + SLACK * interval,      interval = 1 / (the video's own frame rate)
 
-where the slack absorbs what containers round (1 ms in webm, 10 ms in gif). Of pictures, as many are held as the decoder
-holds back to bring them in order. H W C image.
+where the slack absorbs rounding by containers (1 ms in webm, 10 ms in gif). In memory are only as many pictures as the
+decoder needs to reorder them. H W C image.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Film:
-    """What the first look at a video found. shape: (height, width) as it is seen, upright and with square pixels."""
+    """The properties of a video. shape: (height, width) as displayed, upright and with square pixels."""
 
     path: Path
     name: str
@@ -48,12 +48,12 @@ class Film:
 
     @property
     def rate(self) -> float:
-        """Its own frames per second."""
+        """The video's own frames per second."""
         return self.track.rate
 
 
 class Sample(NamedTuple):
-    """One frame at the target size and rate, and the action that led to it. first: nothing before it is connected."""
+    """One frame at the target size and rate, and the action that led to it. first: it starts an unbroken stretch."""
 
     picture: np.ndarray
     action: int
@@ -61,7 +61,7 @@ class Sample(NamedTuple):
 
 
 def look(path: Path, name: str) -> Film:
-    """Read all time stamps of a video and decode two of its frames; Unusable tells why that cannot be."""
+    """Return a video's properties from its time stamps and two decoded frames; raises Unusable."""
     track, tally = decode.track(path), Tally()
     sound = (shown.frame for shown in decode.frames(track, tally) if shown.frame is not None)
     found = list(itertools.islice(sound, 2))
@@ -74,9 +74,9 @@ def look(path: Path, name: str) -> Film:
 
 
 def labelled(film: Film) -> Film:
-    """Return the video with the actions that lie beside it; ReverieError tells what is wrong with them.
+    """Return the video with the actions of the file beside it; ReverieError if they are invalid.
 
-    Where they count frames, the whole video is decoded to see how many it shows.
+    If they refer to frame numbers, the whole video is decoded to count its frames.
     """
     path = action_files.beside(film.path)
     if path is None:
@@ -92,9 +92,9 @@ def labelled(film: Film) -> Film:
 
 
 def samples(film: Film, fps: float, size: tuple[int, int], fit: Fit) -> Iterator[Sample]:
-    """Yield a video at ``fps`` and ``size``; see the head of this file. Of the actions in between, the usual.
+    """Yield a video at ``fps`` and ``size``, with the most frequent of the actions between two samples.
 
-    What was left out or repaired is logged in one line.
+    Logs one line about what was dropped or repaired.
     """
     scaler, interval, tally = VideoReformatter(), 1 / film.rate, Tally()
     slack, hold = SLACK * min(interval, 1 / fps), max(HOLD, 4 * interval)
@@ -119,16 +119,16 @@ def samples(film: Film, fps: float, size: tuple[int, int], fit: Fit) -> Iterator
 
 
 def _usual(actions: list[int]) -> int:
-    """Return the most frequent action; of equals, the latest."""
+    """Return the most frequent action; the latest of equally frequent ones."""
     counts = Counter(reversed(actions))
     return max(counts, key=counts.__getitem__)
 
 
 def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """Return how to show a frame upright: whether rows and columns change places, then up and down, left and right do.
+    """Return how to display a frame upright: whether to transpose it, then flip it vertically and horizontally.
 
-    Its display matrix takes the stored point (x, y) to (m[0] x + m[3] y, m[1] x + m[4] y); all eight such turns exist,
-    as cameras that face their user mirror. Others are rounded to one of them.
+    Its display matrix maps the stored point (x, y) to (m[0] x + m[3] y, m[1] x + m[4] y). All eight combinations occur,
+    since front cameras mirror. Other matrices are rounded to one of them.
     """
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
@@ -139,7 +139,7 @@ def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def _shape(frame: av.VideoFrame, aspect: float) -> tuple[float, float]:
-    """Return (height, width) as the frame is meant to be seen, upright, with square pixels."""
+    """Return (height, width) of the frame as displayed, upright, with square pixels."""
     height, width = float(frame.height), frame.width * aspect
     return (width, height) if _turn(frame)[0] else (height, width)
 

@@ -1,9 +1,9 @@
-"""A small platform game of tiles: hills, coins, a bird, and a player whose every action shows.
+"""A small platform game of tiles: hills, coins, a bird, and a player whose actions are all visible.
 
-It is made to be learned. With ``speed == tile`` everything moves by whole tiles, so each tile of a picture is one of a
-few (some 22 per theme), and a tokenizer whose patch is a tile has nearly symbolic tokens. Facing, walking, rising and
-falling are different sprites, so one picture tells what an action will do (at smaller speeds it does not tell how much
-of a rise is left). Left and right also steer in the air; letting go falls; holding jump after the rise hovers.
+It is designed to be easy to learn. With ``speed == tile`` everything moves by whole tiles, so each tile of a frame is
+one of about 22 per theme, and a tokenizer whose patch is a tile has nearly symbolic tokens. Facing, walking, rising and
+falling are different sprites, so one frame determines the effect of an action (at smaller speeds it does not show how
+much of a rise is left). Left and right also steer in the air, releasing jump falls, holding it after the rise hovers.
 
 H = W = tiles * tile pixels. A tile is shown by a letter per pixel, and letters by the colours of the theme.
 """
@@ -24,8 +24,8 @@ STAY, LEFT, RIGHT, JUMP = range(4)
 STAND, WALK, RISE, FALL = range(4)  # the player's pose
 LEVEL, X, Y, POSE, RISING, FACING, COINS, BIRD_X, BIRD_WAY, TIME = range(10)  # the state; places in pixels
 JUMP_TILES = 2
-LIKENESS = 30  # of 255, root of the mean square: as far as a picture of the player may be from him
-CHANGE, SEEK = 0.55, 0.25  # behaviour: chance to choose anew, per tile moved; then, to head for a coin
+LIKENESS = 30  # of 255: largest root mean square distance of a picture of the player from its sprite
+CHANGE, SEEK = 0.55, 0.25  # policy: probability of a new choice per tile moved; then, of heading for a coin
 
 ACTIONS = ActionSpace(
     "discrete", 4, ("stay", "left", "right", "jump"), ("ArrowDown", "ArrowLeft", "ArrowRight", "ArrowUp")
@@ -101,12 +101,12 @@ sky | earth | stone | grass | flower | platform | sun | cloud | cloud end
 
 @dataclass(frozen=True, kw_only=True)
 class PlatformerConfig:
-    """A small platform game of tiles, every level another; the picture is ``tiles * tile`` pixels square.
+    """A small platform game of tiles with random levels; frames are ``tiles * tile`` pixels square.
 
     tile: pixels per tile (4, 8 or a multiple of 8). speed: pixels moved per frame, a divisor of tile; 0: one tile a
-    frame. themes: 1..6 sets of colours. count, frames: episodes to record, and frames in each. Every episode has its
-    own level; ``seed`` chooses the levels. anywhere: the player starts in any free place, half of the time rising, and
-    not always on the ground; so rare moments, as high jumps are, occur often in the data.
+    frame. themes: 1..6 sets of colours. count, frames: episodes to record, and frames of each. Every episode has its
+    own level; ``seed`` chooses the levels. anywhere: the player starts in any free place, half of the time rising, not
+    only on the ground, so that rare moments such as high jumps are frequent in the data.
     """
 
     tiles: int = 8
@@ -132,7 +132,7 @@ class PlatformerConfig:
         return self.speed or self.tile
 
     def spec(self) -> Spec:
-        """Return what its episodes have in common; one walks six tiles a second."""
+        """Return the spec of its episodes; the player walks six tiles per second."""
         side = self.tiles * self.tile
         return Spec((side, side, 3), ACTIONS, min(60.0, 6.0 * self.tile / self.pace), "platformer", self)
 
@@ -150,7 +150,7 @@ class PlatformerConfig:
 
 
 class Level(NamedTuple):
-    """What does not change: drawn from the level's seed."""
+    """The constant part of a level, drawn from its seed."""
 
     theme: int
     solid: list[list[bool]]  # row, column; one tile of wall around it on every side, so index + 1
@@ -187,7 +187,7 @@ class Platformer:
         )
 
     def step(self, state: np.ndarray, action: int) -> tuple[np.ndarray, float, bool]:
-        """Return (state, reward, False): reward 1 for a coin; the world does not end. Actions 0..3, else IndexError."""
+        """Return (state, reward, False): reward 1 for a coin; episodes do not end. Raises IndexError unless 0..3."""
         if not 0 <= action < ACTIONS.size:
             raise IndexError(f"action {action} of {ACTIONS.size}")
         seed, x, y, pose, rising, facing, coins, bird_x, bird_way, time = state.tolist()
@@ -218,7 +218,7 @@ class Platformer:
         return np.array([seed, x, y, pose, rising, facing, coins, bird_x, bird_way, time + 1], np.int32), reward, False
 
     def render(self, state: np.ndarray) -> np.ndarray:
-        """Return the picture (H,W,3) uint8: scenery and coins, the bird, and the player in front."""
+        """Return the frame (H, W, 3) uint8: scenery and coins, the bird, and the player in front."""
         seed, x, y, pose, _, facing, coins, bird_x, bird_way, _ = state.tolist()
         tiles, tile, themes = self.config.tiles, self.config.tile, self.config.themes
         frame = _scenery(seed, coins, tiles, tile, themes).copy()
@@ -230,10 +230,10 @@ class Platformer:
         return frame
 
     def visible(self, frames: np.ndarray) -> np.ndarray:
-        """Return whether the player is in each of uint8 frames (..., H, W, C), in any pose and anywhere he can be.
+        """Return whether the player is visible in each of uint8 frames (..., H, W, C), in any pose, anywhere.
 
-        He is where no pixel of his, on average, is further than ``LIKENESS`` from his own: whatever stands behind him
-        shows through his transparent pixels, which do not count. Anything else is three times as far at least.
+        He is visible where the root mean square distance to one of his sprites is below ``LIKENESS``; transparent
+        pixels do not count. Anything else is at least three times as far away.
         """
         tile, pace = self.config.tile, self.config.pace
         sprites = [_sprites(0, tile)[pose, way] for pose in POSES for way in (1, -1)]  # of one colour in every theme
@@ -248,7 +248,7 @@ class Platformer:
         return np.array(found).reshape(frames.shape[:-3])
 
     def policy(self, state: np.ndarray, rng: np.random.Generator, last_action: int) -> int:
-        """Repeat the last action for a while, sometimes head for the nearest coin, else any action."""
+        """Repeat the last action for a while, then head for the nearest coin or take a random action."""
         if last_action >= 0 and rng.random() >= CHANGE * self.config.pace / self.config.tile:
             return last_action
         seed, x, y, *_ = state.tolist()
@@ -298,7 +298,7 @@ def _level(seed: int, tiles: int, themes: int) -> Level:
 
 
 def _platform(pictures: np.ndarray, height: list[int], rng: np.random.Generator) -> None:
-    """Try one random platform; draw it if one can walk under it and, from the ground beside, onto it."""
+    """Try one random platform; draw it if the player can walk under it and get onto it from the ground beside."""
     tiles = len(height)
     wide, row = int(rng.integers(1, 4)), int(rng.integers(3, tiles - 2))
     first = int(rng.integers(tiles - wide + 1))
@@ -311,7 +311,7 @@ def _platform(pictures: np.ndarray, height: list[int], rng: np.random.Generator)
 
 @lru_cache(maxsize=64)
 def _scenery(seed: int, coins: int, tiles: int, tile: int, themes: int) -> np.ndarray:
-    """Return the picture of a level with the coins that are left, without what moves. Do not write into it."""
+    """Return the picture of a level with the remaining coins, without moving things; read-only."""
     level = _level(seed, tiles, themes)
     pictures = level.pictures.copy()
     for index, place in enumerate(level.coins):
@@ -323,7 +323,7 @@ def _scenery(seed: int, coins: int, tiles: int, tile: int, themes: int) -> np.nd
 
 @lru_cache(maxsize=64)
 def _tiles(theme: int, tile: int) -> np.ndarray:
-    """Return the pictures of all still tiles, each on the sky: (len(TILES), tile, tile, 3)."""
+    """Return the pictures of all tiles, each drawn over the sky: (len(TILES), tile, tile, 3)."""
     return np.stack([_draw(name, theme, tile)[0] for name in TILES])
 
 

@@ -1,6 +1,6 @@
 """What a folder is, if not loose videos or pictures: data of robots and games in layouts that others have defined.
 
-Read as loose videos, such data would be silently wrong: cameras mixed, episodes run together, actions lost.
+Read as single videos, such data would be silently wrong: cameras mixed, episodes joined, actions lost.
 """
 
 import json
@@ -13,12 +13,12 @@ NOT_YET = (
     "Reverie does not read that format yet: write every episode as one video with an action file of the same name "
     "beside it, or a store with write_store (docs/data.md)"
 )
-MARKS = {  # a file that only such data have, by the end of its path
+MARKS = {  # files that only these formats have, by the end of their path
     "meta/info.json": "LeRobot",
     "main_data.hdf5": "Minari",
     "features.json": "RLDS (TensorFlow Datasets)",
 }
-EPISODES = {  # how files end of which one may hold a thousand episodes, and a video beside it be but a preview
+EPISODES = {  # endings of files that hold many episodes; a video beside one is only a preview
     ".tfrecord": "RLDS (TensorFlow Datasets)",
     ".hdf5": "HDF5 (robomimic, D4RL, Minari)",
     ".h5": "HDF5 (robomimic, D4RL, Minari)",
@@ -29,7 +29,7 @@ EPISODES = {  # how files end of which one may hold a thousand episodes, and a v
     ".mcap": "MCAP (robots, screen recordings)",
     ".bag": "rosbag",
 }
-TABLES = {  # and of which some may lie beside loose videos, but not one for each of them
+TABLES = {  # endings of files that may lie beside ordinary videos, but not one for each video
     ".parquet": "Parquet (LeRobot?)",
     ".arrow": "Arrow (Minari?)",
     ".npz": "episodes in .npz (MineRL, DreamerV2, DreamerV3, Crafter?)",
@@ -52,7 +52,7 @@ CAMERA = "observation.image"  # begins the name of a folder with the videos of o
 
 
 def refuse_formats(path: Path, files: Iterable[Path], videos: Iterable[Path]) -> None:
-    """ReverieError in one line that names the format, if ``path``, with ``files`` in it, is data in one known."""
+    """Raise a ReverieError that names the format if ``path``, which holds ``files``, is data in a known format."""
     files, videos = list(files), list(videos)
     if name := recognise(path, files, videos):
         alone = " To learn from the videos alone, put them into a folder of their own." if videos else ""
@@ -68,7 +68,7 @@ def outnumber(inside: Iterable[Path], found: Sequence[Path]) -> bool:
 
 
 def recognise(path: Path, files: list[Path], videos: list[Path]) -> str | None:
-    """Return the name of the format that ``files`` at ``path`` are in, or None where ``videos`` are what they seem."""
+    """Return the name of the format of ``files`` at ``path``, or None if ``videos`` are ordinary videos."""
     above = path.resolve()
     for mark, name in MARKS.items():
         roots = {file.parents[mark.count("/")] for file in files if file.as_posix().endswith(f"/{mark}")}
@@ -90,7 +90,7 @@ def recognise(path: Path, files: list[Path], videos: list[Path]) -> str | None:
 
 
 def _has(file: Path, ending: str) -> bool:
-    """Whether a file's name has an ending, as in a.zarr.zip or a.tfrecord-00000-of-00002, or its folder's (a.zarr)."""
+    """Whether the name of a file (a.zarr.zip, a.tfrecord-00000-of-00002) or of its folder (a.zarr) has an ending."""
     if any(suffix == ending or suffix.startswith(f"{ending}-") for suffix in file.suffixes):
         return True
     return file.name == ending or (ending == ".zarr" and any(folder.suffix == ending for folder in file.parents))

@@ -1,13 +1,13 @@
-"""The bouncing square, on which Dreamer 4's reimplementations are compared: 32x32, one square, four ways to push it.
+"""The bouncing square, on which reimplementations of Dreamer 4 are compared: 32x32, one square, four pushes.
 
-Or more: ``SquareConfig.actions`` says what kind of action pushes it, so that every kind has an exact little world.
+``SquareConfig.actions`` chooses the kind of action, so that every kind has a small simulator.
 
-Deterministic given the actions, unpredictable without them, and with a known best policy; written anew from its
+It is deterministic given the actions, unpredictable without them, and its best policy is known. Written from its
 published constants. A square of side 6..14 moves 2 pixels a step and is mirrored at the walls; the reward is minus the
-distance in pixels between its centre and the picture's, on arrival. The behaviour holds an action for 4..9 steps
+distance in pixels between its centre and the picture's, on arrival. The policy holds an action for 4..9 steps
 (uniformly), then takes one of the other three.
 
-Mean returns over 32 steps: random -273, behaviour -320, one action for ever -365, greedy -55.
+Mean returns over 32 steps: random -273, this policy -320, one constant action -365, greedy -55.
 """
 
 import math
@@ -21,7 +21,7 @@ from reverie.actions import ActionSpace
 from reverie.data.episode import Action, Episode, Spec, record
 from reverie.errors import ReverieError
 
-SIZE, SPEED, PUSH = 32, 2, 4  # PUSH: pixels a step, at most, where actions are continuous
+SIZE, SPEED, PUSH = 32, 2, 4  # PUSH: the most pixels per step for continuous actions
 SIDES = 6, 14
 HOLDS = 4, 9
 X, Y, SIDE, INK, PAPER, LAST, HELD, TIME = range(8)  # the state: corner in pixels, colours as 0xRRGGBB, behaviour's own
@@ -54,7 +54,7 @@ class SquareConfig:
             raise ReverieError("the bouncing square needs count >= 1, frames >= 2 and seed >= 0.")
 
     def spec(self) -> Spec:
-        """Return what its episodes have in common."""
+        """Return the spec of its episodes."""
         return Spec((SIZE, SIZE, 3), SPACES[self.actions], 10.0, "square", self)
 
     def make(self) -> "Square":
@@ -103,7 +103,7 @@ class Square:
         return frame
 
     def policy(self, state: np.ndarray, rng: np.random.Generator, last_action: Action) -> Action:
-        """Hold the last action for 4..9 steps in all, uniformly, then take one that leads another way."""
+        """Hold the last action for 4..9 steps in all, uniformly, then take one of another direction."""
         held, count = int(state[HELD]), self.actions.count
         begun = state[LAST] >= 0
         if begun and (held < HOLDS[0] or rng.random() >= 1 / (HOLDS[1] + 1 - held)):  # of those possible, not this one
@@ -116,7 +116,7 @@ class Square:
                 return drawn.astype(self.actions.dtype)
 
     def push(self, action: Action) -> tuple[int, int]:
-        """Return how many pixels an action moves the square, across and down."""
+        """Return the pixels by which an action moves the square, (across, down)."""
         if self.kind == "discrete":
             return MOVES[action]
         if self.kind == "continuous":
@@ -127,6 +127,6 @@ class Square:
         return SPEED * (right - left), SPEED * (down - up)
 
     def _way(self, action: Action) -> int:
-        """One number, 0 or more, for all actions that push alike."""
+        """Return one number >= 0 for all actions that push in the same direction."""
         dx, dy = self.push(action)
         return int(action) if self.kind == "discrete" else (dx + PUSH) * (2 * PUSH + 1) + dy + PUSH

@@ -1,6 +1,6 @@
-"""A folder of ordinary videos, of any size, frame rate and length, as episodes.
+"""Episodes from a folder of ordinary videos of any size, frame rate and length.
 
-Each video is decoded once, from beginning to end, holding no more than one episode in memory.
+Each video is decoded once, from start to end, with at most one episode in memory.
 """
 
 import itertools
@@ -30,27 +30,26 @@ ENDINGS = (
     *(".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".wmv", ".asf", ".ogv", ".mxf", ".dv"),
     *(".h264", ".h265", ".hevc", ".mjpeg", ".mjpg", ".ivf", ".y4m"),
 )
-RATE = 15.0  # frames per second: more makes longer sequences of smaller changes, and no better player
+RATE = 15.0  # frames per second: more give longer sequences of smaller changes, and no better play
 DARK = 64  # of 255
 # Files in which people keep actions; only those of ``action_files`` are read.
 TABLES = (*action_files.ENDINGS, ".npz", ".json", ".txt", ".tsv", ".parquet", ".pkl", ".h5", ".hdf5", ".mat")
 LINES = 10  # about files of one kind, at most
-WIDEST = 8.0  # a picture so many times longer than the target's shape is a mistake
+WIDEST = 8.0  # a picture whose aspect ratio differs by more from the target's is a mistake
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideosConfig:
-    """Which videos, and what becomes of them.
+    """A folder of videos, or one video; actions are read from files beside them.
 
-    path: a folder (searched with all its subfolders) or one video. size: (H, W) of the frames made. fps: their rate;
-    0 takes the typical rate of these videos, divided by the smallest whole number that brings it to 15 or less. fit:
-    how a picture of another shape is brought to ``size``: the middle of it ("crop"), all of it within black bars
-    ("pad"), or all of it, distorted ("stretch"). shortest, frames: an episode's fewest and most frames. cuts: how much
-    must change at once for a scene to end there, 0..255 (0: never). still: a pixel keeps its colour until it differs by
-    more, 0..255; compression noise in a still picture would otherwise count as events. actions: read the action
-    files beside the videos.
+    path: a folder (with all subfolders) or one video. size: (H, W) of the frames. fps: their rate; 0: the typical rate
+    of these videos, divided by the smallest whole number that brings it to 15 or less. fit: how a picture of another
+    shape is resized: its middle ("crop"), with black bars ("pad"), or distorted ("stretch"). shortest, frames: the
+    fewest and most frames of an episode. cuts: the least change that ends a scene, 0..255 (0: never). still: a pixel
+    keeps its colour until it changes by more, 0..255, so that compression noise does not count as motion. actions: read
+    the action files beside the videos.
     """
 
     path: str
@@ -82,14 +81,14 @@ class VideosConfig:
         films, _ = self._look()
         largest = max((int(film.rows.actions.max()) for film in films if film.rows is not None), default=-1)
         actions = ActionSpace("discrete", largest + 1) if largest >= 0 else ActionSpace()
-        typical = statistics.median_low(film.rate for film in films)  # one that some video has
+        typical = statistics.median_low(film.rate for film in films)  # the rate of some video
         fps = self.fps or round(typical / max(1, math.ceil(typical / RATE - 0.01)), 3)
         return Spec((*self.size, 3), actions, fps, "videos")
 
     def episodes(self) -> Iterator[Episode]:
         """Yield the episodes in the order of the files' names.
 
-        What cannot be used is logged, one line a file. ReverieError when nothing was long enough.
+        Logs one line per file that cannot be used. Raises ReverieError if nothing was long enough.
         """
         (films, notes), fps, counts = self._look(), self.spec().fps, Counter()
         for note in notes:
@@ -117,7 +116,7 @@ class VideosConfig:
         return sum(film.rows is not None for film in films) / len(films)
 
     def contents(self) -> dict[str, str]:
-        """Return a hash of each video by its name: of its size, beginning and end, wherever it lies."""
+        """Return a hash of each video by its name, of its size, beginning and end."""
         root = Path(self.path)
         return {files.name_of(path, root): files.fingerprint(path) for path in _files(root)}
 
@@ -128,7 +127,7 @@ class VideosConfig:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the videos at ``path`` in the order of their names; ReverieError tells what is there instead."""
+    """Return the videos at ``path`` in the order of their names; ReverieError if there are none."""
     if path.is_file():
         refuse_formats(path, [path], [path] if path.suffix.lower() in ENDINGS else [])
         return [path]
@@ -180,7 +179,7 @@ def _look(config: VideosConfig, videos: tuple[Path, ...], stamps: tuple) -> tupl
 
 
 def _unused(root: Path, videos: list[Path]) -> list[Path]:
-    """Return the files that look as if actions were in them, and are not where actions are looked for."""
+    """Return the files that seem to hold actions but do not lie beside a video of the same name."""
     used = {video.with_suffix(ending) for video in videos for ending in action_files.ENDINGS}
     stems = {(video.parent, video.stem.lower()) for video in videos}
     elsewhere = {stem for _, stem in stems}  # tables of a folder, videos of another
@@ -237,10 +236,10 @@ def _episode(piece: list[Sample], fps: float, name: str, still: int) -> Episode:
 
 
 def steadied(frames_THWC: np.ndarray, still: int) -> np.ndarray:
-    """Return uint8 frames in which a pixel keeps its colour until one of its channels differs from it by more.
+    """Return uint8 frames in which a pixel keeps its colour until one of its channels changes by more.
 
-    In the dark (brightest channel below ``DARK``) by proportionally less, down to a quarter: there a step of 6 is as
-    plain to see as one of 24 in the light, and whole figures move in such steps.
+    For dark pixels (brightest channel below ``DARK``) the threshold is proportionally lower, down to a quarter: there a
+    step of 6 is as visible as one of 24 in bright ones, and whole figures move in such steps.
     """
     steady = frames_THWC.copy()
     for before, frame in itertools.pairwise(steady):
