@@ -58,6 +58,6 @@ def source_at(path: Path) -> Any:
         raise ReverieError(f"'{path}' could be read in several ways; say which: {ways}.")
     for made in claims.values():
         return made
-    film = VideosConfig(str(path))  # perhaps a video of another name; else it says what is there instead
+    film = VideosConfig(path=str(path))  # perhaps a video of another name; else it says what is there instead
     film.spec()
     return film
