@@ -40,7 +40,7 @@ class ArraysConfig(FileSource):
         others = [file for file in inside if file.suffix != ".lmp"]  # what ViZDoom's engine notes beside its pictures
         if not found or not outnumber(inside, found) or recognise(path, others, found) is not None:
             return None
-        return None if path.is_file() and is_dataset(path) else cls(str(path))
+        return None if path.is_file() and is_dataset(path) else cls(path=str(path))
 
     def look(self, inside: list[Path]) -> Found:
         """Return the recordings of all files, in the order of their names."""

@@ -49,7 +49,7 @@ class DreamerV3Config(FileSource):
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
         """Return this source of ``path`` if it holds chunks of a replay."""
-        return cls(str(path)) if any(CHUNK.fullmatch(file.name) for file in inside) else None
+        return cls(path=str(path)) if any(CHUNK.fullmatch(file.name) for file in inside) else None
 
     def look(self, inside: list[Path]) -> Found:
         """Return the episodes of every stream of chunks, the stream that began first coming first."""

@@ -35,7 +35,7 @@ class HDF5Config(FileSource):
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
         """Return this source of ``path`` if HDF5 is what it holds; Minari's is another source's."""
         found = files.ending(inside, ENDINGS)
-        return cls(str(path)) if found and all(file.name != "main_data.hdf5" for file in found) else None
+        return cls(path=str(path)) if found and all(file.name != "main_data.hdf5" for file in found) else None
 
     def look(self, inside: list[Path]) -> Found:
         """Return the recordings of all files, in the order of their names, and of their groups."""

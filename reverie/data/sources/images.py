@@ -36,7 +36,7 @@ class ImagesConfig(FileSource):
         """Return this source of ``path`` if pictures are what it holds."""
         pictures = files.ending(inside, ENDINGS)
         loose = pictures and not files.ending(inside, VIDEOS) and recognise(path, inside, pictures) is None
-        return cls(str(path)) if loose else None
+        return cls(path=str(path)) if loose else None
 
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each folder of pictures."""

@@ -36,7 +36,7 @@ class JasmineConfig(FileSource):
         """Return this source of ``path`` if it holds ArrayRecords; TensorFlow Datasets' lie beside features.json."""
         found = {file.parent for file in inside if file.suffix == ".array_record"}
         others = ("manifest.json", "features.json")
-        return cls(str(path)) if any(all(not (f / name).is_file() for name in others) for f in found) else None
+        return cls(path=str(path)) if any(all(not (f / name).is_file() for name in others) for f in found) else None
 
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each record, in the order of the files' names."""

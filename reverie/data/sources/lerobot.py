@@ -39,7 +39,7 @@ class LeRobotConfig(FileSource):
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
         """Return this source of ``path`` if it holds a data set of LeRobot's."""
         infos = [file.parents[1] for file in inside if file.as_posix().endswith(f"/{INFO}")]
-        return cls(str(path)) if any((root / "data").is_dir() for root in infos) else None
+        return cls(path=str(path)) if any((root / "data").is_dir() for root in infos) else None
 
     def look(self, inside: list[Path]) -> Found:
         """Return the recordings of the data set, in the order of their numbers."""

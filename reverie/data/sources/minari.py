@@ -37,7 +37,7 @@ class MinariConfig(FileSource):
         """Return this source of ``path`` if it holds one of Minari's data sets; ReverieError names them if several."""
         roots = {file.parent for file in inside if file.name == MAIN}
         roots |= {file.parents[1] for file in inside if file.suffix in ENDS and (file.parents[1] / METADATA).is_file()}
-        return cls(str(path)) if roots else None
+        return cls(path=str(path)) if roots else None
 
     def look(self, inside: list[Path]) -> Found:
         """Return the recordings of the data set."""

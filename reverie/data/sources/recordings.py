@@ -12,7 +12,7 @@ import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -90,12 +90,11 @@ def to(rows: np.ndarray | None, frames: int) -> np.ndarray | None:
     return None if rows is None else rows[1:frames]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileSource(ABC):
     """What every source of recordings in files has; ``of`` and ``look`` are its own."""
 
     path: str  # the folder or file to read
-    _: KW_ONLY
     size: tuple[int, int] | None = None  # height and width of the frames made; None keeps their own
     fps: float = 0.0  # frames per second; 0 takes what the files say, or 15. No frame is left out or repeated
 

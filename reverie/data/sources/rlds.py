@@ -39,7 +39,7 @@ class RLDSConfig(FileSource):
         """Return this source of ``path`` if it holds a data set of TensorFlow Datasets."""
         shards = [file for file in inside if ".tfrecord" in file.name]
         shards += [f for f in inside if ".array_record" in f.name and (f.parent / FEATURES).is_file()]
-        return cls(str(path)) if shards else None
+        return cls(path=str(path)) if shards else None
 
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each record, in the order of the files' names."""

@@ -73,7 +73,7 @@ class VPTConfig(FileSource):
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
         """Return this source of ``path`` if it holds videos with VPT's lines beside them."""
         found = files.ending(inside, ENDINGS)
-        return cls(str(path)) if any(is_vpt(video.with_suffix(".jsonl")) for video in found[:20]) else None
+        return cls(path=str(path)) if any(is_vpt(video.with_suffix(".jsonl")) for video in found[:20]) else None
 
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each video, in the order of the names: segments of a session follow each other."""

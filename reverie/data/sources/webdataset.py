@@ -44,7 +44,7 @@ class WebDatasetConfig(FileSource):
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
         """Return this source of ``path`` if tar files are what it holds."""
         found = files.ending(inside, ENDINGS)
-        return cls(str(path)) if found and outnumber(inside, found) else None
+        return cls(path=str(path)) if found and outnumber(inside, found) else None
 
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each sample, shard by shard."""
