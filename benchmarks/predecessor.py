@@ -44,6 +44,7 @@ class PredecessorObjective:
     dynamics: MaskGITConfig
     trains_actions: bool = False
     reads: ClassVar[tuple[str, ...]] = ("frames",)
+    encoder: ClassVar[None] = None
     frozen: tuple[str, ...] = ()  # that is the point: what is called frozen is known to the loss only
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:

@@ -16,6 +16,7 @@ from reverie.errors import ReverieError, did_you_mean
 
 CLASS = "class"  # the JSON key that names a config's class, as "module:Class"
 packages = {__name__.partition(".")[0]}  # whose dataclasses JSON may name; add your own for configs of your own
+FROM_DATA = {"from_data": True}  # metadata of a field that follows from the data or the tokenizer: no flag sets it
 # Fields that were renamed, by class: runs that were saved under the old names load as before.
 RENAMED = {
     "TransformerConfig": {"places": "position_embeddings"},

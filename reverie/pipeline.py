@@ -21,11 +21,12 @@ from reverie.errors import ReverieError
 from reverie.evaluation.run import evaluate_run
 from reverie.nn.compiled import cache_compilations
 from reverie.presets.fitting import fitting
-from reverie.presets.recipe import Recipe
+from reverie.presets.recipe import Recipe, logging_to
 from reverie.recorded import WORLD, minutes_of, note, record, source_of, write_note
 from reverie.training import checkpoint, sharding
 from reverie.training.engine import Run, check_all, fit
 from reverie.training.folder import NEXT, begin, commit, discard, owned, settled
+from reverie.training.log import LoggerName
 from reverie.training.record import RECORD
 from reverie.training.resume import is_run, resume_from
 from reverie.world_folder import write_initial_frames
@@ -35,7 +36,14 @@ MINUTES = 30.0  # the time `reverie learn` trains by default
 STAGES = ("tokenizer", "lam", "dynamics")
 
 
-def learn(source: str, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
+def learn(
+    source: str,
+    out: Path,
+    minutes: float | None = None,
+    *,
+    fresh: bool = False,
+    loggers: tuple[LoggerName, ...] = (),
+) -> Path:
     """Train a world on ``source``: videos (a folder or a file), a store, an .npz, or the name of a source.
 
     ``minutes`` is the time for all training on this machine; steps and sizes follow from it. If the world was trained
@@ -50,7 +58,7 @@ def learn(source: str, out: Path, minutes: float | None = None, *, fresh: bool =
     there = out / "data" if (out / "data").exists() and (out / WORLD).is_file() else None
     spec = open_dataset(there or where).spec if there or isinstance(where, str) else where.spec()
     recipe = replace(fitting(spec, str(there) if there else where, minutes), source=where)
-    return train(recipe, out, minutes, fresh=fresh)
+    return train(logging_to(recipe, loggers), out, minutes, fresh=fresh)
 
 
 def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
@@ -109,7 +117,7 @@ def _stages(
             if old is None:
                 _say(f"{name}: timing {TRIAL} steps")
                 old = in_time(run, place, name, dataset, unseen, minutes, list(runs))
-            runs[name] = run = old
+            runs[name] = run = old if checkpoint.is_done(place / name, old) else replace(old, loggers=run.loggers)
         if checkpoint.is_done(place / name, run):
             _say(f"{name}: already trained")
             continue

@@ -125,7 +125,7 @@ def eval_backwards(world):
     return f"eval {copy(world)} --horizon -2"
 
 
-@case("--horizon: invalid int value: 'far'")
+@case("--horizon: 'far' is not a whole number")
 def eval_far(world):
     return f"eval {copy(world)} --horizon far"
 

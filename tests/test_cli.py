@@ -1,16 +1,25 @@
 """The command line keeps its manners: one line for what a user got wrong, the right status, nothing heavy loaded."""
 
+import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from typing import Any, get_args
 
 import pytest
 
 import reverie
-from reverie import cli, interrupts
+from reverie import cli, commands, interrupts
+from reverie.catalogue import catalogue
+from reverie.config import flatten
 from reverie.errors import ReverieError
+from reverie.flags import flags_of
+from reverie.presets import preset
+from reverie.training import sharding
+from reverie.training.log import LoggerName
 from reverie.training.signals import stop_signals
 
 
@@ -56,11 +65,24 @@ def test_every_command_helps_with_an_example_that_parses(run, command):
     [
         (["lern"], "there is no command 'lern'. Did you mean 'learn'?"),
         (["evaluate", "runs/demo"], "there is no command 'evaluate'. Did you mean 'eval'?"),
-        (["--lern"], "unrecognized arguments: --lern. 'reverie --help' shows how it is used."),
-        (["eval"], "the following arguments are required: RUN. 'reverie eval --help' shows how it is used."),
-        (["eval", "x", "--jsn"], "unrecognized arguments: --jsn. 'reverie eval --help' shows how it is used."),
-        (["play", "--port", "many"], "argument --port: invalid int value: 'many'. 'reverie play --help' shows"),
-        (["learn", "x", "--minutes"], "argument --minutes: expected one argument. 'reverie learn --help' shows"),
+        (["--xyz"], "'reverie' does not know '--xyz'. 'reverie --help' lists every flag."),
+        (["eval"], "the following arguments are required: RUN. 'reverie eval --help' lists every flag."),
+        (["eval", "x", "--jsn"], "'reverie eval' does not know '--jsn'. Did you mean '--json'?"),
+        (["eval", "x", "y"], "'reverie eval' does not take 'y'. 'reverie eval --help' lists every flag."),
+        (["play", "--port", "many"], "argument --port: 'many' is not a whole number. 'reverie play --help' lists"),
+        (["learn", "x", "--minutes"], "argument --minutes: expected one argument. 'reverie learn --help' lists"),
+        (["learn", "x", "--log", "wandbb"], "argument --log: there is no 'wandbb'. Did you mean 'wandb'?"),
+        (["train"], "the following arguments are required: PRESET. 'reverie train --help' lists every flag."),
+        (["train", "--out", "x", "toy-maskgti"], "there is no preset 'toy-maskgti'. Did you mean 'toy-maskgit'?"),
+        (["train", "toy-maskgit", "--stesp", "3"], "does not know '--stesp'. Did you mean '--steps'?"),
+        (["train", "toy-maskgit", "--mesh", "fdsp"], "argument --mesh: there is no 'fdsp'. Did you mean 'fsdp'?"),
+        (
+            ["train", "toy-maskgit", "--dynamics.optimizer.kind", "moun"],
+            "argument --dynamics.optimizer.kind: there is no 'moun'. Did you mean 'muon'? 'reverie train toy-maskgit "
+            "--help-all' lists every flag.",
+        ),
+        (["train", "toy-maskgit", "--dynamics.optimizer.warmup", "-1"], "warmup -1 >= 0"),
+        (["compare", "tyo"], "there is no comparison 'tyo'. Did you mean 'toy'?"),
         (["train", "no-such-preset"], "no-such-preset"),
         (["train", "no-such-preset", "--help"], "no-such-preset"),
         (["data", "platfromer", "out"], "there is no source 'platfromer'. Did you mean 'platformer'?"),
@@ -91,7 +113,7 @@ def test_debug_shows_where_an_error_came_from(run, monkeypatch):
 def test_flags_of_a_source_are_its_fields(run, tmp_path):
     status, out, _ = run("data", "platformer", "--help")
     assert status == 0
-    assert "--tile INT" in out
+    assert "--tile INT" in out and "pixels of a tile's side" in out
     store = str(tmp_path / "store")
     status, out, err = run("data", "platformer", store, "--count", "4", "--frames", "8", "--val", "0.25")
     assert status == 0, err
@@ -101,37 +123,82 @@ def test_flags_of_a_source_are_its_fields(run, tmp_path):
     assert "val: 1 episodes, 8 frames" in out
     status, _, err = run("data", "platformer", str(tmp_path / "other"), "--coumt", "4")
     assert (status, err.count("\n")) == (2, 1)
-    assert "does not know '--coumt'. Did you mean '--count'?" in err
+    assert "'reverie data platformer' does not know '--coumt'. Did you mean '--count'?" in err
     status, _, err = run("data", "platformer", str(tmp_path / "other"), "--count", "0")
     assert (status, err.count("\n")) == (2, 1)
     assert not (tmp_path / "other").exists()
 
 
 def test_list_names_every_preset_and_source(run):
-    from reverie.data.sources import sources
-    from reverie.presets import presets
-
     out = run("list")[1]
-    assert all(f"  {name} " in out for name in [*presets(), *sources()])
+    assert all(f"  {name} " in out for part in catalogue().values() for name in part)
 
 
-def test_flags_of_a_preset_are_its_fields(run):
-    from reverie.config import flatten
-    from reverie.flags import flags
-    from reverie.presets import presets
+def made(*words: str) -> Any:
+    """The recipe that ``reverie train`` would follow."""
+    top, known = cli.parser()
+    known["train"].extend(words)
+    args = top.parse_args(["train", *words])
+    args.config = known["train"].chosen(args)
+    return commands.recipe_of(args)
 
-    for name, recipe in presets().items():
-        assert flags(type(recipe), [], name, default=recipe) == recipe
-        depth, steps = "dynamics.objective.dynamics.transformer.depth", "tokenizer.steps"
-        other = flags(type(recipe), [f"--{depth}", "24", f"--{steps}", "11"], name, default=recipe)
-        was = flatten(recipe)
-        assert {key: new for key, new in flatten(other).items() if new != was[key]} == {depth: 24, steps: 11}
+
+@pytest.mark.parametrize("name", catalogue()["presets"])
+def test_flags_of_a_preset_are_its_fields(name):
+    assert made(name) == preset(name)
+    depth, steps = "dynamics.objective.dynamics.transformer.depth", "tokenizer.steps"
+    other = made(name, f"--{depth}", "24", "--tokenizer.steps=11")
+    was = flatten(preset(name))
+    assert {key: new for key, new in flatten(other).items() if new != was[key]} == {depth: 24, steps: 11}
+
+
+def test_a_short_flag_is_for_every_stage_and_a_full_one_wins():
+    words = ["--steps", "9", "--batch", "4", "--lr", "1e-2", "--seed", "3", "--mesh", "fsdp", "--log", "wandb"]
+    full = ["--dynamics.steps", "7", "--tokenizer.optimizer.rate", "0.5"]
+    for order in (words + full, full + words):
+        recipe = made("toy-maskgit-latent", *order)
+        runs = [recipe.tokenizer, recipe.lam, recipe.dynamics]
+        assert [run.steps for run in runs] == [9, 9, 7]
+        assert [run.optimizer.rate for run in runs] == [0.5, 0.01, 0.01]
+        assert all((run.batch, run.seed, run.mesh, run.loggers) == (4, 3, "fsdp", ("wandb",)) for run in runs)
+    assert made("--steps", "9", "toy-maskgit") == made("toy-maskgit", "--steps", "9")
+    assert get_args(cli.Logger) == get_args(LoggerName) and get_args(cli.Layout) == get_args(sharding.Layout)
+
+
+@pytest.mark.parametrize("name", catalogue()["presets"])
+def test_the_help_of_a_preset_is_short_and_all_of_it_on_request(run, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = run("train", name, "--help")
     assert status == 0
-    assert f"--{depth} INT" in out.replace("\n", "")
-    status, _, err = run("train", name, "--tokenizer.stesp", "3")
-    assert (status, err.count("\n")) == (2, 1)
-    assert "Did you mean '--tokenizer.steps'?" in err
+    assert out.count("\n") <= 120
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert re.search(r"--steps INT +training steps\n", out) and "--dynamics.steps INT" in out
+    status, out, _ = run("train", name, "--help-all")
+    assert status == 0
+    shown = set(re.findall(r"^  --(\S+)", out, re.MULTILINE))
+    assert {flag.name.removeprefix("--") for flag in flags_of(preset(name))} <= shown
+
+
+def named_configs() -> list[tuple[str, str]]:
+    kinds = {"presets": "train", "sources": "data", "comparisons": "compare"}
+    return [("", ""), *((kinds[kind], name) for kind, part in catalogue().items() for name in part)]
+
+
+@pytest.mark.parametrize(("command", "name"), named_configs())
+def test_no_flag_is_without_a_text(command, name):
+    top, known = cli.parser()
+    if command:
+        known[command].extend([name, "--help-all"])
+    for each in [known[command]] if command else [top, *known.values()]:
+        for action in each._actions:
+            text = str(action.help or "") if not isinstance(action, argparse._SubParsersAction) else "its own"
+            assert text and text != argparse.SUPPRESS, f"{each.prog}: {action.option_strings or action.dest}"
+            assert text[0] not in "(" and "``" not in text and len(text) < 160, text
+
+
+def test_as_a_module_it_is_the_same(run):
+    words = [sys.executable, "-m", "reverie", "--version"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == run("--version")[1]
 
 
 def test_an_interrupt_is_130_and_leaves_nothing(tmp_path):

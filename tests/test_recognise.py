@@ -1,6 +1,7 @@
 """What is in a folder is said: data in formats of others, action files nobody reads, links, hidden files."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from filming import coded, config, write
 
 from reverie.actions import UNLABELLED
 from reverie.cli import main
-from reverie.data import writing
+from reverie.data import counted, writing
 from reverie.data.arrays import ArrayDataset
 from reverie.data.sources.videos import VideosConfig
 from reverie.data.splits import divided
@@ -157,13 +158,14 @@ def test_any_program_can_write_a_dataset(tmp_path):
 
 
 def test_how_far_writing_has_come_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(writing, "LOGGED", -1.0)
+    monkeypatch.setattr(counted, "LOGGED", -1.0)
     film(tmp_path / "clips" / "a.mp4")
     film(tmp_path / "clips" / "b.mp4")
     writing.write_source(tmp_path / "data", config(tmp_path / "clips"))
-    assert capsys.readouterr().err.splitlines() == [
-        "1 episodes, 20 frames, at a.mp4",
-        "2 episodes, 40 frames, at b.mp4",
+    said = [re.sub(r"\d:\d\d", "0:00", line) for line in capsys.readouterr().err.splitlines()]
+    assert said == [
+        "━━━━━━╌╌╌╌╌╌  50%, 0:00 left, 1 episodes, 20 frames, at a.mp4",
+        "━━━━━━━━━━━━ 100%, 0:00 left, 2 episodes, 40 frames, at b.mp4",
     ]
 
 

@@ -84,6 +84,7 @@ class ToyObjective:
     noise: float = 0.1
     frozen: tuple[str, ...] = ("projection",)
     reads: ClassVar[tuple[str, ...]] = ("frames",)
+    encoder: ClassVar[None] = None
     other: str = ""  # another toy run, whose projection is taken
     explode_at: int = 0  # from this step on the loss is not a number; 0: never
 

@@ -3,16 +3,12 @@
 import json
 import logging
 import sys
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from reverie import config
-from reverie.data.episode import Episode
+from reverie.data.counted import counted
 from reverie.data.store import write_store
-
-SHOWN, LOGGED = 0.5, 30.0  # seconds between two lines that say how far writing has come: to a person, to a file
 
 
 def write_source(path: str | Path, source: Any, **options: Any) -> Path:
@@ -24,8 +20,7 @@ def write_source(path: str | Path, source: Any, **options: Any) -> Path:
     logger = logging.getLogger("reverie.data.sources")
     logger.addHandler(said)
     try:
-        episodes = _counted(source.episodes())
-        return write_store(path, source.spec(), episodes, provenance=provenance, notes=said.lines, **options)
+        return write_store(path, source.spec(), counted(source), provenance=provenance, notes=said.lines, **options)
     finally:
         logger.removeHandler(said)
 
@@ -41,16 +36,3 @@ class _Said(logging.Handler):
         self.lines.append(record.getMessage())
         if not logging.getLogger().handlers:
             print(self.lines[-1], file=sys.stderr)
-
-
-def _counted(episodes: Iterable[Episode]) -> Iterable[Episode]:
-    """Yield episodes; say now and then on stderr how many there were."""
-    frames, said, shown = 0, time.monotonic(), sys.stderr.isatty()
-    for number, episode in enumerate(episodes, 1):
-        yield episode
-        frames += len(episode.frames)
-        if time.monotonic() - said > (SHOWN if shown else LOGGED):
-            said, line = time.monotonic(), f"{number} episodes, {frames} frames, at {episode.source[-60:]}"
-            print(f"\r{line}\033[K" if shown else line, end="" if shown else "\n", file=sys.stderr, flush=True)
-    if shown:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -43,12 +43,12 @@ class VQConfig:
     share one noisy appearance, and still parts of a video flicker between them.
     """
 
-    codes: int = 1024
-    width: int = 32
-    commitment: float = 0.25
-    decay: float = 0.99
-    restart_after: int = 50
-    rate_penalty: float = 0.0
+    codes: int = 1024  # codes in the codebook
+    width: int = 32  # width of a code
+    commitment: float = 0.25  # weight of the distance between a vector and its code
+    decay: float = 0.99  # decay of a code's running mean, per step
+    restart_after: int = 50  # steps without use after which a code is moved
+    rate_penalty: float = 0.0  # how much better a rare code must fit to be chosen; 0: no penalty
 
     def make(self, rngs: nnx.Rngs) -> "VectorQuantiser":
         """Return the module."""
@@ -125,7 +125,7 @@ class FSQConfig:
     There is no codebook that could collapse. The tanh before rounding can saturate, so normalise before projecting.
     """
 
-    levels: tuple[int, ...] = (8, 6, 5, 5)
+    levels: tuple[int, ...] = (8, 6, 5, 5)  # values of each channel; their product is the number of codes
 
     def make(self, rngs: nnx.Rngs) -> "FiniteScalarQuantiser":
         """Return the module."""

@@ -36,23 +36,23 @@ FrameKV = tuple[tuple, ...]  # the keys and values of its tokens, for each group
 class TransformerConfig:
     """Sizes and switches of a space-time transformer."""
 
-    width: int = 512
-    depth: int = 8
-    heads: int = 8
+    width: int = 512  # width of a token, a multiple of heads
+    depth: int = 8  # layers, a multiple of time_every
+    heads: int = 8  # attention heads
     kv_heads: int = 0  # key/value heads; 0: as many as heads
     hidden: int = 0  # width of the feed-forward layer; 0: four times the width
-    activation: Literal["gelu", "swiglu"] = "swiglu"
-    layout: Literal["space+time", "alternate"] = "space+time"  # alternate: a layer is either space or time
+    activation: Literal["gelu", "swiglu"] = "swiglu"  # activation of the feed-forward layers
+    layout: Literal["space+time", "alternate"] = "space+time"  # what a layer has; alternate: either space or time
     time_every: int = 1  # every k-th layer has time attention; 0: none has, frames are independent
     window: int = 16  # frames that a time layer reads, the current one included
     position_embeddings: bool = True  # learned ones beside rotary positions; False: positions are only relative
     space: bool = True  # False: no space attention (a patch-wise network)
-    qk_norm: bool = True
-    soft_cap: float = 0.0  # 0: off
-    registers: int = 0
-    scan: bool = False  # same weights, same results; unrolled is faster on CPU, scanned compiles faster
+    qk_norm: bool = True  # normalise queries and keys
+    soft_cap: float = 0.0  # bound of the attention logits; 0: off
+    registers: int = 0  # learned tokens that every frame has besides its own
+    scan: bool = False  # scan over layers; same results, compiles faster, runs slower on a CPU
     remat: Literal["none", "dots", "full"] = "none"  # activation checkpointing: keep all, keep matmuls, keep nothing
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # matmuls; weights, norms and softmax stay float32
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # type of matmuls; weights, norms and softmax stay float32
 
     @property
     def group(self) -> int:

@@ -19,18 +19,17 @@ class Comparison:
     """Runs over one dataset. Rows are ``dynamics``, once with recorded actions and once with those ``lam`` infers.
 
     ``tokenizers``: by name; an objective finds its own under "../NAME", and the latent action model in "../lam".
-    ``flops``: training FLOPs of each row, from which its number of steps follows.
     """
 
-    about: str
-    takes: str
+    about: str  # what is compared, for people
+    takes: str  # how long that takes, for people
     source: Any
     tokenizers: dict[str, Run]
     lam: Run
     dynamics: dict[str, Run]
-    flops: float
+    flops: float  # training FLOPs of each row, from which its number of steps follows
     clips: int = 64  # held-out clips in the evaluation
-    horizon: int = 64  # frames generated after each clip's context
+    horizon: int = 64  # frames that the evaluation generates after each clip's context
 
 
 def comparisons() -> dict[str, Comparison]:

@@ -1,6 +1,6 @@
 """Recipes: a source of data, and a run for each stage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from flax import nnx
@@ -8,6 +8,7 @@ from flax import nnx
 from reverie import config
 from reverie.actions import ActionSpace
 from reverie.training.engine import Run
+from reverie.training.log import LoggerName
 from reverie.training.optim import OptimConfig
 
 
@@ -15,14 +16,24 @@ from reverie.training.optim import OptimConfig
 class Recipe:
     """How a world is made: ``source`` gives episodes, each run is a stage; no ``lam`` where actions are recorded."""
 
-    about: str
-    takes: str  # how long it takes, for people
+    about: str  # what is trained, for people
+    takes: str  # how long that takes, for people
     source: Any
     tokenizer: Run
     lam: Run | None
     dynamics: Run
-    clips: int = 64  # held-out clips in the evaluation
-    horizon: int = 16  # frames generated after each clip's context
+    clips: int = 64  # held-out clips in the evaluation, at most
+    horizon: int = 16  # frames that the evaluation generates after each clip's context
+
+
+def stages(recipe: Recipe) -> dict[str, Run]:
+    """Return the runs of a recipe by the names of their stages, in the order in which they are trained."""
+    return {f.name: run for f in fields(recipe) if isinstance(run := getattr(recipe, f.name), Run)}
+
+
+def logging_to(recipe: Recipe, loggers: tuple[LoggerName, ...]) -> Recipe:
+    """Return a recipe of which every stage logs to services besides its folder."""
+    return replace(recipe, **{name: replace(run, loggers=loggers) for name, run in stages(recipe).items()})
 
 
 def stage(

@@ -66,6 +66,17 @@ def is_done(folder: Path, run: Any) -> bool:
 untrained: ContextVar[dict[Path, Callable[[], nnx.Module]] | None] = ContextVar("untrained", default=None)
 
 
+@contextmanager
+def untrained_models() -> Iterator[dict[Path, Callable[[], nnx.Module]]]:
+    """Return a dict of models by folder, to be filled: inside, ``load`` gives these for runs yet to be made."""
+    models: dict[Path, Callable[[], nnx.Module]] = {}
+    token = untrained.set(models)
+    try:
+        yield models
+    finally:
+        untrained.reset(token)
+
+
 def load(path: str | Path) -> Any:
     """Return the trained model of a run, with the averaged weights if the run kept them.
 

@@ -48,6 +48,7 @@ class Objective(Protocol):
     """What is trained: a frozen dataclass of configs and of paths to other runs.
 
     frozen: attributes without gradient and optimiser state, which are not saved again. reads: arrays of a batch.
+    encoder: (model, batch) -> the arrays that ``prepare`` computes once; None if there are none.
     """
 
     @property
@@ -55,6 +56,9 @@ class Objective(Protocol):
 
     @property
     def reads(self) -> tuple[str, ...]: ...
+
+    @property
+    def encoder(self) -> Callable[[Any, dict[str, Array]], dict[str, Array]] | None: ...
 
     def init(self, rngs: nnx.Rngs, spec: Any, folder: Path) -> nnx.Module:
         """Build the model for data like ``spec``. Paths to other runs are relative to ``folder``, this run's folder."""
@@ -79,28 +83,24 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that determines the result of a training run, and how often it logs, reports and saves.
-
-    data: a store or .npz file, relative to the parent of the run's folder. augment_below: a dataset of fewer frames
-    gets shift augmentation (``data.shifted``). Intervals (``..._every``) are in steps; 0: never.
-    """
+    """Everything that determines the result of a training run, and how often it logs, reports and saves."""
 
     objective: Objective
-    data: str = "data"
-    augment_below: int = 0
-    batch: int = 16
-    length: int = 16
-    steps: int = 1000
-    seed: int = 0
+    data: str = "data"  # store or .npz file, relative to the folder in which the run's folder lies
+    augment_below: int = 0  # shift augmentation for a dataset of fewer frames
+    batch: int = 16  # clips per step
+    length: int = 16  # frames per clip
+    steps: int = 1000  # training steps
+    seed: int = 0  # seed of the weights, the batches and all noise
     optimizer: OptimConfig = field(default_factory=OptimConfig)
-    accumulate: int = 1  # gradient accumulation: parts of a batch, to save memory; the model is the same
-    mesh: sharding.Layout = "data"
-    log_every: int = 50
-    report_every: int = 1000
-    report_clips: int = 16
-    save_every: int = 1000
-    keep: int = 2  # checkpoints, besides the one from which the run can be extended
-    loggers: tuple[LoggerName, ...] = ()
+    accumulate: int = 1  # parts in which a batch is computed, to save memory; the result is the same
+    mesh: sharding.Layout = "data"  # weights on several devices: copied (data) or spread (fsdp)
+    log_every: int = 50  # steps between two lines of the log
+    report_every: int = 1000  # steps between two reports on held-out clips; 0: never
+    report_clips: int = 16  # held-out clips in a report
+    save_every: int = 1000  # steps between two checkpoints; 0: only the last
+    keep: int = 2  # checkpoints that are kept, besides the one from which the run can be extended
+    loggers: tuple[LoggerName, ...] = ()  # services that get metrics and pictures besides the run's folder
 
 
 class TrainState(NamedTuple):
@@ -218,15 +218,12 @@ def fit(
 
 def check_all(runs: dict[Path, Run], dataset: Dataset) -> None:
     """Raise ReverieError before the first of several runs, each in its folder, if one of them must fail."""
-    mesh, models = sharding.make_mesh(), {}
-    token = checkpoint.untrained.set(models)
-    try:
+    mesh = sharding.make_mesh()
+    with checkpoint.untrained_models() as models:
         for out, run in runs.items():
             _check(run, mesh, enlarged(dataset, run.augment_below))
             Blueprint(run.objective, dataset.spec, run.seed, out)
             models[out] = lambda run=run, out=out: run.objective.init(nnx.Rngs(0), dataset.spec, out)
-    finally:
-        checkpoint.untrained.reset(token)
 
 
 def _check(run: Run, mesh: Mesh, dataset: Dataset) -> None:

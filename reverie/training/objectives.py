@@ -3,6 +3,7 @@
 Shapes: B batch, T time, H W C image, N tokens per frame.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from reverie.training.tokens import Joined, cached
 from reverie.world import WorldConfig, WorldModel, rollout
 
 Scalars = dict[str, Array]
+Encode = Callable[[Any, dict[str, Array]], dict[str, Array]]  # (model, batch) -> what the step reads besides the data
 SHOWN = 4  # clips in a report's picture
 
 
@@ -42,7 +44,7 @@ class TokenizerObjective:
     """Train a tokenizer: encode a frame as a few codes or vectors, and decode it."""
 
     tokenizer: TokenizerConfig = field(default_factory=VQVAEConfig)
-    frozen: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()  # parts of the model that are not trained
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
         """Return a new tokenizer for frames of ``spec``."""
@@ -52,6 +54,10 @@ class TokenizerObjective:
     def reads(self) -> tuple[str, ...]:
         """Frames only."""
         return ("frames",)
+
+    @property
+    def encoder(self) -> None:
+        """None: a step reads frames as they are."""
 
     def prepare(self, model: nnx.Module, dataset: Dataset, cache: Path) -> Dataset:
         """Return the dataset itself."""
@@ -71,14 +77,11 @@ class TokenizerObjective:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentActionObjective:
-    """Train a latent action model: encode the transition between two frames as one of a few codes.
-
-    ``tokenizer`` is the folder of its run, relative to this run's folder; "" for models that read pixels.
-    """
+    """Train a latent action model: encode the transition between two frames as one of a few codes."""
 
     lam: LAMConfig = field(default_factory=TokenLAMConfig)
-    tokenizer: str = "../tokenizer"
-    frozen: tuple[str, ...] = ("tokenizer",)
+    tokenizer: str = "../tokenizer"  # its run's folder, relative to this run's; empty for a model that reads pixels
+    frozen: tuple[str, ...] = ("tokenizer",)  # parts of the model that are not trained
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
         """Return a new latent action model for frames of ``spec``."""
@@ -93,11 +96,16 @@ class LatentActionObjective:
         """Tokens or frames, whichever the model reads."""
         return ("latents",) if self.tokenizer else ("frames",)
 
+    @property
+    def encoder(self) -> Encode | None:
+        """The tokenizer, where the model reads tokens."""
+        return _see if self.tokenizer else None
+
     def prepare(self, model: Any, dataset: Dataset, cache: Path) -> Dataset:
         """Return the dataset with cached tokens if the model reads tokens, else the dataset itself."""
-        if not self.tokenizer:
+        if not (encode := self.encoder):
             return dataset
-        return Joined(dataset, cached(model, _see, dataset, model.tokenizer.receptive_field, cache, self.frozen))
+        return Joined(dataset, cached(model, encode, dataset, model.tokenizer.receptive_field, cache, self.frozen))
 
     def loss(self, model: Any, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
         """Return the model's loss."""
@@ -116,17 +124,16 @@ class LatentActionObjective:
 class DynamicsObjective:
     """Train dynamics: predict the frame that an action leads to, over a frozen tokenizer's latents.
 
-    ``tokenizer`` and ``lam`` are the folders of their runs, relative to this run's folder. With ``lam`` the actions are
-    latent, without it recorded. Take "lam" out of ``frozen`` to train it together with the dynamics (over pixels). Give
-    a config instead of a folder to train it from scratch.
+    With ``lam`` the actions are latent, without it recorded. Take "lam" out of ``frozen`` to train it together with the
+    dynamics (over pixels). Give a config instead of a folder to train it from scratch.
     """
 
     dynamics: DynamicsConfig = field(default_factory=MaskGITConfig)
-    tokenizer: str = "../tokenizer"
-    lam: str | PixelLAMConfig | None = None
-    context: int = 16  # most real frames before a rollout; fewer than a training clip has
-    action_noise: float = 0.0  # share of a frozen model's latent actions that training replaces by random ones
-    frozen: tuple[str, ...] = ("tokenizer", "lam")
+    tokenizer: str = "../tokenizer"  # folder of the tokenizer's run, relative to this run's
+    lam: str | PixelLAMConfig | None = None  # folder of the latent action model's run; None: recorded actions
+    context: int = 16  # real frames before a rollout, at most: fewer than a clip in training has
+    action_noise: float = 0.0  # share of a frozen model's latent actions replaced by random ones in training
+    frozen: tuple[str, ...] = ("tokenizer", "lam")  # parts of the model that are not trained
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> WorldModel:
         """Return a world with loaded frozen parts and new dynamics."""
@@ -160,13 +167,17 @@ class DynamicsObjective:
         """Latents and actions; or frames, if the latent action model is trained too."""
         return ("latents", "frames") if self._together else ("latents", "actions")
 
+    @property
+    def encoder(self) -> Encode:
+        """The tokenizer, and the latent action model unless it is trained along."""
+        return _encode_frames if self._together else _encode
+
     def prepare(self, model: WorldModel, dataset: Dataset, cache: Path) -> Dataset:
         """Return cached latents and actions; with frames only if the latent action model is trained too."""
         lead = model.tokenizer.receptive_field
         if model.lam is not None and not self._together:
             lead = max(lead, model.lam.receptive_field)
-        encode = _encode_frames if self._together else _encode
-        tokens = cached(model, encode, dataset, lead, cache, self.frozen)
+        tokens = cached(model, self.encoder, dataset, lead, cache, self.frozen)
         return Joined(dataset, tokens) if self._together else tokens
 
     def loss(self, model: WorldModel, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:

@@ -23,23 +23,22 @@ Weights = dict[str, Array]
 class OptimConfig:
     """AdamW, or Muon for the hidden matrices and AdamW for the rest, after clipping by the global norm.
 
-    schedule: after ``warmup`` steps from zero, "wsd" stays at ``rate`` and falls linearly to ``floor * rate`` over the
-    last ``decay`` share of the run, so that a run can be extended from the step at which it begins to fall. "cosine"
-    falls from the beginning, "constant" never.
+    With the schedule "wsd" a run can be extended from where the fall of its rate began.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    rate: float = 3e-4
+    kind: Literal["adamw", "muon"] = "adamw"  # muon: for the hidden matrices, adamw for the rest
+    rate: float = 3e-4  # peak learning rate
+    # after the warm-up: wsd stays, then falls linearly at the end; cosine falls all the way; constant stays
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
-    warmup: int = 1000
-    decay: float = 0.1
-    floor: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    warmup: int = 1000  # steps in which the rate rises from zero
+    decay: float = 0.1  # share of the run, at its end, in which wsd falls
+    floor: float = 0.0  # rate at the end of the fall, as a share of the peak
+    b1: float = 0.9  # decay of Adam's first moment
+    b2: float = 0.95  # decay of Adam's second moment
+    eps: float = 1e-8  # Adam's epsilon
+    weight_decay: float = 0.1  # weight decay of matrices; norms, biases and embeddings have none
     clip: float = 1.0  # largest global norm of the gradient; 0: off
-    ema: float = 0.0  # decay of the EMA of the weights, which reports and `load` then use; 0: off
+    ema: float = 0.0  # decay of the EMA of the weights, which reports and load then use; 0: off
 
     def __post_init__(self):
         if self.warmup < 0 or not 0 <= self.decay <= 1 or not 0 <= self.ema < 1:

@@ -44,22 +44,18 @@ CHANCES = np.array([1, 3, 2, 1, 2, 3, 1, 6, 6, *[0.25] * 6])
 class CoinRunConfig:
     """CoinRun, played by a random policy that holds each action for a while.
 
-    count: episodes. frames: the most per episode (a level ends at the coin or in death); shortest: shorter episodes are
-    dropped. size: pixels of a side; the game draws 64, other sizes are resampled. hold: probability of repeating the
-    last action. levels: 0: every episode has its own level; N: the levels first_level .. first_level + N - 1 are played
-    repeatedly, so that another ``first_level`` is a held-out set. num_envs: environments stepped in parallel. The same
-    config gives the same episodes.
+    The same config gives the same episodes. Another ``first_level`` gives a held-out set of levels.
     """
 
-    count: int = 500
-    frames: int = 512
-    shortest: int = 16
-    size: int = SIDE
-    hold: float = 0.75
-    levels: int = 0
-    first_level: int = 0
-    num_envs: int = 16
-    seed: int = 0
+    count: int = 500  # episodes to record
+    frames: int = 512  # most frames per episode; a level ends by itself at the coin, or in death
+    shortest: int = 16  # fewest frames per episode; shorter ones are left out
+    size: int = SIDE  # pixels of a side; the game draws 64, other sizes are resampled
+    hold: float = 0.75  # probability of repeating the last action
+    levels: int = 0  # different levels to play; 0: every episode has its own
+    first_level: int = 0  # number of the first level, where levels are given
+    num_envs: int = 16  # games played side by side
+    seed: int = 0  # seed of the levels and of the policy
 
     def __post_init__(self):
         if min(self.count, self.size, self.num_envs) < 1 or not 2 <= self.shortest <= self.frames:

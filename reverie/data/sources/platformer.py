@@ -101,21 +101,16 @@ sky | earth | stone | grass | flower | platform | sun | cloud | cloud end
 
 @dataclass(frozen=True, kw_only=True)
 class PlatformerConfig:
-    """A small platform game of tiles with random levels; frames are ``tiles * tile`` pixels square.
+    """A small platform game of tiles; every episode has a level of its own."""
 
-    tile: pixels per tile (4, 8 or a multiple of 8). speed: pixels moved per frame, a divisor of tile; 0: one tile a
-    frame. themes: 1..6 sets of colours. count, frames: episodes to record, and frames of each. Every episode has its
-    own level; ``seed`` chooses the levels. anywhere: the player starts in any free place, half of the time rising, not
-    only on the ground, so that rare moments such as high jumps are frequent in the data.
-    """
-
-    tiles: int = 8
-    tile: int = 8
-    speed: int = 0
-    themes: int = 4
-    count: int = 256
-    frames: int = 48
-    seed: int = 0
+    tiles: int = 8  # tiles of a side, 6..32; the picture is square
+    tile: int = 8  # pixels of a tile's side: 4, 8 or a multiple of 8
+    speed: int = 0  # pixels moved per frame, a divisor of tile; 0: one tile a frame
+    themes: int = 4  # sets of colours, 1..6
+    count: int = 256  # episodes to record
+    frames: int = 48  # frames per episode
+    seed: int = 0  # seed of the levels
+    # start the player in any free place, half of the time rising, so that rare moments such as high jumps are frequent
     anywhere: bool = False
 
     def __post_init__(self):

@@ -135,6 +135,10 @@ class FileSource(ABC):
         if failed:
             log.warning("skipped %d of %d recordings", len(failed), len(failed) + written)
 
+    def expected_frames(self) -> int:
+        """Return how many frames the recordings have together."""
+        return sum(one.length for one in _looked(self, _stamps(self)).found.recordings)
+
     def labelled(self) -> float:
         """Return the share of the recordings that have actions."""
         recordings = [one for one in _looked(self, _stamps(self)).found.recordings if one.length > 1]

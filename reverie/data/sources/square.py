@@ -42,12 +42,12 @@ SPACES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SquareConfig:
-    """The bouncing square of Dreamer 4's reimplementations: ``count`` episodes of ``frames`` frames."""
+    """The bouncing square on which Dreamer 4's reimplementations are compared."""
 
-    count: int = 512
-    frames: int = 33
-    seed: int = 0
-    actions: Literal["discrete", "binary", "multi", "continuous"] = "discrete"
+    count: int = 512  # episodes to record
+    frames: int = 33  # frames per episode
+    seed: int = 0  # seed of the squares and of the actions
+    actions: Literal["discrete", "binary", "multi", "continuous"] = "discrete"  # kind of the action space
 
     def __post_init__(self):
         if self.count < 1 or self.frames < 2 or self.seed < 0:

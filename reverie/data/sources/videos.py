@@ -42,25 +42,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class VideosConfig:
-    """A folder of videos, or one video; actions are read from files beside them.
+    """Videos of any size, length and frame rate, with action files beside them or without."""
 
-    path: a folder (with all subfolders) or one video. size: (H, W) of the frames. fps: their rate; 0: the typical rate
-    of these videos, divided by the smallest whole number that brings it to 15 or less. fit: how a picture of another
-    shape is resized: its middle ("crop"), with black bars ("pad"), or distorted ("stretch"). shortest, frames: the
-    fewest and most frames of an episode. cuts: the least change that ends a scene, 0..255 (0: never). still: a pixel
-    keeps its colour until it changes by more, 0..255, so that compression noise does not count as motion. actions: read
-    the action files beside the videos.
-    """
-
-    path: str
-    size: tuple[int, int] = (64, 64)
-    fps: float = 0.0
-    fit: Fit = "stretch"
-    shortest: int = 16
-    frames: int = 128
-    cuts: float = 9.0
+    path: str  # a folder, searched with all its subfolders, or one video
+    size: tuple[int, int] = (64, 64)  # height and width of the frames
+    fps: float = 0.0  # frames per second; 0: the videos' typical rate, divided until it is 15 or less
+    fit: Fit = "stretch"  # for another shape: the middle (crop), all within black bars (pad), or distorted (stretch)
+    shortest: int = 16  # fewest frames of an episode
+    frames: int = 128  # most frames of an episode
+    cuts: float = 9.0  # change at once, 0..255, that ends a scene; 0: never
+    # a pixel keeps its colour until it differs by more than this, 0..255; compression noise would count as events
     still: int = 8
-    actions: bool = True
+    actions: bool = True  # read the action files beside the videos
 
     def __post_init__(self):
         if min(self.size) < 1 or not 0 <= self.fps <= 240 or not 0 <= self.cuts <= 255 or not 0 <= self.still <= 255:
@@ -109,6 +102,10 @@ class VideosConfig:
                 f"no piece of the videos in '{self.path}' is {self.shortest} frames long at {fps:g} frames per second; "
                 "bring longer videos, or choose a smaller shortest, a larger fps, or cuts 0."
             )
+
+    def expected_frames(self) -> int:
+        """Return about how many frames the episodes have together: what is too short for one counts as well."""
+        return round(self.spec().fps * sum(film.track.span for film in self._look()[0]))
 
     def labelled(self) -> float:
         """Return the share of the videos that have actions."""

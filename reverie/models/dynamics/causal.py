@@ -23,6 +23,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import ActionSpace
+from reverie.config import FROM_DATA
 from reverie.nn.batch import Loss
 from reverie.nn.codes import cross_entropy, sample_codes, top_k_accuracy
 from reverie.nn.embed import ActionEmbedding, from_start
@@ -35,14 +36,14 @@ from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfi
 class CausalConfig:
     """Dynamics over a grid of codes. The first three fields follow from the tokenizer and the data: see ``fitted``."""
 
-    codes: int = 1024
-    grid: tuple[int, int] = (16, 16)
-    actions: ActionSpace = field(default_factory=ActionSpace)
+    codes: int = field(default=1024, metadata=FROM_DATA)
+    grid: tuple[int, int] = field(default=(16, 16), metadata=FROM_DATA)
+    actions: ActionSpace = field(default_factory=ActionSpace, metadata=FROM_DATA)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     block: int = 1  # tokens sampled at once
-    previous: bool = True  # the token at the same position of the previous frame is added to the input
+    previous: bool = True  # add the previous frame's token at the same position to the input
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
-    temperature: float = 1.0
+    temperature: float = 1.0  # sampling temperature; 0: the likeliest code
     top_k: int = 0  # sample from the k likeliest codes; 0: from all
     top_p: float = 1.0  # sample from the fewest likeliest codes with this much probability (nucleus sampling)
 

@@ -23,6 +23,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import ActionSpace
+from reverie.config import FROM_DATA
 from reverie.nn.batch import Loss, draw_rows, mean, row_keys, split_keys
 from reverie.nn.embed import ActionEmbedding, LevelEmbedding, from_start
 from reverie.nn.flow import data_of, denoise, noised, ramp
@@ -37,20 +38,20 @@ CHANGED = 0.1  # a token has changed if its latent moved at least so far, root m
 class DiffusionConfig:
     """Dynamics over a grid of vectors. The first three fields follow from the tokenizer and data: see ``fitted``."""
 
-    width: int = 32
-    grid: tuple[int, int] = (4, 4)
-    actions: ActionSpace = field(default_factory=ActionSpace)
+    width: int = field(default=32, metadata=FROM_DATA)
+    grid: tuple[int, int] = field(default=(4, 4), metadata=FROM_DATA)
+    actions: ActionSpace = field(default_factory=ActionSpace, metadata=FROM_DATA)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     conditioning: Literal["add", "prepend"] = "add"  # action and level are added to every token, or are tokens (paper)
-    context: Literal["clean", "forcing"] = "clean"
-    predict: Literal["x", "v"] = "x"  # the clean frame, or the velocity of the flow
-    previous: bool = True  # the same position of the previous frame, with its context noise, is added to the input
+    context: Literal["clean", "forcing"] = "clean"  # what drafts read in training: finished frames, or noisy ones
+    predict: Literal["x", "v"] = "x"  # what the network predicts: the clean frame, or the velocity of the flow
+    previous: bool = True  # add the previous frame, with its context noise, to the input
     context_level: float = 0.9  # noise level of context frames: 1 is clean, 0 pure noise
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
     image_share: float = 0.0  # share of rows trained as single images, to sample first frames (Dreamer 4: 0.3)
-    short_length: int = 0  # other rows are cut into clips of so many frames; 0: none is
+    short_length: int = 0  # frames of the clips into which other rows are cut; 0: none is cut
     long_share: float = 0.1  # share of rows that are not cut, if others are (open-dreamer; the paper: "occasionally")
-    passes: int = 8  # K
+    passes: int = 8  # denoising passes per frame (K)
     temperature: float = 1.0  # scale of the noise that sampling starts from; 1 as in training
 
     def fitted(self, tokenizer: Any, actions: ActionSpace) -> "DiffusionConfig":

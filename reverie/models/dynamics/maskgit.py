@@ -23,6 +23,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import ActionSpace
+from reverie.config import FROM_DATA
 from reverie.errors import ReverieError
 from reverie.nn.batch import Loss, draw_rows, fold_keys, row_keys, split_keys
 from reverie.nn.codes import cross_entropy, nll, sample_codes, top_k_accuracy
@@ -37,20 +38,20 @@ from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfi
 class MaskGITConfig:
     """Dynamics over a grid of codes. The first three fields follow from the tokenizer and the data: see ``fitted``."""
 
-    codes: int = 1024
-    grid: tuple[int, int] = (16, 16)
-    actions: ActionSpace = field(default_factory=ActionSpace)
+    codes: int = field(default=1024, metadata=FROM_DATA)
+    grid: tuple[int, int] = field(default=(16, 16), metadata=FROM_DATA)
+    actions: ActionSpace = field(default_factory=ActionSpace, metadata=FROM_DATA)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     conditioning: Literal["prepend", "add"] = "prepend"  # the action is a token of its frame, or is added to all
     context: Literal["clean", "hidden"] = "clean"  # what a masked frame reads in training: finished or masked frames
-    previous: bool = False  # the token at the same position of the previous frame is added to the input
-    neighbours: int = 0  # and those up to so many positions around it, from where things move (needs previous)
-    mask_min: float = 0.5  # the mask ratio is drawn from U(mask_min, 1), once per frame
+    previous: bool = False  # add the previous frame's token at the same position to the input
+    neighbours: int = 0  # add those up to so many positions around it too, from where things move (needs previous)
+    mask_min: float = 0.5  # smallest share of a frame's tokens that training masks; each frame draws its own
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
-    context_noise: float = 0.0  # share of frames that training predicts from a corrupted context: see ``_corrupted``
-    passes: int = 25  # K, refinement passes per frame
-    schedule: Literal["cosine", "geometric", "single"] = "cosine"  # tokens unmasked per pass: ``MaskGIT.schedule``
-    temperature: float = 1.0
+    context_noise: float = 0.0  # share of frames that training predicts from a corrupted context
+    passes: int = 25  # refinement passes per frame (K)
+    schedule: Literal["cosine", "geometric", "single"] = "cosine"  # tokens per pass; single: the last ones one by one
+    temperature: float = 1.0  # sampling temperature; 0: the likeliest code
 
     def fitted(self, tokenizer: Any, actions: ActionSpace) -> "MaskGITConfig":
         """Return this config for a tokenizer's codes and a space of actions."""

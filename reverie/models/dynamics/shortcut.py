@@ -33,12 +33,15 @@ from reverie.nn.step import step_key
 class ShortcutConfig(DiffusionConfig):
     """Dynamics over a grid of vectors: the fields of diffusion dynamics, and the grid of levels and step sizes."""
 
-    levels: int = 64  # K_max, a power of two: the smallest step is 1 / levels (lucidrains, V; others 8 or 256)
+    # Where the levels come from: 64 from lucidrains and V; others have 8 or 256.
+    levels: int = 64  # noise levels, a power of two: the smallest step is 1 / levels (K_max)
     bootstrap: float = 0.25  # share of training steps with self-consistency targets (open-dreamer; of rows: E, N, 4ku)
     velocity_clip: float = 4.0  # velocity clip of the half steps (open-dreamer)
     ema_teacher: float = 0.0  # decay of an EMA teacher for the half steps (open-dreamer); 0: the network itself (paper)
-    passes: int = 4  # K
-    predict: Literal["x"] = "x"  # targets are clean frames; a velocity's error would be another weighting
+    passes: int = 4  # sampling steps per frame, a power of two (K)
+    predict: Literal["x"] = (
+        "x"  # what the network predicts: clean frames; a velocity's error would be weighted otherwise
+    )
 
     def make(self, rngs: nnx.Rngs) -> "Shortcut":
         """Return the module; ValueError if passes or levels are no power of two, or a field has no meaning here."""

@@ -20,6 +20,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import START
+from reverie.config import FROM_DATA
 from reverie.nn.batch import Loss, decibels, mean
 from reverie.nn.linear import Linear
 from reverie.nn.patch import grid, motion_weights, patchify, to_float, unit_range, unpatchify
@@ -33,12 +34,12 @@ SHARPNESS = 10.0  # of the softmax over cosine similarities
 class PixelLAMConfig:
     """A latent action model over frames (H, W, C)."""
 
-    frame: tuple[int, int, int] = (64, 64, 3)
-    patch: int = 16
+    frame: tuple[int, int, int] = field(default=(64, 64, 3), metadata=FROM_DATA)
+    patch: int = 16  # pixels of a patch's side
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
     quantiser: VQConfig = field(default_factory=lambda: VQConfig(codes=6, width=32))
-    motion_weight: float = 10.0
+    motion_weight: float = 10.0  # extra weight of pixels that differ from the previous frame
 
     def fitted(self, frame: tuple[int, int, int], tokenizer: Any) -> "PixelLAMConfig":
         """Return this config for frames (H, W, C)."""

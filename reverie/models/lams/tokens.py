@@ -25,6 +25,7 @@ from flax import nnx
 from jax import Array
 
 from reverie.actions import START
+from reverie.config import FROM_DATA
 from reverie.nn.batch import Loss, Mean, Rows, draw_rows, mean
 from reverie.nn.codes import changed, nll
 from reverie.nn.linear import Linear
@@ -42,11 +43,11 @@ INFERENCE = 0.05  # weight of the encoder's cross-entropy to the code with the b
 class TokenLAMConfig:
     """``actions`` codes over a tokenizer's grid of codes; ``tokens``, ``grid`` and ``frame`` follow from that."""
 
-    frame: tuple[int, int, int] = (64, 64, 3)
-    tokens: int = 1024
-    grid: tuple[int, int] = (8, 8)
-    tokenizer: Any = None  # its config
-    actions: int = 6
+    frame: tuple[int, int, int] = field(default=(64, 64, 3), metadata=FROM_DATA)
+    tokens: int = field(default=1024, metadata=FROM_DATA)
+    grid: tuple[int, int] = field(default=(8, 8), metadata=FROM_DATA)
+    tokenizer: Any = field(default=None, metadata=FROM_DATA)  # its config
+    actions: int = 6  # latent actions
     latent: int = 4  # width of the space of transitions
     encoder: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(position_embeddings=False, time_every=0)

@@ -25,6 +25,7 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
+from reverie.config import FROM_DATA
 from reverie.nn import perceptual
 from reverie.nn.batch import Loss, decibels, mean, spread
 from reverie.nn.kv_cache import KVCache
@@ -39,17 +40,17 @@ from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 class Dreamer4Config:
     """A tokenizer of ``frame`` (H, W, C) into ``latents / packing`` vectors of ``bottleneck * packing`` numbers."""
 
-    frame: tuple[int, int, int] = (64, 64, 3)
-    patch: int = 16
-    latents: int = 32  # Q
-    bottleneck: int = 16  # D
+    frame: tuple[int, int, int] = field(default=(64, 64, 3), metadata=FROM_DATA)
+    patch: int = 16  # pixels of a patch's side
+    latents: int = 32  # latent tokens per frame (Q)
+    bottleneck: int = 16  # numbers per latent token (D)
     packing: int = 2  # latent tokens per token of the dynamics
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
-    mask_max: float = 0.9  # the mask ratio is drawn from U(0, mask_max), once per frame
+    mask_max: float = 0.9  # largest share of a frame's patches that training masks; each frame draws its own
     motion_weight: float = 0.0  # extra weight of pixels that differ from a neighbouring frame
-    perceptual: str = ""  # a file of LPIPS weights (see nn/perceptual.py); "": squared error alone
-    perceptual_weight: float = 0.2
+    perceptual: str = ""  # file of LPIPS weights (see nn/perceptual.py); empty: squared error alone
+    perceptual_weight: float = 0.2  # weight of LPIPS in the loss
 
     def __post_init__(self):
         if self.packing < 1 or self.latents % self.packing:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from reverie.config import FROM_DATA
 from reverie.nn.batch import Loss, decibels, mean, spread
 from reverie.nn.kv_cache import KVCache
 from reverie.nn.layers import learned_tokens
@@ -26,12 +27,12 @@ from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 class MAEConfig:
     """A tokenizer of ``frame`` (H, W, C) into H/patch * W/patch vectors."""
 
-    frame: tuple[int, int, int] = (64, 64, 3)
-    patch: int = 16
-    width: int = 32  # L
+    frame: tuple[int, int, int] = field(default=(64, 64, 3), metadata=FROM_DATA)
+    patch: int = 16  # pixels of a patch's side; a patch is a token
+    width: int = 32  # numbers per token (L)
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
-    mask_max: float = 0.9  # the mask ratio is drawn from U(0, mask_max), once per frame
+    mask_max: float = 0.9  # largest share of a frame's patches that training masks; each frame draws its own
     motion_weight: float = 0.0  # extra weight of pixels that differ from a neighbouring frame
 
     def make(self, rngs: nnx.Rngs) -> "MAE":

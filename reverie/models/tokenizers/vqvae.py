@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from reverie.config import FROM_DATA
 from reverie.nn.batch import Loss, decibels, mean
 from reverie.nn.kv_cache import KVCache
 from reverie.nn.linear import Linear
@@ -27,8 +28,8 @@ from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 class VQVAEConfig:
     """A tokenizer of ``frame`` (H, W, C) into H/patch * W/patch codes."""
 
-    frame: tuple[int, int, int] = (64, 64, 3)
-    patch: int = 4
+    frame: tuple[int, int, int] = field(default=(64, 64, 3), metadata=FROM_DATA)
+    patch: int = 4  # pixels of a patch's side; a patch is a token
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
     quantiser: VQConfig | FSQConfig = field(default_factory=VQConfig)

@@ -1,0 +1,18 @@
+"""Names of presets, sources and comparisons, with what ``reverie list`` says of each, without loading any of them.
+
+Loading them takes seconds, since a preset's file imports its models. So their facts are kept in a file beside this one,
+which a test compares with the presets themselves (``tests/test_catalogue.py``).
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("catalogue.json")
+
+
+@functools.cache
+def catalogue() -> dict[str, dict[str, Any]]:
+    """Return {"presets": {name: facts}, "sources": {name: text}, "comparisons": {name: facts}}."""
+    return json.loads(FILE.read_text(encoding="utf-8"))

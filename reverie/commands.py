@@ -1,0 +1,162 @@
+"""What each command of the command line does: it calls one function and prints. Everything heavy is imported late."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from reverie.catalogue import catalogue
+from reverie.data.sources import GROUP
+from reverie.errors import ReverieError, did_you_mean
+from reverie.flags import changed, settings
+
+EVERY = "every."  # before a stage's field where a flag for every stage is kept
+
+
+def demo(args: argparse.Namespace) -> None:
+    from reverie.pipeline import DEMO, train
+    from reverie.presets import preset
+    from reverie.presets.recipe import logging_to
+
+    train(logging_to(preset(DEMO), tuple(args.log)), args.out, args.minutes, fresh=args.fresh)
+    if args.play:
+        from reverie.play.server import play
+
+        play(args.out, port=args.port, open_browser=args.browser)
+
+
+def learn(args: argparse.Namespace) -> None:
+    from reverie.pipeline import learn
+
+    out = args.out or Path("runs") / Path(args.source).resolve().stem
+    learn(args.source, out, args.minutes, fresh=args.fresh, loggers=tuple(args.log))
+
+
+def recipe_of(args: argparse.Namespace) -> Any:
+    """Return a preset with what its flags change: first those for every stage, then those with a full name."""
+    from reverie.presets.recipe import stages
+
+    short = settings(args, EVERY)
+    every = {f"{stage}.{field}": value for stage in stages(args.config) for field, value in short.items()}
+    return changed(args.config, every | settings(args))
+
+
+def train(args: argparse.Namespace) -> None:
+    recipe = recipe_of(args)
+    from reverie.pipeline import train
+
+    train(recipe, args.out or Path("runs") / args.preset, args.minutes, fresh=args.fresh)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from reverie.evaluation.run import evaluate_run
+
+    with contextlib.redirect_stdout(sys.stderr):  # progress; stdout is for the numbers alone
+        horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
+        how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
+        numbers = evaluate_run(args.run, args.clips, **horizon, features=args.features, **how)
+    print(json.dumps(numbers) if args.json else "\n".join(f"{k:32} {v}" for k, v in numbers.items()))
+
+
+def play(args: argparse.Namespace) -> None:
+    from reverie.play.server import play
+
+    run = args.run or shipped()
+    place = {"host": args.host, "port": args.port, "expose": args.expose, "allow_hosts": args.allow_host}
+    play(run, **place, players=args.players, open_browser=args.browser)
+
+
+def data(args: argparse.Namespace) -> None:
+    if args.source == "show":
+        show_data(args.path)
+        return
+    from reverie.data.writing import write_source
+
+    write_source(args.path, changed(args.config, settings(args)), val=args.val, licence=args.licence)
+    print(f"{args.path}: look at it with 'reverie data show {args.path}'")
+
+
+def show_data(path: Path) -> None:
+    from reverie.config import flatten
+    from reverie.data.held_out import leak
+    from reverie.data.splits import labelled
+    from reverie.data.store import NoSplit, open_dataset
+
+    found = {"train": open_dataset(path, "train")}
+    with contextlib.suppress(NoSplit):
+        found["val"] = open_dataset(path, "val")
+    for split, dataset in found.items():
+        known = labelled(dataset)
+        share = f", {sum(known) / len(known):.0%} of the episodes with actions" if any(known) else ""
+        print(f"{split}: {len(dataset.lengths)} episodes, {int(dataset.lengths.sum())} frames{share}")
+    if "val" in found:
+        print(f"leak: {leak(found['train'], found['val']):.1%} of held-out frames are in train, or nearly so")
+    print(table(flatten(found["train"].spec).items()))
+    for note in getattr(found["train"], "notes", ()):
+        print(f"note: {note}")
+
+
+def compare(args: argparse.Namespace) -> None:
+    made = changed(args.config, settings(args))
+    from reverie.compare import compare
+
+    out = compare(made, args.out or Path("runs") / f"compare-{args.name}", args.seeds, args.jobs)
+    print((out / "table.md").read_text(encoding="utf-8"))
+
+
+def list_(args: argparse.Namespace) -> None:
+    known = catalogue()
+
+    def facts(preset: dict[str, Any]) -> str:
+        size, steps = preset["parameters"] / 1e6, sum(preset["steps"].values())
+        return f"{size:6.1f} M parameters  {steps:7,} steps  {preset['about']} ({preset['takes']})"
+
+    print("presets (reverie train NAME)\n" + table((name, facts(preset)) for name, preset in known["presets"].items()))
+    print("\nsources (reverie data NAME OUT)\n" + table(sources_named().items()))
+    comparisons = ((name, f"{each['about']} ({each['takes']})") for name, each in known["comparisons"].items())
+    print("\ncomparisons (reverie compare NAME)\n" + table(comparisons))
+
+
+def show(args: argparse.Namespace) -> None:
+    from reverie.config import flatten
+    from reverie.training.checkpoint import find_run, read_record
+
+    record = read_record(find_run(args.run))
+    print(table(flatten({"data": record.fingerprint, "spec": record.spec, "run": record.run}).items()))
+
+
+def export(args: argparse.Namespace) -> None:
+    from reverie.training.export import export
+
+    export(args.run, args.out)
+    print(f"{args.out}: 'reverie play {args.out}' plays it")
+
+
+def shipped() -> Path:
+    """The world that comes with the package."""
+    worlds = sorted(Path(__file__).parent.glob("worlds/*/"))
+    if not worlds:
+        raise ReverieError("this installation has no world of its own: 'reverie demo' makes one.")
+    return worlds[0]
+
+
+def sources_named() -> dict[str, str]:
+    """Return what each source is, by its name; those of other packages included."""
+    others = {entry.name: f"from another package: {entry.value}" for entry in entry_points(group=GROUP)}
+    return others | catalogue()["sources"]
+
+
+def named(options: dict[str, Any], name: str, kind: str) -> Any:
+    if name not in options:
+        raise ReverieError(f"there is no {kind} '{name}'.{did_you_mean(name, options)}")
+    return options[name]
+
+
+def table(rows: Iterable[tuple[Any, Any]]) -> str:
+    rows = [(str(a), str(b)) for a, b in rows]
+    width = max((len(a) for a, _ in rows), default=0)
+    return "\n".join(f"  {a:{width}}  {b}".rstrip() for a, b in rows)
