@@ -124,3 +124,18 @@ def no_network():
 def own_place(monkeypatch, tmp_path):
     """Relative paths of a test (runs/...) lie in its own temporary folder, never in the repository."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path, caplog):
+    """Return a function that imports a path by ``reverie data NAME`` and opens what it wrote."""
+    from reverie.cli import main
+    from reverie.data.store import open_dataset
+
+    def imported(name, path, *flags, status=0):
+        out = tmp_path / f"store{len(list(tmp_path.glob('store*')))}"
+        assert main(["data", name, str(out), "--path", str(path), "--val", "0", *flags]) == status
+        return open_dataset(out) if status == 0 else None
+
+    caplog.set_level("WARNING")
+    return imported

@@ -138,7 +138,8 @@ class _Set:
                 yield episode, {name: column[rows] for name, column in columns.items()}
         missing = sorted(set(known) - done)
         if missing:
-            found.skip(f"episodes {', '.join(map(str, missing[:10]))}{' ...' if len(missing) > 10 else ''}", "no rows")
+            some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+            found.skip(f"episode {some}", "its rows are missing")
 
     def _metadata(self, found: Found) -> dict[int, dict[str, Any]]:
         """Return what the metadata say of each episode, by its number."""

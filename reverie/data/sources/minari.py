@@ -18,7 +18,7 @@ from reverie.data.sources.hdf5 import columns_below, opened
 from reverie.data.sources.parquet import column_of, table_of
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
 from reverie.data.sources.spaces import Declared
-from reverie.errors import Damaged, ReverieError
+from reverie.errors import Damaged, ReverieError, first_line
 
 METADATA, MAIN = "metadata.json", "main_data.hdf5"
 BYTES = 2**28  # of the metadata: it lists the bounds of every pixel
@@ -42,7 +42,7 @@ class MinariConfig(FileSource):
     def look(self, inside: list[Path]) -> Found:
         """Return the recordings of the data set."""
         root, found = self._root(inside), Found()
-        about = _metadata(root / METADATA) if (root / METADATA).is_file() else {}
+        about = _metadata(root / METADATA, found)
         observed = _space(about.get("observation_space"))
         found.declared = _declared(_space(about.get("action_space")), self.actions)
         made = list(_hdf5(root / MAIN, found) if (root / MAIN).is_file() else _tables(root, observed, found))
@@ -65,12 +65,13 @@ def _key(actions: str) -> str:
     return ",".join(key if key.startswith("actions") else f"actions/{key}" for key in actions.split(",") if key)
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _metadata(path: Path, found: Found) -> dict[str, Any]:
     try:
-        found = bounded.parse_json(bounded.read_bytes(path, BYTES), f"'{path}'", finite=False)
-    except Damaged as error:
-        raise ReverieError(f"'{path}' is damaged ({error})") from None
-    return found if isinstance(found, dict) else {}
+        about = bounded.parse_json(bounded.read_bytes(path, BYTES), f"'{path.name}'", finite=False)
+    except (Damaged, OSError) as error:
+        found.say(f"the metadata cannot be read ({first_line(error)}): kinds of actions are taken from their numbers")
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _space(text: Any) -> dict[str, Any]:

@@ -172,11 +172,11 @@ def _stamps(source: FileSource) -> tuple:
 @lru_cache(maxsize=4)  # spec() and episodes() look at the same files; one that changed has another stamp
 def _looked(source: FileSource, stamps: tuple) -> _Looked:
     found = source.look([path for path, *_ in stamps])
-    size, notes = source.size, list(found.notes)
+    size, notes, failed = source.size, list(found.notes), list(found.skipped)
     if size is None:
-        size = next((s for one in found.recordings if (s := _size(one)) is not None), None)
+        size = next((s for one in found.recordings if (s := _size(one, failed)) is not None), None)
     if size is None or not found.recordings:
-        raise _nothing(source, found.skipped)
+        raise _nothing(source, failed)
     fps = source.fps or found.fps
     if not fps:
         fps = FPS
@@ -188,12 +188,13 @@ def _looked(source: FileSource, stamps: tuple) -> _Looked:
     return _Looked(source.size is not None, found, spec, codes, tuple(notes))
 
 
-def _size(one: Recording) -> tuple[int, int] | None:
-    """Return the size of a recording's first sound picture."""
+def _size(one: Recording, failed: list[str]) -> tuple[int, int] | None:
+    """Return the size of a recording's first sound picture, or None, and why in ``failed``."""
     try:
         picture = next((picture for picture in one.frames() if picture is not None), None)
-    except UNREADABLE:
-        return None  # said when the recording is read
+    except UNREADABLE as error:
+        picture = None
+        failed.append(f"{one.name}: {first_line(error)}")
     return None if picture is None else picture.shape[:2]
 
 
@@ -221,7 +222,8 @@ def _pieces(one: Recording, looked: _Looked) -> list[Episode]:
     if not sound:
         raise ReverieError("none of its pictures can be read")
     if len(sound) < len(pictures):
-        log.warning("%s: %d of %d pictures damaged, left out", one.name, len(pictures) - len(sound), len(pictures))
+        lost = len(pictures) - len(sound)
+        log.warning("%s: %d of %d pictures damaged or missing, left out", one.name, lost, len(pictures))
     steps = one.length - 1
     actions = np.concatenate([spec.actions.start((1,)), looked.coding.actions(one.actions, steps)])
     rewards, ends = _numbers(one.rewards, steps), _numbers(one.ends, steps) != 0

@@ -4,7 +4,6 @@ A record is an episode. Action and reward of a row are of the step taken *at* it
 last row; is_terminal is of the observation itself.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from reverie.data.sources import files, roles
 from reverie.data.sources.examples import example, tfrecords
 from reverie.data.sources.pictures import decoded, is_encoded, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at, to
-from reverie.errors import Damaged, ReverieError
+from reverie.errors import Damaged, ReverieError, first_line
 
 FEATURES = "features.json"
 STEPS, METADATA = "steps/", "episode_metadata/"
@@ -49,7 +48,7 @@ class RLDSConfig(FileSource):
         if len(folders) > 1:
             some = ", ".join(map(str, folders[:5]))
             raise ReverieError(f"'{self.path}' holds {len(folders)} data sets of TensorFlow's; choose one: {some}.")
-        shapes = _shapes(folders[0] / FEATURES) if folders else {}
+        shapes = _shapes(folders[0] / FEATURES, found) if folders else {}
         lost = 0
         for file in sorted(shards, key=files.natural):
             name = files.name_of(file, root)
@@ -168,13 +167,13 @@ def _origin(features: dict[str, np.ndarray | list[memoryview]]) -> str:
     return bytes(value[0]).decode(errors="replace") if isinstance(value, list) and value else ""
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _shapes(path: Path, found: Found) -> dict[str, tuple[int, ...]]:
     """Return the shape of one step's entry of each feature, by its name in the records; {} where none are declared."""
     try:
-        declared = bounded.read_json(path) if path.is_file() else {}
-        return dict(_leaves(declared, ""))
-    except (Damaged, json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ReverieError(f"'{path}' is damaged ({error}).") from None
+        return dict(_leaves(bounded.read_json(path), "")) if path.is_file() else {}
+    except UNREADABLE as error:
+        found.say(f"{path.name} cannot be read ({first_line(error)}): shapes are taken from the records")
+        return {}
 
 
 def _leaves(feature: dict[str, Any], path: str) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -88,7 +88,7 @@ def steps(path: Path, frames: int, numbers: list[int], key: str, alignment: Alig
     if over is None and (over := _named(columns, roles.DONES)) is not None:
         stops = _named(columns, roles.STOPS)
         over = over if stops is None else over * (stops == 0)
-    full = len(np.unique(placed)) >= frames - 1
+    full = set(range(1, frames) if alignment == "to" else range(frames - 1)) <= set(placed.tolist())
     return Steps(
         None if actions is None else spread(actions, 0 if full else np.nan),
         spread(_named(columns, roles.REWARDS), 0.0),

@@ -115,7 +115,7 @@ def _bundle(key: str, tar: _Tar, members: dict[str, str], found: Found) -> Bundl
     columns: dict[str, Column] = {}
     stills = {}
     task = ""
-    for rest, member in members.items():
+    for rest, member in sorted(members.items(), key=lambda item: not item[0].endswith("json")):  # it says the rate
         stem, _, ending = rest.rpartition(".")
         if ending in VIDEOS:
             columns[stem or "video"] = _video(tar, member, ending, found)
