@@ -21,6 +21,7 @@ from reverie.data.records import array_record
 from reverie.data.sources.unpickled import unpickled
 from reverie.data.sources.vpt import KEYS, camera_bins
 from reverie.errors import Damaged
+from reverie.play.buttons import rest
 
 
 def numbers(dataset):
@@ -385,7 +386,7 @@ def test_vpts_keys_and_camera(tmp_path, store, caplog):
     assert rows[:3, -1].tolist() == [60, camera_bins(-0.6, 1.5), 60]
     assert space.is_unlabelled(rows).tolist() == [False] * 4 + [True, False, True]
     assert space.is_unlabelled(actions(found, 0)).all()
-    assert space.rest[-1] == 60 and space.sizes == (2,) * 23 + (121,)
+    assert rest(space)[-1] == 60 and space.sizes == (2,) * 23 + (121,)
     assert "1 of 6 lines cannot be read" in caplog.text and "6 lines for 8 frames" in caplog.text
 
 
