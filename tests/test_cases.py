@@ -51,7 +51,7 @@ def test_what_others_wrote_comes_out_as_they_say(tmp_path, folder):
     place = CASES / folder
     expected = json.loads((place / "expected.json").read_text())
     source = source_at(place)
-    assert source == sources()[NAMES[folder.partition("/")[0]]](str(place))
+    assert source == sources()[NAMES[folder.partition("/")[0]]](path=str(place))
     dataset = open_dataset(write_source(tmp_path / "store", source, val=0))
     space, actions = dataset.spec.actions, expected["actions"]
     assert list(dataset.spec.frame) == expected["frame_HWC"] and space.kind == actions["kind"]
