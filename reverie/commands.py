@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reverie.catalogue import catalogue
-from reverie.data.sources import GROUP
+from reverie.config import SOURCES
 from reverie.errors import ReverieError, did_you_mean
 from reverie.flags import changed, settings
 
@@ -146,7 +146,7 @@ def shipped() -> Path:
 
 def sources_named() -> dict[str, str]:
     """Return what each source is, by its name; those of other packages included."""
-    others = {entry.name: f"from another package: {entry.value}" for entry in entry_points(group=GROUP)}
+    others = {entry.name: f"from another package: {entry.value}" for entry in entry_points(group=SOURCES)}
     return others | catalogue()["sources"]
 
 

@@ -2,12 +2,13 @@
 
 A config is also a factory: it has ``make(rngs)`` and the module it makes takes ``(config, *, rngs)`` and nothing
 else. JSON holds the class of every nested config, so a checkpoint can be loaded without knowing what it holds. Only
-dataclasses of this package are ever imported by name (and of those a program adds to ``packages`` itself): a config
-file is data, it cannot run code.
+dataclasses of this package are ever imported by name (and of packages that a program adds to ``packages``, or that are
+installed with sources for Reverie): a config file is data, it cannot run code.
 """
 
 import dataclasses
 import importlib
+import importlib.metadata
 import types
 import typing
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from reverie.errors import ReverieError, did_you_mean
 
 CLASS = "class"  # the JSON key that names a config's class, as "module:Class"
+SOURCES = "reverie.sources"  # the group of entry points in which other packages name sources: NAME = "module:Config"
 packages = {__name__.partition(".")[0]}  # whose dataclasses JSON may name; add your own for configs of your own
 FROM_DATA = {"from_data": True}  # metadata of a field that follows from the data or the tokenizer: no flag sets it
 # Fields that were renamed, by class: runs that were saved under the old names load as before.
@@ -118,7 +120,10 @@ def _renamed(cls: type, field: str) -> str:
 
 def _config_class(name: str) -> type:
     module, _, qualname = str(name).partition(":")
-    inside = module.partition(".")[0] in packages
+    package = module.partition(".")[0]
+    inside = package in packages or any(
+        entry.module.partition(".")[0] == package for entry in importlib.metadata.entry_points(group=SOURCES)
+    )
     try:
         cls = getattr(importlib.import_module(module), qualname) if inside and qualname.isidentifier() else None
     except (ImportError, AttributeError, ValueError):

@@ -12,8 +12,10 @@ import pytest
 from foreign import check, encoded, frames, taken
 from PIL import Image
 
+from reverie import config
 from reverie.data.sources import source_at
 from reverie.errors import ReverieError
+from reverie.recorded import source_of
 
 
 def pictures(folder, images, name="{}.png"):
@@ -335,3 +337,51 @@ def test_one_door_knows_each_and_refuses_what_could_be_two_things(tmp_path):
     (tmp_path / "c" / "notes.md").write_text("nothing")
     with pytest.raises(ReverieError, match="holds no videos .found: 1 .md"):
         source_at(tmp_path / "c")
+
+
+def test_learning_takes_every_format_and_brings_large_frames_to_a_small_size(tmp_path, capsys):
+    np.savez(tmp_path / "large.npz", image=frames(9, size=(80, 120)), action=taken(8))
+    np.savez(tmp_path / "small.npz", image=frames(9, size=(16, 24)), action=taken(8))
+    assert source_of(str(tmp_path / "large.npz"), tmp_path / "run").spec().frame == (64, 64, 3)
+    assert "frames of 80 x 120 are brought to 64 x 64" in capsys.readouterr().err
+    assert source_of(str(tmp_path / "small.npz"), tmp_path / "run").spec().frame == (16, 24, 3)
+    made = {"frames": frames(9), "lengths": [9], "actions": np.concatenate([[-1], taken(8)])}
+    np.savez(tmp_path / "ours.npz", **made)
+    assert source_of(str(tmp_path / "ours.npz"), tmp_path / "run") is None  # a dataset already
+
+
+FOREIGN = """
+import dataclasses
+from reverie.data.sources.arrays import ArraysConfig
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TapeConfig(ArraysConfig):
+    "Tapes of another package."
+
+    @classmethod
+    def of(cls, path, inside):
+        return cls(path=str(path)) if path.suffix == ".tape" else None
+
+    def look(self, inside):
+        found = super().look([])
+        import numpy as np
+        from reverie.data.sources.recordings import Recording
+        found.recordings.append(Recording("tape", 3, lambda: np.zeros((3, 16, 16, 3), np.uint8)))
+        return found
+"""
+
+
+def test_a_source_of_another_package_is_found_and_its_worlds_load(tmp_path, monkeypatch, store, capsys):
+    site = tmp_path / "site"
+    (site / "tapes-1.0.dist-info").mkdir(parents=True)
+    (site / "tapes.py").write_text(FOREIGN)
+    (site / "tapes-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tapes\nVersion: 1.0\n")
+    points = "[reverie.sources]\ntape = tapes:TapeConfig\nbroken = tapes.nowhere:X\n"
+    (site / "tapes-1.0.dist-info" / "entry_points.txt").write_text(points)
+    with pytest.raises(ReverieError, match="is not a config"):
+        config.from_json({"class": "tapes:TapeConfig", "path": "x"})
+    monkeypatch.syspath_prepend(str(site))
+    (tmp_path / "a.tape").write_text("x")
+    made = source_at(tmp_path / "a.tape")
+    assert config.from_json(config.to_json(made)) == made
+    assert store("tape", tmp_path / "a.tape").lengths.tolist() == [3]

@@ -120,6 +120,9 @@ def test_lerobot_pictures_in_the_table_and_a_video_that_is_too_short(tmp_path, s
     check(store("lerobot", root), [6, 4], vectors, [[3], [3]])
     root = lerobot(tmp_path / "short", [6, 8], "v2.1")
     video = root / "videos" / "chunk-000" / "observation.images.top" / "episode_000001.mp4"
+    write(video, [coded(6 + t) for t in range(11)], FPS)
+    assert numbers(store("lerobot", root)) == [list(range(6)), list(range(6, 14))]
+    assert "episode 1: its video has 11 frames for 8 rows" in caplog.text
     write(video, [coded(6 + t) for t in range(5)], FPS)
     assert numbers(store("lerobot", root)) == [list(range(6)), list(range(6, 11))]
     assert "episode 1: 3 of 8 pictures damaged or missing" in caplog.text
@@ -227,6 +230,12 @@ def test_rlds_in_array_records_with_an_action_of_several_parts(tmp_path, store, 
     check(found, [6], [want])
     assert "an action has the parts action/move, action/grip" in caplog.text
     check(store("rlds", root, "--actions", "grip"), [6], [want[:, 2:]])
+    raw = {"steps/pixels": frames(4).reshape(-1).tolist(), "steps/action": taken(4).tolist()}
+    records(root / "proof-train.array_record-00000-of-00001", [example(raw)])
+    shape = {"tensor": {"shape": {"dimensions": ["16", "24", "3"]}}}
+    steps = {"sequence": {"feature": {"featuresDict": {"features": {"pixels": shape}}}}}
+    (root / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": steps}}}))
+    check(store("rlds", root), [4], [taken(3)])
 
 
 # -- Jasmine ---------------------------------------------------------------------------------------------------------
@@ -331,8 +340,10 @@ def test_webdataset_of_videos_pictures_and_arrays(tmp_path, store):
     rows = json.dumps({"action": taken(11).tolist(), "reward": np.eye(11)[3].tolist()}).encode()
     shard(tmp_path / "b.tar.gz", stills | {"ep.json": rows})
     check(store("webdataset", tmp_path / "b.tar.gz"), [11], [taken(10)], [[4]])
-    shard(tmp_path / "c.tar", {"a.frames.npy": npy(frames(5)), "a.action.npy": npy(taken(4))})
-    check(store("webdataset", tmp_path / "c.tar"), [5], [taken(4)])
+    rows = {"a.action.npy": npy(taken(5)), "b.actions.json": json.dumps(taken(5).tolist()).encode()}
+    rows["c.steps.csv"] = ("action,done\n" + "\n".join(f"{a},0" for a in taken(5))).encode()
+    shard(tmp_path / "c.tar", rows | {f"{key}.frames.npy": npy(frames(6, i)) for i, key in enumerate("abc")})
+    check(store("webdataset", tmp_path / "c.tar"), [6] * 3, [taken(5)] * 3)
 
 
 def test_nothing_is_taken_out_of_a_tar_and_damage_costs_its_sample(tmp_path, store, caplog, monkeypatch):

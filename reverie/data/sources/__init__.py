@@ -12,9 +12,8 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
+from reverie.config import SOURCES
 from reverie.errors import ReverieError
-
-GROUP = "reverie.sources"  # of entry points: NAME = "package.module:Config"
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ def sources() -> dict[str, type]:
         for value in vars(module).values():
             if isinstance(value, type) and value.__module__ == module.__name__ and _is_source(value):
                 found[info.name] = value
-    for entry in importlib.metadata.entry_points(group=GROUP):
+    for entry in importlib.metadata.entry_points(group=SOURCES):
         try:
             value = entry.load()
         except Exception as error:  # another package's code: its fault must not take the other sources away

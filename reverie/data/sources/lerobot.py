@@ -5,6 +5,7 @@ Frames are found by time: each row's timestamp, after the moment at which its ep
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from reverie.errors import Damaged, ReverieError
 INFO = "meta/info.json"
 BYTES = 2**28  # of a list of episodes
 OWN = ("timestamp", "episode_index", "task_index")
+log = logging.getLogger(__name__)
 REWARDS, DONES = ("next.reward", "reward"), ("next.done", "done")
 
 
@@ -66,6 +68,7 @@ class _Set:
         """Return what is in the data set."""
         found = Found(fps=float(self.info.get("fps") or 0))
         options = [key for key, value in self.features.items() if value.get("dtype") in ("video", "image")]
+        options.sort(key=self._is_depth)
         if not options:
             raise ReverieError(f"'{self.root}' has no cameras: its features are {', '.join(self.features)[:200]}.")
         cameras = roles.cameras(self.config.camera, options, found.say)
@@ -115,6 +118,11 @@ class _Set:
             ends=None if done is None else at(done.reshape(-1) != 0, length),
             task=own or str(told),
         )
+
+    def _is_depth(self, camera: str) -> bool:
+        about = self.features[camera].get("info")
+        marked = isinstance(about, dict) and bool(about.get("video.is_depth_map") or about.get("is_depth_map"))
+        return marked or "depth" in camera
 
     # -- tables ------------------------------------------------------------------------------------------------------
 
@@ -186,6 +194,9 @@ class _Set:
         path = self._video(number, episode, camera)
         if camera not in self.reels or self.reels[camera][0] != path:
             self.reels[camera] = path, clips.Reel(path)
+            shown = self.reels[camera][1].track.packets
+            if start not in episode and shown > len(times):
+                log.warning("episode %d: its video has %d frames for %d rows: left out", number, shown, len(times))
         yield from self.reels[camera][1].at(times + float(episode.get(start) or 0.0))
 
     def _video(self, number: int, episode: dict[str, Any], camera: str) -> Path:

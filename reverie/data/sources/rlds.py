@@ -17,7 +17,7 @@ from reverie import bounded
 from reverie.data.records import Records
 from reverie.data.sources import files, roles
 from reverie.data.sources.examples import example, tfrecords
-from reverie.data.sources.pictures import decoded, is_encoded, side_by_side
+from reverie.data.sources.pictures import decoded, is_encoded, is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at, to
 from reverie.errors import Damaged, ReverieError, first_line
 
@@ -68,13 +68,14 @@ class RLDSConfig(FileSource):
         self, found: Found, name: str, file: Path, place: int, data: "_Record", shapes: dict[str, tuple[int, ...]]
     ) -> bool:
         features = example(data.read())
-        pictures = [key for key, value in features.items() if key.startswith(STEPS) and _are_pictures(value)]
+        pictures = [k for k, value in features.items() if k.startswith(STEPS) and _are_pictures(value, shapes.get(k))]
         known = [key for key in shapes if key in pictures]  # in the order that was declared
         options = [key.removeprefix(STEPS) for key in known or pictures]
         if not options:
             raise ReverieError(f"it holds no pictures (it has {', '.join(features)[:200]})")
         cameras = roles.cameras(self.camera, roles.by_likeness(options), found.say)
-        length = len(features[STEPS + cameras[0]])
+        keys = [STEPS + camera for camera in cameras]
+        length = len(features[keys[0]]) // _numbers_of(features[keys[0]], shapes.get(keys[0]))
         rows = {key.removeprefix(STEPS): _rows(value, length, shapes.get(key)) for key, value in features.items()}
         steps = {key: array for key, array in rows.items() if array is not None}
         last = steps.get("is_last")
@@ -84,7 +85,7 @@ class RLDSConfig(FileSource):
             Recording(
                 name=name,
                 length=length,
-                frames=partial(_frames, data, [STEPS + camera for camera in cameras]),
+                frames=partial(_frames, data, keys, shapes),
                 actions=at(_actions(steps, self.actions, found), length),
                 rewards=None if reward is None else at(steps[reward], length),
                 ends=to(steps.get("is_terminal"), length),
@@ -119,21 +120,34 @@ def _records(file: Path) -> Iterator[_Record]:
         yield from (_Record(file, place, 0) for place in range(len(Records(file))))
 
 
-def _frames(record: _Record, cameras: Sequence[str]) -> Iterator[np.ndarray | None]:
+def _frames(record: _Record, cameras: Sequence[str], shapes: dict[str, tuple[int, ...]]) -> Iterator[np.ndarray | None]:
     features = example(record.read())
-    views = [map(_picture, features[camera]) for camera in cameras]
+    views = [_view(features[camera], shapes.get(camera)) for camera in cameras]
     return (side_by_side(pictures) for pictures in zip(*views, strict=True))
 
 
-def _picture(data: memoryview) -> np.ndarray | None:
-    try:
-        return decoded(bytes(data))
-    except Damaged:
-        return None
+def _view(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> Iterator[np.ndarray | None]:
+    if isinstance(value, np.ndarray):
+        yield from rgb(value.astype(np.uint8).reshape(-1, *(shape or ())))
+        return
+    for data in value:
+        try:
+            yield decoded(bytes(data))
+        except Damaged:
+            yield None
 
 
-def _are_pictures(value: np.ndarray | list[memoryview]) -> bool:
-    return isinstance(value, list) and len(value) > 0 and is_encoded(bytes(value[0][:8]))
+def _are_pictures(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> bool:
+    """Whether a feature of steps is encoded pictures, or whole numbers of a picture's declared shape."""
+    if isinstance(value, list):
+        return len(value) > 0 and is_encoded(bytes(value[0][:8]))
+    whole = value.dtype.kind == "i" and is_picture((1, *(shape or ())), "u1", named=False)
+    return whole and len(value) > 0 and 0 <= value.min() <= value.max() <= 255
+
+
+def _numbers_of(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> int:
+    """Return how many entries of a feature make one step's."""
+    return math.prod(shape or ()) if isinstance(value, np.ndarray) else 1
 
 
 def _rows(value: np.ndarray | list[memoryview], length: int, shape: tuple[int, ...] | None) -> np.ndarray | None:

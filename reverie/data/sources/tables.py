@@ -118,7 +118,9 @@ def _named(columns: dict[str, np.ndarray], wanted: tuple[str, ...]) -> np.ndarra
 def actions_of(columns: dict[str, np.ndarray], key: str = "") -> tuple[np.ndarray | None, Declared]:
     """Return the actions (R,) or (R,A) in columns, and what their names say of them."""
     if key:
-        return columns[roles.chosen(key, columns, "column")], Declared()
+        names = tuple(roles.chosen(one, columns, "column") for one in key.split(","))
+        parts = [columns[name] for name in names]
+        return (parts[0], Declared()) if len(parts) == 1 else (np.stack(parts, 1), Declared(names=names))
     held = {match[1]: array for name, array in columns.items() if (match := KEY.fullmatch(name))}
     if held:
         return np.stack(list(held.values()), 1), Declared(names=tuple(held), held=True)
@@ -145,6 +147,8 @@ def _csv(path: Path) -> dict[str, np.ndarray]:
         raise ReverieError(f"{path.name} has lines that are shorter or longer than its first")
     cells = list(zip(*lines[1:], strict=True)) or [()] * len(head)
     columns = {name: _numbers(column) for name, column in zip(head, cells, strict=True)}
+    if words := [name for name, array in columns.items() if array is None and name in roles.ACTIONS]:
+        raise ReverieError(f"{path.name} has words in the column '{words[0]}'; actions are numbers")
     return {name: array for name, array in columns.items() if array is not None}
 
 

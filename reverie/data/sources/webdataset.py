@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from reverie import bounded
-from reverie.data.sources import bundles, clips, files
+from reverie.data.sources import bundles, clips, files, tables
 from reverie.data.sources.bundles import Alignment, Bundle, Column
 from reverie.data.sources.recognise import outnumber
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
@@ -127,7 +127,11 @@ def _bundle(key: str, tar: _Tar, members: dict[str, str], found: Found) -> Bundl
             columns |= _npz(tar.read(member, ARRAY_BYTES))
         elif ending == "json":
             about = bounded.parse_json(tar.read(member, bounded.JSON_BYTES), f"'{member}'")
-            task = _read_json(about, columns, found) or task
+            task = _read_json({stem or "action": about} if isinstance(about, list) else about, columns, found) or task
+        elif ending in ("csv", "jsonl"):
+            with _copied(tar.read(member, ARRAY_BYTES), ending) as path:
+                table = tables.read(path)
+            columns |= {name: Column.of(array) for name, array in table.items()}
         elif ending == "txt":
             task = tar.read(member, 2**16).decode(errors="replace").strip()
     if stills:
