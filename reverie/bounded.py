@@ -11,6 +11,7 @@ import json
 import math
 import re
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -57,6 +58,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text[:20]} is not a finite number")
     return number
+
+
+def number(value: Any) -> float | None:
+    """Return a JSON value as a float; None unless it is a finite number."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return float(value) if good else None
 
 
 def _parts(item: list | dict) -> Any:

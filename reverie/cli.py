@@ -214,7 +214,7 @@ def _tools(add: Callable[..., Parser]) -> None:
     one.add_argument("--jobs", **of(int), default=2, help="rows at a time (2)")
 
     add("list", commands.list_, "Name every preset, source and comparison.", "reverie list")
-    one = add("show", commands.show, "Show what a run is: its config, data and state.", "reverie show runs/demo")
+    one = add("show", commands.show, "Show a run's stages and config; write report.html.", "reverie show runs/demo")
     one.add_argument("run", type=Path, metavar="RUN", help="the folder of a world, or of one of its stages")
     one = add("export", commands.export, "Write what is needed to play, and no more, to a folder.",
               "reverie export runs/demo worlds/demo")  # fmt: skip

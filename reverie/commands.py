@@ -55,11 +55,12 @@ def train(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     from reverie.evaluation.run import evaluate_run
 
-    with contextlib.redirect_stdout(sys.stderr):  # progress; stdout is for the numbers alone
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
         how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
         numbers = evaluate_run(args.run, args.clips, **horizon, features=args.features, **how)
-    print(json.dumps(numbers) if args.json else "\n".join(f"{k:32} {v}" for k, v in numbers.items()))
+    if args.json:
+        print(json.dumps(numbers))
 
 
 def play(args: argparse.Namespace) -> None:
@@ -122,11 +123,9 @@ def list_(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    from reverie.config import flatten
-    from reverie.training.checkpoint import find_run, read_record
+    from reverie.show import show
 
-    record = read_record(find_run(args.run))
-    print(table(flatten({"data": record.fingerprint, "spec": record.spec, "run": record.run}).items()))
+    print(table(show(args.run).items()))
 
 
 def export(args: argparse.Namespace) -> None:

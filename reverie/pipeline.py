@@ -25,7 +25,7 @@ from reverie.presets.recipe import Recipe, logging_to
 from reverie.recorded import WORLD, minutes_of, note, record, source_of, write_note
 from reverie.training import checkpoint, sharding
 from reverie.training.engine import Run, check_all, fit
-from reverie.training.folder import NEXT, begin, commit, discard, owned, settled
+from reverie.training.folder import NEXT, STAGES, begin, commit, discard, owned, settled
 from reverie.training.log import LoggerName
 from reverie.training.record import RECORD
 from reverie.training.resume import is_run, resume_from
@@ -33,7 +33,6 @@ from reverie.world_folder import write_initial_frames
 
 DEMO = "toy-maskgit-latent"  # the preset of `reverie demo`
 MINUTES = 30.0  # the time `reverie learn` trains by default
-STAGES = ("tokenizer", "lam", "dynamics")
 
 
 def learn(
@@ -153,7 +152,7 @@ def _place(runs: dict[str, Run], out: Path, dataset: Dataset, minutes: float | N
 
     def keeps(item: Path) -> bool:
         name = item.parts[0]
-        if fresh or name in ("eval", "eval.json"):
+        if fresh or name in ("eval", "eval.json", "report.html"):
             return False
         return name not in kept or len(item.parts) == 1 or checkpoint.reaches(item.relative_to(name), kept[name])
 

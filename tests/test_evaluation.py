@@ -1,7 +1,6 @@
 """Evaluation can tell: planted worlds that obey their player, ignore him, mix his actions up or fade."""
 
 import dataclasses
-import io
 import json
 import math
 
@@ -9,15 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 from planted import PLATFORMER, Fading, Pixels, Planted, blind, mixed_up, obedient, recorded
-from rich.console import Console
 
 from reverie.actions import ActionSpace
 from reverie.data.arrays import ArrayDataset
 from reverie.data.sources.platformer import PlatformerConfig
 from reverie.errors import ReverieError
 from reverie.evaluation import rollouts
+from reverie.evaluation.meaning import HEADLINES, MEANING
 from reverie.evaluation.measure import evaluate
-from reverie.evaluation.report import MEANING, table, write_report
+from reverie.evaluation.report import say, write_report
+from reverie.evaluation.verdict import verdict
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
@@ -171,7 +171,7 @@ def in_full(latent: bool, dataset, speed: bool):
 
 
 @pytest.mark.parametrize("latent", [False, True])
-def test_a_real_world_gets_a_whole_report(latent, real, tmp_path):
+def test_a_real_world_gets_a_whole_report(latent, real, tmp_path, capsys):
     numbers, pictures = real[latent]
     assert set(MEANING) <= set(numbers)
     path = write_report(numbers, pictures, tmp_path / "world")
@@ -190,11 +190,12 @@ def test_a_real_world_gets_a_whole_report(latent, real, tmp_path):
         low, high = written[f"{name}_ci"]
         assert low <= written[name] <= high
     made = {file.name for file in (tmp_path / "world" / "eval").iterdir()}
-    assert made == {"sheet.png", "actions.png", "dream.gif", "curves.png"}
-    console = Console(record=True, width=150, file=io.StringIO())
-    console.print(table(numbers))
-    shown = console.export_text()
-    assert "swap_accuracy" in shown and "random keys" in shown and f"of {numbers['episodes']} episodes" in shown
+    assert made == {"index.html", "sheet.png", "actions.png", "long_play.png", "dream.gif", "curves.png"}
+    say(numbers)
+    shown = capsys.readouterr().out
+    rows = {line.split()[0] for line in shown.splitlines() if line and line[0] != " "}
+    assert set(HEADLINES) & rows == {name for name in HEADLINES if numbers[name] is not None} and "top16" not in shown
+    assert all(f"- {sentence}\n" in shown for sentence in verdict(numbers))
     assert list(written["long_play"]["held"]["frozen"]) == ["16", "64"] and 1 < numbers["episodes"] <= 10
 
 

@@ -109,13 +109,14 @@ def test_begun_anew_nothing_trained_is_left(made, tmp_path):
     recipe, done = made
     out = Path(shutil.copytree(done, tmp_path / "world", symlinks=True))
     (out / "dynamics" / "notes.txt").write_text("mine")
+    (out / "report.html").write_text("of what was trained")
     longer = dataclasses.replace(recipe, dynamics=dataclasses.replace(recipe.dynamics, batch=4))
     with pytest.raises(ReverieError, match=r"holds another run \(batch 2 -> 4\).*--fresh"):
         train(longer, out)
     before = stamps(out)
     train(longer, out, fresh=True)
     assert all(before[seal] < made for seal, made in stamps(out).items())
-    assert not list(out.rglob(".next")) and not list(out.rglob(".old"))
+    assert not list(out.rglob(".next")) and not list(out.rglob(".old")) and not (out / "report.html").exists()
     assert (out / "dynamics" / "notes.txt").exists() and (out / "data" / "manifest.json").exists()
 
 

@@ -136,8 +136,13 @@ def test_a_world_that_goes_wrong_late_is_found_out(fate, films, dataset, monkeyp
     world = WorldModel(
         WorldConfig(frame=spec.frame, actions=spec.actions, context=2, fps=spec.fps), Pixels(), None, dynamics
     )
-    numbers, _ = evaluate(world, dataset, clips=8, horizon=2, speed=False, deep=False, sessions=4)
+    numbers, pictures = evaluate(world, dataset, clips=8, horizon=2, speed=False, deep=False, sessions=4)
     played = numbers["long_play"]
+    assert long_play.moments(played["frames"]) == [1, 4, 16, 64, 128, 256]
+    even, odd = (_strip(pictures["long_play"], row, moments=6) for row in (0, 1))
+    shown = films["goes on"].reshape(-1, *spec.frame)
+    np.testing.assert_array_equal(even, shown[[moment % 60 for moment in (1, 4, 16, 64, 128, 256)]])
+    assert (even[:4] == odd[:4]).all() and (fate == "goes on") == (even[4:] == odd[4:]).all()
     assert played["sessions"] == 4 and played["frames"] == 256 and numbers["episodes"] == 8
     for kind in ("random", "held"):
         found = played[kind]
@@ -149,6 +154,15 @@ def test_a_world_that_goes_wrong_late_is_found_out(fate, films, dataset, monkeyp
         assert lost == ([0, 0] if fate == "goes on" else [0, 0.5])
         assert all(share <= 0.05 for share in found["frozen_real"].values()), "the bird flies on"
         assert all(np.isfinite(list(found["drift"].values())))
+
+
+def _strip(sheet_HWC: np.ndarray, row: int, moments: int) -> np.ndarray:
+    """Return the frames of one row of a contact sheet, at their own size."""
+    size, scale, gap = 24, 3, 4
+    pitch = size * scale + gap
+    top, left = gap + row * pitch, sheet_HWC.shape[1] - moments * pitch
+    row_HWC = sheet_HWC[top : top + size * scale : scale, left:]
+    return np.stack([row_HWC[:, at * pitch : at * pitch + size * scale : scale] for at in range(moments)])
 
 
 def test_long_play_is_the_same_world_that_is_played(dataset, films):

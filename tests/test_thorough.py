@@ -13,7 +13,7 @@ from reverie.data.episode import Episode, Spec
 from reverie.data.sources.platformer import PlatformerConfig
 from reverie.errors import ReverieError
 from reverie.evaluation import drift, frechet, inverse
-from reverie.evaluation.control import interval, jackknife, student
+from reverie.evaluation.control import interval, jackknife
 from reverie.evaluation.pool import pool
 from reverie.evaluation.rollouts import Rollouts, cost
 from reverie.models.dynamics import families
@@ -28,11 +28,6 @@ def clips() -> np.ndarray:
 
 
 # -- how sure a number is ----------------------------------------------------------------------------------------------
-
-
-def test_students_t_is_scipys():
-    for freedom in (*range(1, 40), 100, 1000):
-        assert student(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-3)
 
 
 def test_jackknife_of_a_mean_is_the_t_interval_over_groups():

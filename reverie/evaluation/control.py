@@ -10,6 +10,7 @@ Legend: B clips, A actions, S size of a simulator's state, H W C image.
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
 from reverie.errors import ReverieError
 
@@ -137,21 +138,13 @@ def interval(
     picks = picks[totals[picks].sum(1) > 0]
     means = np.stack([sums[pick].sum(0) / totals[pick].sum() for pick in picks])
     centre = sums.sum(0) / totals.sum()
-    wider = student(count - 1) / STUDENT_OF_MANY * np.sqrt(count / (count - 1))
+    wider = student(count - 1) / ndtri(0.975) * np.sqrt(count / (count - 1))
     return np.moveaxis(centre + wider * (np.quantile(means, [0.025, 0.975], axis=0) - centre), 0, -1)
-
-
-# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-STUDENT_OF_MANY = 1.96
 
 
 def student(freedom: int) -> float:
     """Return the half width of a 95 % interval in standard errors, for so many degrees of freedom."""
-    return STUDENT[freedom - 1] if freedom <= len(STUDENT) else STUDENT_OF_MANY + 2.5 / freedom
+    return float(stdtrit(freedom, 0.975))
 
 
 def crosswise(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -22,6 +22,7 @@ from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset, Simulator
 from reverie.evaluation.drift import drift, looks
 from reverie.evaluation.rollouts import Clips, Rollouts
+from reverie.evaluation.video import contact_sheet, scale_of
 from reverie.nn.embed import random_actions
 
 STEPS = (64, 256, 1000)  # numbers of generated frames for which shares are reported
@@ -31,6 +32,7 @@ ALIKE = 8  # of 255: if no pixel of two frames differs by more, nothing moved
 SESSIONS = 16  # with each kind of keys
 FLOP = {"cpu": 1e13}  # the most FLOPs for all sessions together: a minute or two
 FLOP_ELSEWHERE = 1e16
+SHOWN, MOMENTS = 2, (1, 4, 16, 64, 128, 256, 400, 600, 800, 1000)  # sessions of each kind, and their generated frames
 RECORDED = 16  # the most recorded episodes that are read for "frozen_real"
 
 Numbers = dict[str, Any]
@@ -44,23 +46,24 @@ def measured(
     simulator: Simulator | None = None,
     states_BS: np.ndarray | None = None,
     sessions: int = SESSIONS,
-) -> Numbers | None:
-    """Return "long_play" of eval.json; None if even a few short sessions would cost too much.
+) -> tuple[Numbers | None, dict[str, np.ndarray]]:
+    """Return "long_play" of eval.json, and a picture by the same name; None, {} if a few short sessions cost too much.
 
     ``given``: clips whose context sessions start from. ``states``: of the simulator at the last context frames.
     "random" and "held" map the number of frames ("64", "256", "1000") to the shares "frozen", "frozen_real", "absent"
     (None unless the simulator can detect its player) and "lost" (of sessions), and to the "drift" of the last quarter.
+    The picture has the first ``SHOWN`` sessions of each kind at ``moments``.
     """
     sessions, frames = affordable(flop_per_frame, sessions)
     if not sessions:
-        return None
+        return None, {}
     rows = np.resize(np.unique(np.linspace(0, len(given.seen) - 1, sessions).astype(int)), sessions)
     keys = {kind: _keys(rollouts.space, sessions, frames, rollouts.seed, kind) for kind in ("random", "held")}
     both = np.concatenate([rows, rows])
     before = given.actions[both, : given.context]
     pieces = rollouts.long_rollout(given.seen[both], before, np.concatenate(list(keys.values())))
     finder = getattr(simulator, "visible", None)
-    still, absent, seen = _watched(pieces, given.seen[both, -1], frames, finder)
+    still, absent, seen, shown = _watched(pieces, given.seen[both, -1], frames, finder)
     steps, begun = [step for step in STEPS if step <= frames], looks(given.frames[rows])
     if simulator is not None and states_BS is not None:
         real = {kind: _simulated(simulator, states_BS[rows], frames, rollouts.seed, kind) for kind in keys}
@@ -83,7 +86,16 @@ def measured(
             "lost": {str(step): float(lost[:, step - 1].mean()) for step in steps},
             "drift": {str(step): _drift(seen, part, begun, step) for step in steps} if sessions >= 4 else None,
         }
-    return numbers
+    named = [
+        (f"{kind} keys", at * sessions + row) for at, kind in enumerate(keys) for row in range(min(SHOWN, sessions))
+    ]
+    strips = [(name, shown[row]) for name, row in named]
+    return numbers, {"long_play": contact_sheet(strips, columns=shown.shape[1], scale=scale_of(shown))}
+
+
+def moments(frames: int) -> list[int]:
+    """Return after how many generated frames a session is shown, of so many: dense at first, then sparse."""
+    return [moment for moment in MOMENTS if moment <= frames]
 
 
 def affordable(flop_per_frame: float, sessions: int = SESSIONS) -> tuple[int, int]:
@@ -138,18 +150,19 @@ def _keys(space: ActionSpace, sessions: int, frames: int, seed: int, kind: str) 
 
 
 def _watched(pieces, last_SHWC: np.ndarray, frames: int, finder: Any):
-    """Return (still, absent, looks) of every frame in one pass, without keeping the frames."""
-    still, absent, seen = [], [], []
+    """Return (still, absent, looks) of every frame, and the frames at ``moments``, in one pass that keeps no others."""
+    still, absent, seen, shown, done = [], [], [], [], 0
     for piece in pieces:
         every = np.concatenate([last_SHWC[:, None], piece], axis=1)
         still.append(_same(every[:, 1:], every[:, :-1]))
         if finder is not None:
             absent.append(~finder(piece))
         seen.append(looks(piece))
-        last_SHWC = piece[:, -1]
+        shown += [piece[:, moment - 1 - done] for moment in moments(frames) if 0 < moment - done <= piece.shape[1]]
+        last_SHWC, done = piece[:, -1], done + piece.shape[1]
     joined = {name: np.concatenate([part[name] for part in seen], axis=1)[:, :frames] for name in seen[0]}
     gone = np.concatenate(absent, axis=1)[:, :frames] if absent else np.zeros(0, bool)
-    return np.concatenate(still, axis=1)[:, :frames], gone, joined
+    return np.concatenate(still, axis=1)[:, :frames], gone, joined, np.stack(shown, axis=1)
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> np.ndarray:

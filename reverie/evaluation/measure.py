@@ -2,7 +2,7 @@
 
 The same dataset, count and seed always give the same clips, so two worlds are compared on the same frames. The world
 is conditioned on ``context`` real frames and generates the rest along the recorded (or inferred) actions. Frames are
-compared as uint8, as a player sees them. ``report.MEANING`` explains each number.
+compared as uint8, as a player sees them. ``meaning.MEANING`` explains each number.
 
 Legend: B clips, T time, H W C image, A actions, N tokens per frame.
 """
@@ -21,9 +21,9 @@ from reverie.data.loader import episodes_of_clips
 from reverie.errors import ReverieError
 from reverie.evaluation import control, long_play, thorough
 from reverie.evaluation.frechet import Features
-from reverie.evaluation.report import MEANING
+from reverie.evaluation.meaning import MEANING
 from reverie.evaluation.rollouts import BATCH, Clips, Rollouts, cost, even_batch, time_cached, time_uncached
-from reverie.evaluation.video import contact_sheet, side_by_side
+from reverie.evaluation.video import contact_sheet, scale_of, side_by_side
 from reverie.nn.embed import random_actions
 from reverie.nn.image import WINDOW, psnr, ssim
 from reverie.nn.quantise import usage
@@ -104,7 +104,8 @@ def evaluate(
     if sessions:
         flop = numbers["flop_per_frame"] or cost(world)["flop_per_frame"]
         simulator, states = (exact.simulator, exact.states) if exact else (None, None)
-        numbers["long_play"] = long_play.measured(rollouts, given, flop, dataset, simulator, states, sessions)
+        numbers["long_play"], shown = long_play.measured(rollouts, given, flop, dataset, simulator, states, sessions)
+        pictures |= shown
     return numbers | (speed_of(world, given.seen[0], given.recorded[0, :context], seed) if speed else {}), pictures
 
 
@@ -267,7 +268,7 @@ def _pictures(truth: np.ndarray, views: dict[str, np.ndarray]) -> Pictures:
     extra = {"random actions": views.get("random"), "copy last frame": views["copy_last"]}
     all_named = named | {name: frames for name, frames in extra.items() if frames is not None}
     shown = np.unique(np.linspace(0, len(truth) - 1, min(SHOWN_CLIPS, len(truth))).astype(int))
-    size = _scale(truth)
+    size = scale_of(truth)
     rows = [
         (f"{row + 1}  {name}", frames[clip]) for row, clip in enumerate(shown) for name, frames in all_named.items()
     ]
@@ -294,11 +295,7 @@ def _held(rollouts: Rollouts, given: Clips, exact: _Exact | None, start: int) ->
         if exact and exact.states is not None and space.kind != "latent":
             held = control.held(exact.simulator, exact.states[start], actions[action], horizon)
             rows.append((f"{name}: truth", held))
-    return contact_sheet(rows, columns=min(horizon, SHOWN_FRAMES), scale=_scale(given.truth))
-
-
-def _scale(frames: np.ndarray) -> int:
-    return max(1, round(64 / frames.shape[-3]))
+    return contact_sheet(rows, columns=min(horizon, SHOWN_FRAMES), scale=scale_of(given.truth))
 
 
 def speed_of(world: WorldModel, seen_THWC: np.ndarray, recorded_T: np.ndarray, seed: int = 0) -> Numbers:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from reverie.evaluation.report import drawn
+from reverie.evaluation.plots import drawn
 
 Numbers = dict[str, Any]
 STEPS = (1, 4, 16, 64)  # generated frames that the tables show

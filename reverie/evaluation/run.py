@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset, Spec
 from reverie.data.held_out import held_out
@@ -15,10 +13,11 @@ from reverie.data.store import NoSplit, open_dataset
 from reverie.errors import ReverieError
 from reverie.evaluation.frechet import user_features
 from reverie.evaluation.measure import Numbers, evaluate
-from reverie.evaluation.report import table, write_report
+from reverie.evaluation.report import PAGE, say, write_report
 from reverie.nn.compiled import cache_compilations
 from reverie.training.checkpoint import load
-from reverie.training.record import find_run, read_record
+from reverie.training.folder import named
+from reverie.training.record import find_run, read_record, versions
 
 
 def evaluate_run(
@@ -65,11 +64,13 @@ def evaluate_run(
         features=function,
         **how,
     )
+    say(numbers)
+    about = {"config": record.run, "data": record.spec, "trained with": record.versions, "evaluated with": versions()}
     try:
-        write_report(numbers, pictures, folder.parent)
+        write_report(numbers, pictures, folder.parent, about)
+        print(f"pictures and curves: {named(folder.parent) / PAGE}")
     except OSError as error:  # such as another user's world: its numbers are printed all the same
         print(f"'{folder.parent}' cannot be written to ({error.strerror}): no eval.json there.", file=sys.stderr)
-    Console(file=sys.stderr).print(table(numbers))
     return numbers
 
 

@@ -40,6 +40,11 @@ def enlarge(frames_THWC: np.ndarray, scale: int) -> np.ndarray:
     return repeat(frames_THWC, "t h w c -> t (h y) (w x) c", y=int(scale), x=int(scale))
 
 
+def scale_of(frames: np.ndarray) -> int:
+    """Return by how much to enlarge frames (..., H, W, C), so that small ones are about 64 pixels high."""
+    return max(1, round(64 / frames.shape[-3]))
+
+
 def write_gif(out: Out, frames_THWC: np.ndarray, fps: float, scale: int = 1) -> None:
     """Write a looping GIF to a path or binary file; at most 50 frames per second, the fastest that browsers honour."""
     frames_THWC, fps = enlarge(frames_THWC, 1), _rate(fps)
@@ -58,7 +63,7 @@ def write_gif(out: Out, frames_THWC: np.ndarray, fps: float, scale: int = 1) -> 
             file, "GIF", save_all=True, append_images=pictures[1:], duration=delays.tolist(), loop=0, disposal=1
         )
 
-    _write(out, save)
+    write_file(out, save)
 
 
 def write_mp4(out: Out, frames_THWC: np.ndarray, fps: float, scale: int = 1) -> None:
@@ -82,13 +87,13 @@ def write_mp4(out: Out, frames_THWC: np.ndarray, fps: float, scale: int = 1) -> 
                 box.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             box.mux(stream.encode())
 
-    _write(out, save)
+    write_file(out, save)
 
 
 def write_png(out: Out, picture_HWC: np.ndarray, scale: int = 1) -> None:
     """Write one uint8 picture (H, W, C) to a path or binary file."""
     picture = Image.fromarray(enlarge(np.asarray(picture_HWC)[None], scale)[0])
-    _write(out, lambda file: picture.save(file, "PNG", optimize=True))
+    write_file(out, lambda file: picture.save(file, "PNG", optimize=True))
 
 
 def side_by_side(clips: Sequence[Clip], scale: int = 4, gap: int = 6) -> np.ndarray:
@@ -154,7 +159,7 @@ def _rate(fps: float) -> float:
     return float(fps)
 
 
-def _write(out: Out, save: Callable[[BinaryIO], None]) -> None:
+def write_file(out: Out, save: Callable[[BinaryIO], None]) -> None:
     """Save into an open file, or at a path by way of a temporary neighbour, so a failure leaves nothing behind."""
     if not isinstance(out, str | Path):
         save(out)

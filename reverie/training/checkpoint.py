@@ -11,6 +11,7 @@ its step and its items (``reverie.checksums``); it is written before the checkpo
 """
 
 import logging
+import math
 import os
 import re
 import shutil
@@ -241,6 +242,23 @@ def place_of(folder: Path, step: int) -> Path:
     """Return the folder of a run's checkpoint."""
     fresh = folder / CHECKPOINTS / f"{step}.new"
     return fresh if fresh.is_dir() else folder / CHECKPOINTS / str(step)
+
+
+def size(folder: Path, step: int) -> tuple[int, int]:
+    """Return how many numbers the weights of a checkpoint are, and how many bytes all of it takes on disk.
+
+    Nothing is loaded. ``Damaged`` unless its files are those that were written, by name and size.
+    """
+    at = place_of(folder, step)
+    check_manifest(at, lambda name: False)
+    taken = sum(file.stat().st_size for file in at.rglob("*") if file.is_file())
+    try:
+        shapes = [
+            leaf.shape for leaf in ocp.StandardCheckpointHandler().metadata(epath.Path(at / "weights")).tree.values()
+        ]
+    except Exception as error:  # whatever orbax makes of a file of its own that is not as it should be
+        raise Damaged(f"its shapes cannot be read ({first_line(error)})") from error
+    return sum(math.prod(shape) for shape in shapes), taken
 
 
 def restore(

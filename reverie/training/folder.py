@@ -28,8 +28,12 @@ LOCK, NEXT, COMMIT, OLD, PLAN = ".lock", ".next", ".commit", ".old", ".plan"
 RECORD = "run.json"
 # The files of a run and of a world. Anything else in their folders is the user's and is never touched. RECORD comes
 # last, since a folder with it counts as a run and needs the other files.
-RUN = ("checkpoints", "report", "cache", "tensorboard", "wandb", "wandb-id", "metrics.jsonl", "timing.jsonl", RECORD)
-WORLD = ("starts.npz", "eval", "eval.json", "world.json")
+RUN = (
+    *("checkpoints", "report", "report.html", "cache", "tensorboard", "wandb", "wandb-id"),
+    *("metrics.jsonl", "timing.jsonl", RECORD),
+)
+WORLD = ("starts.npz", "eval", "eval.json", "report.html", "world.json")
+STAGES = ("tokenizer", "lam", "dynamics")  # of a world, in the order in which they are trained
 FIXED = ("checkpoints", "cache")  # files that never change again, so a hard link replaces a copy
 # Unfinished files and folders of killed processes.
 LEFT = (".*.json.*", "metrics.[0-9]*", "timing.[0-9]*", ".*.part", ".trial-*", "cache/.*", OLD)

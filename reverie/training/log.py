@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from reverie.bounded import parse_json
+from reverie.bounded import parse_json, read_bytes
 from reverie.errors import Damaged, ReverieError, first_line
 from reverie.training import flops
 
@@ -30,6 +30,7 @@ LoggerName = Literal["tensorboard", "wandb"]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 UNITS = {"frames": "frames", "steps": "steps", "flops": "FLOP"}  # rates per second, and their format
 WANDB = "wandb-id"  # the file with the id of a run at Weights & Biases
+LOG_BYTES = 2**27  # 300,000 lines of 400 bytes: 15 million steps, one of 50 logged
 QUIET = 10.0  # seconds between lines if the output is no terminal
 
 
@@ -188,6 +189,24 @@ class Log:
             left = int((self._steps - step) / speed["steps_per_s"]) if speed else 0
             ends = f"  {left // 60}:{left % 60:02d} left" if left else ""
             print(f"step {step:>7}/{self._steps}  {text}{ends}", flush=True)
+
+
+def read_log(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a run's metrics or times, each with its "step", and how many more are damaged.
+
+    ``Damaged`` for a file that is larger than any log.
+    """
+    found, damaged = [], 0
+    for line in read_bytes(file, LOG_BYTES).splitlines():
+        try:
+            values = parse_json(line, "a line")
+        except Damaged:
+            values = None
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            found.append(values)
+        else:
+            damaged += 1
+    return found, damaged
 
 
 def check_loggers(names: Sequence[LoggerName]) -> None:

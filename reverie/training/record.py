@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,33 @@ from reverie.errors import Damaged, ReverieError, did_you_mean, first_line
 from reverie.training.folder import RECORD, settled
 
 FORMAT = 2  # of run.json; format 1 had no checksum
+VERSIONS = ("reverie", "code", "jax")
 
 
 @dataclass(frozen=True)
 class Record:
-    """The content of ``run.json``: the run's config, the spec of its data, hashes of data and frozen weights."""
+    """The content of ``run.json``: the run's config, the spec of its data, hashes of data and frozen weights.
+
+    ``versions``: of the code that began or last resumed the run, by "reverie", "code" and "jax"; "" if unknown.
+    """
 
     run: Any
     spec: Any
     fingerprint: str
     frozen: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def versions() -> dict[str, str]:
+    """Return what trains a run here and now: the version of Reverie, a hash of its source, the version of JAX."""
+    return dict(zip(VERSIONS, (_version(), _code_hash(), jax.__version__), strict=True))
 
 
 def write_record(folder: Path, record: Record) -> None:
     """Write ``run.json`` atomically."""
     data = {
         "format": FORMAT,
-        "reverie": _version(),
-        "code": _code_hash(),
-        "jax": jax.__version__,
+        **versions(),
         "data": record.fingerprint,
         "frozen": record.frozen,
         "spec": config.to_json(record.spec),
@@ -60,7 +68,9 @@ def read_record(folder: Path) -> Record:
                 f"'{folder}' was made by Reverie {data.get('reverie')}, newer than this one: upgrade to use it."
             )
         data = checked(data, "it", required=version > 1)
-        record = Record(config.from_json(data["run"]), config.from_json(data["spec"]), data["data"], data["frozen"])
+        made = {name: str(data.get(name, "")) for name in VERSIONS}
+        run, spec = (config.from_json(data[name]) for name in ("run", "spec"))
+        record = Record(run, spec, data["data"], data["frozen"], made)
     except (Damaged, KeyError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
         raise ReverieError(f"'{path}' cannot be read ({why}): it is damaged or not Reverie's.") from error

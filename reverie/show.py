@@ -1,0 +1,248 @@
+"""``reverie show``: what the folder of a world or of a run holds, in the terminal and as a page with its curves.
+
+Nothing is loaded and nothing is locked, so a training may go on beside it. What is damaged or missing costs a line, and
+the rest is shown.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from reverie import config
+from reverie.bounded import number, read_bytes
+from reverie.checksums import read_signed
+from reverie.errors import ReverieError, first_line
+from reverie.evaluation import page, plots
+from reverie.evaluation.report import PAGE as EVALUATION
+from reverie.evaluation.verdict import verdict
+from reverie.training import checkpoint
+from reverie.training.folder import STAGES
+from reverie.training.log import read_log, si
+from reverie.training.record import RECORD, Record, find_run, read_record
+
+PAGE = "report.html"
+HEADS = ("stage", "step", "loss", "time", "weights", "on disk")
+FIRST = ("loss", "report/psnr", "report/delta_psnr")  # of the curves of a stage; the others follow by name
+CURVES, POINTS = 24, 400  # of a stage, and of a curve: the files have them all
+MOMENTS, PICTURE_BYTES = 6, 2**24  # pictures over time, of each name
+PICTURE = re.compile(r"(\d{1,18})-([\w.-]{1,100})\.png", re.ASCII)  # as ``training.log`` names them
+ROWS = {  # what a stage's own pictures show
+    "tokenizer": "In turn rows of held-out frames and of their reconstructions.",
+    "lam": "In turn rows of held-out frames and of frames predicted from the past and a latent action.",
+    "dynamics": "In turn rows of reconstructions, of rollouts from one frame, and of rollouts with random actions.",
+}
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as its folder has it; None where that is not known. ``faults``: a line for what is damaged or missing."""
+
+    folder: Path
+    record: Record | None
+    step: int | None
+    weights: int | None
+    bytes: int | None
+    seconds: float | None
+    metrics: list[dict[str, Any]]
+    faults: list[str]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """What the stage is, in a row of a table."""
+        losses = [loss for line in self.metrics if (loss := number(line.get("loss"))) is not None]
+        return (
+            self.name,
+            (f"{self.step}" if self.step is not None else "") + (f" of {self.record.run.steps}" if self.record else ""),
+            f"{losses[-1]:.4g}" if losses else "",
+            _time(self.seconds) if self.seconds else "",
+            si(self.weights).strip() if self.weights is not None else "",
+            f"{si(self.bytes)}B" if self.bytes is not None else "",
+        )
+
+
+def show(path: str | Path) -> dict[str, Any]:
+    """Print what a world or a run is, write ``report.html`` into its folder, and return its configs as flat text.
+
+    Raises ReverieError when there is no run, or no stage whose record can be read.
+    """
+    path = Path(os.path.abspath(path))
+    stages = look(path)
+    said, faults = _evaluation(path)
+    console = Console(highlight=False, markup=False)
+    table = Table(*HEADS, box=None, pad_edge=False)
+    for stage in stages:
+        table.add_row(*stage.cells)
+    console.print(table)
+    for sentence in said:
+        console.print(f"- {sentence}", soft_wrap=True)
+    faults += [f"{stage.name}: {fault}" for stage in stages for fault in stage.faults]
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    try:
+        page.write_page(path / PAGE, f"Training of {path.name}", _parts(path, stages, said, faults))
+        console.print(f"curves and pictures: {path / PAGE}", soft_wrap=True)
+    except OSError as error:  # such as a world that came with the package
+        print(f"'{path}' cannot be written to ({error.strerror}): no {PAGE} there.", file=sys.stderr)
+    known = [stage for stage in stages if stage.record]
+    data = {"data": known[-1].record.fingerprint, "spec": known[-1].record.spec}  # pyright: ignore
+    return config.flatten(data | {stage.name: stage.record.run for stage in known if stage.record})
+
+
+def look(path: Path) -> list[Stage]:
+    """Return the stages in a folder: those of a world in their order, or the one that a run is."""
+    if (path / RECORD).is_file():
+        read_record(path)  # or one line says why not
+        return [_stage(path)]
+    found = {record.parent.name for record in path.glob(f"[!.]*/{RECORD}")}
+    if not found:
+        find_run(path)  # says what is wrong
+    stages = [_stage(path / name) for name in (*STAGES, *sorted(found - set(STAGES))) if name in found | _planned(path)]
+    if not any(stage.record for stage in stages):
+        raise ReverieError(f"no stage of '{path}' can be read: {stages[0].faults[0]}")
+    return stages
+
+
+def _planned(path: Path) -> set[str]:
+    """The stages that a world is to have, as its note says."""
+    try:
+        noted = read_signed(path / "world.json")
+    except (ReverieError, OSError):
+        return set()
+    return {name for name in STAGES if noted.get(name) is not None}
+
+
+def _stage(folder: Path) -> Stage:
+    faults: list[str] = []
+
+    def tried(read: Callable[[], Value], otherwise: Value) -> Value:
+        try:
+            return read()
+        except (ReverieError, OSError) as error:
+            faults.append(f"{first_line(error)}.")
+        return otherwise
+
+    def logged(name: str) -> list[dict[str, Any]]:
+        lines, damaged = tried(lambda: read_log(folder / name), ([], 0))
+        if damaged:
+            faults.append(f"{damaged} lines of {name} are damaged and left out.")
+        return lines
+
+    if not (folder / RECORD).is_file():
+        return Stage(folder, None, None, None, None, None, [], ["not begun yet."])
+    record = tried(lambda: read_record(folder), None)
+    steps = checkpoint.steps(folder)
+    if not steps:
+        faults.append("there is no checkpoint yet.")
+    weights, taken = tried(lambda: checkpoint.size(folder, steps[-1]), (None, None)) if steps else (None, None)
+    metrics, times = [], []
+    if (folder / "metrics.jsonl").is_file():
+        metrics, times = logged("metrics.jsonl"), logged("timing.jsonl")
+    else:
+        faults.append("there is no metrics.jsonl, so no curves; an export has none.")
+    return Stage(folder, record, steps[-1] if steps else None, weights, taken, _seconds(times), metrics, faults)
+
+
+def _seconds(times: list[dict[str, Any]]) -> float:
+    """How long training steps took, without what came between: reports, saves, and breaks."""
+    total, before = 0.0, 0
+    for line in times:
+        rate = number(line.get("steps_per_s"))
+        total += max(line["step"] - before, 0) / rate if rate and rate > 0 else 0.0
+        before = line["step"]
+    return total
+
+
+def _time(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def _evaluation(path: Path) -> tuple[list[str], list[str]]:
+    """The verdict on a world that was evaluated, and what is wrong with its numbers."""
+    try:
+        return verdict(read_signed(path / "eval.json")), []
+    except FileNotFoundError:
+        return [], []
+    except (ReverieError, OSError) as error:
+        return [], [f"{first_line(error)}."]
+
+
+def _parts(path: Path, stages: list[Stage], said: list[str], faults: list[str]) -> Iterator[Element]:
+    """The page: what there is, the verdict, then the curves and pictures of each stage."""
+    node = page.node
+    yield page.table(HEADS, [stage.cells for stage in stages])
+    if faults:
+        yield node("ul", *(node("li", fault) for fault in faults), class_="bad")
+    evaluation = [node("ul", *(node("li", sentence) for sentence in said), class_="verdict")] if said else []
+    if (path / EVALUATION).is_file():
+        evaluation.append(node("p", node("a", "The whole evaluation", href=EVALUATION)))
+    if evaluation:
+        yield page.section("Evaluation", *evaluation)
+    for stage in stages:
+        yield page.section(stage.name, *_curves(stage), *_pictures(stage), *_config(stage))
+
+
+def _curves(stage: Stage) -> Iterator[Element]:
+    """A chart for each number of the log."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in stage.metrics:
+        for name, value in line.items():
+            if name != "step" and (value := number(value)) is not None:
+                found.setdefault(name, []).append((line["step"], value))
+    names = sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    figures = {}
+    for name in names[:CURVES]:
+        points = found[name]
+        kept = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int))
+        figures[name] = plots.trace(*zip(*(points[at] for at in kept), strict=True))
+    if figures:
+        yield page.charts(figures)
+    if len(names) > CURVES:
+        yield page.node("p", f"metrics.jsonl has {len(names) - CURVES} more.", class_="dim")
+
+
+def _pictures(stage: Stage) -> Iterator[Element]:
+    """Pictures of the stage's reports, spread over its training."""
+    names = sorted((stage.folder / "report").glob("*.png"))
+    named: dict[str, list[tuple[int, Path]]] = {}
+    for file in names:
+        match = PICTURE.fullmatch(file.name)
+        if match and file.is_file() and not file.is_symlink():
+            named.setdefault(match[2], []).append((int(match[1]), file))
+    for name, files in named.items():
+        shown = []
+        for at in np.unique(np.linspace(0, len(files) - 1, min(MOMENTS, len(files))).astype(int)):
+            step, file = files[at]
+            try:
+                alt = f"{stage.name}, {name} at step {step}"
+                shown.append(page.picture(read_bytes(file, PICTURE_BYTES), alt, f"step {step}"))
+            except (ReverieError, OSError) as error:
+                shown.append(page.node("p", f"{file.name} cannot be shown ({first_line(error)}).", class_="bad"))
+        rows = page.node("p", ROWS.get(stage.name, ""), class_="dim")
+        yield page.node("div", page.node("h3", f"{name} over time"), rows, page.node("div", *shown, class_="charts"))
+
+
+def _config(stage: Stage) -> Iterator[Element]:
+    if stage.record is None:
+        return
+    yield page.folded("Config", page.pairs(config.flatten(stage.record.run)))
+    yield page.folded("Data and versions", page.pairs(config.flatten({
+        "fingerprint": stage.record.fingerprint, "spec": stage.record.spec, **stage.record.versions,
+    })))  # fmt: skip
