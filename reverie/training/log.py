@@ -202,7 +202,8 @@ def read_log(file: Path) -> tuple[list[dict[str, Any]], int]:
             values = parse_json(line, "a line")
         except Damaged:
             values = None
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
+        step = values.get("step") if isinstance(values, dict) else None
+        if isinstance(step, int) and 0 <= step < 2**53:
             found.append(values)
         else:
             damaged += 1
