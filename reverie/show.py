@@ -33,6 +33,7 @@ PAGE = "report.html"
 HEADS = ("stage", "step", "loss", "time", "weights", "on disk")
 FIRST = ("loss", "report/psnr", "report/delta_psnr")  # of the curves of a stage; the others follow by name
 CURVES, POINTS = 24, 400  # of a stage, and of a curve: the files have them all
+LARGEST = 1e30  # of a value on a curve: axes of larger ones overflow
 MOMENTS, PICTURE_BYTES = 6, 2**24  # pictures over time, of each name
 PICTURE = re.compile(r"(\d{1,18})-([\w.-]{1,100})\.png", re.ASCII)  # as ``training.log`` names them
 ROWS = {  # what a stage's own pictures show
@@ -204,7 +205,7 @@ def _curves(stage: Stage) -> Iterator[Element]:
     found: dict[str, list[tuple[int, float]]] = {}
     for line in stage.metrics:
         for name, value in line.items():
-            if name != "step" and (value := number(value)) is not None:
+            if name != "step" and (value := number(value)) is not None and abs(value) < LARGEST:
                 found.setdefault(name, []).append((line["step"], value))
     names = sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     figures = {}

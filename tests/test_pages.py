@@ -105,7 +105,7 @@ def test_text_from_elsewhere_stays_text(tmp_path):
     record = read_record(world / "dynamics")
     write_record(world / "dynamics", dataclasses.replace(record, run=dataclasses.replace(record.run, data=EVIL)))
     with (world / "dynamics" / "metrics.jsonl").open("a") as log:
-        log.write(json.dumps({"step": 5, EVIL: 1e308, "$\\frac{": -1e308}) + "\n")
+        log.write(json.dumps({"step": 5, EVIL: 1e29, "$\\frac{": -1e29, "huge": 1e308}) + "\n")
     assert cli.main(["show", str(world)]) == 0
     seen = read(world / "report.html")
     assert "img" not in seen.tags and seen.text.count(EVIL) >= 2 and "$\\frac{" in seen.text
