@@ -131,3 +131,65 @@ def test_floats_and_several_files_are_refused(tmp_path, caplog):
     assert "a.npy must hold one whole number" in caplog.text and "has a.npy and a.csv beside it" in caplog.text
     (tmp_path / "a.npy").unlink()
     assert config(tmp_path).spec().actions.size == 2  # the second look sees that the folder changed
+
+
+VECTORS = {
+    "csv": "key.left,key.fire\n" + "\n".join(f"{t % 2},{int(t > 4)}" for t in range(30)),
+    "jsonl": "\n".join(json.dumps({"keys": ["left"] * (t % 2) + ["fire"] * (t > 4)}) for t in range(30)),
+    "time": "time,key.left,key.fire\n" + "\n".join(f"{t / 10},{t % 2},{int(t > 4)}" for t in range(30)),
+}
+
+
+@pytest.mark.parametrize("form", VECTORS)
+def test_keys_held_together(tmp_path, form):
+    write(tmp_path / "a.mp4", [coded(i) for i in range(30)], 10)
+    (tmp_path / f"a.{'jsonl' if form == 'jsonl' else 'csv'}").write_text(VECTORS[form])
+    write(tmp_path / "b.mp4", [coded(i) for i in range(30)], 10)
+    (tmp_path / "b.csv").write_text("key.jump,key.left\n" + "1,0\n" * 29)  # other keys, in another order
+    source = config(tmp_path)
+    first, second = source.episodes()
+    names = source.spec().actions.names
+    assert source.spec().actions.kind == "binary" and sorted(names) == ["fire", "jump", "left"]
+    wanted = [{"left": t % 2, "fire": int(t > 4), "jump": 0} for t in range(29)]
+    assert first.actions[1:].tolist() == [[held[name] for name in names] for held in wanted]
+    assert second.actions[1:].tolist() == [[int(name == "jump") for name in names]] * 29
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "npy", "npz"])
+def test_vectors_of_numbers_are_averaged_where_frames_are_merged(tmp_path, form):
+    write(tmp_path / "a.mp4", [coded(i) for i in range(30)], 10)
+    rows = np.stack([np.arange(30) / 10, -np.arange(30) / 20], axis=1)
+    if form == "csv":
+        (tmp_path / "a.csv").write_text("action.x,action.y\n" + "\n".join(f"{x},{y}" for x, y in rows))
+    elif form == "jsonl":
+        (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"action": row.tolist()}) for row in rows))
+    elif form == "npy":
+        np.save(tmp_path / "a.npy", rows)
+    else:
+        np.savez(tmp_path / "a.npz", action=rows, frame=np.arange(30))
+    (episode,) = config(tmp_path, fps=10.0).episodes()
+    assert np.allclose(episode.actions[1:], rows[:-1])
+    source = config(tmp_path, fps=5.0)
+    (episode,) = source.episodes()
+    assert source.spec().actions.kind == "continuous"
+    assert np.allclose(episode.actions[1:], rows[:-2].reshape(14, 2, 2).mean(1))
+
+
+def test_several_choices_at_once_and_a_wrong_table(tmp_path, caplog):
+    write(tmp_path / "a.mp4", [coded(i) for i in range(30)], 10)
+    rows = np.stack([np.arange(30) % 3, np.arange(30) % 5], axis=1)
+    np.save(tmp_path / "a.npy", rows)
+    (episode,) = config(tmp_path).episodes()
+    assert config(tmp_path).spec().actions == ActionSpace("multi", 2, sizes=(3, 5))
+    assert episode.actions[1:].tolist() == rows[:-1].tolist()
+    (tmp_path / "a.npy").unlink()
+    for text, why in [
+        ("time,action.x\n1,2\n1,3\n", "column 'time' that does not ascend"),
+        ("action.x,action.y\n1,2,3\n", "lines that are shorter or longer"),
+        ("action.x,action.y\n1,2\n", "has 1 actions for 30 frames"),
+        ("action.x,other\na,b\n", "holds no actions; name its columns"),
+    ]:
+        (tmp_path / "a.csv").write_text(text)
+        with caplog.at_level(logging.WARNING):
+            (episode,) = config(tmp_path).episodes()
+        assert (episode.actions[1:] == UNLABELLED).all() and why in caplog.text, (why, caplog.text)

@@ -1,5 +1,6 @@
-"""Actions written beside a video: NAME.npy, NAME.csv or NAME.jsonl beside NAME.mp4.
+"""Actions written beside a video: NAME.npy, NAME.csv, NAME.jsonl or NAME.npz beside NAME.mp4.
 
+One action is a whole number, or several numbers or keys, whose columns ``tables`` names.
 The files hold the action taken *at* a frame. Reverie's convention is the action that led *to* a frame (see
 ``reverie.actions``), so row i led to frame i + 1. R rows.
 """
@@ -8,25 +9,29 @@ import csv
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from reverie import bounded
-from reverie.actions import UNLABELLED
+from reverie.data.sources import tables
+from reverie.data.sources.spaces import Declared
 from reverie.errors import Damaged, ReverieError
 
-ENDINGS = (".npy", ".csv", ".jsonl")
+ENDINGS = (".npy", ".csv", ".jsonl", ".npz")
 BYTES = 2**26  # of an action file: enough for a day at 60 rows per second
 LATE = 0.5  # seconds by which the times of actions may exceed the video at either end
 CROWDED = 0.1  # share of a video: if all actions lie within it, at ten times the frame rate, their unit is another one
 LARGEST = 1023  # a larger number is no action but a mistake (a time stamp, a bit mask)
 
 
+Row = tuple[float, ...] | None  # one action; None where none is known
+
+
 @dataclass(frozen=True)
 class ActionRows:
-    """actions int32 (R,), each in force from ``at`` (R,) float64, ascending, until the next. by: what ``at`` counts.
+    """actions (R, A), each in force from ``at`` (R,) float64, ascending, until the next. by: what ``at`` counts.
 
     "row": row i belongs to frame i, and there must be as many as frames. "frame": frame numbers. "time": seconds after
     the first frame. "shown": the same, of frames as they were decoded, to the last bit.
@@ -35,11 +40,12 @@ class ActionRows:
     actions: np.ndarray
     at: np.ndarray
     by: str
+    declared: Declared = field(default_factory=Declared)
 
-    def taken(self, time: float, slack: float) -> int:
+    def taken(self, time: float, slack: float) -> Row:
         """Return the action in force at ``time``; times that differ by less than ``slack`` seconds count as equal."""
         row = int(np.searchsorted(self.at, time + (slack if self.by == "time" else 1e-6), side="right")) - 1
-        return int(self.actions[row]) if row >= 0 else UNLABELLED
+        return tuple(self.actions[row].tolist()) if row >= 0 else None
 
     def placed(self, times: np.ndarray, name: str) -> "ActionRows":
         """Return rows or frame numbers at the times (T,) of the frames; ReverieError if they do not match."""
@@ -48,7 +54,7 @@ class ActionRows:
             raise ReverieError(f"{name} has {len(self.at)} actions for {frames} frames")
         if (wrong := self.at[(self.at < 0) | (self.at >= frames) | (self.at % 1 != 0)]).size:
             raise ReverieError(f"{name} names frame {wrong[0]:g}; the video shows {frames}, counted from 0")
-        return ActionRows(self.actions, times[self.at.astype(np.int64)], "shown")
+        return replace(self, at=times[self.at.astype(np.int64)], by="shown")
 
     def within(self, span: float, rate: float, name: str) -> "ActionRows":
         """Return the rows if their times can be seconds of a video of ``span`` seconds at ``rate``; else ReverieError.
@@ -76,6 +82,8 @@ def beside(video: Path) -> Path | None:
 def read(path: Path) -> ActionRows:
     """Return the content of an action file; ReverieError names the row that is invalid."""
     try:
+        if _has_vectors(path):
+            return _vectors(path)
         by, rows = {".npy": _npy, ".csv": _csv, ".jsonl": _jsonl}[path.suffix](path)
     except (ValueError, OSError, EOFError, RecursionError, csv.Error, Damaged) as error:
         raise ReverieError(f"{path.name} cannot be read ({error})") from None
@@ -87,7 +95,34 @@ def read(path: Path) -> ActionRows:
         if not last < place < math.inf:
             raise ReverieError(f"{path.name}, row {number}: {by} {place} does not come after {last}")
         last = place
-    return ActionRows(np.array(actions, np.int32), np.array([place for place, _ in rows], np.float64), by)
+    return ActionRows(np.array(actions, np.int32)[:, None], np.array([place for place, _ in rows], np.float64), by)
+
+
+def _has_vectors(path: Path) -> bool:
+    """Return whether a file says that an action is several numbers or keys, by its columns or shape."""
+    if path.suffix == ".npy":
+        return bounded.map_npy(path).ndim == 2
+    if path.suffix == ".npz":
+        return True
+    first = next((line for line in _text(path).splitlines() if line.strip()), "")
+    if path.suffix == ".csv":
+        names = [cell.strip().lower() for cell in first.split(",")]
+        return "action" not in names and any(map(tables.is_component, names))
+    row = json.loads(first) if first.lstrip().startswith("{") else {}
+    vector = isinstance(row.get("action"), list) or isinstance(row.get("keys"), list)
+    return vector or ("action" not in row and any(map(tables.is_component, row)))
+
+
+def _vectors(path: Path) -> ActionRows:
+    columns = tables.read(path)
+    by = next((name for name in ("time", "frame") if name in columns), "row")
+    rows, declared = tables.actions_of({name: array for name, array in columns.items() if name != by})
+    if rows is None or not len(rows) or rows.dtype.kind not in "biuf":
+        raise ReverieError(f"{path.name} holds no actions; name its columns action, action.NAME or key.NAME")
+    places = np.arange(len(rows), dtype=np.float64) if by == "row" else columns[by].astype(np.float64).reshape(-1)
+    if len(places) != len(rows) or not np.isfinite(places).all() or (np.diff(places) <= 0).any():
+        raise ReverieError(f"{path.name} has a column '{by}' that does not ascend from row to row")
+    return ActionRows(rows.reshape(len(rows), -1), places, by, declared)
 
 
 def _whole(action, where: str) -> int:

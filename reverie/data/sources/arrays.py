@@ -17,7 +17,7 @@ from reverie import bounded
 from reverie.data.sources import bundles, files, roles
 from reverie.data.sources.bundles import Alignment, Bundle, Column
 from reverie.data.sources.dreamerv3 import CHUNK
-from reverie.data.sources.recognise import outnumber, recognise
+from reverie.data.sources.recognise import beside, outnumber, recognise
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
 
 LENGTHS = ("lengths", "episode_lengths", "episode_ends")
@@ -37,6 +37,7 @@ class ArraysConfig(FileSource):
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
         """Return this source of ``path`` if NumPy's arrays are what it holds."""
         found = [file for file in files.ending(inside, (".npz", ".npy")) if not CHUNK.fullmatch(file.name)]
+        found = [file for file in found if file not in beside(inside, inside)]
         others = [file for file in inside if file.suffix != ".lmp"]  # what ViZDoom's engine notes beside its pictures
         if not found or not outnumber(inside, found) or recognise(path, others, found) is not None:
             return None

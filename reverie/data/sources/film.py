@@ -22,9 +22,8 @@ import av
 import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 
-from reverie.actions import START, UNLABELLED
 from reverie.data.sources import action_files, decode
-from reverie.data.sources.action_files import ActionRows
+from reverie.data.sources.action_files import ActionRows, Row
 from reverie.data.sources.decode import Tally, Track, Unusable
 
 SLACK = 0.3  # of a frame's interval; not 0.5: with whole multiples of the interval that would tie at every sample
@@ -56,7 +55,7 @@ class Sample(NamedTuple):
     """One frame at the target size and rate, and the action that led to it. first: it starts an unbroken stretch."""
 
     picture: np.ndarray
-    action: int
+    action: Row
     first: bool
 
 
@@ -97,6 +96,7 @@ def samples(film: Film, fps: float, size: tuple[int, int], fit: Fit) -> Iterator
     Logs one line about what was dropped or repaired.
     """
     scaler, interval, tally = VideoReformatter(), 1 / film.rate, Tally()
+    blend = _mean if film.rows is not None and film.rows.actions.dtype.kind == "f" else _usual
     slack, hold = SLACK * min(interval, 1 / fps), max(HOLD, 4 * interval)
     start, k, shown, taken = 0.0, 0, None, []
     for item in itertools.chain(decode.frames(film.track, tally), (None,)):
@@ -105,10 +105,10 @@ def samples(film: Film, fps: float, size: tuple[int, int], fit: Fit) -> Iterator
         if shown is not None:
             time, frame = shown
             until = coming[0] if coming is not None and joined else time + interval
-            action, picture = film.rows.taken(time, slack) if film.rows else UNLABELLED, None
+            action, picture = film.rows.taken(time, slack) if film.rows else None, None
             while start + k / fps + slack < until:
                 picture = _picture(frame, film.track.aspect, scaler, size, fit) if picture is None else picture
-                yield Sample(picture, _usual(taken or [action]) if k else START, not k)
+                yield Sample(picture, blend(taken or [action]) if k else None, not k)
                 taken, k = [], k + 1
             taken.append(action)
         if coming is not None and not joined:
@@ -118,10 +118,16 @@ def samples(film: Film, fps: float, size: tuple[int, int], fit: Fit) -> Iterator
         log.warning("%s: %s", film.name, tally)
 
 
-def _usual(actions: list[int]) -> int:
+def _usual(actions: list[Row]) -> Row:
     """Return the most frequent action; the latest of equally frequent ones."""
     counts = Counter(reversed(actions))
     return max(counts, key=counts.__getitem__)
+
+
+def _mean(actions: list[Row]) -> Row:
+    """Return the mean of the actions that are known."""
+    known = [action for action in actions if action is not None]
+    return tuple(np.mean(known, axis=0).tolist()) if known else None
 
 
 def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:

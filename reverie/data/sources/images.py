@@ -4,7 +4,8 @@ A file ``actions.csv`` (.jsonl, .npy, .npz) in the folder, or one named like the
 see ``tables``. Row i is of frame i unless a column ``frame`` says which.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Self
@@ -17,6 +18,7 @@ from reverie.data.sources.bundles import Alignment
 from reverie.data.sources.pictures import decoded
 from reverie.data.sources.recognise import recognise
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording
+from reverie.data.sources.spaces import merged
 from reverie.data.sources.videos import ENDINGS as VIDEOS
 from reverie.errors import Damaged
 
@@ -40,28 +42,34 @@ class ImagesConfig(FileSource):
 
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each folder of pictures."""
-        root, found = Path(self.path), Found()
+        root, found, parts = Path(self.path), Found(), []
         pictures = sorted(files.ending(inside, ENDINGS), key=files.natural)
         for folder, group in groupby(pictures, key=lambda file: file.parent):
             frames = list(group)
             name = files.name_of(folder, root) if folder != root else root.name
-            found.recordings.append(self._recording(name, folder, frames, found))
+            steps = self._steps(name, folder, frames, found)
+            parts.append((steps.actions, steps.declared))
+            shown = partial(map, _picture, frames)
+            found.recordings.append(
+                Recording(name, len(frames), shown, rewards=steps.rewards, ends=steps.ends, source=name)
+            )
+        rows, found.declared = merged(parts)
+        found.recordings = [replace(one, actions=own) for one, own in zip(found.recordings, rows, strict=True)]
         if not pictures:
             found.skip(root.name, "it holds no .png or .jpg files")
         return found
 
-    def _recording(self, name: str, folder: Path, frames: list[Path], found: Found) -> Recording:
-        steps = tables.Steps()
+    def _steps(self, name: str, folder: Path, frames: list[Path], found: Found) -> tables.Steps:
+        """Return what the table of a folder says, if it has one."""
         table = tables.beside(folder)
-        if table is not None:
-            try:
-                numbers = [int(digits[-1]) if (digits := files.ROW.findall(f.stem)) else -1 for f in frames]
-                steps = tables.steps(table, len(frames), numbers, self.actions, self.alignment, found)
-            except UNREADABLE as error:
-                found.say(f"{name} is used without actions: {error}")
-        return Recording(
-            name, len(frames), lambda: map(_picture, frames), steps.actions, steps.rewards, steps.ends, source=name
-        )
+        if table is None:
+            return tables.Steps()
+        numbers = [int(digits[-1]) if (digits := files.ROW.findall(file.stem)) else -1 for file in frames]
+        try:
+            return tables.steps(table, len(frames), numbers, self.actions, self.alignment)
+        except UNREADABLE as error:
+            found.say(f"{name} is used without actions: {error}")
+            return tables.Steps()
 
 
 def _picture(file: Path) -> np.ndarray | None:

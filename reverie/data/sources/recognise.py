@@ -61,6 +61,11 @@ def refuse_formats(path: Path, files: Iterable[Path], videos: Iterable[Path]) ->
         raise ReverieError(f"'{path}' holds data in the format {name}, not loose videos. {way}.{alone}")
 
 
+def beside(files: Iterable[Path], videos: Iterable[Path]) -> set[Path]:
+    """Return the .npz files that are named like a video beside them: they hold its actions."""
+    return {*files} & {video.with_suffix(".npz") for video in videos if video.suffix.lower() in LOOSE}
+
+
 def outnumber(inside: Iterable[Path], found: Sequence[Path]) -> bool:
     """Return whether files ``found`` are what a folder is about: as many as its loose videos and pictures, or more."""
     loose = sum(file.suffix.lower() in LOOSE for file in inside)
@@ -82,8 +87,9 @@ def recognise(path: Path, files: list[Path], videos: list[Path]) -> str | None:
         return "VPT (Minecraft)"
     if any(file.name == "manifest.json" for file in files):  # a store of our own
         return None
+    others = {*files}.difference(videos, beside(files, videos))
     for ending, name in (EPISODES | TABLES).items():
-        found = sum(_has(file, ending) for file in {*files}.difference(videos))
+        found = sum(_has(file, ending) for file in others)
         if found >= (max(2, len(videos)) if videos and ending in TABLES else 1):
             return name
     return None if videos or not any(file.suffix == ".npy" for file in files) else "arrays in .npy"

@@ -61,6 +61,29 @@ class Coding:
         return found
 
 
+def merged(
+    parts: Sequence[tuple[np.ndarray | None, Declared]],
+) -> tuple[list[np.ndarray | None], Declared]:
+    """Return the rows of several files with their components in one order, by name, and what all of them declare.
+
+    A key that a file does not name was not held; another component that it does not name is nan.
+    """
+    known = [declared for rows, declared in parts if rows is not None]
+    names = tuple(dict.fromkeys(name for declared in known for name in declared.names))
+    if all(declared.names in ((), names) for declared in known):
+        return [rows for rows, _ in parts], next((each for each in known if each != Declared()), Declared())
+    held = any(declared.held for declared in known)
+
+    def spread(rows: np.ndarray | None, declared: Declared) -> np.ndarray | None:
+        if rows is None or not declared.names:
+            return rows
+        wide = np.zeros((len(rows), len(names)), rows.dtype) if held else np.full((len(rows), len(names)), np.nan)
+        wide[:, [names.index(name) for name in declared.names]] = rows
+        return wide
+
+    return [spread(*part) for part in parts], Declared(names=names, held=held)
+
+
 def coding(parts: Sequence[np.ndarray | None], declared: Declared, say: Callable[[str], None]) -> Coding:
     """Return how the rows of all recordings become actions; what is guessed is said."""
     shapes = Counter(part.shape[1:] for part in parts if part is not None and len(part))

@@ -13,7 +13,7 @@ R rows, T frames.
 import csv
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from reverie import bounded
 from reverie.data.sources import roles
 from reverie.data.sources.bundles import Alignment
-from reverie.data.sources.recordings import Found, at, to
+from reverie.data.sources.recordings import at, to
 from reverie.data.sources.spaces import Declared
 from reverie.errors import Damaged, ReverieError
 
@@ -40,6 +40,7 @@ class Steps:
     actions: np.ndarray | None = None
     rewards: np.ndarray | None = None
     ends: np.ndarray | None = None
+    declared: Declared = field(default_factory=Declared)
 
 
 def beside(folder: Path) -> Path | None:
@@ -60,7 +61,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise ReverieError(f"{path.name} cannot be read ({error})") from None
 
 
-def steps(path: Path, frames: int, numbers: list[int], key: str, alignment: Alignment, found: Found) -> Steps:
+def steps(path: Path, frames: int, numbers: list[int], key: str, alignment: Alignment) -> Steps:
     """Return what a table says of the steps between ``frames`` frames; ReverieError where it does not fit.
 
     ``numbers``: those in the names of the frames, which a column "frame" may use.
@@ -74,8 +75,6 @@ def steps(path: Path, frames: int, numbers: list[int], key: str, alignment: Alig
     if "frame" not in columns and count < frames:
         alignment = "at"  # a row for each step
     actions, declared = actions_of(columns, key)
-    if declared != Declared():
-        found.declared = declared
 
     def spread(array: np.ndarray | None, missing: float) -> np.ndarray | None:
         if array is None:
@@ -93,6 +92,7 @@ def steps(path: Path, frames: int, numbers: list[int], key: str, alignment: Alig
         None if actions is None else spread(actions, 0 if full else np.nan),
         spread(_named(columns, roles.REWARDS), 0.0),
         None if over is None else spread(over != 0, False),
+        declared,
     )
 
 
@@ -113,6 +113,11 @@ def _places(name: str, columns: dict[str, np.ndarray], count: int, frames: int, 
 def _named(columns: dict[str, np.ndarray], wanted: tuple[str, ...]) -> np.ndarray | None:
     name = roles.find([name for name, array in columns.items() if array.ndim == 1], wanted)
     return None if name is None else columns[name]
+
+
+def is_component(name: str) -> bool:
+    """Return whether a column is one component of an action: ``action.NAME``, or a key."""
+    return bool(PART.fullmatch(name) or KEY.fullmatch(name))
 
 
 def actions_of(columns: dict[str, np.ndarray], key: str = "") -> tuple[np.ndarray | None, Declared]:

@@ -9,20 +9,20 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from reverie.actions import START, ActionSpace
 from reverie.data.episode import Episode, Spec
 from reverie.data.sources import action_files, files, film
 from reverie.data.sources.cuts import cuts
 from reverie.data.sources.decode import Unusable
 from reverie.data.sources.film import Film, Fit, Sample
 from reverie.data.sources.recognise import recognise, refuse_formats
+from reverie.data.sources.spaces import Coding, coding, merged
 from reverie.errors import ReverieError
 
 ENDINGS = (
@@ -33,11 +33,19 @@ ENDINGS = (
 RATE = 15.0  # frames per second: more give longer sequences of smaller changes, and no better play
 DARK = 64  # of 255
 # Files in which people keep actions; only those of ``action_files`` are read.
-TABLES = (*action_files.ENDINGS, ".npz", ".json", ".txt", ".tsv", ".parquet", ".pkl", ".h5", ".hdf5", ".mat")
+TABLES = (*action_files.ENDINGS, ".json", ".txt", ".tsv", ".parquet", ".pkl", ".h5", ".hdf5", ".mat")
 LINES = 10  # about files of one kind, at most
 WIDEST = 8.0  # a picture whose aspect ratio differs by more from the target's is a mistake
 
 log = logging.getLogger(__name__)
+
+
+class _Looked(NamedTuple):
+    """What a look into the videos found: those that can be used, how their rows become actions, a line on the rest."""
+
+    films: tuple[Film, ...]
+    coding: Coding
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +79,17 @@ class VideosConfig:
 
     def spec(self) -> Spec:
         """Return what all episodes have in common, by a first look into every file; ReverieError if none can serve."""
-        films, _ = self._look()
-        largest = max((int(film.rows.actions.max()) for film in films if film.rows is not None), default=-1)
-        actions = ActionSpace("discrete", largest + 1) if largest >= 0 else ActionSpace()
+        films, codes, _ = self._look()
         typical = statistics.median_low(film.rate for film in films)  # the rate of some video
         fps = self.fps or round(typical / max(1, math.ceil(typical / RATE - 0.01)), 3)
-        return Spec((*self.size, 3), actions, fps, "videos")
+        return Spec((*self.size, 3), codes.space, fps, "videos")
 
     def episodes(self) -> Iterator[Episode]:
         """Yield the episodes in the order of the files' names.
 
         Logs one line per file that cannot be used. Raises ReverieError if nothing was long enough.
         """
-        (films, notes), fps, counts = self._look(), self.spec().fps, Counter()
+        (films, codes, notes), fps, counts = self._look(), self.spec().fps, Counter()
         for note in notes:
             log.warning("%s", note)
         for one in films:
@@ -91,7 +97,7 @@ class VideosConfig:
             for piece in _pieces(film.samples(one, fps, self.size, self.fit), self):
                 if len(piece) >= self.shortest:
                     counts["episodes"] += 1
-                    yield _episode(piece, fps, one.name, self.still)
+                    yield _episode(piece, fps, one.name, self.still, codes)
                 else:
                     short.append(len(piece))
             if short:
@@ -105,11 +111,11 @@ class VideosConfig:
 
     def expected_frames(self) -> int:
         """Return about how many frames the episodes have together: what is too short for one counts as well."""
-        return round(self.spec().fps * sum(film.track.span for film in self._look()[0]))
+        return round(self.spec().fps * sum(film.track.span for film in self._look().films))
 
     def labelled(self) -> float:
         """Return the share of the videos that have actions."""
-        films, _ = self._look()
+        films = self._look().films
         return sum(film.rows is not None for film in films) / len(films)
 
     def contents(self) -> dict[str, str]:
@@ -117,7 +123,7 @@ class VideosConfig:
         root = Path(self.path)
         return {files.name_of(path, root): files.fingerprint(path) for path in _files(root)}
 
-    def _look(self) -> tuple[tuple[Film, ...], tuple[str, ...]]:
+    def _look(self) -> _Looked:
         found = _files(Path(self.path))
         beside = [path for file in found for end in action_files.ENDINGS if (path := file.with_suffix(end)).is_file()]
         return _look(self, tuple(found), files.stamps(found + beside))
@@ -141,7 +147,7 @@ def _files(path: Path) -> list[Path]:
 
 
 @lru_cache(maxsize=4)  # spec() and episodes() look at the same files; one that changed has another stamp
-def _look(config: VideosConfig, videos: tuple[Path, ...], stamps: tuple) -> tuple[tuple[Film, ...], tuple[str, ...]]:
+def _look(config: VideosConfig, videos: tuple[Path, ...], stamps: tuple) -> _Looked:
     """Open every file once; return those that can be used, and a line about each that cannot. ReverieError if none."""
     root, films, reasons, notes = Path(config.path), [], [], []
     for path in videos:
@@ -166,13 +172,22 @@ def _look(config: VideosConfig, videos: tuple[Path, ...], stamps: tuple) -> tupl
         unused = _unused(root, list(videos)) if root.is_dir() else []
         for path in unused[:LINES]:
             place = path.relative_to(root)
-            notes.append(f"{place} is not read: actions of VIDEO.mp4 are in VIDEO.npy, .csv or .jsonl")
+            notes.append(f"{place} is not read: actions of VIDEO.mp4 are in VIDEO.npy, .csv, .jsonl or .npz")
         if len(unused) > LINES:
             notes.append(f"{len(unused) - LINES} more such files are not read")
         labelled = sum(film.rows is not None for film in films)
         if labelled or unused:
             notes.append(f"{labelled} of {len(films)} videos had actions")
-    return tuple(films), tuple(notes)
+    parts, declared = merged([(one.rows.actions, one.rows.declared) for one in films if one.rows is not None])
+    rows = iter(parts)
+    same = [one if one.rows is None else _with(one, next(rows)) for one in films]
+    return _Looked(tuple(same), coding(parts, declared, notes.append), tuple(notes))
+
+
+def _with(one: Film, rows: np.ndarray | None) -> Film:
+    """Return a video with other rows of actions at the same places."""
+    assert one.rows is not None and rows is not None
+    return replace(one, rows=replace(one.rows, actions=rows))
 
 
 def _unused(root: Path, videos: list[Path]) -> list[Path]:
@@ -221,10 +236,13 @@ def _split(piece: list[Sample], config: VideosConfig) -> Iterator[list[Sample]]:
     yield from (part for part in (piece[:at], piece[at:]) if part)
 
 
-def _episode(piece: list[Sample], fps: float, name: str, still: int) -> Episode:
+def _episode(piece: list[Sample], fps: float, name: str, still: int, codes: Coding) -> Episode:
+    rows = [sample.action for sample in piece[1:]]
+    width = next((len(row) for row in rows if row is not None), 0)
+    known = np.array([row or (np.nan,) * width for row in rows]) if width else None
     return Episode(
         frames=steadied(np.stack([sample.picture for sample in piece]), still),
-        actions=np.array([START, *(sample.action for sample in piece[1:])], np.int32),
+        actions=np.concatenate([codes.space.start((1,)), codes.actions(known, len(rows))]),
         rewards=np.zeros(len(piece), np.float32),
         ends=np.zeros(len(piece), np.bool_),
         fps=fps,
