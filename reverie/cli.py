@@ -158,6 +158,8 @@ def _worlds(add: Callable[..., Parser]) -> None:
               "reverie train PRESET --out runs/mine", "reverie train PRESET --help", named=PRESET)  # fmt: skip
     completed(one.add_argument("preset", metavar="PRESET", help="a name from 'reverie list'"), presets_known)
     add_training(one, "as many steps as fit in this time, instead of the preset's")
+    text = "show stages, sizes, FLOPs, memory and time, and train nothing"
+    one.add_argument("--dry-run", action="store_true", help=text)
     add_every(one)
 
 
@@ -214,8 +216,10 @@ def _tools(add: Callable[..., Parser]) -> None:
     one.add_argument("--jobs", **of(int), default=2, help="rows at a time (2)")
 
     add("list", commands.list_, "Name every preset, source and comparison.", "reverie list")
-    one = add("show", commands.show, "Show a run's stages and config; write report.html.", "reverie show runs/demo")
-    one.add_argument("run", type=Path, metavar="RUN", help="the folder of a world, or of one of its stages")
+    one = add("show", commands.show, "Show a run and write its report.html, or what a preset will take.",
+              "reverie show runs/demo", "reverie show toy-maskgit")  # fmt: skip
+    text = "the folder of a world or of one of its stages, or a preset's name (./NAME for a folder named like one)"
+    completed(one.add_argument("run", metavar="RUN", help=text), presets_known)
     one = add("export", commands.export, "Write what is needed to play, and no more, to a folder.",
               "reverie export runs/demo worlds/demo")  # fmt: skip
     one.add_argument("run", type=Path, metavar="RUN", help="the folder of a world")

@@ -47,6 +47,11 @@ def recipe_of(args: argparse.Namespace) -> Any:
 
 def train(args: argparse.Namespace) -> None:
     recipe = recipe_of(args)
+    if args.dry_run:
+        from reverie.forecast import forecast
+
+        print(forecast(args.preset, recipe))
+        return
     from reverie.pipeline import train
 
     train(recipe, args.out or Path("runs") / args.preset, args.minutes, fresh=args.fresh)
@@ -123,9 +128,17 @@ def list_(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
+    if args.run in catalogue()["presets"]:
+        from reverie.forecast import forecast
+        from reverie.presets import preset
+
+        print(forecast(args.run, preset(args.run)))
+        return
+    if not Path(args.run).exists() and (hint := did_you_mean(args.run, catalogue()["presets"])).startswith(" Did"):
+        raise ReverieError(f"there is no run and no preset '{args.run}'.{hint}")
     from reverie.show import show
 
-    print(table(show(args.run).items()))
+    print(table(show(Path(args.run)).items()))
 
 
 def export(args: argparse.Namespace) -> None:

@@ -19,14 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from reverie import config
 from reverie.bounded import read_json
 from reverie.checksums import read_signed
-from reverie.data.episode import Dataset
-from reverie.data.loader import batches, clips
+from reverie.data.loader import clips
 from reverie.data.store import open_dataset
 from reverie.data.writing import write_source
 from reverie.errors import ReverieError
@@ -37,9 +33,10 @@ from reverie.evaluation.rows import curves, markdown
 from reverie.evaluation.video import write_png
 from reverie.nn.compiled import cache_compilations
 from reverie.presets.comparison import Comparison
-from reverie.training import checkpoint, flops
+from reverie.training import checkpoint
 from reverie.training.blueprint import Blueprint
-from reverie.training.engine import Run, TrainState, fit, pace_of, train_step
+from reverie.training.cost import flops_of
+from reverie.training.engine import Run, fit
 
 MADE = "comparison.json"
 ACTIONS = ("true", "latent")
@@ -102,7 +99,7 @@ def work(out: Path, name: str) -> int:
     if folder.name in shared_runs(made):
         fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
         return run.steps
-    flop = step_flops(run, folder, dataset)
+    flop = flops_of(run, dataset.spec, Blueprint(run.objective, dataset.spec, run.seed, folder))
     run = replace(run, steps=max(1, round(made.flops / flop)))
     fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
     world = checkpoint.load(folder)
@@ -135,25 +132,6 @@ def run_of(made: Comparison, name: str) -> Run:
     if actions == "latent":
         run = replace(run, objective=config.replace(run.objective, lam="../lam"))
     return replace(run, data="../data", seed=int(seed.removeprefix("seed-")))
-
-
-def step_flops(run: Run, folder: Path, dataset: Dataset) -> float:
-    """Return the FLOPs of one training step, counted from its program; this caches the tokens that the step reads."""
-    blueprint = Blueprint(run.objective, dataset.spec, run.seed, folder)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    weights = blueprint.build(lambda shape: device)
-    params, rest, frozen = ({name: weights[name] for name in blueprint.parts[part]} for part in blueprint.parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    seen = run.objective.prepare(blueprint.merge(weights), dataset, folder / "cache" / "train")
-    batch = next(batches(seen, batch=run.batch, length=run.length, seed=run.seed))
-    tx, number = run.optimizer.make(), jnp.zeros((), jnp.int32)
-    ema = params if run.optimizer.ema else {}
-    state = TrainState(number, params, rest, ema, jax.eval_shape(tx.init, params), number)
-
-    def step(state: TrainState, frozen: dict, batch: dict):
-        return train_step(run, blueprint, tx, state, frozen, batch, pace_of(run, 0))
-
-    return flops.count(jax.jit(step).trace(state, frozen, batch).jaxpr)
 
 
 def _begin(made: Comparison, out: Path) -> None:

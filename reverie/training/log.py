@@ -246,7 +246,7 @@ def progress_bar(console: Console) -> Progress:
 
 def si(value: float) -> str:
     """Return a number with a metric prefix: 45.2e9 -> "45.2 G"."""
-    for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if abs(value) >= 10**power:
             return f"{value / 10**power:.3g} {prefix}"
     return f"{value:.3g} "
