@@ -13,7 +13,7 @@ from reverie.training import checkpoint, sharding
 from reverie.training.engine import Run, fit
 from reverie.training.record import read_record
 
-SHARES = {"tokenizer": 0.25, "lam": 0.25, "dynamics": 0.5}  # shares of the training time
+SHARES = {"tokenizer": 0.25, "lam": 0.25, "dynamics": 0.5, "agent": 0.05, "policy": 0.15}  # of the training time
 TRIAL = 12  # steps that measure a stage's speed
 
 

@@ -182,6 +182,8 @@ def _use(add: Callable[..., Parser]) -> None:
     text = "sampling temperature; 0: no noise (what the world was made for)"
     one.add_argument("--temperature", **of(float), help=text)
     one.add_argument("--features", metavar="MODULE:FUNCTION", help="your features of clips, for a Frechet distance")
+    one.add_argument("--env", action="store_true", help="measure the world's agents in the real environment instead")
+    one.add_argument("--episodes", **of(int), default=512, help="with --env: episodes that each policy plays (512)")
     one.add_argument("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
 
     one = add("play", commands.play, "Step into a world; without RUN, one that came with Reverie.",

@@ -58,12 +58,17 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from reverie.evaluation.environment import judge
     from reverie.evaluation.run import evaluate_run
 
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
         how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
-        numbers = evaluate_run(args.run, args.clips, **horizon, features=args.features, **how)
+        if args.env:
+            numbers = judge(args.run, args.episodes, args.seed)
+            print("\n".join(f"{name:24} {value}" for name, value in numbers.items()))
+        else:
+            numbers = evaluate_run(args.run, args.clips, **horizon, features=args.features, **how)
     if args.json:
         print(json.dumps(numbers))
 

@@ -2,7 +2,8 @@
 
 A world is a folder. Each stage has a folder in it and resumes from its last checkpoint; finished stages are skipped::
 
-    RUN/data/  RUN/tokenizer/  RUN/lam/  RUN/dynamics/  RUN/world.json  RUN/eval.json  RUN/eval/
+    RUN/data/  RUN/tokenizer/  RUN/lam/  RUN/dynamics/  RUN/agent/  RUN/policy/
+    RUN/world.json  RUN/eval.json  RUN/eval/
 """
 
 import contextlib

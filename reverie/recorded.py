@@ -102,7 +102,7 @@ def record(recipe: Recipe, out: Path, check: Callable[[Any], object], say: Calla
 def _check_source(source: Any, noted: dict[str, Any], out: Path) -> None:
     """Raise ReverieError if the data in a world's folder are not of ``source``; report videos that are new in it."""
     made, now = noted["source"], config.to_json(source)
-    if made == now and not hasattr(source, "contents"):
+    if config.from_json(made) == source and not hasattr(source, "contents"):  # fields may have been added since
         return
     if isinstance(made, str) and isinstance(now, str):
         if open_dataset(now).fingerprint == _fingerprint(out):

@@ -68,13 +68,13 @@ class WorldModel(nnx.Module):
         latents = self.encode(frames_BTHWC)
         actions = from_start(actions_BT, self.config.actions)
 
-        def append(t, cache):
-            latent, action = (jax.lax.dynamic_index_in_dim(x, t, 1, keepdims=False) for x in (latents, actions))
-            dynamics, _ = self.dynamics.observe(cache.dynamics, latent, action)
-            return WorldKVCache(dynamics, self.tokenizer.decode_frame(cache.decoder, latent)[0])
+        def decode(t, cache):
+            latent = jax.lax.dynamic_index_in_dim(latents, t, 1, keepdims=False)
+            return self.tokenizer.decode_frame(cache, latent)[0]
 
         count = frames_BTHWC.shape[1] if length is None else length
-        return jax.lax.fori_loop(0, count, append, self.empty(len(frames_BTHWC)))
+        decoder = jax.lax.fori_loop(0, count, decode, self.tokenizer.empty(len(frames_BTHWC)))
+        return WorldKVCache(prefill(self.dynamics, latents, actions, count)[0], decoder)
 
     def imagine(
         self, cache: WorldKVCache, actions_B: Array, key: Array, temperature: float | Array | None = None
@@ -83,6 +83,31 @@ class WorldModel(nnx.Module):
         dynamics, latents, h = self.dynamics.imagine(cache.dynamics, actions_B, key, temperature)
         decoder, frames = self.tokenizer.decode_frame(cache.decoder, latents)
         return WorldKVCache(dynamics, decoder), frames, latents, h
+
+
+def prefill(dynamics: Any, latents: Array, actions: Array, length: Array | int | None = None) -> tuple[Any, Array]:
+    """Take in the first ``length`` frames of clips (all if None): (state, features (B, N, M) of the last one).
+
+    ``latents`` (B, T, ...); ``actions`` (B, T, ...) led to them.
+    """
+
+    def take_in(t, carry):
+        return dynamics.observe(carry[0], *(jax.lax.dynamic_index_in_dim(x, t, 1, keepdims=False) for x in inputs))
+
+    inputs, state = (latents, actions), dynamics.empty(len(latents))
+    h = jax.eval_shape(lambda: dynamics.observe(state, latents[:, 0], actions[:, 0])[1])
+    count = latents.shape[1] if length is None else length
+    return jax.lax.fori_loop(0, count, take_in, (state, jnp.zeros(h.shape, h.dtype)))
+
+
+def features(dynamics: Any, latents: Array, actions: Array) -> Array:
+    """Return what agents read of recorded clips, (B, T, N, M): the features of each frame as it is observed in play."""
+
+    def take_in(state, frame):
+        return dynamics.observe(state, *frame)
+
+    time_first = jnp.swapaxes(latents, 0, 1), jnp.swapaxes(actions, 0, 1)
+    return jnp.swapaxes(jax.lax.scan(take_in, dynamics.empty(len(latents)), time_first)[1], 0, 1)
 
 
 class Step(NamedTuple):

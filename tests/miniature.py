@@ -30,7 +30,7 @@ def small(value: Any, frame: tuple[int, int, int]) -> Any:
 def miniature(recipe: Recipe, frame: tuple[int, int, int]) -> dict[str, Run]:
     """Return the stages of a recipe, small enough to be trained here."""
     runs = {}
-    for stage in ("tokenizer", "lam", "dynamics"):
+    for stage in ("tokenizer", "lam", "dynamics", "agent", "policy"):
         if run := getattr(recipe, stage):
             often = {"steps": 4, "log_every": 1, "report_every": 0, "save_every": 2}
             run = replace(run, objective=small(run.objective, frame), optimizer=replace(run.optimizer, warmup=1))

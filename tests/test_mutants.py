@@ -23,6 +23,7 @@ PROMISES = {
     "every preset trains and resumes",
     "refactors move no bit",
     "safe data",
+    "agents learn from what happened",
 }
 
 

@@ -4,7 +4,7 @@ T frames, H height, W width, C channels, S numbers in a simulator's state. ``act
 ``ends[t]`` belong to the step that led *to* frame ``t`` (see ``reverie.actions``), so ``rewards[0]`` is 0.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,13 +14,15 @@ from reverie.actions import START, ActionSpace
 from reverie.errors import ReverieError
 
 Action = Any  # an int, or a vector: one entry of an array of actions
+Policy = Callable[[np.ndarray, np.random.Generator, Action], Action]  # (state, rng, last action) -> action
 
 
 class Simulator(Protocol):
     """A simulator whose state can be set: the state determines everything, so any moment can be replayed.
 
     A simulator may also have ``visible(frames (..., H, W, C)) -> bool (...)``, which detects its player in a frame,
-    also in a generated one. Evaluation then reports how often the player is missing.
+    also in a generated one. Evaluation then reports how often the player is missing. It may have ``best(state) ->
+    action``, the best policy known: an upper bound for agents, and of use in ``data.mixed``.
     """
 
     actions: ActionSpace
@@ -155,12 +157,25 @@ class Dataset(Protocol):
         ...
 
 
-def record(simulator: Simulator, *, seed: int, frames: int, rng: np.random.Generator, fps: float) -> Episode:
-    """Return one episode of at most ``frames`` frames of level ``seed``, played by the simulator's policy."""
+def record(
+    simulator: Simulator,
+    *,
+    seed: int,
+    frames: int,
+    rng: np.random.Generator,
+    fps: float,
+    policy: Policy | None = None,
+    kind: str = "",
+) -> Episode:
+    """Return one episode of at most ``frames`` frames of level ``seed``, played by ``policy``.
+
+    ``policy``: None for the simulator's own. ``kind``: what is noted of it in the episode's source.
+    """
+    policy = policy or simulator.policy
     state, action = simulator.reset(seed), simulator.actions.start()
     steps = [(simulator.render(state), action, 0.0, False, state)]
     while len(steps) < frames and not steps[-1][3]:
-        action = simulator.policy(state, rng, action)
+        action = policy(state, rng, action)
         state, reward, end = simulator.step(state, action)
         steps.append((simulator.render(state), action, reward, end, state))
     pictures, actions, rewards, ends, states = zip(*steps, strict=True)
@@ -171,5 +186,5 @@ def record(simulator: Simulator, *, seed: int, frames: int, rng: np.random.Gener
         ends=np.array(ends, np.bool_),
         states=np.stack(states),
         fps=fps,
-        source=f"level {seed}",
+        source=f"level {seed}" + (f", {kind}" if kind else ""),
     )

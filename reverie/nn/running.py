@@ -75,6 +75,10 @@ class RunningMoments(nnx.Module):
         mean, spread = self._of(x)
         return (x - mean) / spread
 
+    def scaled(self, x: Array) -> Array:
+        """(..., S) -> about variance 1, with its mean and sign kept."""
+        return x / self._of(x)[1]
+
     def restore(self, x: Array) -> Array:
         """The inverse of ``normalise``."""
         mean, spread = self._of(x)

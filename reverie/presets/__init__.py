@@ -21,6 +21,7 @@ def presets() -> dict[str, Recipe]:
         "toy-maskgit-smooth": toy.smooth(),
         "square-shortcut": square.shortcut(),
         "square-shortcut-mae": square.shortcut_mae(),
+        "square-agent": square.agent(),
         "coinrun-maskgit-tiny": coinrun.coinrun(
             width=128, depth=4, patch=8, steps=20_000, takes="hours on a CPU, minutes on a GPU", remat="none"
         ),

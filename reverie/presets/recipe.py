@@ -14,7 +14,10 @@ from reverie.training.optim import OptimConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a world is made: ``source`` gives episodes, each run is a stage; no ``lam`` where actions are recorded."""
+    """How a world is made: ``source`` gives episodes, each run is a stage; no ``lam`` where actions are recorded.
+
+    ``agent`` clones the recorded play in the finished world, ``policy`` learns in imagination; most recipes have none.
+    """
 
     about: str  # what is trained, for people
     takes: str  # how long that takes, for people
@@ -22,6 +25,8 @@ class Recipe:
     tokenizer: Run
     lam: Run | None
     dynamics: Run
+    agent: Run | None = None
+    policy: Run | None = None
     clips: int = 64  # held-out clips in the evaluation, at most
     horizon: int = 16  # frames that the evaluation generates after each clip's context
 

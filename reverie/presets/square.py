@@ -1,13 +1,18 @@
 """The bouncing square, on which Dreamer 4's reimplementations are compared, for two cores: it and a plain tokenizer."""
 
 from dataclasses import replace
+from typing import Any
 
 from reverie.data.sources.square import SquareConfig
+from reverie.models.agent import AgentConfig
 from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.models.tokenizers.dreamer4 import Dreamer4Config
 from reverie.models.tokenizers.mae import MAEConfig
+from reverie.nn.heads import TwoHot
+from reverie.nn.returns import PMPO
 from reverie.nn.transformer import TransformerConfig
 from reverie.presets.recipe import Recipe, stage
+from reverie.training.agents import BehaviourObjective, ImaginationObjective
 from reverie.training.objectives import DynamicsObjective, TokenizerObjective
 from reverie.training.optim import OptimConfig
 
@@ -50,4 +55,27 @@ def shortcut_mae() -> Recipe:
         about="bouncing square, recorded actions: a vector for each patch and shortcut forcing",
         takes="a quarter of an hour on two CPU cores",
         tokenizer=replace(whole.tokenizer, objective=TokenizerObjective(tokenizer=tokenizer), batch=32, steps=2000),
+    )
+
+
+def agent() -> Recipe:
+    """The same tokenizer, smaller dynamics, data of mixed quality, and an agent that learns in the world."""
+    whole = shortcut()
+    objective: Any = whole.dynamics.objective
+    net = TransformerConfig(width=64, depth=4, heads=2, hidden=192, time_every=2, window=4)
+    objective = replace(objective, dynamics=replace(objective.dynamics, transformer=net), context=4)
+    # Rewards are -19 at least, and values at most ten times that with this gamma: narrow bins are more exact.
+    heads = AgentConfig(rewards=TwoHot(reach=3.2), values=TwoHot(reach=5.5))
+    optimizer = OptimConfig(rate=1e-3, schedule="constant", warmup=20, weight_decay=0.0)
+    clone = stage(BehaviourObjective(agent=heads), batch=64, length=16, steps=1000, optimizer=optimizer, every=250)
+    imagine = ImaginationObjective(learner=PMPO(), horizon=16, context=8, gamma=0.9, critic_share=0.15, passes=1)
+    return replace(
+        whole,
+        about="bouncing square, recorded actions of mixed quality: a world, and an agent that learns in it",
+        takes="half an hour on two CPU cores",
+        source=SquareConfig(count=2000, play="mixed"),
+        tokenizer=replace(whole.tokenizer, steps=8000),
+        dynamics=replace(whole.dynamics, objective=objective, batch=16, length=6, steps=7000),
+        agent=clone,
+        policy=stage(imagine, batch=64, length=24, steps=200, optimizer=optimizer, every=50),
     )

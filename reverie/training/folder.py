@@ -33,7 +33,7 @@ RUN = (
     *("metrics.jsonl", "timing.jsonl", RECORD),
 )
 WORLD = ("starts.npz", "eval", "eval.json", "report.html", "world.json")
-STAGES = ("tokenizer", "lam", "dynamics")  # of a world, in the order in which they are trained
+STAGES = ("tokenizer", "lam", "dynamics", "agent", "policy")  # of a world, in the order in which they are trained
 FIXED = ("checkpoints", "cache")  # files that never change again, so a hard link replaces a copy
 # Unfinished files and folders of killed processes.
 LEFT = (".*.json.*", "metrics.[0-9]*", "timing.[0-9]*", ".*.part", ".trial-*", "cache/.*", OLD)

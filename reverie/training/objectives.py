@@ -146,7 +146,7 @@ class DynamicsObjective:
         if self.lam is None:
             return None
         if isinstance(self.lam, str):
-            lam = _fitting(load(folder / self.lam), "infer", "latent action model", folder / self.lam, spec)
+            lam = check_fits(load(folder / self.lam), "infer", "latent action model", folder / self.lam, spec)
         elif self._together:
             lam = self.lam.fitted(spec.frame, None).make(rngs)
         else:
@@ -235,10 +235,10 @@ def _with_action_noise(actions_BT: Array, space: ActionSpace, share: float, keys
 
 
 def _tokenizer(path: Path, spec: Spec) -> Any:
-    return _fitting(load(path), "decode_frame", "tokenizer", path, spec)
+    return check_fits(load(path), "decode_frame", "tokenizer", path, spec)
 
 
-def _fitting(model: Any, ability: str, kind: str, path: Path, spec: Spec) -> Any:
+def check_fits(model: Any, ability: str, kind: str, path: Path, spec: Spec) -> Any:
     """Return a loaded model; ReverieError unless it is of the right kind and its frames have the data's shape."""
     if not hasattr(model, ability):
         raise ReverieError(f"'{path}' is no {kind} but a {type(model).__name__}.")

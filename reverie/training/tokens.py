@@ -105,6 +105,7 @@ def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
     call, mesh = compiled(model, encode), sharding.make_mesh()
     total, at = int(dataset.lengths.sum()), 0
     pieces, together = list(_segments(dataset.lengths, lead)), -(-TOGETHER // mesh.size) * mesh.size
+    longest = max((stop - start for _, start, stop, _ in pieces), default=0)  # all are padded to it: one program
     with _room_on_disk(folder), contextlib.ExitStack() as stack:
         files: dict[str, IO[bytes]] = {}
         names = ("frames", "actions")
@@ -112,7 +113,7 @@ def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
             group = pieces[first : first + together]
             windows = [dataset.read(episode, start, stop - start, names) for episode, start, stop, _ in group]
             windows += windows[:1] * (together - len(group))  # one shape, one program
-            batch = {name: np.stack([_padded(window[name], SEGMENT + lead) for window in windows]) for name in names}
+            batch = {name: np.stack([_padded(window[name], longest) for window in windows]) for name in names}
             results = sharding.fetch(call(sharding.put(batch, sharding.rows(mesh))))
             if jax.process_index() > 0:
                 continue

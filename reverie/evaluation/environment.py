@@ -1,0 +1,213 @@
+"""Agents in the real environment: copies of an exact simulator in step, and the returns of everyone who plays in them.
+
+All play the same levels, none of which is in any data. A return is the sum of rewards of one episode.
+
+Shapes: E episodes, T steps, H W C image, R + 1 frames that a tokenizer looks at.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from reverie.data.episode import Dataset, Simulator
+from reverie.data.mixed import random_action
+from reverie.data.store import open_dataset
+from reverie.errors import ReverieError
+from reverie.evaluation.control import interval
+from reverie.models.agent import Agent
+from reverie.nn.compiled import compiled
+from reverie.nn.returns import alive
+from reverie.training.checkpoint import load
+from reverie.training.record import RECORD, read_record
+from reverie.world import rollout
+
+UNSEEN = 2**31  # the first level of evaluation: those of data are below
+HISTORY, ENOUGH = 9, 20  # actions that blind cloning looks back at, and how often it must have seen them
+Numbers = dict[str, Any]
+Act = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (frames, actions that led to them) -> actions, one per row
+
+
+class Environment:
+    """Copies of an exact simulator, stepped together: uint8 frames (E, H, W, C) in, actions out. Rows that end wait."""
+
+    def __init__(self, simulator: Simulator):
+        self.simulator, self.states, self.over = simulator, [], np.zeros(0, bool)
+
+    def reset(self, levels: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Begin an episode in each of the levels and return their first frames."""
+        self.states = [self.simulator.reset(int(level)) for level in levels]
+        self.over = np.zeros(len(levels), bool)
+        return self._frames()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Take an action in each row: (frames, rewards (E,), which episodes are over (E,))."""
+        rewards = np.zeros(len(self.states), np.float32)
+        for row in np.flatnonzero(~self.over):
+            action = actions[row] if np.ndim(actions[row]) else int(actions[row])
+            self.states[row], rewards[row], self.over[row] = self.simulator.step(self.states[row], action)
+        return self._frames(), rewards, self.over.copy()
+
+    def _frames(self) -> np.ndarray:
+        return np.stack([self.simulator.render(state) for state in self.states])
+
+
+def play(environment: Environment, levels: Sequence[int] | np.ndarray, steps: int, act: Act) -> np.ndarray:
+    """Play an episode of at most ``steps`` steps in each level: rewards (T, E)."""
+    frames = environment.reset(levels)
+    actions, rewards = environment.simulator.actions.start((len(levels),)), []
+    while len(rewards) < steps and not environment.over.all():
+        actions = act(frames, actions)
+        frames, reward, _ = environment.step(actions)
+        rewards.append(reward)
+    return np.stack(rewards)
+
+
+# -- who plays -------------------------------------------------------------------------------------------------------
+
+
+class Memory(NamedTuple):
+    """What an agent keeps of an episode: the dynamics' state, the frames its tokenizer looks back at, the time."""
+
+    dynamics: Any
+    frames: Array
+    time: Array
+
+
+class Actor:
+    """An agent that plays: it observes real frames as its world does, from the first frame of an episode on."""
+
+    def __init__(self, agent: Agent, episodes: int, seed: int, greedy: bool = False):
+        look = agent.world.tokenizer.receptive_field + 1
+        self._call = compiled(agent, partial(_act, greedy=greedy), donate=(0,))
+        self._memory = Memory(
+            jax.jit(lambda: agent.world.dynamics.empty(episodes))(),
+            jnp.zeros((episodes, look, *agent.world.config.frame), jnp.uint8),
+            jnp.zeros((), jnp.int32),
+        )
+        self._key = jax.random.key(seed)
+
+    def __call__(self, frames: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        self._memory, chosen = self._call(self._memory, frames, actions, self._key)
+        return np.asarray(chosen)
+
+
+def _act(agent: Agent, memory: Memory, frames, actions, key, greedy: bool) -> tuple[Memory, Array]:
+    """Take in real frames and the actions that led to them, and choose the next actions."""
+    window, look = memory.frames, memory.frames.shape[1]
+    window = jnp.where(memory.time >= look, jnp.roll(window, -1, axis=1), window)
+    place = jnp.minimum(memory.time, look - 1)
+    window = jax.lax.dynamic_update_index_in_dim(window, frames, place, 1)
+    latents = jax.lax.dynamic_index_in_dim(agent.world.encode(window), place, 1, keepdims=False)
+    dynamics, h = agent.world.dynamics.observe(memory.dynamics, latents, actions)
+    chosen = agent.act(h, jax.random.fold_in(key, memory.time), greedy)
+    return Memory(dynamics, window, memory.time + 1), chosen
+
+
+class Blind:
+    """Cloning that sees past actions only: what data did next after the same last actions, as many as are known.
+
+    An agent that is no better has learned nothing from pictures.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self._counts: dict[tuple, Counter] = defaultdict(Counter)
+        self._rng, self._past = np.random.default_rng(seed), []
+        for episode, length in enumerate(dataset.lengths.tolist()):
+            actions = [tuple(np.atleast_1d(a)) for a in dataset.read(episode, 0, length, ("actions",))["actions"]]
+            for t in range(1, length):
+                for back in range(min(HISTORY, t) + 1):
+                    self._counts[tuple(actions[t - back : t])][actions[t]] += 1
+
+    def __call__(self, frames: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        self._past.append([tuple(np.atleast_1d(action)) for action in actions])
+        chosen = np.array([self._next(tuple(past)) for past in zip(*self._past[-HISTORY:], strict=True)], actions.dtype)
+        return chosen.reshape(actions.shape)
+
+    def _next(self, past: tuple) -> tuple:
+        known = (self._counts[past[start:]] for start in range(len(past) + 1) if past[start:] in self._counts)
+        counts = next((found for found in known if found.total() >= ENOUGH), self._counts[()])
+        return list(counts)[self._rng.choice(len(counts), p=np.array(list(counts.values())) / counts.total())]
+
+
+def imagined(agent: Agent, frames: np.ndarray, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Play in the agent's own world after one real frame each: rewards (T, E) as it predicts them, actions (T, E)."""
+
+    def run(agent: Agent, frames: Array, key: Array):
+        dynamics, space = agent.world.dynamics, agent.world.config.actions
+        latents = agent.world.encode(frames[:, None])[:, 0]
+        state, h = dynamics.observe(dynamics.empty(len(frames)), latents, jnp.asarray(space.start((len(frames),))))
+        _, steps_taken = rollout(dynamics, state, h, agent.act, key, steps)
+        return agent.rewards_of(steps_taken.h) * alive(agent.continues_of(steps_taken.h)), steps_taken.actions
+
+    rewards, actions = jax.device_get(compiled(agent, run)(frames, jax.random.key(seed)))
+    return rewards, actions
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def judge(run: Path, episodes: int = 512, seed: int = 0) -> Numbers:
+    """Return the returns of a world's agents, and of those they must beat, in the real environment.
+
+    Each ``return_*`` is {"mean", "low", "high", "episodes"}, with the 95 % interval over episodes. ``_greedy`` takes
+    the most probable action, others are sampled. ``return_imagined`` is the trained policy in its own world,
+    ``return_replayed`` the same actions in the real environment; ``gap`` is their relative difference and
+    ``gap_correlation`` their correlation over episodes. What a run has not, is left out.
+    """
+    if episodes < 2:
+        raise ReverieError(f"returns need at least 2 episodes for an interval, not {episodes}.")
+    agents = {name: load(run / stage) for name, stage in (("bc", "agent"), ("rl", "policy")) if _is_run(run / stage)}
+    if not agents:
+        raise ReverieError(f"'{run}' has no agent: 'reverie train square-agent' makes a world with one.")
+    record = read_record(run / "agent")
+    if record.spec.simulator is None:
+        raise ReverieError(f"'{run}' was learned from recordings: there is no exact simulator to play in.")
+    if not all(agent.world.config.actions == record.spec.actions for agent in agents.values()):
+        raise ReverieError(f"'{run}' has latent actions, and its simulator takes others: no agent can play in it.")
+    environment, rng = Environment(record.spec.simulator.make()), np.random.default_rng(seed)
+    levels, steps = UNSEEN + seed * episodes + np.arange(episodes), record.spec.simulator.frames - 1
+    simulator: Any = environment.simulator
+
+    def total(act: Act) -> np.ndarray:
+        return play(environment, levels, steps, act).sum(0)
+
+    found = {"random": total(lambda frames, actions: np.array([random_action(simulator, rng) for _ in levels]))}
+    if (run / "data").exists():
+        data = open_dataset(run / "data", "train")
+        each = enumerate(data.lengths.tolist())
+        found["data"] = np.array([data.read(i, 0, length, ("rewards",))["rewards"].sum() for i, length in each])
+        found["blind"] = total(Blind(data, seed))
+    for name, agent in agents.items():
+        found[name] = total(Actor(agent, episodes, seed))
+        found[f"{name}_greedy"] = total(Actor(agent, episodes, seed, greedy=True))
+    if hasattr(simulator, "best"):
+        found["oracle"] = total(lambda frames, actions: np.array([simulator.best(s) for s in environment.states]))
+    numbers: Numbers = {"seed": seed, "steps": steps}
+    if "rl" in agents:
+        rewards, actions = imagined(agents["rl"], environment.reset(levels), steps, seed)
+        replay = iter(actions)
+        found |= {"imagined": rewards.sum(0), "replayed": total(lambda frames, _: next(replay))}
+        numbers |= _gap(found["imagined"], found["replayed"])
+    return {f"return_{name}": _summary(returns) for name, returns in found.items()} | numbers
+
+
+def _gap(imagined_E: np.ndarray, replayed_E: np.ndarray) -> Numbers:
+    mean = float(replayed_E.mean())
+    gap = (float(imagined_E.mean()) - mean) / max(abs(mean), 1e-9)
+    return {"gap": gap, "gap_correlation": float(np.corrcoef(imagined_E, replayed_E)[0, 1])}
+
+
+def _summary(returns_E: np.ndarray) -> Numbers:
+    low, high = interval(returns_E.astype(np.float64))
+    return {"mean": float(returns_E.mean()), "low": float(low), "high": float(high), "episodes": len(returns_E)}
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RECORD).is_file()

@@ -1,0 +1,118 @@
+"""An agent: heads over the features of a world's dynamics.
+
+What an agent reads is one thing everywhere: ``h``, the features (N, M) that ``dynamics.observe`` and
+``dynamics.imagine`` return for a finished frame. Training reads it of recorded clips (``world.features``), imagination
+of rollouts, evaluation and play of real frames. ``h`` of frame t has seen the action that led to t. So the policy at t
+predicts the action taken *from* t, and reward and end are those that *arrived with* t.
+
+Shapes: ... any leading axes, N tokens per frame, M model width, P numbers that describe a policy.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from reverie.nn.batch import Rows
+from reverie.nn.heads import ActionDistribution, Head, HeadConfig, TwoHot
+from reverie.nn.running import RunningMoments, RunningRMS, Statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """The heads of an agent. Each has a network of its own: none moves another's features."""
+
+    head: HeadConfig = field(default_factory=HeadConfig)  # the network of each head
+    ahead: int = 8  # L: policy, reward and end are predicted for this frame and the L - 1 after it
+    rewards: TwoHot = field(default_factory=TwoHot)  # bins of rewards
+    values: TwoHot = field(default_factory=TwoHot)  # bins of values
+
+    def __post_init__(self):
+        if self.ahead < 1:
+            raise ValueError(f"an agent predicts 1 step ahead at least, not {self.ahead}")
+
+    def make(self, world: Any, rngs: nnx.Rngs) -> "Agent":
+        """Return an agent that has learned nothing, in a world that has."""
+        features, size = feature_shape(world), ActionDistribution(world.config.actions).parameters
+        outputs = {"policy": (self.ahead, size), "reward": (self.ahead, self.rewards.bins), "ends": (self.ahead,)}
+        heads = {name: Head(self.head, features, shape, rngs=rngs) for name, shape in outputs.items()}
+        return Agent(self, world, **heads)
+
+
+def feature_shape(world: Any) -> tuple[int, int]:
+    """Return (N, M) of the features of a world's dynamics; nothing is computed."""
+
+    def first(frames: Array) -> Array:
+        dynamics, start = world.dynamics, jnp.asarray(world.config.actions.start((1,)))
+        return dynamics.observe(dynamics.empty(1), world.encode(frames)[:, 0], start)[1]
+
+    _, tokens, width = jax.eval_shape(first, jax.ShapeDtypeStruct((1, 1, *world.config.frame), jnp.uint8)).shape
+    return tokens, width
+
+
+class Agent(nnx.Module):
+    """A policy, and predictions of reward and end; ``world`` is the WorldModel whose features they read.
+
+    ``prior`` and ``value``: of an agent that learns in imagination.
+    """
+
+    def __init__(
+        self, config: AgentConfig, world: Any, policy: Head, reward: Head, ends: Head, prior: Any = None,
+        value: Any = None,
+    ):  # fmt: skip
+        self.config, self.world = config, world
+        self.actions = ActionDistribution(world.config.actions)
+        self.policy, self.reward, self.ends = policy, reward, ends
+        self.prior, self.value = prior, value
+        # Statistics of training: by cloning, and in imagination.
+        self.scales: Any = LossScales() if prior is None else None
+        self.returns: Any = None if prior is None else Returns()
+
+    def act(self, h: Array, key: Array, greedy: bool = False) -> Array:
+        """Choose actions (...) or (..., A) by features (..., N, M); ``greedy``: the most probable ones."""
+        outputs = self.policy(h)[..., 0, :]
+        return self.actions.mode(outputs) if greedy else self.actions.sample(outputs, key)
+
+    def rewards_of(self, h: Array) -> Array:
+        """Return the expected reward that arrived with frames, (...)."""
+        return self.config.rewards.mean(self.reward(h)[..., 0, :])
+
+    def continues_of(self, h: Array) -> Array:
+        """Return the probability that the world did not end with frames, (...)."""
+        return jax.nn.sigmoid(-self.ends(h)[..., 0])
+
+
+class LossScales(nnx.Module):
+    """Running scales of the losses of an agent's heads, which have different units."""
+
+    def __init__(self):
+        self.policy, self.reward, self.ends = RunningRMS(), RunningRMS(), RunningRMS()
+
+
+class Returns(nnx.Module):
+    """What imagination is compared with: the deviation of advantages, and the range of returns in real data."""
+
+    def __init__(self):
+        self.advantages = RunningMoments()
+        self.low, self.high = (Statistics(jnp.full((), end, jnp.float32)) for end in (np.inf, -np.inf))
+
+    def note(self, advantages: Array, real_B: Array) -> tuple:
+        """Return what ``settle`` needs of a step."""
+        return self.advantages.note(advantages), Rows(real_B)
+
+    def settle(self, note: tuple, key: Array, progress: Array) -> None:
+        """Update from all advantages and real returns of a step."""
+        moments, real = note
+        self.advantages.settle(moments, key, progress)
+        self.low[...] = jnp.minimum(self.low[...], jnp.min(real.array))
+        self.high[...] = jnp.maximum(self.high[...], jnp.max(real.array))
+
+    def outside(self, imagined_B: Array, real_B: Array, margin: float) -> Array:
+        """Return which imagined returns leave the range of real ones by more than a share ``margin`` of it, (B,)."""
+        low, high = jnp.minimum(self.low[...], jnp.min(real_B)), jnp.maximum(self.high[...], jnp.max(real_B))
+        spare = jnp.float32(margin) * (high - low)
+        return (imagined_B < low - spare) | (imagined_B > high + spare)

@@ -1,0 +1,230 @@
+"""What an agent learns: from recorded play (cloning, rewards, ends), then in imagination. Both run under ``fit``.
+
+Sources: Dreamer 4 (arXiv 2509.24527, sections 3.3 and 3.4). The world stays as it is; only heads are trained.
+
+Shapes: B batch, T time, H steps of a rollout, N tokens per frame, M model width, L offsets ahead, P numbers that
+describe a policy.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from reverie.data.episode import Dataset, Spec
+from reverie.errors import ReverieError
+from reverie.models.agent import Agent, AgentConfig
+from reverie.nn.batch import Loss, Mean, mean, row_keys
+from reverie.nn.embed import from_start
+from reverie.nn.heads import Head, bernoulli_nll
+from reverie.nn.returns import PMPO, Reinforce, alive, lambda_returns
+from reverie.nn.step import step_key
+from reverie.training.checkpoint import load
+from reverie.training.objectives import check_fits
+from reverie.training.tokens import Joined, cached
+from reverie.world import features, prefill, rollout
+
+LEAD = 32  # frames observed before a segment of a long episode, so that features know what came before
+MARGIN = 0.1  # of the range of real returns: how far outside of it an imagined one may lie
+TOO_MANY = 0.05  # share of rollouts outside that sets off the alarm
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourObjective:
+    """Clone recorded play, and predict rewards and ends, from the features of a frozen world."""
+
+    agent: AgentConfig = field(default_factory=AgentConfig)  # the heads
+    world: str = "../dynamics"  # folder of the world's dynamics, relative to this run's folder
+    frozen: tuple[str, ...] = ("world",)  # parts that do not learn
+    reads = "features", "actions", "rewards", "ends"
+
+    def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Agent:
+        """Return a new agent in the world that was trained before."""
+        world = check_fits(load(folder / self.world), "dynamics", "world", folder / self.world, spec)
+        return self.agent.make(world, rngs)
+
+    def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
+        """Features and the actions the world obeys, computed once; rewards and ends as they were recorded."""
+        return Joined(dataset, cached(model, _features, dataset, LEAD, cache, ("world",)))
+
+    def loss(self, model: Agent, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
+        """Cross-entropies of actions, rewards and ends, now and up to L - 1 steps ahead, each divided by its RMS.
+
+        A step whose action was not recorded teaches nothing: features have not seen what led to its reward.
+        """
+        found = behaviour_losses(model, batch)
+        losses = {name: mean(*found[name]) for name in ("policy", "reward", "ends")}
+        terms = tuple(getattr(model.scales, name)(each) for name, each in losses.items())
+        return Loss(terms, _behaviour_metrics(found), {"scales": losses})
+
+    def report(self, model: Agent, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+        """The same numbers, of held-out clips."""
+        return {name: each.value for name, each in _behaviour_metrics(behaviour_losses(model, batch)).items()}
+
+
+def behaviour_losses(model: Agent, batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
+    """Return the loss and the weight of every prediction: of policy, reward and ends (B, T, L), of "error" (B, T).
+
+    ``actions[t]``, ``rewards[t]``, ``ends[t]`` belong to the step that led to frame t. So at frame t, n steps ahead,
+    the policy is trained on ``actions[t + 1 + n]``, and reward and end on those of t + n. "error" is that of rewards
+    predicted where they arrive, in units of reward.
+    """
+    h, actions, rewards, ends = (batch[name] for name in BehaviourObjective.reads)
+    space, count = model.world.config.actions, model.config.ahead
+    known = (~space.is_start(actions) & ~space.is_unlabelled(actions)).astype(jnp.float32)
+    (taken, when), (now, arrived) = (_ahead(known, first, count) for first in (1, 0))
+    policy, reward = model.policy(h), model.reward(h)
+    error = jnp.abs(model.config.rewards.mean(reward[:, :, 0]) - rewards)
+    return {
+        "policy": (-model.actions.log_prob(policy, actions[:, when]), taken),
+        "reward": (model.config.rewards.nll(reward, rewards[:, arrived]), now),
+        "ends": (bernoulli_nll(model.ends(h), ends[:, arrived]), now),
+        "error": (error, known),
+    }
+
+
+def _ahead(known_BT: Array, first: int, count: int) -> tuple[Array, np.ndarray]:
+    """Return for each frame, and each of ``count`` steps from ``first`` on: its weight (B, T, L), its time (T, L)."""
+    length = known_BT.shape[1]
+    at = np.arange(length)[:, None] + first + np.arange(count)
+    inside = jnp.asarray(at < length, jnp.float32)
+    at = np.minimum(at, length - 1)
+    return known_BT[:, at] * inside[None], at
+
+
+def _behaviour_metrics(found: dict[str, tuple[Array, Array]]) -> dict[str, Mean]:
+    """Numbers of the predictions for now: of the next action, and of the reward and end that have just arrived."""
+    now = {name: mean(loss[..., 0], weight[..., 0]) for name, (loss, weight) in found.items() if loss.ndim == 3}
+    return {f"{name}_nll": each for name, each in now.items()} | {"reward_error": mean(*found["error"])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImaginationObjective:
+    """Improve a cloned policy by rollouts in its world: no frame of them is real but the first few.
+
+    Policy and value are trained, one network each. The policy starts from the cloned one, which stays beside it as
+    the prior. World, reward and ends are frozen. The critic is trained before the actor: PMPO reads only the sign of
+    return minus value, so with a value of 0 every action is bad where rewards are negative.
+
+    A rollout has one key, which is its first row's: computed in parts (``accumulate``) a batch draws other actions.
+    """
+
+    learner: PMPO | Reinforce = field(default_factory=PMPO)  # how the policy learns from advantages
+    agent: str = "../agent"  # folder of the agent that cloned, relative to this run's folder
+    horizon: int = 16  # steps of a rollout
+    context: int = 8  # real frames before a rollout: 1 up to so many, drawn once per step
+    gamma: float = 0.95  # discount of a step; .997 needs hundreds of steps of the critic alone
+    lam: float = 0.95  # lambda of the returns
+    critic_share: float = 0.2  # share of the run in which only the critic learns
+    passes: int = 0  # sampling passes per frame; 0: the world's own
+    frozen: tuple[str, ...] = ("world", "reward", "ends", "prior")  # parts that do not learn
+    reads = "latents", "actions", "rewards"
+
+    def __post_init__(self):
+        if self.horizon < 1 or self.context < 1 or not 0 <= self.critic_share < 1:
+            raise ValueError(f"horizon and context must be 1 or more, critic_share in 0..1: not {self}")
+
+    def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Agent:
+        """Return the agent that cloned, with its policy as prior and a new value."""
+        path = folder / self.agent
+        cloned, again = load(path), load(path)  # twice: what is trained shares no array with what is frozen
+        if not isinstance(cloned, Agent) or cloned.prior is not None:
+            raise ReverieError(f"'{path}' is no agent that has cloned but a {type(cloned).__name__}.")
+        c, world, shape = cloned.config, cloned.world, cloned.policy.features
+        if self.passes:
+            world.dynamics.config = dataclasses.replace(world.dynamics.config, passes=self.passes)
+        value = Head(c.head, shape, (c.values.bins,), rngs=rngs)
+        return Agent(c, world, cloned.policy, cloned.reward, cloned.ends, again.policy, value)
+
+    def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
+        """Latents and the actions the world obeys, computed once; rewards as they were recorded."""
+        return Joined(dataset, cached(model, _latents, dataset, LEAD, cache, ("world",)))
+
+    def loss(self, model: Agent, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
+        """The critic's cross-entropy with lambda-returns, and the learner's terms once the critic has had its time."""
+        h, taken = self.imagine(model, batch, keys_B[0])
+        rewards, continues = model.rewards_of(h[1:]), model.continues_of(h[1:])
+        logits, bins, weights = model.value(h), model.config.values, alive(continues)
+        values = jax.lax.stop_gradient(bins.mean(logits))
+        returns = lambda_returns(rewards, continues, values, self.gamma, self.lam)
+        advantages = returns - values[:-1]
+        policy, prior = (head(h[:-1])[..., 0, :] for head in (model.policy, model.prior))
+        kl, entropy = model.actions.kl(policy, prior), model.actions.entropy(policy)
+        scaled = model.returns.advantages.scaled(advantages)
+        actor = self.learner.terms(model.actions.log_prob(policy, taken), scaled, kl, entropy, weights)
+        begun = (progress >= self.critic_share).astype(jnp.float32)
+        critic = mean(bins.nll(logits[:-1], returns), weights)
+        metrics = {
+            "value_nll": critic,
+            "value_error": mean(jnp.abs(advantages), weights),
+            "positive": mean((advantages >= 0).astype(jnp.float32), weights),
+            "kl": mean(kl, weights),
+            "entropy": mean(entropy, weights),
+        }
+        imagined, real = jnp.sum(rewards * weights, axis=0), batch["rewards"][:, -self.horizon :]
+        outside = model.returns.outside(imagined / self.horizon, jnp.mean(real, axis=1), MARGIN)
+        outside = outside.astype(jnp.float32)
+        metrics |= {"imagined_return": mean(imagined), "real_return": mean(jnp.sum(real, axis=1))}
+        metrics |= {"outside": mean(outside), "alarm": mean(outside, then=_too_many)}
+        terms = (critic, *(term.times(begun) for term in actor))
+        return Loss(terms, metrics, {"returns": model.returns.note(advantages, jnp.mean(real, axis=1))})
+
+    def imagine(self, model: Agent, batch: dict[str, Array], key: Array) -> tuple[Array, Array]:
+        """Roll out the policy from recorded frames: features (H + 1, B, N, M), the first real; actions (H, B, ...).
+
+        No gradient flows through a rollout: the policy's gradient is that of its log-probabilities.
+        """
+        latents, actions = (batch[name][:, : self.context] for name in ("latents", "actions"))
+        actions = from_start(actions, model.world.config.actions)
+        # All rows have the same number of real frames, since a KV cache counts time once for all of them.
+        drawn = jax.random.randint(jax.random.fold_in(step_key(key), 3), (), 1, latents.shape[1] + 1)
+        state, h = prefill(model.world.dynamics, latents, actions, drawn)
+
+        def act(h: Array, key: Array) -> Array:
+            return jax.lax.stop_gradient(model.act(h, key))
+
+        _, steps = rollout(model.world.dynamics, state, h, act, key, self.horizon)
+        return jax.lax.stop_gradient((jnp.concatenate([h[None], steps.h]), steps.actions))
+
+    def report(self, model: Agent, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+        """Rewards of held-out clips, imagined after one real frame with the recorded actions: error and correlation.
+
+        And the numbers of the loss, of rollouts from held-out clips.
+        """
+        latents, actions, rewards = (batch[name] for name in self.reads)
+        dynamics, start = model.world.dynamics, from_start(actions, model.world.config.actions)
+        state, _ = prefill(dynamics, latents, start, 1)
+        _, steps = rollout(dynamics, state, None, actions[:, 1:], key, latents.shape[1] - 1)
+        imagined, real = model.rewards_of(steps.h), jnp.swapaxes(rewards[:, 1:], 0, 1)
+        known = (~model.world.config.actions.is_unlabelled(actions[:, 1:])).astype(jnp.float32).T
+        numbers = {
+            "replayed_error": mean(jnp.abs(imagined - real), known).value,
+            "replayed_correlation": _correlation(*(jnp.sum(each * known, axis=0) for each in (imagined, real))),
+        }
+        found = self.loss(model, batch, row_keys(key, len(latents)), jnp.ones(()))
+        return numbers | {name: each.value for name, each in found.metrics.items()}
+
+
+def _too_many(share: Array) -> Array:
+    return (share > TOO_MANY).astype(jnp.float32)
+
+
+def _correlation(a_B: Array, b_B: Array) -> Array:
+    a, b = a_B - jnp.mean(a_B), b_B - jnp.mean(b_B)
+    return jnp.sum(a * b) / jnp.maximum(jnp.sqrt(jnp.sum(a * a) * jnp.sum(b * b)), 1e-12)
+
+
+def _latents(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
+    world = agent.world
+    return {"latents": world.encode(batch["frames"]), "actions": world.actions_of(batch["frames"], batch["actions"])}
+
+
+def _features(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
+    found = _latents(agent, batch)
+    start = from_start(found["actions"], agent.world.config.actions)
+    return {"features": features(agent.world.dynamics, found["latents"], start), "actions": found["actions"]}
