@@ -11,6 +11,9 @@ from reverie.nn.transformer import TransformerConfig
 from reverie.presets.recipe import Recipe
 from reverie.training.engine import Run
 
+# Of an evaluation, for ``evaluate_run``: without long play, drift and speed, whose programs take longest to compile.
+QUICK = {"deep": False, "speed": False, "sessions": 0}
+
 
 def small(value: Any, frame: tuple[int, int, int]) -> Any:
     """Return a config with everything that makes it slow made small, and its pattern kept."""

@@ -1,13 +1,14 @@
 """The command line, its recipes in miniature: ``python tests/rehearsal.py learn clips/`` is ``reverie learn clips/``,
-but for the sizes of what it trains. ``demo`` keeps its real networks, and has fewer episodes.
+but for the sizes of what it trains, and what takes longest of its evaluation is left out.
 """
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from miniature import shrunk
+from miniature import QUICK, shrunk
 
 from reverie import cli, pipeline
 from reverie.data.store import open_dataset
@@ -20,12 +21,12 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, **options: An
     if hasattr(source, "count"):
         source = replace(source, count=min(source.count, 12))
     spec = open_dataset(Path(source)).spec if isinstance(source, str) else source.spec()
-    recipe = replace(recipe, source=source)
-    made = recipe if sys.argv[1] == "demo" else shrunk(recipe, spec)
-    return follow(made, out, minutes and min(minutes, 1e-3), **options)
+    recipe = shrunk(replace(recipe, source=source), spec)
+    return follow(recipe, out, minutes and min(minutes, 1e-3), **options)
 
 
 follow, pipeline.train = pipeline.train, train
+pipeline.evaluate_run = partial(pipeline.evaluate_run, **QUICK)
 
 if __name__ == "__main__":
     sys.exit(cli.main())

@@ -42,14 +42,14 @@ def recipe(kind: str) -> Recipe:
 def work(kind: str, out: Path, cache: Path) -> None:
     """What a process does until it is killed."""
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    from reverie.learn import train
+    from reverie.pipeline import train
 
     train(recipe(kind), out, fresh=kind == "fresh")
 
 
 def process(kind: str, out: Path, cache: Path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["soak_world", "reverie.learn"])
+    context.set_forkserver_preload(["soak_world", "reverie.pipeline"])
     child = context.Process(target=work, args=(kind, out, cache))
     child.start()
     return child

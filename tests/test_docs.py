@@ -28,7 +28,7 @@ TYPED_ELSEWHERE = {ROOT / "docs" / "add-a-dynamics.md"}  # into a copy of the pa
 MINIATURE = shlex.join([sys.executable, str(ROOT / "tests" / "rehearsal.py")])
 REHEARSED = [  # (how a command begins, what becomes of it)
     ("reverie play", "serve"),  # waits for a player: the page is fetched, then it is interrupted
-    ("reverie demo", "miniature --no-play --minutes 1"),  # real networks; too few episodes and steps to look at
+    ("reverie demo", "miniature --no-play --minutes 1"),
     ("reverie learn", "miniature"),  # minutes of training, or hours
     ("reverie train", "miniature"),
     ("make", "dry"),  # `make -n` in the repository: the target exists. What it would run is run here and in other tests

@@ -5,12 +5,13 @@ import fcntl
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from miniature import shrunk
+from miniature import QUICK, shrunk
 from test_videos import write
 
 import reverie
@@ -29,6 +30,12 @@ from reverie.training.engine import Interrupted
 from reverie.world_folder import initial_frames
 
 STAGES = ("tokenizer", "lam", "dynamics")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Worlds that tests train are evaluated in short; the one of ``made``, made before, is in full."""
+    monkeypatch.setattr(module, "evaluate_run", partial(module.evaluate_run, **QUICK))
 
 
 def films(folder: Path, count: int = 3, frames: int = 20) -> Path:
