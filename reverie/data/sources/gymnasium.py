@@ -1,0 +1,151 @@
+"""Any Gymnasium environment with pictures, recorded while it is played at random; needs gymnasium.
+
+Pictures are its observations if those are pictures, else what it renders. Every episode has a seed of its own, so that
+held-out episodes are other levels. The same config records the same episodes, as far as the environment is
+deterministic.
+"""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from reverie.actions import FAR, ActionSpace
+from reverie.data.episode import Action, Episode, Spec
+from reverie.data.sources.pictures import is_picture, resized, rgb
+from reverie.errors import ReverieError, did_you_mean, first_line
+
+FPS = 15.0  # where the environment does not say
+HELD = 0.75  # probability that the sticky player repeats its action
+
+
+@dataclass(frozen=True, kw_only=True)
+class GymnasiumConfig:
+    """A Gymnasium environment with pictures, played at random."""
+
+    path: str = "CartPole-v1"  # the id of the environment, as gymnasium.make takes it
+    package: str = ""  # a package to import first, which registers environments, such as ale_py
+    count: int = 64  # episodes to record
+    frames: int = 128  # most frames of an episode
+    seed: int = 0  # of the first episode; each further one has the next
+    policy: Literal["sticky", "random"] = "sticky"  # repeat an action for a while, or draw every action anew
+    size: tuple[int, int] | None = None  # height and width of the frames made; None keeps their own
+    fps: float = 0.0  # frames per second; 0 takes what the environment says, or 15
+
+    def __post_init__(self):
+        if self.count < 1 or self.frames < 2 or self.seed < 0 or not 0 <= self.fps <= 240:
+            raise ReverieError("an environment needs count >= 1, frames >= 2, seed >= 0 and 0 <= fps <= 240.")
+        if self.size is not None and min(self.size) < 1:
+            raise ReverieError("an environment needs a size of at least 1 x 1.")
+
+    def spec(self) -> Spec:
+        """Return the spec of its episodes; ReverieError if it has no pictures or no actions that can be recorded."""
+        env = self._made()
+        try:
+            picture = self._picture(env, env.reset(seed=self.seed)[0])
+            rate = env.metadata.get("render_fps") or FPS
+            space = _space(self.path, env)
+        finally:
+            env.close()
+        return Spec(picture.shape, space, self.fps or float(rate), self.path)
+
+    def episodes(self) -> Iterator[Episode]:
+        """Play and yield ``count`` episodes of at most ``frames`` frames."""
+        spec, env = self.spec(), self._made()
+        try:
+            for index in range(self.count):
+                yield self._episode(env, spec, self.seed + index)
+        finally:
+            env.close()
+
+    def _episode(self, env: Any, spec: Spec, seed: int) -> Episode:
+        rng, space = np.random.default_rng((seed, 1)), spec.actions
+        seen, _ = env.reset(seed=seed)
+        steps: list[tuple[Any, ...]] = [(self._picture(env, seen), space.start(), 0.0, False)]
+        action, over = None, False
+        while len(steps) < self.frames and not over:
+            if action is None or self.policy == "random" or rng.random() >= HELD:
+                action = _drawn(space, rng)
+            seen, reward, ended, cut, _ = env.step(_native(env.action_space, action))
+            over = bool(ended or cut)
+            steps.append((self._picture(env, seen), action, float(reward), bool(ended)))
+        frames, actions, rewards, ends = zip(*steps, strict=True)
+        return Episode(
+            frames=np.stack(frames),
+            actions=np.array(actions, space.dtype),
+            rewards=np.array(rewards, np.float32),
+            ends=np.array(ends, np.bool_),
+            fps=spec.fps,
+            source=f"{self.path}, seed {seed}",
+        )
+
+    def _made(self) -> Any:
+        try:
+            import gymnasium
+        except ImportError:
+            raise ReverieError("environments need gymnasium: pip install 'reverie-worlds[gym]'") from None
+        try:
+            if self.package:
+                importlib.import_module(self.package)
+            try:
+                return gymnasium.make(self.path, render_mode="rgb_array", disable_env_checker=True)
+            except TypeError:  # its constructor knows no render_mode
+                return gymnasium.make(self.path, disable_env_checker=True)
+        except ImportError as error:
+            raise ReverieError(f"'{self.path}' needs a package that is not installed ({first_line(error)}).") from None
+        except gymnasium.error.Error as error:
+            near = did_you_mean(self.path, gymnasium.registry) if self.path not in gymnasium.registry else ""
+            raise ReverieError(f"there is no environment '{self.path}' ({first_line(error)}).{near[:200]}") from None
+
+    def _picture(self, env: Any, seen: Any) -> np.ndarray:
+        """Return the picture (H,W,3) uint8 of this moment."""
+        parts = seen.values() if isinstance(seen, dict) else [seen]
+        found = next((part for part in map(np.asarray, parts) if _shows(part)), None)
+        if found is None:
+            try:
+                found = np.asarray(env.render())
+            except ImportError as error:
+                raise ReverieError(f"'{self.path}' cannot be rendered ({first_line(error)}).") from None
+        if not _shows(found):
+            raise ReverieError(f"'{self.path}' has no pictures: neither its observations nor what it renders.")
+        picture = rgb(found[None])[0]
+        return picture if self.size is None else resized(picture, self.size)
+
+
+def _shows(array: np.ndarray) -> bool:
+    return is_picture((1, *array.shape), array.dtype.str[1:], named=array.ndim == 2)
+
+
+def _space(name: str, env: Any) -> ActionSpace:
+    """Return the action space of an environment; ReverieError if it has several parts or no bounds."""
+    space, kind = env.action_space, type(env.action_space).__name__
+    if kind == "Discrete":
+        meanings = getattr(env.unwrapped, "get_action_meanings", tuple)()
+        names = tuple(meanings) if len(meanings) == space.n else ()
+        return ActionSpace("discrete", int(space.n), names)
+    if kind == "MultiDiscrete":
+        sizes = tuple(int(size) for size in np.ravel(space.nvec))
+        return ActionSpace("multi", len(sizes), sizes=sizes)
+    if kind == "MultiBinary":
+        return ActionSpace("binary", int(np.prod(space.n)))
+    if kind == "Box" and space.dtype.kind == "f":
+        low, high = (np.ravel(bound).astype(float) for bound in (space.low, space.high))
+        if np.abs([low, high]).max() <= FAR / 10:
+            return ActionSpace("continuous", len(low), low=tuple(low.tolist()), high=tuple(high.tolist()))
+    raise ReverieError(f"the actions of '{name}' cannot be recorded: {str(space)[:100]}.")
+
+
+def _drawn(space: ActionSpace, rng: np.random.Generator) -> Action:
+    if space.kind == "continuous":
+        low, high = np.array(space.low), np.array(space.high)
+        return rng.uniform(low, high).astype(np.float32).clip(low.astype(np.float32), high.astype(np.float32))
+    return space.nth(rng.integers(space.count)) if space.count < 2**62 else rng.integers(space.levels)
+
+
+def _native(space: Any, action: Action) -> Any:
+    """Return an action as the environment counts and shapes it."""
+    if type(space).__name__ == "Discrete":
+        return int(action) + int(space.start)
+    return (np.asarray(action) + getattr(space, "start", 0)).reshape(space.shape).astype(space.dtype)

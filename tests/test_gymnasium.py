@@ -1,0 +1,100 @@
+"""Environments of Gymnasium as episodes: pictures, every kind of action at its frame, seeds, and what is refused."""
+
+import gymnasium
+import numpy as np
+import pytest
+
+from reverie.data.sources.gymnasium import GymnasiumConfig
+from reverie.errors import ReverieError
+
+SPACES = {
+    "discrete": gymnasium.spaces.Discrete(5, start=2),
+    "multi": gymnasium.spaces.MultiDiscrete([3, 4]),
+    "binary": gymnasium.spaces.MultiBinary(4),
+    "continuous": gymnasium.spaces.Box(-1, 2, (3,), np.float32),
+}
+
+
+class Proof(gymnasium.Env):
+    """Shows its seed, its time and the action that led there, in one row of pixels each; ends at frame 9."""
+
+    metadata = {"render_fps": 12, "render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, kind="discrete", shown="observation", render_mode=None):
+        self.action_space, self.shown, self.render_mode = SPACES.get(kind, gymnasium.spaces.Text(3)), shown, render_mode
+        picture = gymnasium.spaces.Box(0, 255, (16, 24, 3), np.uint8)
+        self.observation_space = picture if shown == "observation" else gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def picture(self):
+        frame = np.zeros((16, 24, 3), np.uint8)
+        frame[0], frame[1] = self.start, self.time
+        values = np.ravel(self.last)
+        frame[2, : len(values)] = np.round(100 + 20 * values)[:, None]
+        return frame
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.start, self.time, self.last = int(self.np_random.integers(200)), 0, np.zeros(0)
+        return self.seen(), {}
+
+    def seen(self):
+        return self.picture() if self.shown == "observation" else np.zeros(2, np.float32)
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.time, self.last = self.time + 1, np.asarray(action, float)
+        return self.seen(), float(self.time == 3), self.time == 9, False, {}
+
+    def render(self):
+        return self.picture() if self.shown == "render" else None
+
+
+@pytest.fixture(autouse=True)
+def proof():
+    gymnasium.register("Proof-v0", entry_point=Proof)
+    for kind in (*SPACES, "words"):
+        gymnasium.register(f"Proof-{kind}-v0", entry_point=Proof, kwargs={"kind": kind, "shown": "render"})
+    gymnasium.register("Proof-blind-v0", entry_point=Proof, kwargs={"shown": "nothing"})
+    yield
+    for name in [name for name in gymnasium.registry if name.startswith("Proof")]:
+        del gymnasium.registry[name]
+
+
+@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize("policy", ["sticky", "random"])
+def test_every_kind_of_action_leads_to_its_frame(kind, policy):
+    source = GymnasiumConfig(path=f"Proof-{kind}-v0", count=3, policy=policy)
+    spec, episodes = source.spec(), list(source.episodes())
+    assert spec.actions.kind == kind and spec.fps == 12 and spec.frame == (16, 24, 3)
+    for episode in episodes:
+        episode.validate(spec)
+        assert episode.frames[:, 1, 0, 0].tolist() == list(range(10))
+        assert np.flatnonzero(episode.rewards).tolist() == [3] and np.flatnonzero(episode.ends).tolist() == [9]
+        start = 2 if kind == "discrete" else 0
+        values = episode.actions[1:].reshape(9, -1) + start
+        assert np.allclose(episode.frames[1:, 2, : values.shape[1], 0], np.round(100 + 20 * values), atol=1)
+    assert len({episode.frames[0, 0, 0, 0] for episode in episodes}) > 1  # a level each
+    assert [e.source for e in episodes] == [f"Proof-{kind}-v0, seed {seed}" for seed in range(3)]
+    again = list(source.episodes())
+    assert all(
+        (a.frames == b.frames).all() and (a.actions == b.actions).all() for a, b in zip(episodes, again, strict=True)
+    )
+
+
+def test_observations_are_pictures_where_they_can_be_and_have_a_size(store):
+    found = store("gymnasium", "Proof-v0", "--count", "2", "--frames", "5", "--size", "8", "12")
+    assert found.spec.frame == (8, 12, 3) and found.lengths.tolist() == [5, 5]
+    assert not found.read(0, 0, 5)["ends"].any()  # the recording stopped, not the world
+
+
+def test_what_cannot_be_recorded_is_one_line():
+    for config, why in [
+        ({"path": "Proof-blind-v0"}, "has no pictures"),
+        ({"path": "Proof-words-v0"}, "cannot be recorded"),
+        ({"path": "Prof-v0"}, "there is no environment 'Prof-v0'.*Did you mean 'Proof"),
+        ({"path": "Proof-v0", "package": "no_such_package"}, "needs a package that is not installed"),
+        ({"path": "Proof-v0", "count": 0}, "count >= 1"),
+    ]:
+        with pytest.raises(ReverieError, match=why) as error:
+            GymnasiumConfig(**config).spec()
+        assert "\n" not in str(error.value)
