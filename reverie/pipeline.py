@@ -121,7 +121,6 @@ def _stages(
         if checkpoint.is_done(place / name, run):
             _say(f"{name}: already trained")
             continue
-        _say(f"{name}: {run.steps} steps")
         fit(run, place / name, dataset=dataset, held_out=unseen)
         new = True
     if not new and minutes is not None and past is not None and place == out:

@@ -263,13 +263,13 @@ def test_a_log_that_was_cut_short_is_cut_back_to_the_checkpoint(tmp_path):
 
 def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    for columns, seen in {200: ["steps/s", "FLOP/s"], 60: []}.items():
+    for columns in (200, 60):
         monkeypatch.setenv("COLUMNS", str(columns))
         fit(toy_run(4, report_every=0), tmp_path / "run", dataset=DATA, fresh=True)
         lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out).splitlines()
         last = lines[-1].rstrip()
         assert len(last) <= columns
-        for word in ("run", "4/4", "0:00", "loss", *seen):
+        for word in ("run", "4/4", "0:00", "loss"):
             assert word in last, f"a terminal of {columns} columns does not show '{word}': {last}"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -107,6 +108,13 @@ def killed_run_equals_uninterrupted(folder: Path, kills: int, steps: int):
         end(standby.train(killed))
     print(f"{kills} kills, {in_save} of them while saving")
     same(folder / "alone", killed)
+
+
+def test_a_run_says_from_where_it_continues(tmp_path, capsys):
+    for said in ("\n== run: 4 steps\n", "\n== run: continues from step 3 of 4\n"):
+        fit(toy_run(4, save_every=2, report_every=0), tmp_path / "run", dataset=DATA)
+        assert said in capsys.readouterr().out
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
 
 
 def test_killed_at_random_instants_and_resumed_is_bit_equal(tmp_path):

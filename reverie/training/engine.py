@@ -35,7 +35,7 @@ from reverie.nn.step import made_with
 from reverie.training import checkpoint, folder, sharding
 from reverie.training.blueprint import Blueprint, Weights
 from reverie.training.checkpoint import Writer
-from reverie.training.log import Log, Logger, LoggerName, check_loggers, open_loggers
+from reverie.training.log import Log, Logger, LoggerName, announce, check_loggers, open_loggers
 from reverie.training.optim import OptimConfig, average
 from reverie.training.record import Record, write_record
 from reverie.training.resume import places
@@ -202,6 +202,8 @@ def fit(
         def begin() -> None:
             loggers.extend(open_loggers(run.loggers, place, config.to_json(run)))
             write_record(place, record)
+            if progress:
+                announce(folder.named(place).name, int(state.step), run.steps)
 
         sharding.by_first(begin)
         model = blueprint.merge(sharding.whole(mesh, frozen), state.params, state.rest)

@@ -181,14 +181,20 @@ class Log:
         rates += [f"{speed['mfu']:.0%} MFU"] if "mfu" in speed else []
         others = [name for name in numbers if name not in ("loss", "grad_norm", "learning_rate")][:3]
         said = [f"{name} {numbers[name]:.4g}" for name in ("loss", *others)]
-        text = "  ".join(said[:1] + rates[:1] + said[1:] + rates[1:])  # a narrow terminal cuts off the end
-        if self._bar:
-            self._bar.update(self._task, completed=step, text=text)
+        short = "  ".join(said[:1] + rates[:1])
+        if self._bar:  # all numbers are in metrics.jsonl and timing.jsonl
+            self._bar.update(self._task, completed=step, text=short)
         elif self._plain and (time.perf_counter() - self._said > QUIET or step == self._steps):
             self._said = time.perf_counter()
             left = int((self._steps - step) / speed["steps_per_s"]) if speed else 0
             ends = f"  {left // 60}:{left % 60:02d} left" if left else ""
-            print(f"step {step:>7}/{self._steps}  {text}{ends}", flush=True)
+            more = "".join(f"  {each}" for each in said[1:] + rates[1:])
+            print(f"step {step:>7}/{self._steps}  {short}{ends}{more}", flush=True)
+
+
+def announce(name: str, start: int, steps: int) -> None:
+    """Print that a run begins, or from which step it continues."""
+    print(f"\n== {name}: {f'continues from step {start} of {steps}' if start else f'{steps} steps'}", flush=True)
 
 
 def read_log(file: Path) -> tuple[list[dict[str, Any]], int]:
