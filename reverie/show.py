@@ -31,15 +31,16 @@ from reverie.training.record import RECORD, Record, find_run, read_record
 
 PAGE = "report.html"
 HEADS = ("stage", "step", "loss", "time", "weights", "on disk")
-FIRST = ("loss", "report/psnr", "report/delta_psnr")  # of the curves of a stage; the others follow by name
+REPORT = "report/"  # before the numbers of a report, as ``training.log`` names them
+FIRST = ("loss", "psnr", "delta_psnr")  # of the curves of a stage; the others follow by name
 CURVES, POINTS = 24, 400  # of a stage, and of a curve: the files have them all
 LARGEST = 1e30  # of a value on a curve: axes of larger ones overflow
 MOMENTS, PICTURE_BYTES = 6, 2**24  # pictures over time, of each name
 PICTURE = re.compile(r"(\d{1,18})-([\w.-]{1,100})\.png", re.ASCII)  # as ``training.log`` names them
 ROWS = {  # what a stage's own pictures show
-    "tokenizer": "In turn rows of held-out frames and of their reconstructions.",
-    "lam": "In turn rows of held-out frames and of frames predicted from the past and a latent action.",
-    "dynamics": "In turn rows of reconstructions, of rollouts from one frame, and of rollouts with random actions.",
+    "tokenizer": "Rows alternate: held-out frames, their reconstruction.",
+    "lam": "Rows alternate: held-out frames, frames predicted from the past and a latent action.",
+    "dynamics": "Rows alternate: reconstruction, rollout from one frame, rollout along random actions.",
 }
 
 Value = TypeVar("Value")
@@ -188,6 +189,9 @@ def _evaluation(path: Path) -> tuple[list[str], list[str]]:
 def _parts(path: Path, stages: list[Stage], said: list[str], faults: list[str]) -> Iterator[Element]:
     """The page: what there is, the verdict, then the curves and pictures of each stage."""
     node = page.node
+    spec = next(stage.record.spec for stage in stages if stage.record)
+    height, width, _ = spec.frame
+    yield node("p", f"Data: {spec.source or 'no name'}, frames of {width} x {height} pixels.", class_="dim")
     yield page.table(HEADS, [stage.cells for stage in stages])
     if faults:
         yield node("ul", *(node("li", fault) for fault in faults), class_="bad")
@@ -201,22 +205,30 @@ def _parts(path: Path, stages: list[Stage], said: list[str], faults: list[str]) 
 
 
 def _curves(stage: Stage) -> Iterator[Element]:
-    """A chart for each number of the log."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    """A chart for each number of the log, in training and in reports on held-out clips."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in stage.metrics:
         for name, value in line.items():
             if name != "step" and (value := number(value)) is not None and abs(value) < LARGEST:
-                found.setdefault(name, []).append((line["step"], value))
+                label = "report" if name.startswith(REPORT) else "training"
+                found.setdefault(name.removeprefix(REPORT), {}).setdefault(label, []).append((line["step"], value))
     names = sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     figures = {}
     for name in names[:CURVES]:
-        points = found[name]
-        kept = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int))
-        figures[name] = plots.trace(*zip(*(points[at] for at in kept), strict=True))
+        lines = {label: _thinned(points) for label, points in found[name].items()}
+        figures[name if "training" in lines else f"{name} (report)"] = plots.trace(lines)
     if figures:
         yield page.charts(figures)
+    if splits := sorted({str(line["split"]) for line in stage.metrics if "split" in line}):
+        text = f"Reports use the same clips every time (split {', '.join(splits)})."
+        yield page.node("p", text, class_="dim")
     if len(names) > CURVES:
         yield page.node("p", f"metrics.jsonl has {len(names) - CURVES} more.", class_="dim")
+
+
+def _thinned(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    kept = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int))
+    return [points[at][0] for at in kept], [points[at][1] for at in kept]
 
 
 def _pictures(stage: Stage) -> Iterator[Element]:
@@ -237,7 +249,7 @@ def _pictures(stage: Stage) -> Iterator[Element]:
             except (ReverieError, OSError) as error:
                 shown.append(page.node("p", f"{file.name} cannot be shown ({first_line(error)}).", class_="bad"))
         rows = page.node("p", ROWS.get(stage.name, ""), class_="dim")
-        yield page.node("div", page.node("h3", f"{name} over time"), rows, page.node("div", *shown, class_="charts"))
+        yield page.node("div", page.node("h3", f"Reports: {name}"), rows, page.node("div", *shown, class_="pictures"))
 
 
 def _config(stage: Stage) -> Iterator[Element]:

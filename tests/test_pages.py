@@ -29,7 +29,7 @@ class Seen(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.tags, self.refers, self.alts, self.text = [], [], [], ""
+        self.tags, self.refers, self.alts, self.texts, self.text = [], [], [], [], ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -44,6 +44,7 @@ class Seen(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        self.texts.append(data)
 
 
 def read(page: Path) -> Seen:
@@ -118,6 +119,10 @@ def world(tmp_path) -> Path:
     write_json(world / "eval.json", GOOD)
     (world / "eval").mkdir()
     (world / "eval" / "index.html").touch()
+    with (world / "tokenizer" / "metrics.jsonl").open("a") as log:
+        for step, values in (2, {"loss": 0.5, "delta": 0.1}), (4, {"loss": 0.4, "delta": 0.2}):
+            reported = {f"report/{name}": value for name, value in values.items()}
+            log.write(json.dumps({"step": step, "split": "val", **reported}) + "\n")
     for stage in ("tokenizer", "dynamics"):
         (world / stage / "report").mkdir()
         for step in range(1, 9):
@@ -138,6 +143,10 @@ def test_show_says_what_each_stage_is(world, capfd):
     assert all(sentence in seen.text for sentence in verdict(GOOD))
     assert seen.tags.count("img") == 12 and "step 8" in seen.text and "step 1" in seen.text
     assert seen.tags.count("svg") > 9 and "eval/index.html" in seen.refers
+    assert seen.texts.count("training") == seen.texts.count("report") == 1, (
+        "one chart has both lines: the tokenizer's loss"
+    )
+    assert "delta (report)" in seen.text and "the same clips every time (split val)" in seen.text
     losses = [json.loads(line)["loss"] for line in (world / "lam" / "metrics.jsonl").read_text().splitlines()]
     assert f"{losses[-1]:.4g}" in seen.text
 

@@ -60,6 +60,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     # -- drift, speed, clips
     ({"drift": 1.51, "drift_floor": 0.48}, "Late frames drift: they lie 1.5 standard deviations from real ones"),
     ({"frames_per_second": 3.2}, "Too slow to play here: 3.2 frames/s, and its data has 6."),
+    ({"frames_per_second": 2264.4}, "Fast enough to play here: 2,264 frames/s, and its data has 6."),
     ({"split": "train"}, "Measured on clips that it was trained on"),
     ({"episodes": 4}, "Measured on 4 episodes only"),
     ({"episodes": 1}, "Measured on one episode only"),

@@ -62,13 +62,13 @@ def section(heading: str, *inside: Element) -> Element:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Element:
-    """Return a table whose first column names a row and whose last may be prose; narrow screens stack its cells."""
-    last = len(heads) - 1
+    """Return a table whose first column names a row; narrow screens stack its cells. A column "meaning" is prose."""
 
     def cell(index: int, text: str) -> Element:
         if index == 0:
             return node("th", text, scope="row")
-        return node("td", text, class_="number", data_head=heads[index]) if index < last else node("td", text)
+        prose = heads[index] == "meaning"
+        return node("td", text) if prose else node("td", text, class_="number", data_head=heads[index])
 
     head = node("thead", node("tr", *(node("th", text, scope="col") for text in heads)))
     return node("table", head, node("tbody", *(node("tr", *map(cell, range(len(row)), row)) for row in rows)))

@@ -1,7 +1,7 @@
 """Curves as figures, for pictures and pages: an evaluation over its generated frames, a training log over steps."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,14 +44,18 @@ def panel(numbers: Numbers, kind: str) -> Figure:
     return figure
 
 
-def trace(steps: Sequence[int], values: Sequence[float]) -> Figure:
-    """Return a chart of one number of a training log; of a number that falls far, in decades."""
-    figure, axes = _small(bottom=0.16)
-    axes.plot(steps, values, "-" if len(steps) > 1 else "o", color="tab:blue", linewidth=1.2)
-    if min(values) > 0 and max(values) > DECADES * min(values):
+def trace(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
+    """Return a chart of one number of a training log: (steps, values) by label; in decades if the number falls far."""
+    figure, axes = _small(bottom=0.31 if len(lines) > 1 else 0.16)
+    for (label, (steps, values)), colour in zip(lines.items(), ("tab:blue", "tab:orange"), strict=False):
+        axes.plot(steps, values, "-" if len(steps) > 1 else "o", color=colour, linewidth=1.4, label=label)
+    shown = [value for _, values in lines.values() for value in values]
+    if min(shown) > 0 and max(shown) > DECADES * min(shown):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
+    if len(lines) > 1:
+        figure.legend(fontsize=8, frameon=False, loc="lower center", ncols=2)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(alpha=0.3)

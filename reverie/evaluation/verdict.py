@@ -155,7 +155,7 @@ def _speed(numbers: Numbers) -> Iterator[str]:
     if speed is None or wanted is None:
         return
     enough = "Fast enough to play here" if speed >= wanted else "Too slow to play here"
-    yield f"{enough}: {speed:.3g} frames/s, and its data has {wanted:.3g}."
+    yield f"{enough}: {speed:,.{speed < 10:d}f} frames/s, and its data has {wanted:g}."
 
 
 def _clips(numbers: Numbers) -> Iterator[str]:
