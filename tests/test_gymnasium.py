@@ -1,10 +1,14 @@
 """Environments of Gymnasium as episodes: pictures, every kind of action at its frame, seeds, and what is refused."""
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
 
+from reverie.data.sources.atari import AtariConfig
 from reverie.data.sources.gymnasium import GymnasiumConfig
+from reverie.data.sources.vizdoom import ViZDoomConfig
 from reverie.errors import ReverieError
 
 SPACES = {
@@ -98,3 +102,10 @@ def test_what_cannot_be_recorded_is_one_line():
         with pytest.raises(ReverieError, match=why) as error:
             GymnasiumConfig(**config).spec()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("config", [AtariConfig, ViZDoomConfig])
+def test_a_game_whose_package_is_missing_is_one_line(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, config().package, None)
+    with pytest.raises(ReverieError, match="needs a package that is not installed"):
+        config().spec()

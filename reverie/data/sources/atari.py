@@ -1,0 +1,13 @@
+"""Atari games through ale-py, an extra of its own since it is GPL: pip install 'reverie-worlds[atari]'."""
+
+from dataclasses import dataclass
+
+from reverie.data.sources.gymnasium import GymnasiumConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtariConfig(GymnasiumConfig):
+    """An Atari game, played at random (needs ale-py, which is GPL)."""
+
+    path: str = "ALE/Breakout-v5"  # the id of the game's environment
+    package: str = "ale_py"  # the package that registers it
