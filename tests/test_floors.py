@@ -183,7 +183,8 @@ HELP = "import reverie.cli\ntry:\n    reverie.cli.main({})\nexcept SystemExit: p
 @pytest.mark.parametrize(
     "code",
     ["import reverie, reverie.config, reverie.errors, reverie.actions", *(HELP.format(args) for args in (
-        "['--help']", "['play', '--help']", "['learn', '--help']", "['eval']", "['lern']"))],
+        "['--help']", "['play', '--help']", "['learn', '--help']", "['train', '--help']", "['compare', '--help']",
+        "['data', '--help']", "['list']", "['--completion', 'bash']", "['eval']", "['lern']"))],
 )  # fmt: skip
 def test_help_and_wrong_usage_answer_without_loading_jax(code):
     heavy = {"jax", "jaxlib", "flax", "orbax", "grain", "matplotlib", "av"} & loaded_after(code)
