@@ -191,13 +191,13 @@ def test_hdf5_of_every_layout(tmp_path, store, caplog):
     with h5py.File(tmp_path / "demo.hdf5", "w") as file:
         for number in (2, 10):
             group = file.create_group(f"data/demo_{number}")
-            group["actions"], group["dones"] = taken(4) / 20, np.eye(4)[3]
+            group["actions"], group["dones"] = taken(4) / 20, np.array([0, 0, 1, 1])
             group["obs/agentview_rgb"], group["rewards"] = frames(4, number), np.eye(4)[3]
         file["data"].attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": 10}})
         file["mask/train"] = np.array([b"demo_2"])
         file["elsewhere"] = h5py.ExternalLink("/etc/passwd", "/")
     found = store("hdf5", tmp_path / "demo.hdf5")
-    check(found, [4, 4], [taken(3)[:, None] / 20] * 2, [[], []], [[], []])
+    check(found, [4, 4], [taken(3)[:, None] / 20] * 2, [[], []], [[3], [3]])
     assert found.spec.fps == 10 and "2 recordings led to a frame" in caplog.text
     assert [found.read(i, 0, 1)["frames"][0, 1, 1, 1] for i in (0, 1)] == [2, 10]
     with h5py.File(tmp_path / "aloha.h5", "w") as file:

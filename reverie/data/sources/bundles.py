@@ -46,13 +46,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Arrays by name. lengths: of the episodes in it, where the file says so; else flags in it end them."""
+    """Arrays by name, of one episode (``whole``) or of many.
+
+    lengths: of the episodes in it, where the file says so; else flags in it end them.
+    """
 
     name: str
     columns: dict[str, Column]
     source: str = ""
     task: str = ""
     lengths: tuple[int, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,8 @@ def _rows(columns: dict[str, Column], actions: str, length: int, found: Found) -
 
 def _cuts(rows: dict[str, np.ndarray], bundle: Bundle, length: int) -> list[int]:
     """Return where in a bundle further episodes begin."""
+    if bundle.whole:  # robomimic's "dones" are set in every step after the success
+        return []
     if bundle.lengths:
         return np.cumsum(bundle.lengths)[:-1].tolist()
     per_frame = {role: _flags(array) for role, array in rows.items() if len(array) == length}

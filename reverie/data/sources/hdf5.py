@@ -50,7 +50,7 @@ class HDF5Config(FileSource):
                         raise ReverieError("it holds no group with actions and pictures")
                     for group in groups:
                         where = f"{name}, {group.strip('/')}" if len(groups) > 1 or len(inside) == 1 else name
-                        made.append(Bundle(where.strip(", "), columns_below(file, handle[group])))
+                        made.append(Bundle(where.strip(", "), columns_below(file, handle[group]), whole=group != "/"))
             except UNREADABLE as error:
                 found.skip(name, error)
         bundles.add(found, made, camera=self.camera, actions=self.actions, alignment=self.alignment)

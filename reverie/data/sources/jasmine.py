@@ -72,7 +72,11 @@ class JasmineConfig(FileSource):
             raise ReverieError(f"{rows.shape[:1]} actions for {length} pictures")
         stamp = file.stat().st_mtime_ns
         return Recording(
-            where, length, lambda: _frames(file, stamp, place, shape), actions=at(rows, length), source=file.name
+            where,
+            length,
+            lambda: _frames(file, stamp, place, shape),
+            actions=at(rows, length),
+            source=where.partition(",")[0],
         )
 
 

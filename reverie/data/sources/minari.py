@@ -120,7 +120,9 @@ def _hdf5(file: Path, found: Found) -> Iterator[Bundle]:
         for name in sorted(handle, key=lambda name: files.natural(Path(name))):
             try:
                 columns = columns_below(file, handle[name])
-                yield Bundle(name, {key: column for key, column in columns.items() if not key.startswith("infos")})
+                yield Bundle(
+                    name, {key: column for key, column in columns.items() if not key.startswith("infos")}, whole=True
+                )
             except UNREADABLE as error:
                 found.skip(name, error)
 
@@ -139,7 +141,7 @@ def _tables(root: Path, observed: dict[str, Any], found: Found) -> Iterator[Bund
                 column = column_of(array, shape)
                 steps = column.shape and not name.startswith("observations")
                 columns[name] = replace(column, shape=(column.shape[0] - 1, *column.shape[1:])) if steps else column
-            yield Bundle(f"episode {folder.name}", columns)
+            yield Bundle(f"episode {folder.name}", columns, whole=True)
         except UNREADABLE as error:
             found.skip(folder.name, error)
 

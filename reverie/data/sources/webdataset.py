@@ -141,7 +141,7 @@ def _bundle(key: str, tar: _Tar, members: dict[str, str], found: Found) -> Bundl
         )
     if not columns:
         raise ReverieError(f"it holds neither a video nor arrays (it has {', '.join(members)[:200]})")
-    return Bundle(key, columns, task=task)
+    return Bundle(key, columns, task=task, whole=True)
 
 
 def _read_json(about: Any, columns: dict[str, Column], found: Found) -> str:
