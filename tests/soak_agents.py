@@ -15,11 +15,11 @@ from reverie.training.engine import fit
 
 STEPS = 1000
 ARMS = {
-    "pmpo": ImaginationObjective(learner=PMPO(), context=4, critic_share=0.1),
-    "reinforce": ImaginationObjective(learner=Reinforce(), context=4, critic_share=0.1),
+    "pmpo": ImaginationObjective(learner=PMPO(), context=4, critic_steps=100),
+    "reinforce": ImaginationObjective(learner=Reinforce(), context=4, critic_steps=100),
 }
 FAIL = {
-    "huge KL weight": ImaginationObjective(learner=PMPO(beta=30.0), context=4, critic_share=0.1),
+    "huge KL weight": ImaginationObjective(learner=PMPO(beta=30.0), context=4, critic_steps=100),
 }
 
 

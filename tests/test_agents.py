@@ -27,13 +27,15 @@ from reverie.nn.batch import row_keys
 from reverie.nn.heads import ActionDistribution, HeadConfig, TwoHot
 from reverie.nn.returns import PMPO, Reinforce, lambda_returns
 from reverie.recorded import _check_source
+from reverie.training import agents as training
 from reverie.training.agents import BehaviourObjective, ImaginationObjective, behaviour_losses
+from reverie.training.blueprint import Blueprint
 from reverie.training.checkpoint import load, restore
 from reverie.training.engine import fit
 from reverie.world import features, prefill
 
 KEY, DATA = jax.random.key(0), play()
-IMAGINE = ImaginationObjective(horizon=6, context=4, gamma=0.9, critic_share=0.0)
+IMAGINE = ImaginationObjective(horizon=6, context=4, gamma=0.9, critic_steps=0)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def runs(tmp_path_factory):
     """A folder with an agent that cloned in the exact world, and policies that learned in imagination."""
     folder = tmp_path_factory.mktemp("runs")
     fit(run(ExactBehaviour(), steps=60, rate=1e-2), folder / "agent", dataset=DATA, progress=False)
-    half = replace(IMAGINE, critic_share=0.5)
+    half = replace(IMAGINE, critic_steps=2)
     fit(run(half, steps=4, length=10, save_every=2), folder / "policy", dataset=DATA, progress=False)
     return folder
 
@@ -222,6 +224,20 @@ def test_what_learned_on_top_of_an_agent_knows_when_that_has_changed(runs, tmp_p
 def test_imagination_needs_an_agent_that_has_cloned(runs, tmp_path, agent, says):
     with pytest.raises(ReverieError, match=says):
         ImaginationObjective(agent=agent).init(nnx.Rngs(0), DATA.spec, runs / "policy")
+
+
+def test_rollouts_take_as_many_passes_as_imagination_says(monkeypatch, tmp_path):
+    """Whatever the world itself takes; traced, as training does."""
+    agents = [AgentConfig(head=HeadConfig(width=8)).make(tiny_world(ShortcutConfig), nnx.Rngs(0)) for _ in range(2)]
+    monkeypatch.setattr(training, "load", lambda path: agents.pop())
+    made = []
+
+    def init(rngs, spec, folder):
+        made.append(ImaginationObjective(passes=1).init(rngs, spec, folder))
+        return made[0]
+
+    Blueprint(SimpleNamespace(init=init, frozen=("world",)), DATA.spec, 0, tmp_path)
+    assert made[0].world.dynamics.config.passes == 1 and tiny_world(ShortcutConfig).dynamics.config.passes == 4
 
 
 def test_an_agent_lives_in_a_world(runs):

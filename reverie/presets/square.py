@@ -67,8 +67,9 @@ def agent() -> Recipe:
     # Rewards are -19 at least, and values at most ten times that with this gamma: narrow bins are more exact.
     heads = AgentConfig(rewards=TwoHot(reach=3.2), values=TwoHot(reach=5.5))
     optimizer = OptimConfig(rate=1e-3, schedule="constant", warmup=20, weight_decay=0.0)
-    clone = stage(BehaviourObjective(agent=heads), batch=64, length=16, steps=1000, optimizer=optimizer, every=250)
-    imagine = ImaginationObjective(learner=PMPO(), horizon=16, context=8, gamma=0.9, critic_share=0.15, passes=1)
+    falling = replace(optimizer, schedule="wsd", decay=0.5)
+    clone = stage(BehaviourObjective(agent=heads), batch=64, length=16, steps=1000, optimizer=falling, every=250)
+    imagine = ImaginationObjective(learner=PMPO(), horizon=16, context=8, gamma=0.9, critic_steps=30, passes=1)
     return replace(
         whole,
         about="bouncing square, recorded actions of mixed quality: a world, and an agent that learns in it",
@@ -77,5 +78,5 @@ def agent() -> Recipe:
         tokenizer=replace(whole.tokenizer, steps=8000),
         dynamics=replace(whole.dynamics, objective=objective, batch=16, length=6, steps=7000),
         agent=clone,
-        policy=stage(imagine, batch=64, length=24, steps=200, optimizer=optimizer, every=50),
+        policy=stage(imagine, batch=64, length=24, steps=400, optimizer=optimizer, every=100),
     )

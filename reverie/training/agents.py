@@ -120,14 +120,14 @@ class ImaginationObjective:
     context: int = 8  # real frames before a rollout: 1 up to so many, drawn once per step
     gamma: float = 0.95  # discount of a step; .997 needs hundreds of steps of the critic alone
     lam: float = 0.95  # lambda of the returns
-    critic_share: float = 0.2  # share of the run in which only the critic learns
+    critic_steps: int = 30  # first steps, in which only the critic learns
     passes: int = 0  # sampling passes per frame; 0: the world's own
     frozen: tuple[str, ...] = ("world", "reward", "ends", "prior")  # parts that do not learn
     reads = "latents", "actions", "rewards"
 
     def __post_init__(self):
-        if self.horizon < 1 or self.context < 1 or not 0 <= self.critic_share < 1:
-            raise ValueError(f"horizon and context must be 1 or more, critic_share in 0..1: not {self}")
+        if self.horizon < 1 or self.context < 1 or self.critic_steps < 0:
+            raise ValueError(f"horizon and context must be 1 or more, critic_steps 0 or more: not {self}")
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Agent:
         """Return the agent that cloned, with its policy as prior and a new value."""
@@ -137,6 +137,7 @@ class ImaginationObjective:
             raise ReverieError(f"'{path}' is no agent that has cloned but a {type(cloned).__name__}.")
         c, world, shape = cloned.config, cloned.world, cloned.policy.features
         if self.passes:
+            world = nnx.merge(*nnx.split(world))  # what was loaded cannot be changed while this is traced
             world.dynamics.config = dataclasses.replace(world.dynamics.config, passes=self.passes)
         value = Head(c.head, shape, (c.values.bins,), rngs=rngs)
         return Agent(c, world, cloned.policy, cloned.reward, cloned.ends, again.policy, value)
@@ -157,7 +158,7 @@ class ImaginationObjective:
         kl, entropy = model.actions.kl(policy, prior), model.actions.entropy(policy)
         scaled = model.returns.advantages.scaled(advantages)
         actor = self.learner.terms(model.actions.log_prob(policy, taken), scaled, kl, entropy, weights)
-        begun = (progress >= self.critic_share).astype(jnp.float32)
+        begun = (model.returns.advantages.steps[...] >= self.critic_steps).astype(jnp.float32)
         critic = mean(bins.nll(logits[:-1], returns), weights)
         metrics = {
             "value_nll": critic,
