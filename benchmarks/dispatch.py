@@ -1,4 +1,4 @@
-"""What a call costs before anything is computed: ``compiled(model, fn)`` against ``nnx.jit(fn)``."""
+"""The dispatch overhead of a call: ``compiled(model, fn)`` against ``nnx.jit(fn)``."""
 
 from collections.abc import Callable, Iterator
 

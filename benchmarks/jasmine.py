@@ -80,13 +80,13 @@ class Jasmine:
         return lambda: space["train_step"](optimizer, {"videos": frames, "rng": jax.random.key(0)})
 
     def playing(self, sizes: Sizes, frames: np.ndarray, passes: int) -> Callable[[], Any]:
-        """Return a call that dreams one frame after frames uint8 (1, T, H, W, C), the picture on the host."""
+        """Return a call that generates one frame after frames uint8 (1, T, H, W, C), the picture on the host."""
         model, length = self.model(sizes)[1], frames.shape[1]
         model.eval()
         actions = jnp.zeros((length, 1), jnp.int32)
         batch = {"videos": frames / np.float32(255), "latent_actions": actions, "rng": jax.random.key(0)}
-        dream = nnx.jit(lambda model, batch: model.sample(batch, length + 1, 1.0, False, passes)[0][:, -1])
-        return lambda: np.asarray(dream(model, batch))
+        sample = nnx.jit(lambda model, batch: model.sample(batch, length + 1, 1.0, False, passes)[0][:, -1])
+        return lambda: np.asarray(sample(model, batch))
 
 
 def training(peer: Jasmine, sizes: Sizes, seconds: float) -> Iterator[Figure]:

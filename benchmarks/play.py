@@ -1,4 +1,4 @@
-"""Playing: a frame with memory against one without, and from key to pixel at the size of the demo.
+"""Playing: a frame with a KV cache against one without, and from key to pixel at the size of the demo.
 
 Shapes: B batch (one player), T frames of context, N tokens per frame.
 """
@@ -31,7 +31,7 @@ NET = TransformerConfig(width=256, depth=4, heads=4, window=CONTEXT)
 ACTIONS = ActionSpace("discrete", 6)
 SMALL = MaskGITConfig(grid=(4, 4), actions=ACTIONS, transformer=NET, passes=25)
 LARGE = replace(SMALL, grid=(16, 16), passes=10)
-OTHERS = {  # a causal frame without memory takes a pass of everything for each of its tokens
+OTHERS = {  # without a KV cache, a causal frame runs the whole context for each token
     "causal": (CausalConfig, [(4, 4), (8, 8)]),
     "diffusion": (DiffusionConfig, [(4, 4), (8, 8), (16, 16)]),
     "shortcut": (ShortcutConfig, [(4, 4), (8, 8), (16, 16)]),
@@ -39,26 +39,26 @@ OTHERS = {  # a causal frame without memory takes a pass of everything for each 
 
 
 class Sides:
-    """The same dynamics dreaming one frame after ``context`` others in two ways; the first time, the same frame.
+    """The same dynamics generating one frame after ``context`` others in two ways; the first frames are equal.
 
-    "cached" goes on from its memory, donated as a player's is; "uncached" runs context and new frame in every pass.
+    "cached" continues from its KV cache, donated as in play; "uncached" runs context and new frame in every pass.
     """
 
     def __init__(self, config: Any, context: int = CONTEXT):
         dynamics, key = unstack_layers(config.make(nnx.Rngs(0))), jax.random.key(0)
         self.tokens = dynamics.transformer.tokens
         latents, actions = clip(config, dynamics.tokens, 1, context)
-        with_memory = compiled(dynamics, lambda model, *inputs: model.imagine(*inputs)[:2], (0,), few_rows=True)
+        with_cache = compiled(dynamics, lambda model, *inputs: model.imagine(*inputs)[:2], (0,), few_rows=True)
         without = compiled(dynamics, lambda model, *inputs: model.imagine_uncached(*inputs))
-        self._memory = compiled(dynamics, taken_in)(latents, actions)
+        self._cache = compiled(dynamics, taken_in)(latents, actions)
         programs = {
-            "cached": with_memory.traced(self._memory, actions[:, -1], key),
+            "cached": with_cache.traced(self._cache, actions[:, -1], key),
             "uncached": without.traced(latents, actions, key),
         }
         self.gflop = {name: flops.count(program) / 1e9 for name, program in programs.items()}
 
         def cached() -> Array:
-            self._memory, frame = with_memory(self._memory, actions[:, -1], key)
+            self._cache, frame = with_cache(self._cache, actions[:, -1], key)
             return frame
 
         self.calls: dict[str, Callable[[], Array]] = {
@@ -68,7 +68,7 @@ class Sides:
 
 
 def clip(config: Any, tokens: int, rows: int, context: int) -> tuple[Array, Array]:
-    """Return latents of noise (rows, context, N[, L]), and an action for each and for the frame after them."""
+    """Return random latents (rows, context, N[, L]) and actions, one more than frames."""
     shape, key = (rows, context, tokens), jax.random.key(0)
     if hasattr(config, "codes"):
         latents = jax.random.randint(key, shape, 0, config.codes)
@@ -78,18 +78,18 @@ def clip(config: Any, tokens: int, rows: int, context: int) -> tuple[Array, Arra
 
 
 def taken_in(dynamics: Any, latents: Array, actions: Array) -> Any:
-    """Return the memory of a clip."""
+    """Return the state of the dynamics after a clip."""
 
-    def observe(t: Array, memory):
-        return dynamics.observe(memory, latents[:, t], actions[:, t])[0]
+    def observe(t: Array, state):
+        return dynamics.observe(state, latents[:, t], actions[:, t])[0]
 
     return jax.lax.fori_loop(0, latents.shape[1], observe, dynamics.empty(len(latents)))
 
 
-def remembering(
+def caching(
     config: Any, seconds: float, context: int = CONTEXT, family: str = "", peak: int = PEAK
 ) -> Iterator[Figure]:
-    """Yield ms per dreamed frame with and without memory, their ratio, and their shares of a large matmul's rate."""
+    """Yield ms per generated frame with KV cache and without, the ratio, and the shares of a large matmul's rate."""
     sides, net = Sides(config, context), config.transformer
     named = f"{family}{sides.tokens}"
     times = interleaved({**sides.calls, "matmul": matmul(peak)}, seconds=seconds, least=3)
@@ -115,21 +115,21 @@ def remembering(
 def imagining(name: str, config: Any, seconds: float, rows: int = 16, length: int = 16) -> Iterator[Figure]:
     """Yield how much faster ``rows`` rollouts are in one program than frame by frame; ``name`` them.
 
-    Frame by frame in a Python loop: compiled and remembering; by ``nnx.jit``, as one would write it first; and without
-    memory, every frame run over a context as long as the rollout.
+    Frame by frame in a Python loop: compiled with a KV cache; by ``nnx.jit``, the obvious first version; and without
+    a cache, every frame run over a context as long as the rollout.
     """
     dynamics, key = unstack_layers(config.make(nnx.Rngs(0))), jax.random.key(0)
     latents, actions = clip(config, dynamics.tokens, rows, length)
     begun = compiled(dynamics, taken_in)(latents, actions)
-    whole = compiled(dynamics, lambda model, memory, acts: rollout(model, memory, None, acts, key, length)[1].latents)
+    whole = compiled(dynamics, lambda model, state, acts: rollout(model, state, None, acts, key, length)[1].latents)
     frame = compiled(dynamics, lambda model, *inputs: model.imagine(*inputs)[:2])
     plain = nnx.jit(lambda model, *inputs: model.imagine(*inputs)[:2])
     without = compiled(dynamics, lambda model, *inputs: model.imagine_uncached(*inputs))
 
     def looped(step: Callable) -> Array:
-        memory, last = begun, latents[:, -1]
+        state, last = begun, latents[:, -1]
         for t in range(length):
-            memory, last = step(memory, actions[:, t], jax.random.fold_in(key, t))
+            state, last = step(state, actions[:, t], jax.random.fold_in(key, t))
         return last
 
     times = interleaved(
@@ -137,7 +137,7 @@ def imagining(name: str, config: Any, seconds: float, rows: int = 16, length: in
             "rollout": lambda: whole(begun, actions[:, 1:]),
             "loop": lambda: looped(frame),
             "nnx_loop": lambda: looped(lambda *inputs: plain(dynamics, *inputs)),
-            "loop_without_memory": lambda: looped(lambda memory, _, key: (memory, without(latents, actions, key))),
+            "loop_without_memory": lambda: looped(lambda state, _, key: (state, without(latents, actions, key))),
         },
         seconds=seconds,
         least=3,
@@ -151,7 +151,7 @@ def imagining(name: str, config: Any, seconds: float, rows: int = 16, length: in
 
 
 def untrained(recipe: Recipe) -> WorldModel:
-    """Return the world of a recipe with recorded actions, its weights random: it dreams noise, as fast as sense."""
+    """Return the world of a recipe with recorded actions and random weights; its frames are noise, at full speed."""
     spec = recipe.source.spec()
     eyes: Any = recipe.tokenizer.objective
     objective: Any = recipe.dynamics.objective
@@ -182,10 +182,10 @@ def demo(name: str = "toy-maskgit", frames: int = 300) -> Iterator[Figure]:
 def measure(seconds: float = 10.0) -> Iterator[Figure]:
     """Yield all figures of play."""
     yield from demo()
-    yield from remembering(SMALL, seconds)
-    yield from remembering(LARGE, 2 * seconds)
+    yield from caching(SMALL, seconds)
+    yield from caching(LARGE, 2 * seconds)
     for family, (other, grids) in OTHERS.items():
         for grid in grids:
             config = other(grid=grid, actions=ACTIONS, transformer=NET)
-            yield from remembering(config, seconds, family=f"{family}_")
+            yield from caching(config, seconds, family=f"{family}_")
     yield from imagining("toy-shortcut", untrained(preset("toy-shortcut")).dynamics.config, seconds)

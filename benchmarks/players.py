@@ -61,7 +61,7 @@ async def player(address: str, seed: int, seconds: float, pace: float) -> tuple[
 
 
 def crowd(address: str, players: int, seconds: float, pace: float = 0.0) -> list[tuple[list[float], list[int], str]]:
-    """Let so many play at once; runs in the players' process. Returns what each of them saw."""
+    """Return what each of ``players`` clients received that play at once; runs in a process of its own."""
 
     async def all_of_them():
         return await asyncio.gather(*(player(address, seed, seconds, pace) for seed in range(players)))
@@ -79,9 +79,9 @@ def same(world: WorldModel, start: np.ndarray, seed: int, actions: list[int], se
 
 
 def playing(name: str, world: WorldModel, seconds: float, rounds: int = 5) -> Iterator[Figure]:
-    """Yield frames a second of 1, 4 and 16 players, how late frames are, and how evenly 64 are served.
+    """Yield frames per second and latency with 1, 4 and 16 players, and the fairness with 64.
 
-    RuntimeError if a player sees another frame than one who plays alone.
+    Raises RuntimeError if a player's frames differ from those of a player alone.
     """
     start = np.random.default_rng(0).integers(0, 256, (1, *world.config.frame), np.uint8)
     limits = Limits(players=CROWD, rate=10_000)
@@ -110,7 +110,7 @@ def playing(name: str, world: WorldModel, seconds: float, rounds: int = 5) -> It
                     for seed in range(players if players < 16 else 2):
                         _, actions, seen = found[seed]
                         if not same(world, start, seed, actions, seen):
-                            raise RuntimeError(f"player {seed} of {players} saw another dream than alone")
+                            raise RuntimeError(f"player {seed} of {players} got other frames than alone")
                 for players in pace:
                     pace[players] += [wait for waits, _, _ in play(players, KEYS) for wait in waits]
             counts = [len(actions) for _, actions, _ in play(CROWD, length=2 * seconds)]

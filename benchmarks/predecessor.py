@@ -1,9 +1,9 @@
-"""A training step of dynamics as open replicas of Genie are built (Jasmine, Jafar), out of our own blocks.
+"""A training step of dynamics with the structure of open replicas of Genie (Jasmine, Jafar), built from our layers.
 
-Only the structure is theirs: the frozen tokenizer and the frozen latent action model run inside every step; a condition
-on whether the actions are trained along keeps the latter's backward pass alive; every step paints what it predicted
-and measures it, each top-k by itself; activations are always recomputed; gradients, moments and weight decay are over
-all weights. The blocks are ours, and faster than theirs (layers, SSIM: docs/speed.md says what Jasmine itself takes).
+Only the structure is theirs. The frozen tokenizer and latent action model run in every step, and a runtime condition on
+whether actions are trained keeps the backward pass of the latter. Every step decodes its prediction and computes each
+top-k separately. Activations are always recomputed; gradients, moments and weight decay cover all weights. The layers
+and SSIM are ours, and faster than theirs (docs/speed.md has the time of Jasmine itself).
 
 Shapes: B batch, T time, H W C image, N tokens per frame, V codes.
 """

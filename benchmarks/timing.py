@@ -1,4 +1,4 @@
-"""Timing two or more ways of doing a thing in turn, so that a machine that slows down slows all of them."""
+"""Interleaved timing of two or more functions, so that a slow phase of the machine affects all of them."""
 
 import json
 import time

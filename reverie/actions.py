@@ -1,10 +1,9 @@
-"""What an action is, for every dataset, model and player.
+"""Action spaces of every dataset, model and player.
 
-The one convention, to which every importer converts: ``actions[t]`` is the action that led *to* frame ``t``. So
-``actions[0]`` is always ``START`` (nothing led to the first frame), and a clip cut out of an episode keeps its own
-first action as it was; models learn both. "No action yet" and "not recorded" are different facts and different
-codes. Codes are negative so that they mean the same in every dataset; where an action is a vector, its every component
-is the code, and where its components are numbers that may be negative themselves, ``FAR`` times the code.
+All data follow one convention: ``actions[t]`` is the action that led *to* frame ``t``. So ``actions[0]`` of an episode
+is ``START`` (no action led to the first frame). A clip from the middle of an episode keeps its own first action. "No
+action yet" and "not recorded" have different codes. Codes are negative, so they mean the same in every dataset. In a
+vector every component is the code; if components are continuous, ``FAR`` times the code.
 
 Shapes: A components of an action; ... any leading axes.
 """
@@ -19,14 +18,14 @@ from reverie.errors import ReverieError
 
 START = -1  # no action has been taken yet
 UNLABELLED = -2  # some action was taken, but not recorded
-CODES = 2  # how many such codes there are: an embedding has CODES + rows rows, the first are UNLABELLED and START
-MOST = 2**16  # actions, or values of all components together
-FAR = 1e6  # codes lie outside of all bounds, which are at most a tenth of it
+CODES = 2  # number of codes: an embedding table begins with rows for UNLABELLED and START
+MOST = 2**16  # the most actions, or values of all components together
+FAR = 1e6  # scale of the codes of continuous actions, whose bounds are at most a tenth of it
 
 
 @dataclass(frozen=True)
 class ActionSpace:
-    """The actions one may choose from.
+    """The set of possible actions.
 
     ========== ==================================== =========================================
     kind       an action                            size
@@ -67,39 +66,39 @@ class ActionSpace:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one action: (), or (A,)."""
+        """The shape of one action: (), or (A,)."""
         return (self.size,) if self.kind in ("multi", "binary", "continuous") else ()
 
     @property
     def dtype(self) -> type:
-        """Of an array of actions."""
+        """The dtype of an array of actions."""
         return np.float32 if self.kind == "continuous" else np.int32
 
     def start(self, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Return "no action yet", ``shape`` times."""
+        """Return an array of the code for "no action yet"; ``shape`` is that of the array without components."""
         return np.full((*shape, *self.shape), self._code(START), self.dtype)
 
     def unlabelled(self, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Return "some action", ``shape`` times."""
+        """Return an array of the code for "not recorded"."""
         return np.full((*shape, *self.shape), self._code(UNLABELLED), self.dtype)
 
     def is_start(self, actions: Any) -> Any:
-        """Return where no action has been taken yet, bool (...); of NumPy's and JAX's arrays alike."""
+        """Return where actions are "no action yet", bool (...); for NumPy and JAX arrays."""
         return self._first(actions) == self._code(START)
 
     def is_unlabelled(self, actions: Any) -> Any:
-        """Return where the action was not recorded, bool (...)."""
+        """Return where actions are "not recorded", bool (...)."""
         return self._first(actions) == self._code(UNLABELLED)
 
     def is_action(self, actions: np.ndarray) -> Any:
-        """Return which of an array's entries may be chosen, bool (...): neither codes nor out of bounds."""
+        """Return which entries are possible actions, bool (...): neither codes nor out of bounds."""
         low = np.array(self.low) if self.low else 0
         high = np.array(self.high or self.levels or (0,)) - (not self.high)
         inside = (actions >= low) & (actions <= (high if self.shape else high[0]))
         return inside.all(-1) if self.shape else inside
 
     def refuse(self, actions: np.ndarray, who: str) -> None:
-        """Raise ReverieError unless actions (T, ...) are of this space's type and shape, or codes."""
+        """Raise ReverieError unless actions (T, ...) have this space's dtype and shape and are possible or codes."""
         if actions.dtype != self.dtype or actions.shape[1:] != self.shape:
             needed = f"{np.dtype(self.dtype)} {('T', *self.shape)}".replace("'", "")
             raise ReverieError(f"{who} has actions {actions.dtype} {actions.shape}; it needs {needed}.")
@@ -109,7 +108,7 @@ class ActionSpace:
             raise ReverieError(f"{who} has action {wrong[0]}; there are {self.choices}.")
 
     def taken(self, action: Any) -> np.ndarray:
-        """Return a player's choice as an action (0 if kind is "none"); ReverieError if it is no action."""
+        """Return a player's choice as an action (0 if kind is "none"); ReverieError if it is not possible."""
         if self.kind == "none" and np.ndim(action) == 0 and action == 0:
             return self.unlabelled()
         try:
@@ -121,9 +120,9 @@ class ActionSpace:
         return found
 
     def array(self, actions: Any) -> np.ndarray:
-        """Return actions as an array of this space's type; ReverieError where that would be another number."""
+        """Return actions as an array of this space's dtype; ReverieError if that would change a number."""
         given = np.asarray(actions)
-        with np.errstate(invalid="ignore"):  # what cannot be said in whole numbers is refused here, not warned about
+        with np.errstate(invalid="ignore"):  # other numbers are refused below, without a warning
             found = given.astype(self.dtype)
         if self.dtype is np.int32 and not np.array_equal(found, given):
             raise ReverieError(f"actions are whole numbers of 32 bits, not {given.dtype}.")
@@ -131,7 +130,7 @@ class ActionSpace:
 
     @property
     def choices(self) -> str:
-        """What there is to choose from, in words."""
+        """The possible actions, in words."""
         return {
             "multi": f"{self.size} whole numbers, each below its of {self.sizes}",
             "binary": f"{self.size} keys, each 0 or 1",
@@ -148,13 +147,13 @@ class ActionSpace:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """How many values each component has; if continuous, these are the lowest, the middle and the highest."""
+        """The number of values of each component; if continuous: the lowest, the middle and the highest."""
         of = {"multi": self.sizes, "binary": (2,) * self.size, "continuous": (3,) * self.size, "none": ()}
         return of.get(self.kind, (self.size,))
 
     @property
     def count(self) -> int:
-        """How many actions ``nth`` knows: all of them, unless they are "continuous"; 1 if kind is "none"."""
+        """The number of actions that ``nth`` can return: all, unless "continuous"; 1 if kind is "none"."""
         return math.prod(self.levels)
 
     def nth(self, index: Any) -> np.ndarray:

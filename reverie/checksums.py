@@ -1,8 +1,8 @@
-"""Checksums of everything that Reverie writes and reads again: of a JSON file inside itself, of a folder in a manifest.
+"""Checksums of all files that Reverie writes and reads again: inside JSON files, and in manifests of folders.
 
-A checksum manifest lies in the folder it describes. It names every file with its size and CRC-32, and says what the
-folder is (for a checkpoint: its step and its items), so that content that is missing, added or in the wrong place is
-damage as much as a flipped bit is. Checksums find accidents; they are no signature against an attacker.
+A checksum manifest lies in the folder it describes. It lists every file with its size and CRC-32, and states what the
+folder is (for a checkpoint: its step and its items). So missing, added or misplaced files are detected like a flipped
+bit. Checksums detect accidents; they are no signature against an attacker.
 """
 
 import json
@@ -22,12 +22,12 @@ LATE = ("commit_success.txt", "_CHECKPOINT_METADATA")  # orbax writes them last;
 
 
 def signed(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with the checksum of what is in it."""
+    """Return a JSON object with the checksum of its content."""
     return {**data, CHECKSUM: _of(data)}
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a JSON object with its checksum, whole or not at all."""
+    """Write a JSON object with its checksum, atomically."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fresh.write_text(json.dumps(signed(data), indent=1) + "\n", encoding="utf-8")

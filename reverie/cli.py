@@ -199,7 +199,7 @@ def _use(add: Callable[..., Parser]) -> None:
 
 
 def _tools(add: Callable[..., Parser]) -> None:
-    """Add the commands around them."""
+    """Add the commands for data, comparisons and files."""
     one = add("data", commands.data, "Record or convert episodes into a store, or look into one.",
               "reverie data platformer data/platformer --count 64", "reverie data videos data/clips --path clips/",
               "reverie data show data/platformer", "reverie data platformer --help", named=SOURCE)  # fmt: skip

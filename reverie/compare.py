@@ -103,16 +103,8 @@ def work(out: Path, name: str) -> int:
     run = replace(run, steps=max(1, round(made.flops / flop)))
     fit(run, folder, dataset=dataset, held_out=held_out, progress=False)
     world = checkpoint.load(folder)
-    numbers, pictures = evaluate(
-        world,
-        held_out,
-        clips=made.clips,
-        horizon=made.horizon,
-        speed=False,
-        sessions=0,
-        trained=run.length,
-        practice=dataset,
-    )
+    how: Any = {"speed": False, "sessions": 0, "trained": run.length, "practice": dataset}
+    numbers, pictures = evaluate(world, held_out, clips=made.clips, horizon=made.horizon, **how)
     numbers |= {"steps": run.steps, "training_flop": run.steps * flop}
     shutil.rmtree(folder / "cache", ignore_errors=True)
     write_report(numbers, pictures, folder)

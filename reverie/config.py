@@ -1,9 +1,9 @@
 """Frozen dataclasses as configuration: to JSON and back, flat text, replacement by dotted path.
 
-A config is also a factory: it has ``make(rngs)`` and the module it makes takes ``(config, *, rngs)`` and nothing
-else. JSON holds the class of every nested config, so a checkpoint can be loaded without knowing what it holds. Only
-dataclasses of this package are ever imported by name (and of packages that a program adds to ``packages``, or that are
-installed with sources for Reverie): a config file is data, it cannot run code.
+A config is also a factory: it has ``make(rngs)``, and the module that it makes takes ``(config, *, rngs)`` and nothing
+else. JSON holds the class of every nested config, so a checkpoint describes itself. Only dataclasses of this package
+are imported by name, of packages in ``packages``, and of installed packages with sources for Reverie. So a config file
+is data and cannot run code.
 """
 
 import dataclasses

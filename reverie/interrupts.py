@@ -1,8 +1,8 @@
-"""Ctrl-C that is not lost.
+"""Ctrl-C that always works.
 
-Python drops what a signal's handler raises while an object is being deleted or the garbage collector calls back (JAX
-has such a call). So an interrupt is repeated until the command has begun to end. While a module is being imported it
-waits: half-imported compiled modules end in an ImportError, or a crash.
+Python drops the exception of a signal handler while an object is deleted or in a callback of the garbage collector (JAX
+has one). So an interrupt is repeated until the command begins to end. While a module is imported it waits, because
+half-imported compiled modules end in an ImportError or a crash.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ SOON = 0.02  # and one that was dropped or had to wait
 
 @contextlib.contextmanager
 def heeded() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt on SIGINT, again and again until the block is being left; yield the signals that came.
+    """Raise KeyboardInterrupt on SIGINT, repeatedly until the block ends; yield the list of received signals.
 
-    Does nothing where interrupts are ignored or handled already, in a thread, and on systems without timers.
+    Does nothing if interrupts are already ignored or handled, in threads, and on systems without timers.
     """
     came: list[int] = []
 

@@ -37,12 +37,7 @@ MINUTES = 30.0  # the time `reverie learn` trains by default
 
 
 def learn(
-    source: str,
-    out: Path,
-    minutes: float | None = None,
-    *,
-    fresh: bool = False,
-    loggers: tuple[LoggerName, ...] = (),
+    source: str, out: Path, minutes: float | None = None, *, fresh: bool = False, loggers: tuple[LoggerName, ...] = ()
 ) -> Path:
     """Train a world on ``source``: videos (a folder or a file), a store, an .npz, or the name of a source.
 

@@ -90,12 +90,12 @@ def eval_on_frames_of_another_shape(world):
 @case("disagrees with the manifest: .*fetch or write")
 def eval_with_records_of_another_shape_and_as_many_bytes(world):
     mine = copy(world)
-    told = json.loads((mine / "data/manifest.json").read_text())
+    noted = json.loads((mine / "data/manifest.json").read_text())
     shutil.rmtree(mine / "data")
     spec = replace(SPEC, frame=(16, 8, 3))
     turned = [replace(e, frames=np.ascontiguousarray(e.frames.swapaxes(1, 2))) for e in episodes()]
     write_store(mine / "data", spec, turned, val=0.25)
-    manifest(mine / "data", spec=told["spec"], arrays=told["arrays"])
+    manifest(mine / "data", spec=noted["spec"], arrays=noted["arrays"])
     return "eval mine"
 
 

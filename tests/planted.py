@@ -39,8 +39,8 @@ class Pixels(nnx.Module):
     def empty(self, batch):
         return jnp.zeros((batch,))
 
-    def decode_frame(self, memory, latents):
-        return memory, self.decode(latents[:, None])[:, 0]
+    def decode_frame(self, state, latents):
+        return state, self.decode(latents[:, None])[:, 0]
 
 
 class Planted(nnx.Module):
@@ -54,14 +54,14 @@ class Planted(nnx.Module):
     def empty(self, batch):
         return jnp.zeros((batch, 10), jnp.int32)
 
-    def observe(self, memory, latents, actions):
-        memory = jax.ShapeDtypeStruct((len(latents), 10), jnp.int32)
-        return jax.pure_callback(_recognise, memory, latents), None
+    def observe(self, state, latents, actions):
+        state = jax.ShapeDtypeStruct((len(latents), 10), jnp.int32)
+        return jax.pure_callback(_recognise, state, latents), None
 
-    def imagine(self, memory, actions, key, temperature):
+    def imagine(self, state, actions, key, temperature):
         like = jax.ShapeDtypeStruct((len(actions), math.prod(PLATFORMER.spec().frame)), jnp.int32)
-        memory, latents = jax.pure_callback(_simulate, (memory, like), memory, self.obey(actions))
-        return memory, latents, jnp.zeros((len(actions), 1))
+        state, latents = jax.pure_callback(_simulate, (state, like), state, self.obey(actions))
+        return state, latents, jnp.zeros((len(actions), 1))
 
     def loss(self, latents, actions, key):
         """How much of a frame is not what it expects, and a little for surprise at all."""
@@ -70,8 +70,8 @@ class Planted(nnx.Module):
         return Loss((mean(0.01 + wrong),), {})
 
     def _wrong(self, seen, following, actions):
-        memory, _ = self.observe(None, seen, None)
-        return jnp.mean((self.imagine(memory, actions, None, None)[1] != following).astype(jnp.float32))
+        state, _ = self.observe(None, seen, None)
+        return jnp.mean((self.imagine(state, actions, None, None)[1] != following).astype(jnp.float32))
 
     def report(self, latents, actions, key):
         return {"seen": latents[0, 0, 0].astype(jnp.float32), "picture": latents}
@@ -82,19 +82,19 @@ def _recognise(latents):
     return np.stack([np.zeros(10, np.int32) if row is None else row for row in rows])
 
 
-def _simulate(memory, actions):
+def _simulate(state, actions):
     simulator = PLATFORMER.make()
-    states = [simulator.step(state, int(action))[0] for state, action in zip(memory, actions, strict=True)]
+    states = [simulator.step(state, int(action))[0] for state, action in zip(state, actions, strict=True)]
     pictures = np.stack([simulator.render(state) for state in states], dtype=np.int32)
     return np.stack(states), pictures.reshape(len(states), -1)
 
 
 class Fading(Pixels):
-    """Every dreamed frame is nearer to grey than the one before: the tokenizer's memory counts them."""
+    """Every generated frame is nearer to grey than the one before: the decoder's state counts them."""
 
-    def decode_frame(self, memory, latents):
-        share = jnp.exp2(-memory / 4).reshape(-1, 1, 1, 1)
-        return memory + 1, share * self.decode(latents[:, None])[:, 0] + (1 - share) / 2
+    def decode_frame(self, state, latents):
+        share = jnp.exp2(-state / 4).reshape(-1, 1, 1, 1)
+        return state + 1, share * self.decode(latents[:, None])[:, 0] + (1 - share) / 2
 
 
 def obedient(actions):

@@ -32,7 +32,7 @@ STEER = ActionSpace("discrete", 4, ("stay", "left", "right", "jump"), ("", "Arro
 
 
 def tiny_world(actions: ActionSpace = STEER) -> WorldModel:
-    """Return an untrained world: its dreams are noise, but noise that obeys seed, start and actions."""
+    """Return an untrained world: its frames are noise that depends on seed, start and actions."""
     net = TransformerConfig(width=16, depth=1, heads=2, window=CONTEXT)
     tokenizer = VQVAEConfig(frame=FRAME, patch=4, encoder=net, decoder=net, quantiser=VQConfig(codes=16, width=8))
     dynamics = MaskGITConfig(codes=16, grid=(4, 4), actions=actions, transformer=net, passes=2)
@@ -116,7 +116,7 @@ class Player:
         assert (kind, played, answered) == (protocol.FRAME, action, id)
         return frame
 
-    def dream(self, actions, seed=0, start=0) -> list[bytes]:
+    def rollout(self, actions, seed=0, start=0) -> list[bytes]:
         return [self.reset(seed, start), *map(self.step, actions)]
 
     def closed(self) -> int:

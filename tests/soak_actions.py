@@ -1,4 +1,4 @@
-"""Worlds pushed by vectors are learned: the true push explains the next frame better than somebody else's."""
+"""Worlds pushed by vectors are learned: the true push explains the next frame better than another one's."""
 
 from dataclasses import replace
 

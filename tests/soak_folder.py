@@ -58,7 +58,7 @@ def long_data() -> Any:
 
 
 def finished(base: Path, cache: Path) -> dict[str, Path]:
-    """Runs to be worked on, and how they end when nobody is killed."""
+    """Runs to be worked on, and how they end when none is killed."""
     from test_objectives import GLANCE, tiny
 
     from reverie.models.tokenizers.vqvae import VQVAEConfig

@@ -108,7 +108,7 @@ def test_tokenizers_of_the_square_beat_pca(tmp_path):
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", ["square-shortcut", "square-shortcut-mae"])
 def test_shortcut_forcing_follows_the_actions_of_the_square(tmp_path, name):
-    """Eight frames seen, eight dreamed: near what its tokenizer can paint, in four passes as in eight, and obedient."""
+    """Eight context frames, eight generated: near the reconstruction, in four passes as in eight, and controllable."""
     out = train(preset(name), tmp_path / "square")
     clip = clips(open_dataset(out / "data", "val"), length=16, count=64, seed=0)
     frames, actions = clip["frames"], clip["actions"]

@@ -120,16 +120,16 @@ def test_a_space_survives_json_and_one_of_an_older_version_is_read(space):
 def test_every_component_is_embedded_and_codes_differ(space):
     embed = ActionEmbedding(space, 8, rngs=nnx.Rngs(0))
     actions = jnp.asarray(some(space, 2, 5))
-    told = jax.jit(embed)(actions)
-    assert told.shape == (2, 5, 8) and told.dtype == jnp.float32
+    sums = jax.jit(embed)(actions)
+    assert sums.shape == (2, 5, 8) and sums.dtype == jnp.float32
     start, unlabelled = (embed(jnp.asarray(code((1, 1))))[0, 0] for code in (space.start, space.unlabelled))
     assert np.abs(start - unlabelled).max() > 1e-3
     assert space.kind == "none" or all(
-        np.abs(told - code[None, None]).max(-1).min() > 1e-3 for code in (start, unlabelled)
+        np.abs(sums - code[None, None]).max(-1).min() > 1e-3 for code in (start, unlabelled)
     )
     for a in range(space.size if space.shape else 0):
         other = actions.at[..., a].set((actions[..., a] + 1) % 2 if space.dtype is np.int32 else -actions[..., a])
-        assert (np.abs(embed(other) - told).max(-1) > 1e-3).all(), f"component {a} is not seen"
+        assert (np.abs(embed(other) - sums).max(-1) > 1e-3).all(), f"component {a} is not seen"
 
 
 @pytest.mark.parametrize("kind", VECTORS)
@@ -330,7 +330,7 @@ def test_a_world_is_played_with_vectors(kind):
 
 @pytest.mark.parametrize("kind", ["binary", "continuous"])
 def test_a_world_of_any_kind_is_measured(kind):
-    """Delta-PSNR wherever somebody chooses; action swap where actions can be counted."""
+    """Delta-PSNR if there are actions; action swap if they can be counted."""
     source = SquareConfig(count=3, frames=8, actions=kind)
     full = ArrayDataset.from_episodes(source.spec(), source.episodes())
     space = SPACES[kind]

@@ -69,9 +69,9 @@ def test_the_page_is_one_short_file_and_says_all_that_is_typed_here():
 
 
 def test_it_keeps_the_contract(checkout):
-    told = run([sys.executable, "-m", *parts()[3][0].split(), "-p", "no:xdist"], checkout)
-    assert int(re.search(r"(\d+) passed", told)[1]) >= TESTS, told
-    assert not re.search(r"\d+ (failed|skipped|error)", told), told
+    printed = run([sys.executable, "-m", *parts()[3][0].split(), "-p", "no:xdist"], checkout)
+    assert int(re.search(r"(\d+) passed", printed)[1]) >= TESTS, printed
+    assert not re.search(r"\d+ (failed|skipped|error)", printed), printed
 
 
 def test_it_is_linted(checkout):

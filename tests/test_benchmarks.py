@@ -89,11 +89,11 @@ def test_every_figure_is_told_with_its_name_value_and_unit(steps):
         *players.playing("noise", tiny_world(), seconds=0.1, rounds=1),
     ]
     assert all(np.isfinite(side.metrics["loss"]) for side in steps.values())
-    told = {figure.name for figure in figures}
+    listed = {figure.name for figure in figures}
     for figure in figures:
         line = json.loads(json.dumps(figure.line()))
         assert set(line) == {"name", "value", "unit", "ratio_of", "config"} and line["value"] > 0
-        assert figure.ratio_of is None or set(figure.ratio_of) <= told
+        assert figure.ratio_of is None or set(figure.ratio_of) <= listed
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():

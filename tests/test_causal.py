@@ -45,13 +45,13 @@ def test_a_token_knows_the_whole_past_and_earlier_blocks_and_nothing_else(model)
 
 
 def test_training_predicts_what_play_draws_from(model):
-    """At temperature zero a dreamed frame is the likeliest of a training pass over itself, token by token."""
+    """At temperature zero a generated frame is the likeliest of a training pass over itself, token by token."""
     latents, actions = clip(length=T + 1)
-    memory, _ = jax.jit(lambda x, a: watch(model, x, a))(latents[:, :T], actions[:, :-1])
-    _, dreamed, _ = jax.jit(lambda m, a: model.imagine(m, a, KEY, 0.0))(memory, actions[:, -1])
-    whole = jnp.concatenate([latents[:, :T], dreamed[:, None]], axis=1)
+    state, _ = jax.jit(lambda x, a: watch(model, x, a))(latents[:, :T], actions[:, :-1])
+    _, generated, _ = jax.jit(lambda m, a: model.imagine(m, a, KEY, 0.0))(state, actions[:, -1])
+    whole = jnp.concatenate([latents[:, :T], generated[:, None]], axis=1)
     logits = jax.jit(lambda x, a: model._predict(x, a))(whole, actions)[:, -1]
-    np.testing.assert_array_equal(dreamed, jnp.argmax(logits, axis=-1))
+    np.testing.assert_array_equal(generated, jnp.argmax(logits, axis=-1))
 
 
 def test_top_k_and_top_p_leave_out_the_unlikely():

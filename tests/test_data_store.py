@@ -163,7 +163,7 @@ def copy(store, tmp_path):
 
 def edit(path, change):
     manifest = json.loads((path / MANIFEST).read_text())
-    del manifest["checksum"]  # as an earlier version, or somebody's own program, would write it
+    del manifest["checksum"]  # as an earlier version, or another program, would write it
     change(manifest)
     (path / MANIFEST).write_text(json.dumps(manifest))
 

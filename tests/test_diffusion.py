@@ -26,12 +26,12 @@ def test_an_oracle_is_believed():
 
 
 def test_the_sampler_tells_the_level_it_has():
-    """An oracle walks straight, so where it is says at which level; told the level it goes to, it would notice."""
+    """An oracle walks straight, so its position gives its level, and a wrong level in its input is noticed."""
     data, noise = jnp.ones(64), jax.random.normal(KEY, (64,)) - 3
     for ahead, most in ((0.0, 1e-5), (1 / 8, 1 / 8)):
 
         def predict(point, level, ahead=ahead):
-            """The data, and in the first number how far off the level was told at worst."""
+            """The data, and in the first number the largest error of the level in its input."""
             lies = jnp.mean((point[1:] - noise[1:]) / (data[1:] - noise[1:]))
             return data.at[0].set(jnp.maximum(point[0], jnp.abs(level + ahead - lies)))
 
@@ -92,9 +92,9 @@ def test_a_frame_is_told_from_the_past_alone_and_from_all_of_it(model):
 
 def test_remembered_noise_is_drawn_once(model):
     latents, actions = clip(length=T, of=DiffusionConfig)
-    memory = model.empty(2)
+    state = model.empty(2)
     step = jax.jit(model.observe)
-    first, again = (step(memory, latents[:, 0], actions[:, 0])[0] for _ in range(2))
+    first, again = (step(state, latents[:, 0], actions[:, 0])[0] for _ in range(2))
     np.testing.assert_array_equal(first.last_BNL, again.last_BNL)
     level = model.config.context_level
     noise = (first.last_BNL - level * latents[:, 0]) / (1 - level)
@@ -144,7 +144,7 @@ def test_settings_without_a_meaning_are_refused():
 
 @pytest.mark.parametrize("level", [0.0, 0.25, 0.5])
 def test_two_half_steps_of_an_exact_flow_lead_to_its_data(level):
-    """Along a straight flow they end where it ends; a teacher told the level it goes to does not."""
+    """Along a straight flow they end where it ends; a teacher with the level of the next step does not."""
     data, noise = jax.random.normal(KEY, (1, 1, 4, 2)), jax.random.normal(jax.random.key(1), (1, 1, 4, 2))
     at, size = jnp.full((1, 1), level), jnp.full((1, 1), 0.5)
     draft = noised(data, noise, jnp.float32(level))
@@ -186,11 +186,11 @@ def dreamer(request):
     return awake(dataclasses.replace(config, **pieces).make(nnx.Rngs(1)))
 
 
-def test_the_papers_own_choices_dream_the_same_with_memory_and_without(dreamer):
+def test_the_papers_own_choices_give_the_same_frames_with_and_without_cache(dreamer):
     latents, actions = clip(length=T + 1, of=ShortcutConfig)
-    memory, _ = watch(dreamer, latents[:, :T], actions[:, :-1])
+    state, _ = watch(dreamer, latents[:, :T], actions[:, :-1])
     expected = jax.jit(dreamer.imagine_uncached)(latents[:, :T], actions, KEY)
-    np.testing.assert_allclose(jax.jit(dreamer.imagine)(memory, actions[:, -1], KEY)[1], expected, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(dreamer.imagine)(state, actions[:, -1], KEY)[1], expected, atol=1e-4)
 
 
 def test_clips_in_a_row_know_nothing_of_each_other(dreamer):
@@ -207,8 +207,8 @@ def test_clips_in_a_row_know_nothing_of_each_other(dreamer):
     plain = predict(latents, actions)
     for t in range(6):
         moved = predict(latents.at[0, t].add(0.5), actions)
-        told = predict(latents, actions.at[0, t].set((actions[0, t] + 1) % 3))
-        by_frame, by_action = (np.abs(np.asarray(x - plain))[0].max(axis=(1, 2)) for x in (moved, told))
+        acted = predict(latents, actions.at[0, t].set((actions[0, t] + 1) % 3))
+        by_frame, by_action = (np.abs(np.asarray(x - plain))[0].max(axis=(1, 2)) for x in (moved, acted))
         for frame in range(1, 6):
             before = own[frame] == own[t] and t <= frame
             assert (by_frame[frame - 1] > 0) == before, (t, frame)

@@ -59,11 +59,11 @@ def serve(command: str, **where) -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, **where) as process:
         try:
             assert process.stdout
-            told = ""
-            while not (address := re.search(r"http://[\d.]+:\d+\S*", told)):
+            printed = ""
+            while not (address := re.search(r"http://[\d.]+:\d+\S*", printed)):
                 line = process.stdout.readline()
-                assert line, f"'{command}' ended before it had told an address: {told}"
-                told += line
+                assert line, f"'{command}' ended without printing an address: {printed}"
+                printed += line
             assert b"<canvas" in urllib.request.urlopen(address[0], timeout=120).read()
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=300) in (0, 130)

@@ -1,4 +1,4 @@
-"""Dreamer 4's tokenizer: who reads whom, what is hidden, what dynamics are given; contracts/ has what all promise.
+"""Dreamer 4's tokenizer: attention mask, what is hidden, what dynamics are given; contracts/ has what all promise.
 
 Shapes: B batch, T time, P patches per frame, Q latent tokens, D width of their bottleneck, M model width.
 """

@@ -85,7 +85,7 @@ def test_actions_lower_the_loss_of_an_obedient_world_alone(judged):
     assert judged["obedient"][0]["action_shuffle_ratio_ci"][0] > 2 > ratios["mixed_up"]
 
 
-def test_actions_are_read_off_dreams_of_an_obedient_world_alone(judged):
+def test_actions_are_read_only_from_rollouts_of_an_obedient_world(judged):
     """From worlds as real as the real one; the ceiling is that of the real frames, to the digit."""
     for numbers, _ in judged.values():
         assert numbers["idm_accuracy_real"] == numbers["idm_accuracy_floor"] > 0.7
@@ -95,7 +95,7 @@ def test_actions_are_read_off_dreams_of_an_obedient_world_alone(judged):
     assert judged["blind"][0]["idm_accuracy_ci"][1] < 0.5 and judged["mixed_up"][0]["idm_accuracy_ci"][1] < 0.5
 
 
-def test_dreams_of_the_simulator_do_not_drift(judged):
+def test_rollouts_of_the_simulator_do_not_drift(judged):
     for name in ("obedient", "mixed_up"):
         numbers, _ = judged[name]
         assert numbers["drift_frames"] == 12 and numbers["drift_ci"][0] < 2 * numbers["drift_floor"]
@@ -119,7 +119,7 @@ def test_a_world_that_fades_is_found_out(dataset, judged):
     assert numbers["drift"] > 3 * numbers["drift_copy_last"]
     for name in ("frechet_random", "frechet_random_actions"):
         assert numbers[name] > 3 * numbers["frechet_random_floor"]
-    assert numbers["idm_accuracy"] is None, "nobody gave it episodes to learn to read from"
+    assert numbers["idm_accuracy"] is None, "it had no episodes to train a reader on"
 
 
 def test_the_second_part_can_be_left_out(dataset):
@@ -225,8 +225,8 @@ def test_the_same_evaluation_gives_the_same_bits(real, dataset):
     assert all(np.array_equal(first[1][name], second[1][name]) for name in first[1])
 
 
-def test_batches_do_not_change_the_dream(dataset):
-    """A clip's own dream is the same in a full batch and in one that had to be filled up."""
+def test_batches_do_not_change_a_rollout(dataset):
+    """A clip's rollout is the same in a full batch and in a padded one."""
     frames = np.stack([dataset.read(episode, 0, CONTEXT)["frames"] for episode in range(12)])
     world, actions = rollouts.Rollouts(tiny_world(False), batch=10), np.ones((12, CONTEXT + 5), np.int32)
     whole, filled = (world.rollout(frames[:count], actions[:count]) for count in (12, 3))

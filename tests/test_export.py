@@ -23,8 +23,8 @@ SECRET = "a line that stays here"
 @pytest.fixture
 def world(tmp_path):
     """A world whose every file that may name a place does so."""
-    world = unpack(tmp_path / "home of somebody" / "world")
-    clips = str(tmp_path / "home of somebody" / "clips")
+    world = unpack(tmp_path / "home of a user" / "world")
+    clips = str(tmp_path / "home of a user" / "clips")
     for stage in ("tokenizer", "lam", "dynamics"):
         record = read_record(world / stage)
         spec = replace(record.spec, source=clips)
@@ -34,7 +34,7 @@ def world(tmp_path):
     ArrayDataset(replace(starts.spec, source=clips), starts.lengths, starts.arrays).save(world / "starts.npz")
     recipe = read_json(world / "world.json")
     recipe["source"] = {"class": "reverie.data.sources.videos:VideosConfig", "path": clips}
-    recipe["about"] = "made for /home/somebody/a.mp4, 30 minutes"
+    recipe["about"] = "made for /home/someone/a.mp4, 30 minutes"
     (world / "world.json").write_text(json.dumps(recipe))
     write_json(world / "eval.json", {"psnr": 1.0, "dataset": clips})
     return world
@@ -56,8 +56,8 @@ def test_no_place_and_no_foreign_file_leaves(world, tmp_path):
     (world / "tokenizer" / "checkpoints" / "notes.txt").write_text(SECRET)
     out = export(world, tmp_path / "out")
     carried = everything(out)
-    assert SECRET.encode() not in carried and b"home of somebody" not in carried
-    assert b"/home/somebody" not in carried
+    assert SECRET.encode() not in carried and b"home of a user" not in carried
+    assert b"/home/someone" not in carried
     assert str(tmp_path).encode() not in carried.replace(str(out).encode(), b"")
     assert {path.name for path in out.iterdir()} == {
         "tokenizer", "lam", "dynamics", "world.json", "eval.json", "starts.npz"

@@ -56,7 +56,7 @@ def test_a_refused_command_changes_nothing(out, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("schedule", ["wsd", "constant"])
 def test_a_logger_that_refuses_leaves_a_finished_run_as_it_was(tmp_path, monkeypatch, schedule):
-    """The package is there, but old, or nobody is logged in: met only when it is used."""
+    """The package is there, but old, or no user is logged in: met only when it is used."""
     (tmp_path / "wandb.py").write_text("def init(**_):\n    raise RuntimeError('api_key not configured\\nlog in')\n")
     (tmp_path / "tensorboardX.py").write_text("import numpy\nnumpy.float_\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""Latent actions: what they may know of, and that they find the actions of a world they were never told."""
+"""Latent actions: what they may know of, and that they find the actions of a world without labels."""
 
 import dataclasses
 

@@ -43,7 +43,7 @@ def test_standing_still_counts_when_it_lasts_and_keys_change():
     keys[2] = 1  # pushed against a wall for as long as the key is held
     found = long_play.stuck(still, keys)
     assert found.sum(1).tolist() == [0, 11, 0, 20] and found[1, 5:16].all()
-    assert long_play.stuck(still, None).sum(1).tolist() == [0, 11, 20, 20], "nobody steers: nothing explains it"
+    assert long_play.stuck(still, None).sum(1).tolist() == [0, 11, 20, 20], "without keys nothing explains it"
     several = np.stack([keys, np.zeros_like(keys)], axis=-1)
     np.testing.assert_array_equal(long_play.stuck(still, several), found)
 
@@ -176,7 +176,7 @@ def test_long_play_is_the_same_world_that_is_played(dataset, films):
     )
     seen = np.stack([dataset.read(episode, 0, 1)["frames"] for episode in range(2)])
     before, along = np.full((2, 1), -1, np.int32), np.zeros((2, 150), np.int32)
-    pieces = list(Rollouts(world, batch=2, temperature=0.0).long_rollout(seen, before, along))
+    pieces = list(Rollouts(world, batch=2, temperature=0.0).pieces(seen, before, along))
     assert [len(piece[0]) for piece in pieces] == [64, 64, 64]
     shown = np.concatenate(pieces, axis=1)[0].reshape(192, -1)
     np.testing.assert_array_equal(shown, films["goes on"][np.arange(192) % 60])
@@ -187,8 +187,8 @@ def test_long_play_is_the_same_world_that_is_played(dataset, films):
 
 def test_the_preset_still_makes_the_shipped_world():
     recipe = preset("toy-maskgit-shipped")
-    told = json.loads((SHIPPED / "world.json").read_text("utf-8"))
-    assert told["source"] == json.loads(json.dumps(config.to_json(recipe.source)))
+    noted = json.loads((SHIPPED / "world.json").read_text("utf-8"))
+    assert noted["source"] == json.loads(json.dumps(config.to_json(recipe.source)))
     for name, run in (("tokenizer", recipe.tokenizer), ("dynamics", recipe.dynamics)):
         assert read_record(SHIPPED / name).run == run, name
     numbers = json.loads((SHIPPED / "eval.json").read_text("utf-8"))
@@ -202,7 +202,7 @@ def test_the_shipped_world_keeps_its_player_for_a_thousand_frames(optimised):
     starts = np.stack([simulator.render(simulator.reset(seed)) for seed in range(1000, 1004)])
     rollouts = Rollouts(world, batch=4, temperature=world.dynamics.temperature)
     keys = np.random.default_rng(0).integers(0, 4, (4, 1000)).astype(np.int32)
-    frames = np.concatenate(list(rollouts.long_rollout(starts[:, None], np.full((4, 1), -1, np.int32), keys)), axis=1)
+    frames = np.concatenate(list(rollouts.pieces(starts[:, None], np.full((4, 1), -1, np.int32), keys)), axis=1)
     gone = ~simulator.visible(frames[:, :1000])
     assert not long_play._long(gone).any(), np.argwhere(gone)[:5]
     assert not long_play.stuck((frames[:, 1:] == frames[:, :-1]).all((-3, -2, -1))[:, :999], keys[:, 1:]).any()

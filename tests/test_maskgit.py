@@ -22,9 +22,9 @@ KEY = jax.random.key(3)
 WAYS = {
     "plain": {},
     "hidden": {"context": "hidden"},
-    "added, told what was": {"conditioning": "add", "previous": True},
-    "hidden, told what was": {"context": "hidden", "previous": True},
-    "told what was around": {"context": "hidden", "previous": True, "neighbours": 1, "context_noise": 0.5},
+    "added, previous": {"conditioning": "add", "previous": True},
+    "hidden, previous": {"context": "hidden", "previous": True},
+    "hidden, neighbours": {"context": "hidden", "previous": True, "neighbours": 1, "context_noise": 0.5},
 }
 
 
@@ -51,15 +51,15 @@ def test_a_hidden_frame_is_guessed_from_the_past_alone(way):
         assert (np.abs(led[:, t - 1] - full[:, t - 1]).max(axis=-1) > 0).all(), "the action is not seen"
 
 
-@pytest.mark.parametrize("way", ["plain", "added, told what was"])
+@pytest.mark.parametrize("way", ["plain", "added, previous"])
 def test_training_guesses_what_playing_guesses(way):
     model, (x, a) = make(**WAYS[way]), clip(length=6)
     hidden = jnp.full_like(x[:, 0], model.config.codes)
 
-    def play(memory, inputs):
+    def play(state, inputs):
         latents, action = inputs
-        h, _ = model._step(memory, hidden, action)
-        return model.observe(memory, latents, action)[0], model._logits(h)
+        h, _ = model._step(state, hidden, action)
+        return model.observe(state, latents, action)[0], model._logits(h)
 
     @jax.jit
     def both(x, a):
@@ -70,17 +70,17 @@ def test_training_guesses_what_playing_guesses(way):
     np.testing.assert_allclose(*both(x, a), atol=1e-4)
 
 
-@pytest.mark.parametrize("way", ["hidden", "added, told what was"])
-def test_memory_dreams_what_the_whole_past_dreams(way):
+@pytest.mark.parametrize("way", ["hidden", "added, previous"])
+def test_cached_and_uncached_frames_are_equal(way):
     model, (x, a) = make(passes=4, **WAYS[way]), clip(length=8)
 
     @jax.jit
     def both(x, a):
-        def take_in(memory, inputs):
-            return model.observe(memory, *inputs)[0], None
+        def take_in(state, inputs):
+            return model.observe(state, *inputs)[0], None
 
-        memory, _ = jax.lax.scan(take_in, model.empty(len(x)), (jnp.swapaxes(x, 0, 1), a[:, :-1].T))
-        return model.imagine(memory, a[:, -1], KEY)[1], model.imagine_uncached(x, a, KEY)
+        state, _ = jax.lax.scan(take_in, model.empty(len(x)), (jnp.swapaxes(x, 0, 1), a[:, :-1].T))
+        return model.imagine(state, a[:, -1], KEY)[1], model.imagine_uncached(x, a, KEY)
 
     np.testing.assert_array_equal(*both(x[:, :-1], a))
 
@@ -91,10 +91,10 @@ def test_it_computes_in_bfloat16_and_scanned():
     model = make(transformer=dataclasses.replace(SMALL, dtype="bfloat16", scan=True, remat="dots"))
     with jax.numpy_dtype_promotion("standard"):  # jax.nn.dot_product_attention promotes, and says so nowhere
         loss = jax.jit(model.loss)(x, a, row_keys(KEY, len(x))).value
-        memory, latents, _ = jax.jit(model.imagine)(model.empty(2), a[:, 1], KEY)
+        state, latents, _ = jax.jit(model.imagine)(model.empty(2), a[:, 1], KEY)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, jax.jit(make().loss)(x, a, row_keys(KEY, len(x))).value, rtol=2e-2)
-    assert memory.cache.layers[0][0].dtype == jnp.bfloat16 and latents.dtype == jnp.int32
+    assert state.cache.layers[0][0].dtype == jnp.bfloat16 and latents.dtype == jnp.int32
 
 
 def fill(logits, passes, temperature=1.0, rows=256, key=KEY, schedule="cosine"):

@@ -16,7 +16,7 @@ PROMISES = {
     "brightness survives",
     "frozen means frozen",
     "rows are independent",
-    "same key, same dream",
+    "same key, same frames",
     "sharded equals single",
     "remat equals plain",
     "exact resume",

@@ -58,10 +58,10 @@ def stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     tok = TokenizerObjective(tokenizer=tiny(VQVAEConfig(), GLANCE))
     lam = LatentActionObjective(lam=tiny(TokenLAMConfig(), PAIR))
-    dreams = DynamicsObjective(dynamics=tiny(MaskGITConfig(), PAIR), context=4)
+    dynamics = DynamicsObjective(dynamics=tiny(MaskGITConfig(), PAIR), context=4)
     fit(run(tok), folder / "tokenizer", dataset=DATA, progress=False)
     fit(run(lam), folder / "lam", dataset=DATA, progress=False)
-    latent = dataclasses.replace(dreams, lam="../lam")
+    latent = dataclasses.replace(dynamics, lam="../lam")
     fit(run(latent), folder / "latent", dataset=DATA, progress=False)
     return folder
 

@@ -34,22 +34,22 @@ def test_greets_with_what_the_world_is(player):
     assert hello["actions"]["names"] == list(STEER.names) and hello["actions"]["keys"] == list(STEER.keys)
 
 
-def test_a_dream_is_its_seed_start_and_actions(world, player, place):
+def test_seed_start_and_actions_determine_the_frames(world, player, place):
     actions = [0, 1, 2, 3, 3, 0, 1, 2]
-    dream = player.dream(actions, seed=5, start=1)
+    generated = player.rollout(actions, seed=5, start=1)
     session = Session(world, seed=5)
     local = [session.reset(*some_starts()[1]), *map(session.step, actions)]
-    assert dream == [frame.tobytes() for frame in local]
+    assert generated == [frame.tobytes() for frame in local]
     with Player(place[0]) as other:
-        assert other.dream(actions, seed=5, start=1) == dream, "a second player sees the same dream"
-        assert other.dream(actions, seed=6, start=1)[1:] != dream[1:], "another seed, another dream"
-        assert other.dream([3] * 8, seed=5, start=1)[1:] != dream[1:], "other actions, another dream"
-    assert player.dream(actions, seed=5, start=2)[0] != dream[0], "another start, another picture"
+        assert other.rollout(actions, seed=5, start=1) == generated, "a second player gets the same frames"
+        assert other.rollout(actions, seed=6, start=1)[1:] != generated[1:], "another seed, other frames"
+        assert other.rollout([3] * 8, seed=5, start=1)[1:] != generated[1:], "other actions, other frames"
+    assert player.rollout(actions, seed=5, start=2)[0] != generated[0], "another start, another picture"
     assert session.compilations == 2, "all players share two compiled programs"
 
 
 def test_players_do_not_touch_each_other(player, place):
-    alone = player.dream([1, 2, 3, 0], seed=1)
+    alone = player.rollout([1, 2, 3, 0], seed=1)
     with Player(place[0]) as other:
         together = [player.reset(seed=1)]
         other.reset(seed=9, start=2)
@@ -62,14 +62,14 @@ def test_players_do_not_touch_each_other(player, place):
 def test_many_at_once_each_see_what_they_would_alone(world, place):
     def play(seed: int) -> list[bytes]:
         with Player(place[0]) as player:
-            return player.dream([(seed + step) % 4 for step in range(8)], seed=seed, start=seed % 3)
+            return player.rollout([(seed + step) % 4 for step in range(8)], seed=seed, start=seed % 3)
 
     with ThreadPoolExecutor(12) as threads:
         together = list(threads.map(play, range(12)))
-    for seed, dream in enumerate(together):
+    for seed, generated in enumerate(together):
         session = Session(world, seed=seed)
         local = [session.reset(*some_starts()[seed % 3]), *(session.step((seed + step) % 4) for step in range(8))]
-        assert dream == [frame.tobytes() for frame in local]
+        assert generated == [frame.tobytes() for frame in local]
 
 
 def test_everyone_who_asks_gets_a_frame_before_anyone_gets_two(world, monkeypatch):
@@ -117,12 +117,12 @@ def test_a_session_is_lent_again_only_once_its_last_step_is_done(world, monkeypa
         assert len(seats.free) == 1
 
 
-def test_temperature_is_part_of_the_dream(player):
-    def dream(heat):
+def test_temperature_changes_the_frames(player):
+    def generated(heat):
         return [player.reset(), *(player.step(1, heat) for _ in range(4))]
 
-    assert dream(0) == dream(0)
-    assert dream(0) != dream(200)
+    assert generated(0) == generated(0)
+    assert generated(0) != generated(200)
 
 
 def test_a_picture_is_a_start(world, player):
@@ -159,7 +159,7 @@ def test_steps_that_come_too_fast_are_merged(player, place):
 
 def test_a_recording_holds_the_last_frames(world):
     with playing(world, limits=Limits(recorded=6)) as (address, _), Player(address) as player:
-        frames = player.dream([0, 1, 2, 3] * 2)[-6:]
+        frames = player.rollout([0, 1, 2, 3] * 2)[-6:]
         player.say("record", format="gif")
         kind, *_, data = player.hear()
         assert kind == protocol.GIF
@@ -181,9 +181,9 @@ def test_a_recording_holds_the_last_frames(world):
         assert len(decoded) == 6 and decoded[0].shape == (512, 512, 3)
 
 
-def test_a_world_without_actions_dreams_on_by_itself():
+def test_a_world_without_actions_continues_by_itself():
     with playing(tiny_world(ActionSpace()), starts=()) as (address, _), Player(address) as player:
-        assert "dreams on by itself" in player.hello["notes"][0] and player.hello["starts"] == 0
+        assert "continues by itself" in player.hello["notes"][0] and player.hello["starts"] == 0
         player.socket.send(bytes(np.prod(FRAME)))
         player.hear()
         frames = {player.reset(start=protocol.PICTURE), player.step(0), player.step(0)}
@@ -215,7 +215,7 @@ def test_says_where_it_is_and_leaves_on_ctrl_c(world, capfd):
         while time.monotonic() < deadline and not lines:
             lines.extend(capfd.readouterr().out.splitlines())
             time.sleep(0.05)
-        with Player(lines[0].rpartition(" ")[2]) as player:  # someone is in the middle of a dream
+        with Player(lines[0].rpartition(" ")[2]) as player:  # while a player is connected
             player.reset()
             player.say("step", action=1, temperature=100)
             lines.append(time.monotonic())
@@ -238,17 +238,17 @@ def test_starts_longer_than_the_context_are_fine(world):
 
 @pytest.mark.parametrize("kind", ["multi", "continuous"])
 def test_vectors_go_by_their_number(kind):
-    """What the page is told about buttons is enough to say every action that buttons make."""
+    """The page can compute the number of every action that buttons make."""
     space = SPACES[kind]
     world = tiny_world(space)
     frames = some_starts(1)[0][0]
     with playing(world, starts=[(frames, space.start((1,)))]) as (address, _), Player(address) as player:
-        told = player.hello["actions"]
-        assert told["count"] == 9 and told["size"] == len(told["buttons"]) == len(told["names"]) == len(space.names)
-        assert told["levels"] == [3, 3] and told["rest"] == [1, 1] and player.hello["idle"] == 4
+        card = player.hello["actions"]
+        assert card["count"] == 9 and card["size"] == len(card["buttons"]) == len(card["names"]) == len(space.names)
+        assert card["levels"] == [3, 3] and card["rest"] == [1, 1] and player.hello["idle"] == 4
         session = Session(world, seed=5)
         local = [session.reset(frames, space.start((1,))), *(session.step(space.nth(i)) for i in range(9))]
-        assert player.dream(range(9), seed=5) == [frame.tobytes() for frame in local]
+        assert player.rollout(range(9), seed=5) == [frame.tobytes() for frame in local]
         player.say("step", action=9, temperature=100)
         assert "action of a step is 0 to 8" in player.hear()["text"]
 

@@ -126,10 +126,10 @@ def test_a_link_brings_its_temperature_along(open_page, address):
     says(page, "badge", "")
     page.click("#share")
     fresh = open_page(page.input_value("#link"))
-    assert fresh.input_value("#temperature") == "55", "also of a dream without a step"
+    assert fresh.input_value("#temperature") == "55", "also without a step"
 
 
-def test_a_reload_keeps_the_dream(open_page, address):
+def test_a_reload_keeps_the_session(open_page, address):
     page = open_page(address)
     page.keyboard.press("t")
     drawing = io.BytesIO()
@@ -159,7 +159,7 @@ def test_a_reload_keeps_the_dream(open_page, address):
     assert page.inner_text("#step") == "0" and page.input_value("#seed") == "99"
 
 
-def test_a_lost_connection_brings_the_dream_back(open_page, world):
+def test_a_lost_connection_brings_the_session_back(open_page, world):
     with playing(world) as (address, _):
         page = open_page(address)
         page.keyboard.press("t")
@@ -207,7 +207,7 @@ def test_a_line_says_when_nothing_moves_any_more(open_page, world):
         page.goto("about:blank")
     world = tiny_world()
     pixels = world.tokenizer.pixels
-    pixels.kernel[...] = pixels.kernel[...] * 0  # paints the same picture whatever was dreamed
+    pixels.kernel[...] = pixels.kernel[...] * 0  # paints the same picture whatever was generated
     with playing(world) as (address, _):
         page = open_page(address)
         page.keyboard.press("ArrowLeft")

@@ -101,12 +101,12 @@ def test_a_link_replays_bit_for_bit(open_page, address):
 )
 def test_a_broken_link_is_said_and_the_world_is_playable(open_page, address, link):
     page = open_page(f"{address}#{link}")
-    assert "link" in page.inner_text("#told")
+    assert "link" in page.inner_text("#message")
     page.keyboard.press("ArrowRight")
     at_step(page, 1)
 
 
-def test_a_picture_of_ones_own_begins_a_dream_and_travels_in_the_link(open_page, address):
+def test_a_picture_of_ones_own_is_a_start_and_travels_in_the_link(open_page, address):
     page = open_page(address)
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(file, "PNG")
@@ -123,7 +123,7 @@ def test_a_picture_of_ones_own_begins_a_dream_and_travels_in_the_link(open_page,
     again = open_page(page.input_value("#link"))
     again.wait_for_selector("#badge.good")
     page.set_input_files("#file", {"name": "text.png", "mimeType": "image/png", "buffer": b"no picture"})
-    says(page, "told", "no picture")
+    says(page, "message", "no picture")
 
 
 @pytest.mark.parametrize(("format", "magic"), [("gif", b"GIF89a"), ("mp4", b"ftyp")])

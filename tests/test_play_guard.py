@@ -63,8 +63,8 @@ def test_a_refusal_names_the_flag(place, capfd):
         connect(f"ws{place[0][4:]}play", origin="https://tunnel.example").__enter__()
     for index in range(40):
         ask(place[0], host=f"spam{index}.example")
-    told = capfd.readouterr().err
-    assert "--allow-host tunnel.example" in told and told.count("\n") <= 8
+    printed = capfd.readouterr().err
+    assert "--allow-host tunnel.example" in printed and printed.count("\n") <= 8
 
 
 @pytest.mark.parametrize(("prefix", "host"), [("/", None), ("/worlds/noise/", None), ("/a/", "127.0.0.1:8000")])

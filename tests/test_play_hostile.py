@@ -219,7 +219,7 @@ def frame(head: int, data: bytes) -> bytes:
         frame(0x81, b"\xed\xa0\x80"),  # a lone surrogate, as bytes
         frame(0x01, b'{"type": "\xed\xa0') + frame(0x80, b'\x80"}'),  # the same in two parts
         frame(0x80, b"goes on from nothing"),
-        frame(0x83, b"an opcode of nobody"),
+        frame(0x83, b"an unknown opcode"),
         frame(0xF1, b"reserved bits"),
         frame(0x89, b"x" * 126),  # a ping too long
         b"\x81\x05hello",  # not masked

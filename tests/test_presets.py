@@ -94,7 +94,7 @@ def test_every_stage_trains_and_goes_on(name, tmp_path):
     world = checkpoint.load(tmp_path)
     assert isinstance(world, WorldModel)
     assert (world.config.actions.kind == "latent") == (recipe.lam is not None)
-    assert world.config.context < recipe.dynamics.length, "a dream begins with no more frames than a clip has"
+    assert world.config.context < recipe.dynamics.length, "the context must be shorter than a training clip"
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

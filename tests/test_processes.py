@@ -35,7 +35,7 @@ try:
 except (OSError, ReverieError) as error:
     assert isinstance(error, OSError) == (jax.process_index() == 0), error
 else:
-    raise AssertionError("nobody was told")
+    raise AssertionError("the others got no error")
 
 rows = {"x": np.arange(24.0).reshape(8, 3)}
 spread = sharding.put(rows, sharding.rows(mesh))
@@ -44,7 +44,7 @@ np.testing.assert_array_equal(sharding.fetch(spread)["x"], rows["x"])
 
 eye = Eye(back=3)
 nnx.update(eye, sharding.put(nnx.state(eye), sharding.rows(mesh)))  # spread, as fsdp has them
-assert make(place / "cache", eye, lead=3)[1], "nobody had looked yet"
+assert make(place / "cache", eye, lead=3)[1], "this is the first look"
 assert not make(place / "cache", eye, lead=3)[1], "they are kept"
 
 run, everywhere = place / "run", sharding.everywhere(mesh)

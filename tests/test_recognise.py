@@ -1,4 +1,4 @@
-"""What is in a folder is said: data in formats of others, action files nobody reads, links, hidden files."""
+"""What is in a folder is said: data in formats of others, action files that are not read, links, hidden files."""
 
 import logging
 import re

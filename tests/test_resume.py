@@ -48,7 +48,7 @@ def same(one, other):
 
 
 class Standby:
-    """Processes that train when told where to; the next one imports while the one before it works."""
+    """Processes that train when they get a folder; the next one imports while the one before it works."""
 
     def __init__(self, cache: Path, steps: int):
         self.env = os.environ | {

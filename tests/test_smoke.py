@@ -38,7 +38,7 @@ def test_from_pixels_to_a_played_frame(tmp_path):
 
     frames = next(iter(source.episodes())).frames[:3]
     pictures = []
-    for _ in range(2):  # loaded twice: the same seed dreams the same dream
+    for _ in range(2):  # loaded twice: the same seed gives the same frames
         session = reverie.Session(reverie.load(world), seed=1)
         session.reset(frames, None)
         pictures.append(np.stack([session.step(action) for action in (0, 3, 1, 2, 0, 0)]))

@@ -205,7 +205,7 @@ def test_a_world_that_leaves_the_data_is_found_out(fault, clips):
     assert found["drift_frames"] == 16 and found["drift_copy_last"] == healthy["drift_copy_last"] < 1
 
 
-def test_half_of_the_dreams_up_and_half_down_is_drift(clips):
+def test_half_of_the_rollouts_up_and_half_down_is_drift(clips):
     """Means over all clips do not see it."""
     up = np.where(np.arange(64)[:, None, None, None, None] // 2 % 2 == 0, 0, 255).astype(np.uint8) + 0 * clips
     found = drift.measured(up, clips, clips[:, 0], np.arange(64))
@@ -224,7 +224,7 @@ def test_drift_is_in_standard_deviations():
 
 
 def squares(count: int, frames: int = 18, obey: bool = True, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A square on a torus of 12 pixels that goes where it is told (or where it likes), and what it was told."""
+    """A square on a torus of 12 pixels that follows its actions (or does not), and these actions."""
     rng = np.random.default_rng(seed)
     actions = rng.integers(0, 4, (count, frames), np.int32)
     moves = np.array([[0, 2], [0, -2], [2, 0], [-2, 0]])

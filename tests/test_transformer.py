@@ -122,7 +122,7 @@ def test_a_draft_reads_what_it_will_read_when_played():
 
 
 def test_a_mask_over_tokens_hides_them_also_behind_registers():
-    """The extra token reads all, nobody reads it: it can watch a world without touching it."""
+    """The extra token reads all, no token reads it: it can watch a world without touching it."""
     model = make(extra=1, registers=2, depth=3, scan=True)
     mask = jnp.ones((N + 1, N + 1), bool).at[:N, N].set(False)
     run = jax.jit(lambda x: model(x, mask))

@@ -79,7 +79,7 @@ def test_a_png_is_exact(tmp_path):
 
 def test_clips_beside_each_other_keep_their_pixels_and_their_end():
     long, short = clip(12), clip(5)
-    together = side_by_side([("real", long), ("dream", short)], scale=2)
+    together = side_by_side([("real", long), ("rollout", short)], scale=2)
     assert together.shape[0] == 12 and together.dtype == np.uint8
     left, right = together[:, -32:, :48], together[:, -32:, -48:]
     assert np.array_equal(left, enlarge(long, 2))
@@ -87,11 +87,11 @@ def test_clips_beside_each_other_keep_their_pixels_and_their_end():
 
 
 def test_a_sheet_shows_first_and_last_moment_of_every_clip():
-    real, dream = clip(12), clip(9)
-    sheet = contact_sheet([("real", real), ("dream", dream)], columns=4, scale=2, gap=4)
+    real, rollout = clip(12), clip(9)
+    sheet = contact_sheet([("real", real), ("rollout", rollout)], columns=4, scale=2, gap=4)
     rows = sheet[4:].reshape(2, 36, sheet.shape[1], 3)[:, :32]
     cells = rows[:, :, -4 * 52 :].reshape(2, 32, 4, 52, 3)[:, :, :, :48]
-    for row, frames in enumerate((real, dream)):
+    for row, frames in enumerate((real, rollout)):
         for column, moment in ((0, 0), (-1, -1)):
             assert np.array_equal(cells[row, :, column], enlarge(frames, 2)[moment])
     assert contact_sheet([("", real[:1])]).ndim == 3

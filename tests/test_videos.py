@@ -51,7 +51,7 @@ def test_a_variable_rate_is_followed_by_time_stamps_and_a_long_still_is_a_break(
     (episode,) = config(path, fps=12).episodes()
     assert numbers([episode])[0] == expected(times, film.look(path, "").rate, 12)
 
-    times[40:] += 60  # nobody recorded for a minute
+    times[40:] += 60  # a minute without recording
     path = write(tmp_path / "b.mkv", [coded(i) for i in range(81)], 30, times)
     before, after = numbers(config(path, fps=12).episodes())
     assert before == expected(times[:40], film.look(path, "").rate, 12)

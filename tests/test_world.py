@@ -1,4 +1,4 @@
-"""A world and a player in it: one way to dream, bit for bit, and one clear line for every mistake."""
+"""A world and a session in it: one rollout, bit for bit, and one clear line for every mistake."""
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ def test_steps_that_cannot_be_are_one_line(recorded):
         Session(recorded.tokenizer)
 
 
-def test_a_rollout_is_dream_after_dream(recorded):
+def test_a_rollout_is_frame_after_frame(recorded):
     model, key = recorded.dynamics, jax.random.key(0)
     latents, actions = clip(length=4)
     given = jnp.asarray(np.random.default_rng(0).integers(0, ACTIONS.size, (2, 5)), jnp.int32)
@@ -146,5 +146,5 @@ def test_a_rollout_is_dream_after_dream(recorded):
     np.testing.assert_array_equal(fixed.actions, given.T)
     np.testing.assert_array_equal(chosen.actions[0], first)
     np.testing.assert_array_equal(chosen.latents, again.latents)
-    key_dream = jax.random.split(jax.random.fold_in(key, 0))[1]
-    np.testing.assert_array_equal(fixed.latents[0], jax.jit(model.imagine)(memory, given[:, 0], key_dream)[1])
+    key_frame = jax.random.split(jax.random.fold_in(key, 0))[1]
+    np.testing.assert_array_equal(fixed.latents[0], jax.jit(model.imagine)(memory, given[:, 0], key_frame)[1])

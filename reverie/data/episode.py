@@ -94,8 +94,8 @@ class Episode:
     Episodes of one source are nearly alike, so they are never split between training and evaluation (``data.splits``).
 
     frames uint8 (T,H,W,C); actions (T,) or (T,A), int32 or float32 as their space says, START first; rewards float32
-    (T,); ends bool (T,), true where the world itself ended (not where the recording stopped); states int32 (T,S), or
-    None where there is no simulator. task: what was to be done, in words; "" where that is not known.
+    (T,); ends bool (T,), true if the world itself ended there. states: int32 (T,S), or None without a simulator. task:
+    the instruction, in words; "" if unknown.
     """
 
     frames: np.ndarray

@@ -1,6 +1,6 @@
 """A dataset on disk: a folder of ArrayRecord files and one manifest.json. All data are written and opened here.
 
-One record is a chunk of an episode (16 frames unless said): a msgpack header with the episode's number, its first frame
+One record is a chunk of an episode (16 frames by default): a msgpack header with the episode's number, its first frame
 and the name, type and shape of every array, then their raw bytes. ArrayRecord compresses each record with zstd. The
 manifest holds everything else: spec, lengths, sizes, checksums, where the data came from. Records are numbered through
 the files of a split in episode order, so lengths alone tell where every chunk is.
@@ -62,12 +62,12 @@ def write_store(
 ) -> Path:
     """Write episodes, one in memory at a time, to a new folder ``path``, atomically.
 
-    episodes: {split: episodes}, or all of them, of which about a share ``val`` goes to "val" and the rest to "train",
-    whole sources where there are enough (``splits.division``; for that they are written twice, the first time to a
-    folder that is removed again). chunk: frames per record. file_bytes: a file is closed when it holds so many bytes
-    before compression. notes: lines for the manifest, taken when all episodes are written. A path that ends in .npz
-    becomes one file (from memory). Raises ReverieError, and leaves nothing behind, if an episode is not as the spec
-    says or ``path`` exists; when killed, a hidden folder ``.NAME.*.part`` may stay behind.
+    episodes: {split: episodes}; or all of them, of which about a share ``val`` goes to "val" and the rest to "train"
+    (``splits.division``). In that case they are written twice, first to a temporary folder. chunk: frames per record.
+    file_bytes: size at which a file is closed, before compression. notes: lines for the manifest, read after all
+    episodes are written. A path that ends in .npz becomes one file, built in memory. Raises ReverieError, and leaves no
+    files behind, if an episode does not match the spec or ``path`` exists. A killed process may leave a hidden folder
+    ``.NAME.*.part``.
     """
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):

@@ -43,9 +43,7 @@ def _next(simulator, state_S: np.ndarray, action) -> np.ndarray:
     return simulator.step(state_S, action if np.ndim(action) else int(action))[0]
 
 
-def action_swap(
-    generated_BAHWC: np.ndarray, true_BAHWC: np.ndarray, recorded_BHWC: np.ndarray
-) -> dict[str, np.ndarray]:
+def action_swap(made_BAHWC: np.ndarray, true_BAHWC: np.ndarray, recorded_BHWC: np.ndarray) -> dict[str, np.ndarray]:
     """Return, per clip, how often the frame generated for another action than the recorded one is nearest to its truth.
 
     All frames are uint8: generated and true next frames of every action, and the next frame that was recorded. A pair
@@ -53,10 +51,10 @@ def action_swap(
     frame. Actions that lead to the same frame are one outcome. A tie between outcomes is a miss.
 
     Keys, each (B,): "right" and "asked" pairs; "chance": the sum over asked pairs of 1 / (number of outcomes), which is
-    the score of guessing; "blind": the best score of a frame that is the same for all actions.
+    the score of guessing. "blind": the best score of a frame that is the same for all actions.
     """
     counts = {name: [] for name in ("right", "asked", "chance", "blind")}
-    for generated, true, recorded in zip(generated_BAHWC, true_BAHWC, recorded_BHWC, strict=True):
+    for generated, true, recorded in zip(made_BAHWC, true_BAHWC, recorded_BHWC, strict=True):
         same = np.array([[np.array_equal(a, b) for b in true] for a in true])
         asked = np.array([not np.array_equal(frame, recorded) for frame in true])
         errors = generated[:, None].astype(np.int32) - true[None].astype(np.int32)

@@ -1,10 +1,9 @@
 """Frechet distance between sets of clips, in the features of a network.
 
-PSNR compares with the one true future, and penalises another one that is as plausible. This distance asks whether
-rollouts, as a set, look and move like real clips. With the features of a trained I3D network it is FVD (arXiv
-1812.01717). We ship no such weights, so there are two kinds of features. Those of a network with fixed random weights
-detect noise, blur, stillness and wrong order, and cannot be compared with numbers of papers. The others are those of a
-user's own function.
+PSNR penalises a plausible future that is not the true one. This distance asks whether rollouts, as a set, look and move
+like real clips. With the features of a trained I3D network it is FVD (arXiv 1812.01717). We ship no such weights. Our
+features are those of a network with fixed random weights, which detect noise, blur, stillness and wrong order and
+cannot be compared with numbers of papers, and those of a user's own function.
 
 Rollouts of one half of the clips are compared with real clips of the other half, so that no rollout is compared with
 its own truth. Real clips compared in the same way give the distance of a perfect rollout.

@@ -21,6 +21,7 @@ import numpy as np
 from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset, Simulator
 from reverie.evaluation.drift import drift, looks
+from reverie.evaluation.meaning import Numbers
 from reverie.evaluation.rollouts import Clips, Rollouts
 from reverie.evaluation.video import contact_sheet, scale_of
 from reverie.nn.embed import random_actions
@@ -34,8 +35,6 @@ FLOP = {"cpu": 1e13}  # the most FLOPs for all sessions together: a minute or tw
 FLOP_ELSEWHERE = 1e16
 SHOWN, MOMENTS = 2, (1, 4, 16, 64, 128, 256, 400, 600, 800, 1000)  # sessions of each kind, and their generated frames
 RECORDED = 16  # the most recorded episodes that are read for "frozen_real"
-
-Numbers = dict[str, Any]
 
 
 def measured(
@@ -51,7 +50,7 @@ def measured(
 
     ``given``: clips whose context sessions start from. ``states``: of the simulator at the last context frames.
     "random" and "held" map the number of frames ("64", "256", "1000") to the shares "frozen", "frozen_real", "absent"
-    (None unless the simulator can detect its player) and "lost" (of sessions), and to the "drift" of the last quarter.
+    (None unless the simulator can detect its player) and "lost" (of sessions). "drift" is that of the last quarter.
     The picture has the first ``SHOWN`` sessions of each kind at ``moments``.
     """
     sessions, frames = affordable(flop_per_frame, sessions)
@@ -61,7 +60,7 @@ def measured(
     keys = {kind: _keys(rollouts.space, sessions, frames, rollouts.seed, kind) for kind in ("random", "held")}
     both = np.concatenate([rows, rows])
     before = given.actions[both, : given.context]
-    pieces = rollouts.long_rollout(given.seen[both], before, np.concatenate(list(keys.values())))
+    pieces = rollouts.pieces(given.seen[both], before, np.concatenate(list(keys.values())))
     finder = getattr(simulator, "visible", None)
     still, absent, seen, shown = _watched(pieces, given.seen[both, -1], frames, finder)
     steps, begun = [step for step in STEPS if step <= frames], looks(given.frames[rows])

@@ -21,7 +21,7 @@ from reverie.data.loader import episodes_of_clips
 from reverie.errors import ReverieError
 from reverie.evaluation import control, long_play, thorough
 from reverie.evaluation.frechet import Features
-from reverie.evaluation.meaning import MEANING
+from reverie.evaluation.meaning import MEANING, Numbers
 from reverie.evaluation.rollouts import BATCH, Clips, Rollouts, cost, even_batch, time_cached, time_uncached
 from reverie.evaluation.video import contact_sheet, scale_of, side_by_side
 from reverie.nn.embed import random_actions
@@ -32,7 +32,6 @@ from reverie.world import WorldModel
 SHOWN_CLIPS, SHOWN_ACTIONS, SHOWN_FRAMES = 4, 16, 16  # in pictures: more do not fit on a screen
 TRIED = 64  # an action swap tries at most so many actions per clip
 
-Numbers = dict[str, Any]
 Pictures = dict[str, np.ndarray]
 
 
@@ -280,7 +279,7 @@ def _pictures(truth: np.ndarray, views: dict[str, np.ndarray]) -> Pictures:
 
 
 def _held(rollouts: Rollouts, given: Clips, exact: _Exact | None, start: int) -> np.ndarray:
-    """One row per action: the rollout of one clip that holds it, under it the simulator's frames if there are any."""
+    """Return a sheet of one clip's rollouts along each action, each above the simulator's frames if there are any."""
     space, horizon = rollouts.space, given.truth.shape[1]
     count = min(space.count, SHOWN_ACTIONS)
     actions = space.nth(range(count))

@@ -2,16 +2,13 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from reverie.evaluation.meaning import basis, title
-
-Numbers = dict[str, Any]
+from reverie.evaluation.meaning import Numbers, basis, title
 
 SMALL = (4.4, 3.3)  # inches of a chart on a page: its text is still read where a phone scales it to 360 pixels
 AXES = {"psnr": "PSNR, dB", "ssim": "SSIM", "delta_psnr": "delta-PSNR, dB"}

@@ -11,8 +11,7 @@ import numpy as np
 
 from reverie.errors import ReverieError
 from reverie.evaluation.control import student
-
-Numbers = dict[str, Any]
+from reverie.evaluation.meaning import Numbers
 
 # What all runs must agree in, and what is copied instead of averaged.
 RULES = ("action_source", "context", "horizon", "clips", "seed", "dataset", "fingerprint", "drift_frames")
@@ -23,8 +22,8 @@ def pool(runs: Sequence[Numbers]) -> Numbers:
     """Return the numbers of several runs (what ``evaluate`` returns, or an eval.json) as one.
 
     Each number is the mean over runs, entry by entry where it is a list, with ``*_ci`` [low, high], the 95 % t-interval
-    over runs (None for a single run: its interval over clips means something else). "runs" is their number. A number
-    that one of the runs lacks is None. Raises ReverieError for no runs, or runs measured on other clips.
+    over runs. For a single run it is None, since its interval over clips means something else. "runs" is their number.
+    A number that one of the runs lacks is None. Raises ReverieError for no runs, or runs measured on other clips.
     """
     if not runs:
         raise ReverieError("there are no runs to pool.")

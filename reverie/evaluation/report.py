@@ -17,12 +17,10 @@ from rich.console import Console
 from reverie import config
 from reverie.checksums import signed
 from reverie.evaluation import long_play, page, plots
-from reverie.evaluation.meaning import HEADLINES, basis, rows, table, title
+from reverie.evaluation.meaning import HEADLINES, Numbers, basis, rows, table, title
 from reverie.evaluation.verdict import verdict
 from reverie.evaluation.video import write_gif, write_png
 from reverie.training.folder import named
-
-Numbers = dict[str, Any]
 
 PAGE = "eval/index.html"
 # What a picture of ``measure.evaluate`` shows: name -> alternative text, caption. In the order of the page.

@@ -78,9 +78,7 @@ class Rollouts:
         """Return the frames generated after the context ``seen``; ``actions`` led to ``seen``, then to these."""
         return self._batched(self._rollout, seen_BTHWC, actions_BT)
 
-    def long_rollout(
-        self, seen_BTHWC: np.ndarray, actions_BT: np.ndarray, along_BT: np.ndarray
-    ) -> Iterator[np.ndarray]:
+    def pieces(self, seen_BTHWC: np.ndarray, actions_BT: np.ndarray, along_BT: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the frames generated along ``along`` in pieces (B, PIECE, H, W, C), so that never all are in memory.
 
         ``actions`` led to the context ``seen``. The last piece is filled by repeating the last action.

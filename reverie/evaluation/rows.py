@@ -1,14 +1,13 @@
 """Worlds side by side: pooled evaluations as rows of a table and as curves."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from reverie.evaluation.meaning import Numbers
 from reverie.evaluation.plots import drawn
 
-Numbers = dict[str, Any]
 STEPS = (1, 4, 16, 64)  # generated frames that the tables show
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 

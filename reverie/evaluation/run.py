@@ -54,16 +54,8 @@ def evaluate_run(
     else:
         dataset, practice = _stored(place, split, world.config.context + 1)
     horizon = _horizon(dataset, place, how.get("context") or world.config.context, horizon, shorten)
-    numbers, pictures = evaluate(
-        world,
-        dataset,
-        clips=clips,
-        horizon=horizon,
-        trained=record.run.length,
-        practice=practice,
-        features=function,
-        **how,
-    )
+    how |= {"trained": record.run.length, "practice": practice, "features": function}
+    numbers, pictures = evaluate(world, dataset, clips=clips, horizon=horizon, **how)
     say(numbers)
     about = {"config": record.run, "data": record.spec, "trained with": record.versions, "evaluated with": versions()}
     try:

@@ -5,16 +5,13 @@ It uses the clips and rollouts of the first part, so its numbers belong to the s
 Legend: B clips, T time, N tokens per frame.
 """
 
-from typing import Any
-
 import numpy as np
 
 from reverie.data.episode import Dataset
 from reverie.evaluation import drift, frechet, inverse
 from reverie.evaluation.control import interval
+from reverie.evaluation.meaning import Numbers
 from reverie.evaluation.rollouts import Clips, Rollouts
-
-Numbers = dict[str, Any]
 
 LONG = 4  # length of a long rollout, in training clips
 LONG_CLIPS = 32  # the most long rollouts: they take most of the time of an evaluation

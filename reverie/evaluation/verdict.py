@@ -7,11 +7,9 @@ they rest on, so that a reader can judge otherwise.
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from reverie.bounded import number
-
-Numbers = dict[str, Any]
+from reverie.evaluation.meaning import Numbers
 
 # dB over "repeat the last frame" from which a rollout counts as closer. CoinRun is 1.0 to 2.4 above it after frame 1.
 # Boxing and the short films end 0.2 above, with pictures that are no better than a still.

@@ -172,7 +172,7 @@ def split_keys(keys_B: Array, number: int) -> tuple[Array, ...]:
 
 
 def fold_keys(keys_B: Array, data: int) -> Array:
-    """Return another key for each row, (B,)."""
+    """Return a new key for each row, (B,), by folding in ``data``."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys_B)
 
 

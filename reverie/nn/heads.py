@@ -124,8 +124,8 @@ class ActionDistribution:
     """Distributions over the actions of a space, described by P numbers each, all zeros for a uniform one.
 
     Components of discrete, multi and binary actions are independent categorical variables. Those of continuous actions
-    are Beta variables over their bounds (with both parameters above 1, so 1.7 at zero, nearly uniform): a sample needs
-    no clipping, and its log-probability is that of the action really taken.
+    are Beta variables over their bounds, with both parameters above 1 (1.7 at zero, nearly uniform). So a sample needs
+    no clipping, and its log-probability is that of the action taken.
     """
 
     space: ActionSpace

@@ -1,7 +1,7 @@
-"""How alike two pictures are: PSNR and SSIM, one number per frame, in fp32, inside or outside of ``jax.jit``.
+"""Image similarity: PSNR and SSIM, one number per frame, in float32, inside or outside of ``jax.jit``.
 
-Frames are uint8 or floats in [0, 1], (..., H, W, C); the two may differ in that. Anything else (other integers,
-floats in 0..255 or -1..1) is a ReverieError, since its scale would be a guess.
+Frames are uint8 or floats in [0, 1], (..., H, W, C), each of the two independently. Other integers, and floats in
+another range, are a ReverieError, since their scale is unknown.
 
 One convention everywhere: PSNR is taken of each frame, with the ceiling below, and then averaged ("mean of decibels").
 
@@ -21,10 +21,10 @@ from reverie.nn.patch import unit_range
 WINDOW, SIGMA = 11, 1.5  # pixels: the Gaussian window of SSIM
 _C1, _C2 = 0.01**2, 0.03**2  # keep SSIM's ratios finite; for values in [0, 1]
 
-# Frames are stored as whole numbers of 1/255: closer than rounding itself errs, nobody can tell. So a mean squared
-# error counts as at least that of rounding, and PSNR ends at 58.9 dB; else one still scene would make a mean infinite.
+# Frames are stored as multiples of 1/255, so an error below that of rounding means nothing. The mean squared error is
+# at least that of rounding, and PSNR at most 58.9 dB; else one still scene would make a mean infinite.
 LEAST_ERROR = 1 / 12 / 255**2
-BEYOND = 0.5  # a generated picture may leave [0, 1] by so much, and is clipped; further out its scale is another
+BEYOND = 0.5  # generated frames may leave [0, 1] by so much, and are clipped; beyond it their scale is wrong
 
 
 def psnr(truth: Array | np.ndarray, other: Array | np.ndarray) -> Array:
@@ -52,7 +52,7 @@ def ssim(truth: Array | np.ndarray, other: Array | np.ndarray) -> Array:
 def shrunk(frames: np.ndarray, most: int = 64) -> np.ndarray:
     """Return uint8 frames (..., H, W, C) with no side above ``most`` pixels, by means over whole blocks of pixels.
 
-    What is left over at the right and at the bottom is cut off.
+    Incomplete blocks at the right and at the bottom are cut off.
     """
     block = -(-max(frames.shape[-3:-1]) // most)
     if block == 1:
@@ -72,7 +72,7 @@ def _unit(frames: Array | np.ndarray) -> Array:
         return unit_range(jnp.asarray(frames))
     if not jnp.issubdtype(kind, jnp.floating):
         raise ReverieError(f"pictures are compared as uint8, or as floats in [0, 1], not as {kind}.")
-    if not isinstance(frames, Tracer) and frames.size:  # inside of jit there are no values to look at
+    if not isinstance(frames, Tracer) and frames.size:  # under jit there are no values to check
         low, high = float(frames.min()), float(frames.max())
         if low < -BEYOND or high > 1 + BEYOND:
             raise ReverieError(f"pictures of floats are compared in [0, 1], not in [{low:g}, {high:g}]: scale them.")
@@ -80,9 +80,9 @@ def _unit(frames: Array | np.ndarray) -> Array:
 
 
 def _windowed(picture: Array) -> Array:
-    """Weighted means over every window, (..., I, J, C): the window is separable, so two banded matrices do it."""
+    """Return weighted means over every window, (..., I, J, C), by two banded matrices, since windows are separable."""
     rows, columns = _bands(picture.shape[-3]), _bands(picture.shape[-2])
-    # E[x^2] - E[x]^2 cancels: the reduced precision an accelerator multiplies with by default would not do
+    # E[x^2] - E[x]^2 cancels digits, so the default matmul precision of accelerators is too low
     return jnp.einsum("ih,...hwc,jw->...ijc", rows, picture, columns, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -12,9 +12,9 @@ from jax import Array
 class Linear(nnx.Linear):
     """``nnx.Linear`` whose gradients are products of matrices as they lie: (..., I) -> (..., O).
 
-    Over tensors with more axes than two, XLA's CPU backend makes the gradient of the weights from a transposed copy,
-    with whatever led to it computed again inside; and it adds up the gradient of a bias column by column. Both together
-    were a sixth of a training step (docs/speed.md). Reverse mode only: there is no ``jax.jvp`` of it.
+    For tensors with more than two axes, XLA's CPU backend computes the gradient of the weights from a transposed copy,
+    and recomputes its inputs there. It also sums the gradient of a bias column by column. Both were a sixth of a
+    training step (docs/speed.md). Reverse mode only: it has no ``jax.jvp``.
     """
 
     def __call__(self, inputs: Array) -> Array:

@@ -133,12 +133,7 @@ class SpaceTimeTransformer(nnx.Module):
         return empty_cache(layers, c.scan, shape, c.window - 1, compute_dtype(c.dtype))
 
     def __call__(
-        self,
-        x_BTNM: Array,
-        mask_NN: Array | None = None,
-        *,
-        times: Times | None = None,
-        clips_BT: Array | None = None,
+        self, x_BTNM: Array, mask_NN: Array | None = None, *, times: Times | None = None, clips_BT: Array | None = None
     ) -> Array:
         """Run a whole clip.
 

@@ -1,8 +1,8 @@
-"""One player: a bounded conversation over a websocket with a session of the world.
+"""The connection of one player: a session of the world over a websocket, with limits.
 
-Two tasks run per player. One reads: it checks every message and files it, so a flood is noticed at once and steps that
-come faster than the world can dream are merged. The other plays: it takes what is filed and answers. The model runs in
-threads of its own (``Seats``), so the event loop stays free.
+Two tasks run per player. One reads: it checks and queues every message, so floods are detected at once, and steps that
+come faster than frames can be generated are merged. The other takes commands from the queue and answers. The model runs
+in threads of its own (``Seats``), so the event loop stays free.
 
 Legend: T time, H W C image.
 """
@@ -30,8 +30,8 @@ from reverie.play import protocol
 from reverie.world import Session, WorldModel
 from reverie.world_folder import Start
 
-POLICY, TRY_LATER, BROKEN = 1008, 1013, 1011  # close codes of RFC 6455 and its registry
-FAREWELL = 5.0  # seconds
+POLICY, TRY_LATER, BROKEN = 1008, 1013, 1011  # websocket close codes (RFC 6455 and its registry)
+FAREWELL = 5.0  # seconds for a player to read why the connection closes
 _RECORDERS = {"gif": (write_gif, protocol.GIF, 256), "mp4": (write_mp4, protocol.MP4, 512)}  # and its side in pixels
 
 log = logging.getLogger(__name__)
@@ -39,23 +39,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one player, and all of them together, may use."""
+    """Limits for one player, and for all of them together."""
 
     players: int = 16
-    rate: float = 120.0  # messages per second, and how many may come at once
-    queue: int = 3  # steps that wait; of those that come faster, the newest is kept
-    strikes: int = 8  # refused messages until the connection is closed
-    idle: float = 600.0  # seconds without a message until the seat is given back
-    begin: float = 30.0  # the same for a player who has not begun a dream; a page begins one at once
-    recorded: int = 1200  # frames kept for a recording
+    rate: float = 120.0  # messages per second, and the largest burst
+    queue: int = 3  # steps that wait; a newer one replaces the last of them
+    strikes: int = 8  # refused messages after which the connection is closed
+    idle: float = 600.0  # seconds without a message after which the seat is freed
+    begin: float = 30.0  # the same before the first reset; a page sends one at once
+    recorded: int = 1200  # newest frames that a recording can hold
     recorded_bytes: int = 64 << 20
 
 
 def cores() -> int:
-    """Return how many frames are made at once: one on each core that this process may use, one on an accelerator.
+    """Return how many frames are generated at once: one per core that this process may use, one on an accelerator.
 
-    One frame of a small world keeps one core busy, and a batch of frames in one call takes as long as its frames one
-    by one (docs/decisions/008); and every session runs the same program whoever else plays, so it dreams the same bits.
+    One frame of a small world keeps one core busy, and a batch of frames takes as long as its frames one by one
+    (docs/decisions/008). Each session runs the same program whoever else plays, so its frames have the same bits.
     """
     if jax.default_backend() != "cpu":
         return 1
@@ -63,28 +63,28 @@ def cores() -> int:
 
 
 class Seat:
-    """A session lent to a player, and the last piece of work on it."""
+    """A session lent to a player, and the last job on it."""
 
     def __init__(self, session: Session, thread: ThreadPoolExecutor):
         self.session, self.thread = session, thread
         self.last: Future | None = None
 
     async def run(self, function: Callable[[], Any]) -> Any:
-        """Run a function on the session in a thread of the model; only one at a time."""
+        """Run a function on the session in a thread of the model, one at a time."""
         self.last = self.thread.submit(function)
         return await asyncio.wrap_future(self.last)
 
 
 class Seats:
-    """The seats at one world: sessions that are made when first needed and used again, and the threads they run in.
+    """The seats at one world: sessions, created when first needed and reused, and the threads they run in.
 
-    Each player waits for at most one frame at a time, and frames are made in the order in which they were asked for:
-    so everyone who asks gets one before anyone gets two.
+    Each player waits for at most one frame at a time, and frames are generated in the order of the requests. So every
+    waiting player gets one frame before anyone gets two.
     """
 
     def __init__(self, world: WorldModel, starts: Sequence[Start], limits: Limits):
         self.world, self.starts, self.limits = world, starts, limits
-        self.free = [Session(world)]  # compiled here, before the first key
+        self.free = [Session(world)]  # compiles here, before the first key
         self.known = protocol.commands(world.config.actions.count, len(starts))
         self.thread = ThreadPoolExecutor(cores(), thread_name_prefix="world")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="recording")
@@ -92,7 +92,7 @@ class Seats:
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[Seat]:
-        """Lend a session; raises ReverieError when every seat is taken."""
+        """Lend a session; ReverieError if every seat is taken."""
         if self.taken >= self.limits.players:
             raise ReverieError(f"All {self.limits.players} seats are taken: try again when a player has left.")
         self.taken += 1
@@ -107,24 +107,24 @@ class Seats:
             finally:
                 if seat.last is None:
                     self.free.append(session)
-                else:  # a thread may still be at work on it; called at once where it is not
+                else:  # a thread may still use it; if not, the callback runs at once
                     seat.last.add_done_callback(lambda _: self.free.append(session))
         finally:
             self.taken -= 1
 
     def close(self) -> None:
-        """Let the threads end after what they are doing."""
+        """Let the threads end after their current job."""
         for pool in (self.thread, self.encoder):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 async def say(socket: WebSocket, kind: str, **fields: Any) -> None:
-    """Send a JSON object. In ASCII: what it quotes may hold half of a surrogate pair, which UTF-8 cannot encode."""
+    """Send a JSON object in ASCII, since quoted text may hold half of a surrogate pair, which UTF-8 cannot encode."""
     await socket.send_text(json.dumps({"type": kind, **fields}))
 
 
 class Connection:
-    """One player's conversation; ``card`` is the description of the world that the page is greeted with."""
+    """One player's connection; ``card`` is the description of the world that the page receives first."""
 
     def __init__(self, socket: WebSocket, seat: Seat, seats: Seats, card: dict[str, Any]):
         self.socket, self.seat, self.seats, self.card, self.limits = socket, seat, seats, card, seats.limits
@@ -141,7 +141,7 @@ class Connection:
         self.steps = 0
 
     async def run(self) -> None:
-        """Greet, then play until the player leaves, is idle for too long, or is refused too often."""
+        """Send the card, then play until the player leaves, is idle for too long, or is refused too often."""
         await say(self.socket, "world", **self.card)
         tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._play())]
         try:
@@ -151,7 +151,7 @@ class Connection:
                 task.cancel()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
         for end in ends:
-            closed = self.socket.application_state is WebSocketState.DISCONNECTED  # by the other task, in the middle
+            closed = self.socket.application_state is WebSocketState.DISCONNECTED  # by the other task in the meantime
             if isinstance(end, Exception) and not isinstance(end, WebSocketDisconnect) and not closed:
                 log.error("a player's session broke", exc_info=end)
                 await self._leave("error", "The world broke; the terminal it runs in says how.", BROKEN)
@@ -164,7 +164,7 @@ class Connection:
                 async with asyncio.timeout(patience):
                     message = await self.socket.receive()
             except TimeoutError:
-                return await self._leave("bye", "You were away for long, so the seat was given back.", 1000)
+                return await self._leave("bye", "You were away for long, so your seat was freed.", 1000)
             if message["type"] == "websocket.disconnect":
                 return
             try:
@@ -181,7 +181,7 @@ class Connection:
                 await say(self.socket, "error", text=str(error))
 
     def _spend(self) -> None:
-        """Pay for one message out of an allowance that refills with time; raises ReverieError when there is none."""
+        """Take one message from an allowance that refills with time; ReverieError if it is empty."""
         now = time.monotonic()
         rate = self.limits.rate
         self.allowance, self.heard = min(rate, self.allowance + (now - self.heard) * rate), now
@@ -203,13 +203,13 @@ class Connection:
         return self.picture, None
 
     def _file(self, command: dict[str, Any]) -> None:
-        """Let a command wait its turn; a reset makes what waits before it stale, steps do not pile up."""
+        """Queue a command; a reset clears the queue, and steps do not pile up."""
         if command["type"] == "reset":
             command["clip"] = self._clip(command["start"])
             self.waiting.clear()
             self.begun = True
         elif not self.begun:
-            raise ReverieError("Reset first: a dream begins from a start.")
+            raise ReverieError("Reset first: a step needs a start.")
         elif command["type"] == "record" and any(waits["type"] == "record" for waits in self.waiting):
             raise ReverieError("One recording at a time.")
         steps = [index for index, waits in enumerate(self.waiting) if waits["type"] == "step"]
@@ -264,8 +264,8 @@ class Connection:
         await self.socket.send_bytes(protocol.pack(kind, self.steps, -1, command["id"], out.getvalue()))
 
     async def _leave(self, kind: str, text: str, code: int) -> None:
-        """Say why, and close; the player may be gone already."""
+        """Send the reason and close; the player may already be gone."""
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
-            async with asyncio.timeout(FAREWELL):  # one who does not read would keep the seat
+            async with asyncio.timeout(FAREWELL):  # a player who does not read must not keep the seat
                 await say(self.socket, kind, text=text)
                 await self.socket.close(code)

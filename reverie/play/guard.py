@@ -1,7 +1,7 @@
-"""Who may talk to the server: a page of another site must not reach a world on this machine.
+"""Access control of the server: a page of another site must not reach a world on this machine.
 
-The Host header has to name this machine (against DNS rebinding), or a name that was allowed: that of a proxy or tunnel
-in front. A websocket's Origin has to be that same host, or an allowed name, since some proxies rewrite Host.
+The Host header must name this machine (against DNS rebinding) or an allowed name, such as that of a proxy or tunnel. A
+websocket's Origin must be that host or an allowed name, since some proxies rewrite Host.
 """
 
 import ipaddress
@@ -24,13 +24,13 @@ _HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
     "cache-control": "no-store",
 }
-_REPORTED = 8  # refused names, at most, that the terminal shows; more are an attack and no mistake
+_REPORTED = 8  # the most refused names that the terminal shows; more are an attack and no mistake
 
 
 class Guard:
-    """Refuses requests that another site's page could have sent, and adds the headers that keep the page to itself.
+    """Refuses requests that a page of another site could have sent, and adds security headers.
 
-    ``allowed``: names under which the server may be reached besides its own. Raises ReverieError on what is no name.
+    ``allowed``: further names of the server. Raises ReverieError for an invalid name.
     """
 
     def __init__(self, app: ASGIApp, host: str, allowed: Iterable[str] = ()):
@@ -64,20 +64,20 @@ class Guard:
         await (PlainTextResponse(refusal, 403) if refusal else self.app)(scope, receive, guarded)
 
     def _ours(self, host: str) -> bool:
-        """Whether a Host header names this machine; an address cannot be rebound to another machine, a name can."""
+        """Whether a Host header names this machine: by address, since a name could be rebound, or by its own name."""
         name = _host_of(f"//{host}")
         if name is None or not all(letter.isalnum() or letter in "-._:[]" for letter in host):
-            return False  # it is repeated in a header
+            return False  # it is copied into a header
         if loopback(name) or name in self.allowed:
             return True
         return not loopback(self.host) and (name in (self.host.lower(), socket.gethostname().lower()) or _is_ip(name))
 
     def _may_play(self, origin: str, host: str) -> bool:
-        # No Origin at all: not a browser, so no site's page. https: behind a proxy that adds it.
+        # Without Origin it is no browser, so no page of a site. https: behind a proxy that adds TLS.
         return origin in (f"http://{host}", f"https://{host}") or _host_of(origin) in self.allowed
 
     def _advice(self, headers: list[str]) -> str:
-        """Name the flag that would have allowed this; the terminal shows it too, since a websocket shows no page."""
+        """Return advice about --allow-host; also print it, since a refused websocket shows no page."""
         name = _host_of(headers[0] if "//" in headers[0] else f"//{headers[0]}") if len(headers) == 1 else None
         if name is None or not re.fullmatch(r"[a-z0-9_.-]{1,253}", name):
             return " Start it with --allow-host NAME to reach it by another name."
@@ -89,15 +89,15 @@ class Guard:
 
 
 def loopback(host: str) -> bool:
-    """Whether a host is this machine and cannot be reached from others."""
+    """Whether a host is this machine only."""
     return host.lower() == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _host_of(url: str) -> str | None:
-    """Return the lower-case name in a URL without its port; None where that is none."""
+    """Return the lower-case host of a URL without its port; None if it has none."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  raises when it is no port
+        parts.port  # noqa: B018  raises if it is no port
         return None if "@" in url else parts.hostname
     except ValueError:
         return None

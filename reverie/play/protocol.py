@@ -1,12 +1,12 @@
-"""What the page and the server say to each other.
+"""The protocol between page and server.
 
 The page sends JSON objects, as text (see ``COMMANDS``), and one kind of binary message: the raw bytes of a picture of
 exactly the world's frame size, H*W*C uint8, which becomes start ``PICTURE``. The server answers with JSON objects
 (type "world", "picture", "busy", "error", "bye") and with binary messages: a header of 16 bytes (``pack``), then raw
-frame bytes or a finished GIF or mp4. Every frame carries the id of the command it answers, so that a page knows what
-it sees; of steps that come faster than the world can dream, only the newest is played.
+frame bytes or a finished GIF or mp4. Every frame carries the id of the command it answers. If steps come faster than
+frames can be generated, only the newest is played.
 
-Everything that arrives is checked here, against a table, before anything acts on it.
+Every message is checked against a table here before it is used.
 """
 
 import json
@@ -16,24 +16,24 @@ from typing import Any
 from reverie.errors import ReverieError, did_you_mean
 
 VERSION = 1
-PICTURE = -1  # the start that is the picture the player sent
+PICTURE = -1  # the start that is the player's own picture
 SEEDS = range(2**31)
-TEMPERATURES = range(201)  # hundredths: whole numbers, so that a link says exactly what was played
+TEMPERATURES = range(201)  # hundredths, so that a link holds exact values
 IDS = range(2**31)
-LONGEST = 512  # characters of a command; the longest honest one has about 80
+LONGEST = 512  # characters of a command; the longest valid one has about 80
 
 FRAME, GIF, MP4 = 0, 1, 2  # kinds of binary messages
 _HEADER = struct.Struct("<IIiI")  # little-endian: kind, step since the start, action that led here, id of the command
 
 
 def commands(actions: int, starts: int) -> dict[str, dict[str, range | tuple]]:
-    """Return the commands of a world with this many actions and starts: type -> field -> the values it may have.
+    """Return the commands of a world with this many actions and starts: type -> field -> allowed values.
 
-    An action goes by its number (``ActionSpace.nth``); "continuous" ones by those whose components are at an end or in
-    the middle. Raises ReverieError where there are more than a message can tell apart.
+    An action is sent as its number (``ActionSpace.nth``). Of continuous actions, those with each component at an end or
+    in the middle have numbers. Raises ReverieError if there are more actions than numbers.
     """
     if actions > 2**31:
-        raise ReverieError(f"the page tells at most 2^31 actions apart, and this world has {actions}: use Session.")
+        raise ReverieError(f"the page supports at most 2^31 actions, and this world has {actions}: use Session.")
     return {
         "reset": {"id": IDS, "seed": SEEDS, "start": range(PICTURE, starts)},
         "step": {"id": IDS, "action": range(actions), "temperature": TEMPERATURES},
@@ -42,7 +42,7 @@ def commands(actions: int, starts: int) -> dict[str, dict[str, range | tuple]]:
 
 
 def parse(text: str, known: dict[str, dict[str, range | tuple]]) -> dict[str, Any]:
-    """Return the command in ``text``, every field checked; raises ReverieError on anything else."""
+    """Return the command in ``text`` with every field checked; ReverieError for anything else."""
     if len(text) > LONGEST:
         raise ReverieError(f"A command has at most {LONGEST} characters, not {len(text)}.")
     try:
@@ -52,14 +52,14 @@ def parse(text: str, known: dict[str, dict[str, range | tuple]]) -> dict[str, An
     if not isinstance(command, dict) or not isinstance(command.get("type"), str):
         raise ReverieError("A command is one JSON object with a type.")
     if command["type"] not in known:
-        asked = ascii(command["type"][:20])  # quoted so that it stays one line, and text
+        asked = ascii(command["type"][:20])  # quoted, so that it stays one line of text
         raise ReverieError(f"There is no command {asked}.{did_you_mean(command['type'], known)}")
     fields = known[command["type"]]
     if set(command) != {"type", *fields}:
         raise ReverieError(f"A {command['type']} has these fields and no others: {', '.join(fields)}.")
     for name, values in fields.items():
         kind = int if isinstance(values, range) else str
-        if type(command[name]) is not kind or command[name] not in values:  # isinstance would take True for 1
+        if type(command[name]) is not kind or command[name] not in values:  # isinstance would accept True as 1
             allowed = f"{values[0]} to {values[-1]}" if isinstance(values, range) else " or ".join(values)
             raise ReverieError(f"{name} of a {command['type']} is {allowed}.")
     return command

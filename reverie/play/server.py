@@ -1,7 +1,7 @@
-"""A web page to play a world in, served on this machine alone unless asked otherwise.
+"""A web page to play a world, served to this machine only unless ``expose`` is set.
 
-The page (page/) is plain files; everything else goes over one websocket per player (protocol.py, connection.py).
-Who may connect is decided in guard.py, how long a connection may stay silent in transport.py.
+The page (page/) is static files; everything else uses one websocket per player (protocol.py, connection.py). guard.py
+decides who may connect, transport.py how long a connection may stay silent.
 
 Legend: T time, H W C image.
 """
@@ -48,49 +48,21 @@ def play(run: str | Path, players: int | None = None, **options: Any) -> None:
         options["limits"] = Limits(players=players)
     run = Path(run)
     world = load(run)
-    if isinstance(world, WorldModel):  # else ``serve`` says what it is instead
+    if isinstance(world, WorldModel):  # else ``serve`` raises
         world.config = replace(world.config, actions=named_actions(world.config.actions, run))
     serve(world, **{"name": run.resolve().name, "starts": initial_frames(run), **options})
 
 
-def serve(
-    world: WorldModel,
-    *,
-    name: str = "a world",
-    port: int = 8000,
-    host: str = "127.0.0.1",
-    expose: bool = False,
-    open_browser: bool = False,
-    starts: Sequence[Start] = (),
-    note: str = "",
-    seed: int = 0,
-    limits: Limits | None = None,
-    allow_hosts: Sequence[str] = (),
-) -> None:
-    """Let people play ``world`` in a browser until Ctrl-C; prints one line with the address when it can be opened.
+def serve(world: WorldModel, *, name: str = "a world", open_browser: bool = False, **options: Any) -> None:
+    """Serve ``world`` for play in a browser until Ctrl-C; ``options`` are those of ``prepare``.
 
-    ``starts``: (frames uint8 (T, H, W, C), actions (T, ...) or None) to begin from. ``seed``: the first dream's.
-    ``note``: a sentence shown on the page. ``port`` 0 picks a free one. A ``host`` that others can reach needs
-    ``expose``. ``allow_hosts``: names of proxies or tunnels through which the page may be reached. Raises ReverieError.
+    Prints one line with the address once it can be opened. Raises ReverieError.
     """
-    server, listening, address = prepare(
-        world,
-        name=name,
-        port=port,
-        host=host,
-        expose=expose,
-        starts=starts,
-        note=note,
-        seed=seed,
-        limits=limits,
-        allow_hosts=allow_hosts,
-    )
-    if expose and not loopback(host):
-        print(f"Warning: everyone who can reach {host} can play, on this machine's time.", file=sys.stderr)
+    server, listening, address = prepare(world, name=name, **options)
     print(f"Playing {name} at {address}", flush=True)
     if open_browser:
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()  # some browsers block
-    with contextlib.suppress(KeyboardInterrupt):  # how uvicorn ends after Ctrl-C, when all is closed
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(sockets=[listening])
 
 
@@ -98,8 +70,8 @@ def prepare(
     world: WorldModel,
     *,
     name: str,
-    port: int,
-    host: str,
+    port: int = 8000,
+    host: str = "127.0.0.1",
     expose: bool = False,
     starts: Sequence[Start] = (),
     note: str = "",
@@ -107,7 +79,12 @@ def prepare(
     limits: Limits | None = None,
     allow_hosts: Sequence[str] = (),
 ) -> tuple[uvicorn.Server, socket.socket, str]:
-    """Take the port, compile the world, and return (server, listening socket, address), ready to run."""
+    """Bind the port, compile the world, and return (server, listening socket, address), ready to run.
+
+    ``starts``: initial frames uint8 (T, H, W, C) and their actions (T, ...) or None. ``seed``: of the first session.
+    ``note``: a sentence shown on the page. ``port``: 0 picks a free one. ``host``: if others can reach it, ``expose``
+    must be set. ``allow_hosts``: names of proxies or tunnels to the page.
+    """
     if seed not in protocol.SEEDS:
         raise ReverieError(f"a seed is {protocol.SEEDS[0]} to {protocol.SEEDS[-1]}, not {seed}.")
     starts = [_checked(start, world.config.frame) for start in starts]
@@ -129,10 +106,10 @@ def prepare(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        h11_max_incomplete_event_size=16 << 10,  # a request's headers
+        h11_max_incomplete_event_size=16 << 10,  # bytes of a request's headers
         timeout_graceful_shutdown=1,
         ws_max_size=int(max(np.prod(world.config.frame), protocol.LONGEST)) + 1024,  # a little more gets an answer
-        ws_per_message_deflate=False,  # costs more time than it saves on one machine
+        ws_per_message_deflate=False,  # costs more time than it saves locally
     )
     return uvicorn.Server(config), listening, f"http://{shown}:{taken}/"
 
@@ -159,7 +136,7 @@ def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
         except ReverieError as full:
             await say(websocket, "busy", text=str(full))
             await websocket.close(TRY_LATER)
-        except WebSocketDisconnect:  # gone already
+        except WebSocketDisconnect:  # already gone
             pass
 
     @contextlib.asynccontextmanager
@@ -174,12 +151,12 @@ def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
 
 
 def _card(world: WorldModel, name: str, note: str, seed: int, starts: int) -> dict[str, Any]:
-    """Return the greeting of the page: what this world is."""
+    """Return the description of the world that the page receives first."""
     height, width, channels = world.config.frame
     actions = world.config.actions
     notes = {
-        "none": "This world learned from video without actions: it dreams on by itself, nobody steers.",
-        "latent": "The actions were inferred from video. Those with a name mostly happened when that key was pressed; "
+        "none": "This world was trained on video without actions: it continues by itself and cannot be steered.",
+        "latent": "The actions were inferred from video. Those with a name mostly occurred while that key was pressed; "
         "try the others and see what they do."
         if actions.names
         else "The actions were inferred from video and have no names: try each and see what it does.",
@@ -208,9 +185,11 @@ def _checked(start: Start, frame: tuple[int, int, int]) -> Start:
 
 
 def _listen(host: str, port: int, expose: bool) -> socket.socket:
-    if not loopback(host) and not expose:
-        raise ReverieError(f"Others on the network could play at {host}: say --expose if you want that.")
-    if port not in range(2**16):  # getaddrinfo would wrap it round
+    if not loopback(host):
+        if not expose:
+            raise ReverieError(f"Others on the network could play at {host}: say --expose if you want that.")
+        print(f"Warning: everyone who can reach {host} can play, on this machine's time.", file=sys.stderr)
+    if port not in range(2**16):  # getaddrinfo would take it modulo 2**16
         raise ReverieError(f"There is no port {port}: choose 0 to 65535.")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]

@@ -19,42 +19,27 @@ from reverie.training.optim import OptimConfig
 
 
 def coinrun(*, width: int, depth: int, patch: int, steps: int, takes: str, remat: Any = "dots") -> Recipe:
-    """CoinRun by our own lights: clean context, EMA weights, tokens no larger than what moves, latent actions.
+    """CoinRun with our own choices: clean context, EMA weights, tokens no larger than what moves, latent actions.
 
-    Memory of the largest stage in bfloat16 with a flash kernel, ``remat`` none, dots, full: width 512 170, 53, 16 GB
-    (dynamics, compiled for an H100 of 80); width 256 about 17, 5, 1 (what is kept for the backward pass, and a tenth to
-    a third more). Keeping only matmuls costs 3 % more FLOPs.
+    Memory of the largest stage in bfloat16 with a flash kernel, for ``remat`` none, dots and full: width 512 needs 170,
+    53 and 16 GB (dynamics, compiled for an H100 of 80 GB). Width 256 needs about 17, 5 and 1 GB for activations, and a
+    tenth to a third more in all. Keeping only matmuls costs 3 % more FLOPs.
     """
     net = TransformerConfig(width=width, depth=depth, heads=width // 64, window=8, scan=True, remat=remat)
     see = replace(net, depth=max(2, depth // 2))
     optimizer = OptimConfig(rate=3e-4, warmup=steps // 50, decay=0.1, weight_decay=1e-2, ema=0.999)
-    tokenizer = VQVAEConfig(
-        patch=patch,
-        encoder=see,
-        decoder=see,
-        quantiser=VQConfig(codes=1024, width=32, rate_penalty=0.01),
-        motion_weight=4.0,
-    )
+    codebook = VQConfig(codes=1024, width=32, rate_penalty=0.01)
+    tokenizer = VQVAEConfig(patch=patch, encoder=see, decoder=see, quantiser=codebook, motion_weight=4.0)
     lam = TokenLAMConfig(actions=8, encoder=replace(see, position_embeddings=False), decoder=see)
     dynamics = MaskGITConfig(transformer=net, changed_weight=4.0, passes=12)
+    common: Any = {"batch": 32, "length": 16, "optimizer": optimizer, "every": 5000}
     return Recipe(
         about=f"CoinRun, latent actions, width {width}",
         takes=takes,
         source=CoinRunConfig(count=1000 if width < 256 else 10_000),
-        tokenizer=stage(
-            TokenizerObjective(tokenizer=tokenizer), batch=32, length=16, steps=steps, optimizer=optimizer, every=5000
-        ),
-        lam=stage(
-            LatentActionObjective(lam=lam), batch=32, length=16, steps=steps // 2, optimizer=optimizer, every=5000
-        ),
-        dynamics=stage(
-            DynamicsObjective(dynamics=dynamics, lam="../lam", context=8),
-            batch=32,
-            length=16,
-            steps=steps,
-            optimizer=optimizer,
-            every=5000,
-        ),
+        tokenizer=stage(TokenizerObjective(tokenizer=tokenizer), steps=steps, **common),
+        lam=stage(LatentActionObjective(lam=lam), steps=steps // 2, **common),
+        dynamics=stage(DynamicsObjective(dynamics=dynamics, lam="../lam", context=8), steps=steps, **common),
     )
 
 
@@ -77,6 +62,7 @@ def shortcut() -> Recipe:
     look = TransformerConfig(width=256, depth=8, heads=4, layout="alternate", time_every=4, window=16, scan=True)
     net = replace(look, width=512, depth=12, heads=8, kv_heads=2, window=48, registers=4)
     muon = OptimConfig(kind="muon", rate=3e-4, warmup=2000, decay=0.1, weight_decay=0.1, ema=0.999)
+    common: Any = {"optimizer": muon, "every": 5000}
     tokenizer = Dreamer4Config(patch=8, latents=32, bottleneck=16, packing=2, encoder=look, decoder=look)
     dynamics = ShortcutConfig(
         transformer=net,
@@ -91,18 +77,9 @@ def shortcut() -> Recipe:
         about="CoinRun, recorded actions, Dreamer 4's tokenizer and shortcut forcing",
         takes="a day on a large GPU",
         source=CoinRunConfig(count=10_000, frames=1000),
-        tokenizer=stage(
-            TokenizerObjective(tokenizer=tokenizer), batch=32, length=16, steps=100_000, optimizer=muon, every=5000
-        ),
+        tokenizer=stage(TokenizerObjective(tokenizer=tokenizer), batch=32, length=16, steps=100_000, **common),
         lam=None,
-        dynamics=stage(
-            DynamicsObjective(dynamics=dynamics, context=32),
-            batch=16,
-            length=64,
-            steps=200_000,
-            optimizer=muon,
-            every=5000,
-        ),
+        dynamics=stage(DynamicsObjective(dynamics=dynamics, context=32), batch=16, length=64, steps=200_000, **common),
     )
 
 
@@ -150,32 +127,15 @@ def _replica(about, net, patch, dynamics, conditioning, tokenizer_rate, rate, ta
     tokenizer = VQVAEConfig(patch=patch, encoder=net, decoder=net, quantiser=VQConfig(codes=1024, width=32))
     lam = PixelLAMConfig(patch=16, encoder=net, decoder=net, quantiser=VQConfig(codes=6, width=32), motion_weight=0.0)
     maskgit = MaskGITConfig(transformer=dynamics, conditioning=conditioning, context="hidden", mask_min=0.5, passes=25)
+    common: Any = {"length": 16, "every": 20_000}
+    smaller: Any = {"batch": 36, "steps": 200_000, "optimizer": rate}
     return Recipe(
         about=about,
         takes=takes,
         source=CoinRunConfig(count=10_000, frames=1000),
         tokenizer=stage(
-            TokenizerObjective(tokenizer=tokenizer),
-            batch=48,
-            length=16,
-            steps=300_000,
-            optimizer=tokenizer_rate,
-            every=20000,
+            TokenizerObjective(tokenizer=tokenizer), batch=48, steps=300_000, optimizer=tokenizer_rate, **common
         ),
-        lam=stage(
-            LatentActionObjective(lam=lam, tokenizer="", frozen=()),
-            batch=36,
-            length=16,
-            steps=200_000,
-            optimizer=rate,
-            every=20000,
-        ),
-        dynamics=stage(
-            DynamicsObjective(dynamics=maskgit, lam="../lam", context=15),
-            batch=36,
-            length=16,
-            steps=200_000,
-            optimizer=rate,
-            every=20000,
-        ),
+        lam=stage(LatentActionObjective(lam=lam, tokenizer="", frozen=()), **common, **smaller),
+        dynamics=stage(DynamicsObjective(dynamics=maskgit, lam="../lam", context=15), **common, **smaller),
     )

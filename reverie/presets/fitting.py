@@ -40,13 +40,8 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     # A window shorter than the clips: else every frame in training sees its clip's beginning, and is lost without it.
     net = TransformerConfig(width=width, depth=4, heads=width // 32, time_every=2, window=4)
     optimizer = OptimConfig(kind="muon", rate=3e-3, warmup=100, decay=0.3, floor=0.02, weight_decay=1e-3)
-    tokenizer = VQVAEConfig(
-        patch=patch,
-        encoder=look,
-        decoder=look,
-        quantiser=VQConfig(codes=512, width=16, rate_penalty=0.01),
-        motion_weight=8.0,
-    )
+    codebook = VQConfig(codes=512, width=16, rate_penalty=0.01)
+    tokenizer = VQVAEConfig(patch=patch, encoder=look, decoder=look, quantiser=codebook, motion_weight=8.0)
     lam = TokenLAMConfig(actions=6, encoder=replace(look, position_embeddings=False), decoder=look)
     maskgit = MaskGITConfig(
         transformer=net,
@@ -61,19 +56,14 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     if latent and spec.actions.kind != "none":
         log.warning("less than %.0f %% of the recordings have actions: they are inferred from all", 100 * ENOUGH)
     common: Any = {"optimizer": optimizer, "every": 500, "augment_below": AUGMENT_BELOW}
+    act = DynamicsObjective(dynamics=maskgit, lam="../lam" if latent else None, context=4, action_noise=0.1)
     return Recipe(
         about=f"made for {spec.source}, {minutes:g} minutes",
         takes=f"{minutes:g} minutes",
         source=source,
         tokenizer=stage(TokenizerObjective(tokenizer=tokenizer), batch=16, length=2, steps=2000, **common),
         lam=stage(LatentActionObjective(lam=lam), batch=12, length=3, steps=1500, **common) if latent else None,
-        dynamics=stage(
-            DynamicsObjective(dynamics=maskgit, lam="../lam" if latent else None, context=4, action_noise=0.1),
-            batch=8,
-            length=8,
-            steps=2000,
-            **common,
-        ),
+        dynamics=stage(act, batch=8, length=8, steps=2000, **common),
     )
 
 

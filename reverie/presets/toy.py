@@ -20,19 +20,18 @@ from reverie.training.optim import OptimConfig
 
 
 def toy(latent: bool = False) -> Recipe:
-    """A world two CPU cores learn in minutes: everything moves by whole tiles, and a token is a tile.
+    """A world that two CPU cores can learn in minutes: everything moves by whole tiles, and a token is a tile.
 
-    Sizes are as small as the world allows, since many small steps, not few big ones, teach it to obey: one picture
-    tells all there is to know, so the frame before is the whole memory; tiles do not depend on their neighbours, so the
-    tokenizer looks at one at a time.
+    Models are as small as the world allows, since controllability needs many steps more than large ones. One frame
+    shows the whole state, so the window is the previous frame. Tiles do not depend on their neighbours, so the
+    tokenizer encodes each by itself.
     """
     tile = TransformerConfig(width=64, depth=1, heads=2, hidden=256, space=False, time_every=0)
     now = TransformerConfig(width=64, depth=3, heads=2, hidden=256, time_every=0)
     optimizer = OptimConfig(kind="muon", rate=4e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
     by_tile = OptimConfig(rate=6e-3, warmup=50, decay=0.3, floor=0.02, weight_decay=1e-4)
-    tokenizer = VQVAEConfig(
-        patch=8, encoder=tile, decoder=tile, quantiser=VQConfig(codes=256, width=16), motion_weight=10.0
-    )
+    codebook = VQConfig(codes=256, width=16)
+    tokenizer = VQVAEConfig(patch=8, encoder=tile, decoder=tile, quantiser=codebook, motion_weight=10.0)
     glance = replace(now, depth=2)
     lam = TokenLAMConfig(actions=6, encoder=replace(glance, position_embeddings=False), decoder=now)
     # A world without chance is played without it: at a higher temperature what is rare in training happens too often,
@@ -54,22 +53,19 @@ def toy(latent: bool = False) -> Recipe:
     if latent:  # a code leaves more open than a key does, and can be asked for where it never happens
         by_code = replace(dynamics, passes=8)
         objective = replace(objective, dynamics=by_code, lam="../lam", action_noise=0.1)
+    seen, common = TokenizerObjective(tokenizer=tokenizer), {"optimizer": optimizer, "every": 500}
     return Recipe(
         about="tile platformer, " + ("latent actions: learned from pictures alone" if latent else "recorded actions"),
         takes=f"{'six' if latent else 'two'} minutes on two CPU cores",
         source=PlatformerConfig(tiles=6, count=400, frames=48, themes=2),
-        tokenizer=stage(
-            TokenizerObjective(tokenizer=tokenizer), batch=32, length=2, steps=500, optimizer=by_tile, every=500
-        ),
-        lam=stage(LatentActionObjective(lam=lam), batch=16, length=3, steps=3000, optimizer=optimizer, every=500)
-        if latent
-        else None,
-        dynamics=stage(objective, batch=8, length=4, steps=4000 if latent else 2000, optimizer=optimizer, every=500),
+        tokenizer=stage(seen, batch=32, length=2, steps=500, optimizer=by_tile, every=500),
+        lam=stage(LatentActionObjective(lam=lam), batch=16, length=3, steps=3000, **common) if latent else None,
+        dynamics=stage(objective, batch=8, length=4, steps=4000 if latent else 2000, **common),
     )
 
 
 def causal() -> Recipe:
-    """The same world, a frame's tokens one after another."""
+    """The same world with causal dynamics, which generate a frame token by token."""
     small = toy()
     objective: Any = small.dynamics.objective
     masked = objective.dynamics
@@ -87,7 +83,7 @@ def causal() -> Recipe:
 
 
 def diffusion() -> Recipe:
-    """The same world, a frame's latents out of noise: a tile is a vector."""
+    """The same world with diffusion dynamics: tiles are encoded as vectors."""
     small = toy()
     seen: Any = small.tokenizer.objective
     tile, now = seen.tokenizer.encoder, replace(seen.tokenizer.encoder, space=True, depth=3, time_every=3, window=2)
@@ -103,7 +99,7 @@ def diffusion() -> Recipe:
 
 
 def shortcut() -> Recipe:
-    """The same world, a frame out of noise in four steps."""
+    """The same world with shortcut forcing: four passes generate a frame."""
     slow = diffusion()
     objective: Any = slow.dynamics.objective
     of = objective.dynamics
@@ -140,28 +136,15 @@ def smooth() -> Recipe:
     net = TransformerConfig(width=128, depth=4, heads=4, window=4)
     see = replace(net, depth=2)
     optimizer = OptimConfig(rate=1e-3, warmup=200, decay=0.2, floor=0.02, weight_decay=1e-2)
-    tokenizer = VQVAEConfig(
-        patch=4,
-        encoder=see,
-        decoder=see,
-        quantiser=VQConfig(codes=1024, width=32, rate_penalty=0.01),
-        motion_weight=10.0,
-    )
+    codebook = VQConfig(codes=1024, width=32, rate_penalty=0.01)
+    tokenizer = VQVAEConfig(patch=4, encoder=see, decoder=see, quantiser=codebook, motion_weight=10.0)
+    common: Any = {"length": 8, "batch": 16, "optimizer": optimizer, "every": 2000}
     dynamics = MaskGITConfig(transformer=net, changed_weight=5.0, passes=8)
     return Recipe(
         about="platformer with smooth motion, recorded actions",
         takes="a day on two CPU cores, an hour on a GPU",
         source=PlatformerConfig(speed=2, count=2000, frames=160),
-        tokenizer=stage(
-            TokenizerObjective(tokenizer=tokenizer), batch=16, length=8, steps=20_000, optimizer=optimizer, every=2000
-        ),
+        tokenizer=stage(TokenizerObjective(tokenizer=tokenizer), steps=20_000, **common),
         lam=None,
-        dynamics=stage(
-            DynamicsObjective(dynamics=dynamics, context=4),
-            batch=16,
-            length=8,
-            steps=40_000,
-            optimizer=optimizer,
-            every=2000,
-        ),
+        dynamics=stage(DynamicsObjective(dynamics=dynamics, context=4), steps=40_000, **common),
     )

@@ -1,8 +1,8 @@
 """Self-describing checkpoints: ``load(path)`` needs nothing but the path.
 
 A run's folder holds ``run.json`` (its config, the spec and fingerprint of its data, the code's version) and
-``checkpoints/<step>/`` with up to three flat dicts of arrays by dotted name: ``weights`` (what was trained, and what
-training changed besides), ``ema`` (the running mean of the trained weights, when there is one) and ``optimizer``.
+``checkpoints/<step>/``. A checkpoint has up to three flat dicts of arrays by dotted name: ``weights`` (trained weights
+and other variables that training changes), ``ema`` (the EMA of the trained weights, if any) and ``optimizer``.
 Frozen parts are not saved again: the config names the run that trained them. Neither are random keys, which are
 functions of the seed and the step.
 
@@ -128,12 +128,7 @@ class Writer:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        keep: int = 1,
-        always: Sequence[int] = (),
-        start: int | None = None,
-        end: int | None = None,
+        self, folder: Path, keep: int = 1, always: Sequence[int] = (), start: int | None = None, end: int | None = None
     ):
         self._run, self._folder = folder, folder / CHECKPOINTS
         self._keep, self._always = max(keep, 1), set(always)

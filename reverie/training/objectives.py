@@ -252,10 +252,7 @@ def _see(model: Any, batch: dict[str, Array]) -> dict[str, Array]:
 
 
 def _encode(world: WorldModel, batch: dict[str, Array]) -> dict[str, Array]:
-    return {
-        "latents": world.encode(batch["frames"]),
-        "actions": world.actions_of(batch["frames"], batch["actions"]),
-    }
+    return {"latents": world.encode(batch["frames"]), "actions": world.actions_of(batch["frames"], batch["actions"])}
 
 
 def _encode_frames(world: WorldModel, batch: dict[str, Array]) -> dict[str, Array]:

@@ -32,31 +32,31 @@ def clip(model):
 
 
 @pytest.fixture(scope="module")
-def dream(model):
-    """Watch a clip, dream one frame more: (memory before, memory after, latents, features)."""
+def generate(model):
+    """Observe a clip, generate one frame more: (state before, state after, latents, features)."""
 
     @jax.jit
-    def dream(latents, actions, key, temperature):
-        memory, _ = watch(model, latents, actions[:, :-1])
-        return memory, *model.imagine(memory, actions[:, -1], key, temperature)
+    def generate(latents, actions, key, temperature):
+        state, _ = watch(model, latents, actions[:, :-1])
+        return state, *model.imagine(state, actions[:, -1], key, temperature)
 
-    return lambda latents, actions, key=KEY, temperature=1.0: dream(latents, actions, key, np.float32(temperature))
+    return lambda latents, actions, key=KEY, temperature=1.0: generate(latents, actions, key, np.float32(temperature))
 
 
-def test_memory_changes_nothing_but_the_time_it_takes(model, dream, clip):
+def test_the_cache_changes_nothing_but_the_time_it_takes(model, generate, clip):
     """T is more than twice the window: what has left it was overwritten several times."""
     latents, actions = clip(length=T + 1)
     slow = jax.jit(model.imagine_uncached)
     for temperature in (0.0, 1.0, 2.0):
         expected = slow(latents[:, :T], actions, KEY, np.float32(temperature))
-        np.testing.assert_allclose(dream(latents[:, :T], actions, KEY, temperature)[2], expected, atol=1e-4)
+        np.testing.assert_allclose(generate(latents[:, :T], actions, KEY, temperature)[2], expected, atol=1e-4)
 
 
-def test_a_dream_is_remembered_as_if_it_had_been_watched(model, dream, clip):
-    """However often a frame is refined: nothing else that is remembered may change."""
+def test_a_generated_frame_is_appended_like_an_observed_one(model, generate, clip):
+    """However often a frame is refined: nothing else in the state may change."""
     latents, actions = clip(length=T + 1)
-    before, after, dreamed, h = dream(latents[:, :T], actions)
-    watched, h_watched = jax.jit(model.observe)(before, dreamed, actions[:, -1])
+    before, after, generated, h = generate(latents[:, :T], actions)
+    watched, h_watched = jax.jit(model.observe)(before, generated, actions[:, -1])
     for a, b in zip(jax.tree.leaves((after, h)), jax.tree.leaves((watched, h_watched)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -83,35 +83,35 @@ def test_actions_of_the_past_and_the_present_are_seen(model, clip):
     assert (np.abs(np.asarray(h[1:] - h[:1])).max(axis=-1) > 1e-7).all()
 
 
-def test_rows_do_not_know_of_each_other(dream, clip):
+def test_rows_do_not_know_of_each_other(generate, clip):
     latents, actions = clip(batch=4, length=T + 1)
     others, acted = clip(batch=4, length=T + 1, seed=1)
-    mixed = dream(others.at[2].set(latents[2])[:, :T], acted.at[2].set(actions[2]))
-    for a, b in zip(dream(latents[:, :T], actions)[2:], mixed[2:], strict=True):
+    mixed = generate(others.at[2].set(latents[2])[:, :T], acted.at[2].set(actions[2]))
+    for a, b in zip(generate(latents[:, :T], actions)[2:], mixed[2:], strict=True):
         np.testing.assert_array_equal(a[2], b[2])
         assert not np.array_equal(a[1], b[1])
 
 
-def test_the_same_key_dreams_the_same_and_another_does_not(dream, clip):
+def test_the_same_key_generates_the_same_and_another_does_not(generate, clip):
     latents, actions = clip(batch=4, length=T + 1)
-    first, again = dream(latents[:, :T], actions), dream(latents[:, :T], actions)
+    first, again = generate(latents[:, :T], actions), generate(latents[:, :T], actions)
     np.testing.assert_array_equal(first[2], again[2])
-    assert not np.array_equal(first[2], dream(latents[:, :T], actions, jax.random.key(8))[2])
+    assert not np.array_equal(first[2], generate(latents[:, :T], actions, jax.random.key(8))[2])
 
 
-def test_temperature_zero_leaves_nothing_to_chance(dream, clip):
+def test_temperature_zero_leaves_nothing_to_chance(generate, clip):
     latents, actions = (jnp.repeat(x, 16, axis=0) for x in clip(batch=1, length=T + 1))
-    still = dream(latents[:, :T], actions, KEY, 0.0)[2]
-    np.testing.assert_array_equal(still, dream(latents[:, :T], actions, jax.random.key(8), 0.0)[2])
+    still = generate(latents[:, :T], actions, KEY, 0.0)[2]
+    np.testing.assert_array_equal(still, generate(latents[:, :T], actions, jax.random.key(8), 0.0)[2])
     np.testing.assert_array_equal(still, np.repeat(still[:1], 16, axis=0))
-    assert len(np.unique(dream(latents[:, :T], actions)[2], axis=0)) > 1
+    assert len(np.unique(generate(latents[:, :T], actions)[2], axis=0)) > 1
 
 
-def test_untold_the_temperature_is_the_models_own(model, dream, clip):
+def test_the_default_temperature_is_the_models_own(model, generate, clip):
     latents, actions = clip(length=T + 1)
-    memory, _ = watch(model, latents[:, :T], actions[:, :-1])
-    untold = jax.jit(model.imagine)(memory, actions[:, -1], KEY)[1]
-    np.testing.assert_allclose(untold, dream(latents[:, :T], actions, KEY, model.temperature)[2], atol=1e-4)
+    state, _ = watch(model, latents[:, :T], actions[:, :-1])
+    default = jax.jit(model.imagine)(state, actions[:, -1], KEY)[1]
+    np.testing.assert_allclose(default, generate(latents[:, :T], actions, KEY, model.temperature)[2], atol=1e-4)
 
 
 def test_a_loss_teaches_every_weight_and_is_the_same_on_many_devices(model, clip):

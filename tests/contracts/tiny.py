@@ -25,7 +25,7 @@ FRAME = (8, 8, 3)
 SMALL = TransformerConfig(width=16, depth=2, heads=2, hidden=32, window=3)
 SIZES = {"frame": FRAME, "patch": 4, "latents": 6, "passes": 4}  # by name, where a config has such a field
 ACTIONS = ActionSpace("discrete", 3, ("left", "right", "stay"))
-T = 8  # longer than the window: memory wraps
+T = 8  # longer than the window: the ring buffer wraps
 
 
 def tiny(config: Any, transformer: TransformerConfig = SMALL) -> Any:
@@ -104,13 +104,13 @@ def other(latent: Array) -> Array:
 
 
 def watch(model: Any, latents: Array, actions: Array) -> tuple[Any, Array]:
-    """Take in a clip frame by frame: (memory, features of every frame, time first)."""
+    """Observe a clip frame by frame: (state, features of every frame, time first)."""
 
-    def take_in(memory, inputs):
-        return model.observe(memory, *inputs)
+    def observe(state, inputs):
+        return model.observe(state, *inputs)
 
     time_first = (jnp.swapaxes(latents, 0, 1), jnp.swapaxes(actions, 0, 1))
-    return jax.lax.scan(take_in, model.empty(len(latents)), time_first)
+    return jax.lax.scan(observe, model.empty(len(latents)), time_first)
 
 
 def state(module: nnx.Module) -> dict[str, np.ndarray]:

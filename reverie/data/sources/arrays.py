@@ -35,7 +35,7 @@ class ArraysConfig(FileSource):
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if NumPy's arrays are what it holds."""
+        """Return this source of ``path`` if it holds NumPy arrays."""
         found = [file for file in files.ending(inside, (".npz", ".npy")) if not CHUNK.fullmatch(file.name)]
         found = [file for file in found if file not in beside(inside, inside)]
         others = [file for file in inside if file.suffix != ".lmp"]  # what ViZDoom's engine notes beside its pictures

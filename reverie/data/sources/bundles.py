@@ -1,8 +1,8 @@
 """Named arrays of one or many episodes (an .npz, a group of an HDF5 file, a sample of a tar) as recordings.
 
-Which array is what follows from its name and shape (``roles``). Which step an entry belongs to follows from lengths:
-one fewer than frames are the steps themselves; as many as frames were taken *at* a frame, unless the first of every
-episode is 0 and the arrays are DreamerV2's or Crafter's, where they led *to* it. A user may say it instead.
+The name and shape of an array determine its role (``roles``), and its length the step of each entry. One entry fewer
+than frames: one per step. As many as frames: taken *at* a frame. But in arrays of DreamerV2 and Crafter whose first
+entry of every episode is 0, they led *to* a frame. A user can set this instead.
 
 N rows of a bundle, T frames of an episode.
 """

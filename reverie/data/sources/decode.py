@@ -3,8 +3,8 @@
 Order and number are those of the decoder, as in ``ffmpeg -fps_mode passthrough``: packets that an edit list hides and
 frames before the first key frame are dropped. Times are the decoder's best estimate (``_Clock``), made to ascend.
 
-A frame is damaged if its packet or picture is marked so, if its packet does not decode, or if it follows such a one
-before the next key frame, in *decoding* order, because it may then refer to the damaged picture.
+A frame is damaged if its packet or picture is marked so, or if its packet does not decode. So are the frames after it
+up to the next key frame, in *decoding* order, because they may refer to the damaged picture.
 """
 
 from array import array

@@ -33,7 +33,7 @@ class HDF5Config(FileSource):
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if HDF5 is what it holds; Minari's is another source's."""
+        """Return this source of ``path`` if it holds HDF5 files that are not Minari's."""
         found = files.ending(inside, ENDINGS)
         return cls(path=str(path)) if found and all(file.name != "main_data.hdf5" for file in found) else None
 

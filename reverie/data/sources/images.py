@@ -1,7 +1,7 @@
-"""Folders of pictures: every folder that holds PNG or JPEG files is an episode, in the order people number frames.
+"""Folders of pictures: every folder with PNG or JPEG files is an episode, sorted by the numbers in their names.
 
-A file ``actions.csv`` (.jsonl, .npy, .npz) in the folder, or one named like the folder beside it, says what was done:
-see ``tables``. Row i is of frame i unless a column ``frame`` says which.
+A file ``actions.csv`` (.jsonl, .npy, .npz) in the folder, or one beside it with the folder's name, holds the actions
+(``tables``). Row i belongs to frame i, unless there is a column ``frame``.
 """
 
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class ImagesConfig(FileSource):
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if pictures are what it holds."""
+        """Return this source of ``path`` if it holds pictures."""
         pictures = files.ending(inside, ENDINGS)
         loose = pictures and not files.ending(inside, VIDEOS) and recognise(path, inside, pictures) is None
         return cls(path=str(path)) if loose else None

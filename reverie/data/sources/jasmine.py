@@ -33,7 +33,7 @@ class JasmineConfig(FileSource):
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if it holds ArrayRecords; TensorFlow Datasets' lie beside features.json."""
+        """Return this source of ``path`` if it holds ArrayRecords that are not of TensorFlow Datasets."""
         found = {file.parent for file in inside if file.suffix == ".array_record"}
         others = ("manifest.json", "features.json")
         return cls(path=str(path)) if any(all(not (f / name).is_file() for name in others) for f in found) else None

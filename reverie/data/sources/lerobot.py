@@ -39,7 +39,7 @@ class LeRobotConfig(FileSource):
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if it holds a data set of LeRobot's."""
+        """Return this source of ``path`` if it holds a LeRobot data set."""
         infos = [file.parents[1] for file in inside if file.as_posix().endswith(f"/{INFO}")]
         return cls(path=str(path)) if any((root / "data").is_dir() for root in infos) else None
 
@@ -108,7 +108,7 @@ class _Set:
         done = next((rows[name] for name in DONES if name in rows), None)
         tasks_here = episode.get("tasks")
         own = tasks.get(int(rows["task_index"][0])) if "task_index" in rows and length else None
-        told = tasks_here[0] if isinstance(tasks_here, list) and tasks_here else ""
+        named = tasks_here[0] if isinstance(tasks_here, list) and tasks_here else ""
         return Recording(
             name=f"episode {number}",
             length=length,
@@ -116,7 +116,7 @@ class _Set:
             actions=at(rows.get(key), length),
             rewards=None if reward is None else at(reward.reshape(-1), length),
             ends=None if done is None else at(done.reshape(-1) != 0, length),
-            task=own or str(told),
+            task=own or str(named),
         )
 
     def _is_depth(self, camera: str) -> bool:

@@ -34,7 +34,7 @@ class MinariConfig(FileSource):
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if it holds one of Minari's data sets; ReverieError names them if several."""
+        """Return this source of ``path`` if it holds a Minari data set; ReverieError if it holds several."""
         roots = {file.parent for file in inside if file.name == MAIN}
         roots |= {file.parents[1] for file in inside if file.suffix in ENDS and (file.parents[1] / METADATA).is_file()}
         return cls(path=str(path)) if roots else None

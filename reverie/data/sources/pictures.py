@@ -36,7 +36,7 @@ def decoded(data: bytes) -> np.ndarray:
 
 
 def is_encoded(data: bytes) -> bool:
-    """Return whether bytes begin as a PNG or JPEG does."""
+    """Return whether bytes start like a PNG or JPEG file."""
     return data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff"
 
 
@@ -63,8 +63,8 @@ def is_picture(shape: Sequence[int], kind: str, *, named: bool) -> bool:
 def rgb(frames: np.ndarray) -> np.ndarray:
     """Return pictures (T,H,W), (T,H,W,C) or (T,C,H,W) of 1, 3 or 4 channels, uint8 or floats, as uint8 (T,H,W,3).
 
-    Floats within 0..1 become 0..255. Of four channels, transparency is dropped; four grey frames that were stacked for
-    an agent are not told from it, unless the fourth channel changes: then it is the newest of them.
+    Floats within 0..1 become 0..255. Of four channels, the fourth counts as transparency and is dropped. If it changes,
+    the channels count as four stacked grey frames, and the fourth as the newest of them.
     """
     if frames.ndim == 3:
         frames = frames[..., None]

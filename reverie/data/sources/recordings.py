@@ -70,7 +70,7 @@ class Found:
     skipped: list[str] = field(default_factory=list)
 
     def say(self, note: str) -> None:
-        """Note something, once."""
+        """Add a note, unless it is there already."""
         if note not in self.notes:
             self.notes.append(note)
 

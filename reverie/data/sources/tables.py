@@ -1,11 +1,11 @@
-"""Tables of what was done in an episode, written beside its pictures: NAME.csv, .jsonl, .npy or .npz.
+"""Tables of actions, rewards and ends beside the pictures of an episode: NAME.csv, .jsonl, .npy or .npz.
 
 Columns are named in the first line of a csv, by the keys of a jsonl, by the arrays of an npz:
 
 - ``action``: a number; or several, in a jsonl or npz; or the columns ``action.NAME`` (or ``action_NAME``), one each;
 - ``key.NAME``: 1 while a key is held; in a jsonl also ``keys``, a list of those held;
 - ``reward``, ``terminal`` (the world ended), ``truncated`` (the recording stopped);
-- ``frame``: of which frame the row is; without it, row i is of frame i.
+- ``frame``: the frame number of the row; without it, row i belongs to frame i.
 
 R rows, T frames.
 """
@@ -190,7 +190,7 @@ def _is_number(text: Any) -> bool:
 
 
 def _numbers(values: Any) -> np.ndarray | None:
-    """Return values as an array of whole numbers or floats; None where they are words. True is 1, nothing is nan."""
+    """Return values as an array of integers or floats; None if they are words. True becomes 1, an empty value nan."""
     words = {"true": 1, "false": 0, "": np.nan, "none": np.nan}
     texts = [value.strip().lower() for value in values if isinstance(value, str)]
     try:

@@ -1,7 +1,7 @@
 """Pickled records of numbers, texts, bytes, lists, dicts and arrays, read without running anything.
 
-A pickle is a program. This reader follows its instructions as ``pickletools`` lists them and imports nothing: the names
-of NumPy's array makers stand for functions of its own that build arrays out of bytes, and every other name ends it.
+A pickle is a program. This reader interprets its instructions as ``pickletools`` lists them and imports nothing. It
+replaces the names of NumPy's array constructors by its own functions, and rejects every other name.
 """
 
 import pickletools

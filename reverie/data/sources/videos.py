@@ -73,7 +73,7 @@ class VideosConfig:
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if loose videos are what it holds."""
+        """Return this source of ``path`` if it holds ordinary videos."""
         found = files.ending(inside, ENDINGS)
         return cls(path=str(path)) if found and recognise(path, inside, found) is None else None
 
@@ -253,7 +253,7 @@ def _episode(piece: list[Sample], fps: float, name: str, still: int, codes: Codi
 def steadied(frames_THWC: np.ndarray, still: int) -> np.ndarray:
     """Return uint8 frames in which a pixel keeps its colour until one of its channels changes by more.
 
-    For dark pixels (brightest channel below ``DARK``) the threshold is proportionally lower, down to a quarter: there a
+    For dark pixels (brightest channel below ``DARK``) the threshold is proportionally lower, down to a quarter. There a
     step of 6 is as visible as one of 24 in bright ones, and whole figures move in such steps.
     """
     steady = frames_THWC.copy()

@@ -71,7 +71,7 @@ class VPTConfig(FileSource):
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if it holds videos with VPT's lines beside them."""
+        """Return this source of ``path`` if it holds videos with VPT's action files beside them."""
         found = files.ending(inside, ENDINGS)
         return cls(path=str(path)) if any(is_vpt(video.with_suffix(".jsonl")) for video in found[:20]) else None
 

@@ -42,7 +42,7 @@ class WebDatasetConfig(FileSource):
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if tar files are what it holds."""
+        """Return this source of ``path`` if it holds tar files."""
         found = files.ending(inside, ENDINGS)
         return cls(path=str(path)) if found and outnumber(inside, found) else None
 
@@ -145,7 +145,7 @@ def _bundle(key: str, tar: _Tar, members: dict[str, str], found: Found) -> Bundl
 
 
 def _read_json(about: Any, columns: dict[str, Column], found: Found) -> str:
-    """Take what a sample's JSON says: lists of numbers are arrays; return the text of the task."""
+    """Add the lists of numbers in a sample's JSON to its arrays; return the text of the task."""
     if not isinstance(about, dict):
         return ""
     for name, value in about.items():

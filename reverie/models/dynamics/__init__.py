@@ -49,7 +49,10 @@ class Dynamics(Protocol):
     def imagine_uncached(
         self, latents: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
     ) -> Array:
-        """Generate the same frame without a KV cache, from latents (B, T, ...) and actions (B, T+1); for tests."""
+        """Generate the same frame without a KV cache, from latents (B, T, ...) and actions (B, T+1).
+
+        For tests, and to measure what the cache saves.
+        """
         ...
 
 

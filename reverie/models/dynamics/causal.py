@@ -151,10 +151,7 @@ class Causal(nnx.Module):
     def imagine_uncached(
         self, latents_BTN: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
     ) -> Array:
-        """``imagine`` by running the whole past for every block: latents (B, T, N), actions (B, T+1) -> (B, N).
-
-        For tests and benchmarks: it must generate the same frame, and shows what the KV cache saves.
-        """
+        """The same frame by running the whole past for every block: latents (B, T, N), actions (B, T+1) -> (B, N)."""
 
         def predict(latents_BN, first, frame_kv):
             clip = jnp.concatenate([latents_BTN, latents_BN[:, None]], axis=1)

@@ -221,10 +221,7 @@ class Diffusion(nnx.Module):
     def imagine_uncached(
         self, latents_BTNL: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
     ) -> Array:
-        """``imagine`` by running the whole past in every pass: latents (B, T, N, L), actions (B, T+1) -> (B, N, L).
-
-        For tests and benchmarks: it must generate the same frame, and shows what the KV cache saves.
-        """
+        """The same frame by running the whole past in every pass: latents (B, T, N, L), actions (B, T+1)."""
         batch, length = latents_BTNL.shape[:2]
         past = [self._with_context_noise(latents_BTNL[:, t], jnp.uint32(t)) for t in range(length)]
         past = jnp.stack(past, axis=1)

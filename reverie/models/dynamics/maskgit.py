@@ -163,10 +163,7 @@ class MaskGIT(nnx.Module):
     def imagine_uncached(
         self, latents_BTN: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
     ) -> Array:
-        """``imagine`` by running the whole past in every pass: latents (B, T, N) and actions (B, T+1) -> (B, N).
-
-        For tests and benchmarks: it must generate the same frame, and shows what the KV cache saves.
-        """
+        """The same frame by running the whole past in every pass: latents (B, T, N), actions (B, T+1) -> (B, N)."""
 
         def predict(latents_BN):
             x = jnp.concatenate([latents_BTN, latents_BN[:, None]], axis=1)

@@ -4,9 +4,9 @@ Source: Dreamer 4 (arXiv 2509.24527, section 3.2). A step of size d must lead wh
 (self-consistency). The smallest step is learned from data (shortcut models, arXiv 2410.12557; here every frame has a
 noise level of its own). Four steps then generate a frame.
 
-What the paper leaves open is a field here, with who chose what: the number of levels; the share of training steps whose
-targets are the network's own half steps; whether those come from an EMA teacher; whether drafts read finished frames
-(4ku's clean context, our default) or noisy ones (the paper). Level and size are one embedding, added to every token of
+What the paper leaves open is a field here, with choices of others: the number of levels, the share of training steps
+with self-consistency targets, and whether these come from an EMA teacher. Drafts read finished frames (4ku's clean
+context, our default) or noisy ones (the paper). Level and size are one embedding, added to every token of
 a frame or a token of its own (``conditioning``).
 
 Shapes: B batch, T time, N tokens per frame, L latent width.

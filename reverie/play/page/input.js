@@ -10,7 +10,7 @@ export const glyph = (key) => GLYPHS[key] ?? (key.length === 1 ? key.toUpperCase
 const same = (key) => (key.length === 1 ? key.toLowerCase() : key);
 
 export class Input {
-  // pressed(action): told of every press, before it is taken.
+  // pressed(action): called at every press, before the action is taken.
   constructor(world, pad, pressed) {
     const { size, keys } = world.actions;
     this.actions = world.actions;

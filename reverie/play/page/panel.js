@@ -6,7 +6,7 @@ export const $ = (id) => document.getElementById(id);
 
 // A sentence under the buttons.
 export function tell(text) {
-  $("told").textContent = text;
+  $("message").textContent = text;
   for (const format of ["gif", "mp4"]) $(format).disabled = false;
 }
 
