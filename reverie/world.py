@@ -97,7 +97,9 @@ def prefill(dynamics: Any, latents: Array, actions: Array, length: Array | int |
     inputs, state = (latents, actions), dynamics.empty(len(latents))
     h = jax.eval_shape(lambda: dynamics.observe(state, latents[:, 0], actions[:, 0])[1])
     count = latents.shape[1] if length is None else length
-    return jax.lax.fori_loop(0, count, take_in, (state, jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), h)))
+    return jax.lax.fori_loop(
+        0, count, take_in, (state, jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), h))
+    )
 
 
 def features(dynamics: Any, latents: Array, actions: Array) -> Array:
