@@ -23,6 +23,11 @@ def check_minutes(minutes: float | None) -> None:
         raise ReverieError(f"--minutes must be a number above 0, not {minutes:g}.")
 
 
+def seconds_for(name: str, minutes: float, stages: list[str]) -> float:
+    """Return the seconds in which one of several stages trains; the rest is for compiling, reports, evaluation."""
+    return SHARES[name] / sum(SHARES[stage] for stage in stages) * minutes * 60 * 0.85
+
+
 def begun(name: str, out: Path, place: Path, minutes: float, past: float | None) -> Run | None:
     """Return the run of a stage that was started in ``place``; None if there is none.
 
@@ -59,8 +64,7 @@ def in_time(
         if jax.process_index() == 0:
             shutil.rmtree(trial, ignore_errors=True)
     rate = max(line["steps_per_s"] for line in lines if "steps_per_s" in line)
-    share = SHARES[name] / sum(SHARES[stage] for stage in stages)
-    steps = max(TRIAL, int(rate * share * minutes * 60 * 0.85))  # the rest: compiling, reports, evaluation
+    steps = max(TRIAL, int(rate * seconds_for(name, minutes, stages)))
     clock = max(steps // 5, 1)
     warmup = min(run.optimizer.warmup, max(steps // 10, 1))
     return replace(

@@ -112,6 +112,11 @@ def add_training(to: Parser, minutes: str, out: str | None = None) -> None:
     to.add_argument("--fresh", action="store_true", help="start over; what RUN holds is replaced at the end")
 
 
+def add_dry_run(to: Parser) -> None:
+    text = "show stages, sizes, FLOPs, memory and time, and train nothing"
+    to.add_argument("--dry-run", action="store_true", help=text)
+
+
 def add_log(to: Any, dest: str = "log") -> None:
     text = "also log to this service; may be repeated"
     default: Any = [] if dest == "log" else argparse.SUPPRESS
@@ -152,14 +157,14 @@ def _worlds(add: Callable[..., Parser]) -> None:
     text = "a folder of videos, a video, a store, or a source's name"
     completed(one.add_argument("source", metavar="SOURCE", help=text), sources_known)
     add_training(one, "how long it may train (30)")
+    add_dry_run(one)
     add_log(one)
 
     one = add("train", commands.train, "Train a preset; every field of it is a flag.", "reverie list",
               "reverie train PRESET --out runs/mine", "reverie train PRESET --help", named=PRESET)  # fmt: skip
     completed(one.add_argument("preset", metavar="PRESET", help="a name from 'reverie list'"), presets_known)
     add_training(one, "as many steps as fit in this time, instead of the preset's")
-    text = "show stages, sizes, FLOPs, memory and time, and train nothing"
-    one.add_argument("--dry-run", action="store_true", help=text)
+    add_dry_run(one)
     add_every(one)
 
 

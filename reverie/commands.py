@@ -30,9 +30,15 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def learn(args: argparse.Namespace) -> None:
-    from reverie.pipeline import learn
+    from reverie.pipeline import MINUTES, learn, recipe_for
 
     out = args.out or Path("runs") / Path(args.source).resolve().stem
+    if args.dry_run:
+        from reverie.forecast import forecast
+
+        minutes = MINUTES if args.minutes is None else args.minutes
+        print(forecast(args.source, *recipe_for(args.source, out, minutes), minutes))
+        return
     learn(args.source, out, args.minutes, fresh=args.fresh, loggers=tuple(args.log))
 
 
@@ -50,7 +56,7 @@ def train(args: argparse.Namespace) -> None:
     if args.dry_run:
         from reverie.forecast import forecast
 
-        print(forecast(args.preset, recipe))
+        print(forecast(args.preset, recipe, recipe.source.spec()))
         return
     from reverie.pipeline import train
 
@@ -137,7 +143,8 @@ def show(args: argparse.Namespace) -> None:
         from reverie.forecast import forecast
         from reverie.presets import preset
 
-        print(forecast(args.run, preset(args.run)))
+        recipe = preset(args.run)
+        print(forecast(args.run, recipe, recipe.source.spec()))
         return
     if not Path(args.run).exists() and (hint := did_you_mean(args.run, catalogue()["presets"])).startswith(" Did"):
         raise ReverieError(f"there is no run and no preset '{args.run}'.{hint}")

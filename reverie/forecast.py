@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from reverie import config
+from reverie.budget import seconds_for
+from reverie.data.episode import Spec
 from reverie.nn.precision import compute_dtype
 from reverie.presets.recipe import Recipe, stages
 from reverie.training import checkpoint
@@ -20,9 +23,9 @@ HEAD = ("", "steps", "clips", "parameters", "FLOP/step", "FLOP", "memory", "time
 UNITS = ((365 * 86400.0, "years"), (86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
-def costs(recipe: Recipe) -> dict[str, Cost]:
-    """Return the cost of each stage of a recipe, by its name; nothing is read or trained."""
-    spec, found, out = recipe.source.spec(), {}, Path(os.path.abspath("forecast"))
+def costs(recipe: Recipe, spec: Spec) -> dict[str, Cost]:
+    """Return the cost of each stage of a recipe on data like ``spec``, by its name; nothing is read or trained."""
+    found, out = {}, Path(os.path.abspath("forecast"))
     with checkpoint.untrained_models() as models:
         for name, run in stages(recipe).items():
             found[name] = cost(run, spec, out / name)
@@ -30,9 +33,16 @@ def costs(recipe: Recipe) -> dict[str, Cost]:
     return found
 
 
-def forecast(name: str, recipe: Recipe) -> str:
-    """Return what a recipe will take: a table of its stages, and how its numbers came about."""
-    spec, found, rate = recipe.source.spec(), costs(recipe), matmul_rate()
+def forecast(name: str, recipe: Recipe, spec: Spec, minutes: float | None = None) -> str:
+    """Return what a recipe will take: a table of its stages, and how its numbers came about.
+
+    ``minutes``: the time for which it is trained, in which case steps are as many as could fit.
+    """
+    found, rate, limit = costs(recipe, spec), matmul_rate(), ""
+    if minutes is not None:
+        names, limit = list(found), f"steps: at most, in {minutes:g} minutes; training times a few steps and chooses."
+        fit = {stage: int(seconds_for(stage, minutes, names) * rate / of.flops) for stage, of in found.items()}
+        recipe = config.replace(recipe, **{f"{stage}.steps": steps for stage, steps in fit.items()})
     rows: list[tuple[str, ...]] = [HEAD]
     together = 0.0
     for stage, run in stages(recipe).items():
@@ -56,7 +66,7 @@ def forecast(name: str, recipe: Recipe) -> str:
         f"time: an estimate, at least FLOP / {si(rate)}FLOP/s: the rate of large matmuls, measured here and now.",
         "Small models are slower. Recording, compiling, reports and evaluation are not in it.",
     ]
-    return "\n".join([*about, "", *aligned(rows), "", *notes])
+    return "\n".join([*about, "", *aligned(rows), "", *([limit] if limit else []), *notes])
 
 
 def aligned(rows: list[tuple[str, ...]]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from reverie.budget import TRIAL, begun, check_minutes, in_time
-from reverie.data.episode import Dataset
+from reverie.data.episode import Dataset, Spec
 from reverie.data.held_out import held_out
 from reverie.data.shifted import enlarged
 from reverie.data.store import open_dataset
@@ -45,6 +45,12 @@ def learn(
     for fewer minutes before, its dynamics are trained further.
     """
     minutes = MINUTES if minutes is None else minutes
+    recipe, _ = recipe_for(source, out, minutes)
+    return train(logging_to(recipe, loggers), out, minutes, fresh=fresh)
+
+
+def recipe_for(source: str, out: Path, minutes: float) -> tuple[Recipe, Spec]:
+    """Return the recipe by which ``learn`` trains, and the spec of its data; nothing is written."""
     check_minutes(minutes)
     out = Path(out).absolute()
     settled(out)
@@ -52,8 +58,7 @@ def learn(
     where = str(Path(source).resolve()) if made is None else made
     there = out / "data" if (out / "data").exists() and (out / WORLD).is_file() else None
     spec = open_dataset(there or where).spec if there or isinstance(where, str) else where.spec()
-    recipe = replace(fitting(spec, str(there) if there else where, minutes), source=where)
-    return train(logging_to(recipe, loggers), out, minutes, fresh=fresh)
+    return replace(fitting(spec, str(there) if there else where, minutes), source=where), spec
 
 
 def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:

@@ -1,5 +1,6 @@
 """What a recipe will take is known before it is followed: FLOPs exactly, memory about, and nothing is written."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from reverie import cli
 from reverie.catalogue import catalogue
 from reverie.forecast import costs, duration
 from reverie.presets import preset
+from reverie.presets.fitting import fitting
+from reverie.presets.recipe import stages
 from reverie.training import flops
 from reverie.training.blueprint import Blueprint
 from reverie.training.cost import batch_of, cost, flops_of, state_of
@@ -25,7 +28,7 @@ def recipe():
 
 
 def test_every_stage_has_a_cost_before_any_is_trained(recipe):
-    found = costs(recipe)
+    found = costs(recipe, recipe.source.spec())
     assert list(found) == ["tokenizer", "lam", "dynamics"]
     assert all(of.flops > 0 and of.activations > 0 and of.memory > of.weights for of in found.values())
     assert not list(Path().iterdir())
@@ -61,6 +64,20 @@ def test_a_dry_run_shows_what_flags_change_and_leaves_nothing(capsys):
     assert rows["all"][2:4] == [f"{catalogue()['presets']['toy-causal']['parameters'] / 1e3:.0f}", "k"]
     assert max(map(len, dry.splitlines())) <= 110 and "estimate" in dry and "toy-causal: tile platformer" in shown
     assert not list(Path().iterdir())
+
+
+def test_learning_has_a_forecast_too(capsys, monkeypatch):
+    monkeypatch.setattr("reverie.pipeline.fitting", lambda spec, *_: shrunk(fitting(spec, *_), spec))
+    assert cli.main(["learn", "square", "--minutes", "2", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "steps: at most, in 2 minutes" in out and re.search(r"^dynamics +\d+ ", out, re.MULTILINE)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("name", catalogue()["presets"])
+def test_every_stage_says_what_its_steps_read(name):
+    for stage, run in stages(preset(name)).items():
+        assert hasattr(run.objective, "encoder") and run.objective.reads, stage
 
 
 def test_a_misspelt_preset_is_no_run(capsys):

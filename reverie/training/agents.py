@@ -25,7 +25,7 @@ from reverie.nn.heads import Head, bernoulli_nll
 from reverie.nn.returns import PMPO, Reinforce, alive, lambda_returns
 from reverie.nn.step import step_key
 from reverie.training.checkpoint import load
-from reverie.training.objectives import check_fits
+from reverie.training.objectives import Encode, check_fits
 from reverie.training.tokens import Joined, cached
 from reverie.world import features, prefill, rollout
 
@@ -48,9 +48,14 @@ class BehaviourObjective:
         world = check_fits(load(folder / self.world), "dynamics", "world", folder / self.world, spec)
         return self.agent.make(world, rngs)
 
+    @property
+    def encoder(self) -> Encode:
+        """The world's features."""
+        return _features
+
     def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
         """Features and the actions the world obeys, computed once; rewards and ends as they were recorded."""
-        return Joined(dataset, cached(model, _features, dataset, LEAD, cache, ("world",)))
+        return Joined(dataset, cached(model, self.encoder, dataset, LEAD, cache, ("world",)))
 
     def loss(self, model: Agent, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
         """Cross-entropies of actions, rewards and ends, now and up to L - 1 steps ahead, each divided by its RMS.
@@ -142,9 +147,14 @@ class ImaginationObjective:
         value = Head(c.head, shape, (c.values.bins,), rngs=rngs)
         return Agent(c, world, cloned.policy, cloned.reward, cloned.ends, again.policy, value)
 
+    @property
+    def encoder(self) -> Encode:
+        """The world's tokenizer."""
+        return _latents
+
     def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
         """Latents and the actions the world obeys, computed once; rewards as they were recorded."""
-        return Joined(dataset, cached(model, _latents, dataset, LEAD, cache, ("world",)))
+        return Joined(dataset, cached(model, self.encoder, dataset, LEAD, cache, ("world",)))
 
     def loss(self, model: Agent, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
         """The critic's cross-entropy with lambda-returns, and the learner's terms once the critic has had its time."""
