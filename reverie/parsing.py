@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -66,7 +67,8 @@ class Parser(argparse.ArgumentParser):
         if name in words:
             self.prog = f"{self.prog} {name}"
         self.usage, self.epilog = "%(prog)s [flags]", f"'{self.prog} {ALL}' lists every flag."
-        self.description = getattr(self.config, "about", self.config.__doc__)
+        about = getattr(self.config, "about", self.config.__doc__ or "")
+        self.description = textwrap.fill(about.partition("\n\n")[0], 79)
         groups: dict[str, Any] = {}
         for flag in flags_of(self.config):
             shown = everything or self.named.common(flag)
