@@ -14,6 +14,7 @@ from PIL import Image
 
 from reverie import config
 from reverie.data.sources import source_at
+from reverie.data.sources.pictures import decoded
 from reverie.errors import ReverieError
 from reverie.recorded import source_of
 
@@ -88,6 +89,14 @@ def test_size_and_pictures_of_every_kind(tmp_path, store):
     Image.fromarray(colour[3].repeat(2, 0).repeat(2, 1)).save(folder / "3.png")
     window = store("images", folder).read(0, 0, 4)["frames"]
     assert window[:, 1, 1, 0].tolist() == [0, 1, 2, 3] and window[1, 0, 0].tolist() == [1, 1, 1]
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
+    Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")
+    data = (tmp_path / "bomb.png").read_bytes()
+    assert len(data) < 20_000
+    with pytest.raises(ReverieError, match="9000 x 9000: at most"):
+        decoded(data)
 
 
 # -- arrays ----------------------------------------------------------------------------------------------------------
