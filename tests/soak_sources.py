@@ -1,4 +1,4 @@
-"""Five thousand damaged files of other programs: each is read in part, or refused in one line, soon and in little memory.
+"""Five thousand damaged files of other programs: each is read in part, or refused in one line, soon and cheaply.
 
 ``make soak TEST_ARGS="tests/soak_sources.py"``; SOAK_SOURCES=50 takes fewer of each format than 500.
 """
