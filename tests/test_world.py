@@ -117,7 +117,7 @@ def test_a_start_that_cannot_be_is_one_line_and_changes_nothing(recorded, start,
 
 def test_steps_that_cannot_be_are_one_line(recorded):
     session = Session(recorded)
-    with pytest.raises(ReverieError, match="begins with reset"):
+    with pytest.raises(ReverieError, match="call reset"):
         session.step(0)
     session.reset(frames(1)[0, :1], np.array([UNLABELLED]))
     for action in (3, -1, START, UNLABELLED):
