@@ -204,7 +204,7 @@ def show_a_pickle(world):
     return "data show data.npz"
 
 
-@case("data.npz' is not a dataset that Reverie wrote, or it is damaged")
+@case("data.npz' holds no recording that can be used")
 def learn_from_pickles_in_an_npz(world):
     np.savez("data.npz", reverie=np.array([{"a": 1}], object))
     return "learn data.npz --out run"

@@ -83,7 +83,7 @@ def test_every_figure_is_told_with_its_name_value_and_unit(steps):
         *dispatch.measure(seconds=0, calls=1),
         *loader.measure(seconds=0, episodes=2, frames=6, batch=2, length=3),
         *training.figures(TINY, steps, seconds=0, peak=16),
-        *play.remembering(small, 0, context=3, peak=16),
+        *play.caching(small, 0, context=3, peak=16),
         *play.imagining("x", small, seconds=0, rows=2, length=2),
         *play.demo(frames=3),
         *players.playing("noise", tiny_world(), seconds=0.1, rounds=1),

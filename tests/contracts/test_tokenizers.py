@@ -49,10 +49,10 @@ def test_the_future_is_not_known(encode, decode):
 def test_frame_by_frame_paints_what_a_whole_clip_does(model, encode, decode):
     latents = encode(frames())
 
-    def decode(state, latents):
+    def step(state, latents):
         return model.decode_frame(state, latents)
 
-    _, painted = jax.jit(lambda x: jax.lax.scan(decode, model.empty(2), jnp.swapaxes(x, 0, 1)))(latents)
+    _, painted = jax.jit(lambda x: jax.lax.scan(step, model.empty(2), jnp.swapaxes(x, 0, 1)))(latents)
     np.testing.assert_allclose(jnp.swapaxes(painted, 0, 1), decode(latents), atol=1e-4)
 
 
