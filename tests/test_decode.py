@@ -209,7 +209,7 @@ def test_frame_numbers_beyond_the_film_are_refused(tmp_path, caplog):
         rows = sorted([(wrong, 1), (3, 0)])
         (tmp_path / "a.csv").write_text("frame,action\n" + "".join(f"{place},{action}\n" for place, action in rows))
         with caplog.at_level(logging.WARNING):
-            assert config(path).spec().actions.kind == "none"
+            assert config(path).spec().actions.kind == "none" and list(config(path).episodes())
         assert f"a.csv names frame {wrong}; the video shows 40" in caplog.text
 
 
