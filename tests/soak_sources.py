@@ -14,7 +14,8 @@ import pytest
 from filming import coded, write
 from foreign import frames, taken
 from test_sources import chunks, pictures, replay
-from test_sources_records import chunk, episode, lerobot, line, npy, records, shard, tfrecord
+from test_sources_records import chunk, episode, lerobot, npy, records, shard, tfrecord
+from test_sources_vpt import line
 
 from reverie.data.sources import sources
 from reverie.errors import ReverieError

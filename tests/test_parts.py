@@ -73,15 +73,15 @@ def kinds():
             {"continuous_share": 0.2} if config is TokenLAMConfig else {}
         )  # the first step without codes, the last with them
         small = dataclasses.replace(tiny(config(), NET), **soon)
-        made[f"lam {name}"] = Lam(small, tokenizer=reads, frozen=("tokenizer",) if reads else ())
+        made[f"lam {name}"] = Lam(lam=small, tokenizer=reads, frozen=("tokenizer",) if reads else ())
     for name, config in dynamics.families().items():
         weighted = tiny(dataclasses.replace(config(), changed_weight=2.0), NET)
-        made[f"dynamics {name}"] = World(weighted, frozen=("tokenizer", "lam"))
+        made[f"dynamics {name}"] = World(dynamics=weighted, frozen=("tokenizer", "lam"))
     guess = tiny(MaskGITConfig(changed_weight=2.0), NET)
-    made["dynamics and lam together"] = World(guess, lam=tiny(PixelLAMConfig(), NET), frozen=("tokenizer",))
+    made["dynamics and lam together"] = World(dynamics=guess, lam=tiny(PixelLAMConfig(), NET), frozen=("tokenizer",))
     paper = {"ema_teacher": 0.9, "image_share": 0.3, "short_length": 2, "long_share": 0.3, "bootstrap": 0.7}
     made["dynamics taught by an average"] = World(
-        dataclasses.replace(tiny(ShortcutConfig(changed_weight=2.0), NET), **paper)
+        dynamics=dataclasses.replace(tiny(ShortcutConfig(changed_weight=2.0), NET), **paper)
     )
     return made
 
