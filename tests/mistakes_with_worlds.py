@@ -178,7 +178,7 @@ def play_behind_an_address_that_is_no_name(world):
 
 
 @case("at least one player needs a seat, not 0")
-def play_for_nobody(world):
+def play_for_no_player(world):
     return f"play {copy(world)} --players 0 --port 0 --no-browser"
 
 

@@ -77,7 +77,7 @@ def test_the_predecessors_step_and_ours_minimise_the_same_loss(steps):
     assert theirs.gflop() > ours.gflop()  # the action model's backward pass, the tokenizer and the painting are there
 
 
-def test_every_figure_is_told_with_its_name_value_and_unit(steps):
+def test_every_figure_has_a_name_a_value_and_a_unit(steps):
     small = replace(play.SMALL, codes=16, grid=(2, 2), transformer=NET, passes=2)
     figures = [
         *dispatch.measure(seconds=0, calls=1),

@@ -327,7 +327,7 @@ def test_a_run_goes_on_on_other_devices(tmp_path, devices):
         np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
 
 
-def test_a_disk_without_room_is_told_beforehand(run, monkeypatch):
+def test_a_disk_without_room_is_reported_beforehand(run, monkeypatch):
     shutil.rmtree(run / "checkpoints" / "4")
     full = type(shutil.disk_usage(run))(total=100, used=90, free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)

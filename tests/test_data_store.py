@@ -179,7 +179,7 @@ def test_wrong_paths_are_answered_with_the_right_one(copy, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["toy"]  # and nothing was made by asking
 
 
-def test_damage_is_found_and_told(copy):
+def test_damage_is_found_and_reported(copy):
     good = {file.name: file.read_bytes() for file in copy.iterdir()}
     records = "train-00000.array_record"
     middle = len(good[records].rstrip(b"\0")) // 2

@@ -77,7 +77,7 @@ def model(request):
     return dataclasses.replace(config, context=context, predict=predict).make(nnx.Rngs(1))
 
 
-def test_a_frame_is_told_from_the_past_alone_and_from_all_of_it(model):
+def test_a_frame_depends_on_all_of_the_past_and_on_nothing_else(model):
     latents, actions = clip(batch=1, length=5, of=DiffusionConfig)
     predict = jax.jit(lambda x, a: model._predict(x, a, row_keys(KEY, 1))[1])
     plain = np.asarray(predict(latents, actions))

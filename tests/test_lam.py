@@ -115,7 +115,7 @@ def walking_dot(rng, batch=32, length=4, places=8):
 
 
 @pytest.mark.usefixtures("optimised")
-def test_over_tokens_it_finds_the_actions_of_a_world_it_was_never_told():
+def test_over_tokens_it_finds_actions_without_labels():
     """And a code means the same wherever the dot is. Five seeds of six do here (docs/log.md); one of two has to."""
 
     def agreement(seed):

@@ -58,7 +58,7 @@ def test_what_it_may_cost_decides_how_long_is_played():
     SOURCE, PlatformerConfig(tiles=8, themes=6, anywhere=True), PlatformerConfig(tiles=6, tile=8, speed=4),
     PlatformerConfig(tiles=6, tile=16, speed=8),
 ])  # fmt: skip
-def test_the_simulator_finds_its_player_and_nobody_else(source):
+def test_the_simulator_finds_its_player_and_nothing_else(source):
     simulator = source.make()
     rng = np.random.default_rng(0)
     for seed in range(6):

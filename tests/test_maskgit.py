@@ -175,7 +175,7 @@ def test_a_loss_weighs_what_changes():
     assert at[0] != at[1], "the model's loss does not know the weight"
 
 
-def test_a_token_is_told_its_neighbours_of_the_frame_before_and_nothing_further_away():
+def test_a_token_reads_its_neighbours_of_the_frame_before_and_nothing_further_away():
     x = jnp.arange(1.0, 21.0).reshape(1, 1, 20, 1)  # 4 by 5, row by row
     around = np.asarray(neighbourhood(x, (4, 5), 1))[0, 0]
     assert around[6].tolist() == [1, 2, 3, 6, 7, 8, 11, 12, 13]

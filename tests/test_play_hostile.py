@@ -144,7 +144,7 @@ UPGRADE = (
 )
 
 
-def test_half_open_connections_keep_nobody_out(place, monkeypatch):
+def test_half_open_connections_keep_no_player_out(place, monkeypatch):
     """However many say nothing, or half a sentence, and for as long as they like."""
     monkeypatch.setattr(transport, "OPEN", 32)
     monkeypatch.setattr(transport, "PATIENCE", 1000)  # they are not gone because their time is up
