@@ -72,11 +72,18 @@ def evaluate(args: argparse.Namespace) -> None:
         how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
         if args.env:
             numbers = judge(args.run, args.episodes, args.seed)
-            print("\n".join(f"{name:24} {value}" for name, value in numbers.items()))
+            print(table((name, _with_interval(value)) for name, value in numbers.items()))
         else:
             numbers = evaluate_run(args.run, args.clips, **horizon, features=args.features, **how)
     if args.json:
         print(json.dumps(numbers))
+
+
+def _with_interval(value: Any) -> str:
+    """Return a number as text; a return with its 95 % interval."""
+    if not isinstance(value, dict):
+        return f"{value:.4g}"
+    return f"{value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}] of {value['episodes']} episodes"
 
 
 def play(args: argparse.Namespace) -> None:

@@ -255,7 +255,9 @@ def test_an_agent_lives_in_a_world(runs):
 def test_all_play_the_same_unseen_levels_and_the_oracle_wins(runs, capsys):
     """The command, in one JSON object: who plays, how well, and that an exact world imagines what happens."""
     assert main(["eval", str(runs), "--env", "--episodes", "24", "--json"]) == 0
-    numbers = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    numbers = json.loads(printed.out)
+    assert printed.err.count("] of 24 episodes") == 8, "and a table for people"
     returns = {name.removeprefix("return_"): value for name, value in numbers.items() if name.startswith("return_")}
     arms = {"random", "bc", "bc_greedy", "rl", "rl_greedy", "oracle", "imagined", "replayed"}
     assert set(returns) == arms and numbers["steps"] == 32
