@@ -165,7 +165,7 @@ class Session:
         self.actions = world.config.actions
         if world not in _players:
             player = unstack_layers(world)
-            _players[world] = compiled(player, _begin), compiled(player, _continue, donate=(0,), few_rows=True)
+            _players[world] = compiled(player, begin), compiled(player, _continue, donate=(0,), few_rows=True)
         self._begin, self._continue = _players[world]
         self._cache = None
         self._time = 0
@@ -220,7 +220,8 @@ class Session:
         return np.asarray(frame)
 
 
-def _begin(world: WorldModel, frames_1THWC, actions_1T, length):
+def begin(world: WorldModel, frames_1THWC: Array, actions_1T: Array, length: Array | int) -> tuple[WorldKVCache, Array]:
+    """Take in the first ``length`` real frames of one row: (cache, the reconstruction uint8 (H, W, C) of the last)."""
     cache = world.prefill(frames_1THWC, world.actions_of(frames_1THWC, actions_1T), length)
     seen = world.tokenizer.decode(world.encode(frames_1THWC))
     return cache, to_uint8(jax.lax.dynamic_index_in_dim(seen[0], length - 1, keepdims=False))

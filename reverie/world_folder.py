@@ -18,6 +18,7 @@ from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset
 from reverie.data.held_out import held_out
 from reverie.data.loader import clips
+from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
 from reverie.training.checkpoint import find_run, read_record
 
@@ -62,6 +63,25 @@ def initial_frames(run: str | Path, count: int = COUNT) -> list[Start]:
     length = int(min(LENGTH, dataset.lengths.max()))
     found = clips(dataset, length=length, count=min(count, int((dataset.lengths >= length).sum())), seed=0)
     return list(zip(found["frames"], found["actions"], strict=True))
+
+
+def beginnings(run: str | Path, length: int, count: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first ``length`` frames of up to ``count`` training episodes: (K, T, H, W, C), actions (K, T, ...).
+
+    If the run's data is gone, those of its initial frames. ReverieError if there are none that long.
+    """
+    folder = find_run(run)
+    places = (folder.parent / read_record(folder).run.data, folder.parent / STARTS)
+    place = next((place for place in places if place.exists()), None)
+    if place is None:
+        raise ReverieError(f"the data of '{run}' is gone: rollouts have no frames to begin with.")
+    dataset = ArrayDataset.load(place, STARTS_BYTES) if place.name == STARTS else open_dataset(place, "train")
+    long = np.flatnonzero(dataset.lengths >= length)
+    if not len(long):
+        raise ReverieError(f"no recorded episode of '{run}' has {length} frames for a rollout to begin with.")
+    chosen = long[np.arange(min(count, len(long))) * len(long) // min(count, len(long))]
+    found = [dataset.read(int(episode), 0, length, ("frames", "actions")) for episode in chosen]
+    return np.stack([each["frames"] for each in found]), np.stack([each["actions"] for each in found])
 
 
 def write_initial_frames(world: Path, count: int = COUNT) -> None:

@@ -49,6 +49,15 @@ class Eyes(nnx.Module):
     def encode(self, frames):
         return frames[:, :, 0].astype(jnp.float32)
 
+    def decode(self, latents):
+        return latents[:, :, None] / 255
+
+    def empty(self, batch):
+        return ()
+
+    def decode_frame(self, cache, latents):
+        return cache, latents[:, None] / 255
+
 
 class Exact(nnx.Module):
     temperature = 0.0

@@ -166,13 +166,10 @@ def judge(run: Path, episodes: int = 512, seed: int = 0) -> Numbers:
     agents = {name: load(run / stage) for name, stage in (("bc", "agent"), ("rl", "policy")) if _is_run(run / stage)}
     if not agents:
         raise ReverieError(f"'{run}' has no agent: 'reverie train square-agent' makes a world with one.")
-    record = read_record(run / "agent")
-    if record.spec.simulator is None:
-        raise ReverieError(f"'{run}' was learned from recordings: there is no exact simulator to play in.")
-    if not all(agent.world.config.actions == record.spec.actions for agent in agents.values()):
+    environment, rng = real_environment(run), np.random.default_rng(seed)
+    levels, steps = unseen_levels(run, episodes, seed)
+    if not all(agent.world.config.actions == environment.simulator.actions for agent in agents.values()):
         raise ReverieError(f"'{run}' has latent actions, and its simulator takes others: no agent can play in it.")
-    environment, rng = Environment(record.spec.simulator.make()), np.random.default_rng(seed)
-    levels, steps = UNSEEN + seed * episodes + np.arange(episodes), record.spec.simulator.frames - 1
     simulator: Any = environment.simulator
 
     def total(act: Act) -> np.ndarray:
@@ -196,6 +193,28 @@ def judge(run: Path, episodes: int = 512, seed: int = 0) -> Numbers:
         found |= {"imagined": rewards.sum(0), "replayed": total(lambda frames, _: next(replay))}
         numbers |= _gap(found["imagined"], found["replayed"])
     return {f"return_{name}": _summary(returns) for name, returns in found.items()} | numbers
+
+
+def returns(run: str | Path, act: Act, episodes: int = 512, seed: int = 0) -> np.ndarray:
+    """Return what a policy gets in the real environment of a run, in the levels of ``judge``: (E,)."""
+    return play(real_environment(Path(run)), *unseen_levels(Path(run), episodes, seed), act).sum(0)
+
+
+def real_environment(run: Path) -> Environment:
+    """Return the simulator that a run's data came from; ReverieError if there is none."""
+    return Environment(_simulated(run).make())
+
+
+def unseen_levels(run: Path, episodes: int, seed: int) -> tuple[np.ndarray, int]:
+    """Return the levels in which a run's agents are measured, and the steps of an episode."""
+    return UNSEEN + seed * episodes + np.arange(episodes), _simulated(run).frames - 1
+
+
+def _simulated(run: Path) -> Any:
+    source = read_record(run / "agent").spec.simulator
+    if source is None:
+        raise ReverieError(f"'{run}' was learned from recordings: there is no exact simulator to play in.")
+    return source
 
 
 def _gap(imagined_E: np.ndarray, replayed_E: np.ndarray) -> Numbers:
