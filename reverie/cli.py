@@ -22,7 +22,7 @@ from reverie.interrupts import heeded
 from reverie.parsing import Named, Parser, completed, dashed
 
 # The same as in ``reverie.training``, which loads JAX.
-Logger, Layout = Literal["tensorboard", "wandb"], Literal["data", "fsdp"]
+Logger, AXES = Literal["tensorboard", "wandb"], ("data", "fsdp")
 
 OFTEN = {"steps", "batch", "length", "rate", "width", "depth", "patch", "codes", "actions", "passes", "temperature"}
 
@@ -132,9 +132,11 @@ def add_every(to: Parser) -> None:
         ("--batch", "batch", int, "clips per step"),
         ("--lr", "optimizer.rate", float, "peak learning rate"),
         ("--seed", "seed", int, "seed of the weights, the batches and all noise"),
-        ("--mesh", "mesh", Layout, "weights on several devices: copied (data) or spread (fsdp)"),
+        ("--mesh", "mesh", str, "axes of the mesh of devices: data, fsdp or data=2,fsdp=4"),
     ]:
-        group.add_argument(name, dest=EVERY + field, default=argparse.SUPPRESS, help=text, **of(kind))
+        flag = group.add_argument(name, dest=EVERY + field, default=argparse.SUPPRESS, help=text, **of(kind))
+        if field == "mesh":
+            completed(flag, lambda: AXES)
     add_log(group, EVERY + "loggers")
 
 

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -80,7 +79,7 @@ def one_device():
     """
     from reverie.training import sharding
 
-    every = sharding.make_mesh
+    every = sharding.laid_over
     with pytest.MonkeyPatch.context() as patch:
         use(patch, 1)
         yield every
@@ -101,8 +100,9 @@ def devices(monkeypatch):
 
 
 def use(patch: pytest.MonkeyPatch, count: int) -> None:
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
-    patch.setattr("reverie.training.sharding.make_mesh", lambda: mesh)
+    from reverie.training import sharding
+
+    patch.setattr(sharding, "laid_over", lambda: jax.devices()[:count])
 
 
 @pytest.fixture(autouse=True, scope="session")

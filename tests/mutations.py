@@ -87,7 +87,7 @@ def look(world: Path, file: Path) -> dict[str, Any]:
         return {"starts": dict(starts.arrays), "spec": to_json(starts.spec), "names": _names(world)}
     folder = checkpoint.find_run(world / top)
     record = checkpoint.read_record(folder)
-    step, items = checkpoint.restore(folder, lambda shape: HERE, ITEMS)
+    step, items = checkpoint.restore(folder, lambda *_: HERE, ITEMS)
     arrays = {f"{item}/{n}": np.asarray(leaf) for item, part in items.items() for n, leaf in part.items()}
     seen = {"record": (to_json(record.run), to_json(record.spec), record.fingerprint, record.frozen)}
     return {**seen, "checkpoint": (step, arrays), **_caches(folder)}
@@ -151,7 +151,7 @@ def truths(world: Path) -> dict[str, dict[str, Any]]:
     found = {top: look(world, Path(top)) for top in {file.parts[0] for file in files_of(world)}}
     for stage in STAGES:
         newest = found[stage]["checkpoint"][0]
-        step, items = checkpoint.restore(world / stage, lambda shape: HERE, ITEMS, newest - 1)
+        step, items = checkpoint.restore(world / stage, lambda *_: HERE, ITEMS, newest - 1)
         arrays = {f"{item}/{n}": np.asarray(leaf) for item, part in items.items() for n, leaf in part.items()}
         found[stage]["older"] = step, arrays
     return found

@@ -206,7 +206,7 @@ def test_the_critic_is_trained_before_the_actor(runs):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     cloned = parts(load(runs / "agent"), "policy")
     for step in (2, 4):
-        found = restore(runs / "policy", lambda shape: device, ("weights",), step)[1]["weights"]
+        found = restore(runs / "policy", lambda *_: device, ("weights",), step)[1]["weights"]
         moved = [name for name, value in cloned.items() if not np.array_equal(found[name], value)]
         assert len(moved) == (len(cloned) if step == 4 else 0), step
         assert any(name.startswith("value") for name in found)

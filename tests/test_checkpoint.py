@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,6 @@ from reverie.training.export import export
 
 DATA = toy_dataset()
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-def mesh_of(count: int) -> jax.sharding.Mesh:
-    return jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +104,9 @@ FOREIGN = {
 @pytest.mark.parametrize("what", FOREIGN)
 def test_missing_or_foreign_content_is_damage_and_is_passed_over(run, trained, what, capsys):
     FOREIGN[what](run / "checkpoints")
-    step, found = checkpoint.restore(run, lambda shape: HERE, ("weights", "ema", "optimizer"))
+    step, found = checkpoint.restore(run, lambda *_: HERE, ("weights", "ema", "optimizer"))
     assert step == 3 and "The checkpoint of step 4" in capsys.readouterr().err
-    (trained_step, truth) = checkpoint.restore(trained, lambda shape: HERE, ("weights", "ema", "optimizer"), newest=3)
+    (trained_step, truth) = checkpoint.restore(trained, lambda *_: HERE, ("weights", "ema", "optimizer"), newest=3)
     assert trained_step == 3
     for item, weights in truth.items():
         assert weights and found[item].keys() == weights.keys()
@@ -157,7 +154,7 @@ def test_later_checkpoints_stay_until_a_new_one_is_as_late(tmp_path):
         return {"weights": {"w": jax.device_put(np.full(3, number, np.float32), HERE)}}
 
     def newest():
-        step, found = checkpoint.restore(tmp_path, lambda shape: HERE, ("weights",))
+        step, found = checkpoint.restore(tmp_path, lambda *_: HERE, ("weights",))
         return step, float(found["weights"]["w"][0])
 
     with Writer(tmp_path, keep=2) as writer:
@@ -187,7 +184,7 @@ def test_a_kill_while_names_change_loses_nothing(tmp_path):
     (root / "3").rename(root / "3.new")
     (root / "5.orbax-checkpoint-tmp").mkdir()
     assert checkpoint.steps(tmp_path) == [3]
-    assert checkpoint.restore(tmp_path, lambda shape: HERE, ("weights",))[0] == 3
+    assert checkpoint.restore(tmp_path, lambda *_: HERE, ("weights",))[0] == 3
     with Writer(tmp_path, start=3):
         pass
     assert [path.name for path in root.iterdir()] == ["3"]
@@ -287,7 +284,7 @@ def test_no_folder_no_export(tmp_path):
     assert not files(tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["data", "fsdp"])
+@pytest.mark.parametrize("layout", ["data", "fsdp", "data=2,fsdp"])
 def test_weights_move_between_four_two_and_one_devices(tmp_path, layout):
     rng = np.random.default_rng(0)
     truth = {
@@ -297,19 +294,16 @@ def test_weights_move_between_four_two_and_one_devices(tmp_path, layout):
         "count": np.int32(7),
     }
     for step, count in enumerate((4, 2, 1, 4)):
-        mesh = mesh_of(count)
-
-        def place(shape, mesh=mesh):
-            return sharding.sharding(mesh, shape, layout)
-
+        here = layout if count == 4 else layout.rpartition(",")[2]
+        place = partial(sharding.sharding, sharding.make_mesh(here, jax.devices()[:count]))
         if step == 0:
-            arrays = {name: jax.device_put(array, place(array.shape)) for name, array in truth.items()}
+            arrays = {name: jax.device_put(array, place(name, array.shape)) for name, array in truth.items()}
         else:
             at, found = checkpoint.restore(tmp_path, place, ("weights",))
             assert at == step - 1
             arrays = found["weights"]
         for name, array in arrays.items():
-            assert array.sharding.is_equivalent_to(place(array.shape), array.ndim)
+            assert array.sharding.is_equivalent_to(place(name, array.shape), array.ndim)
             np.testing.assert_array_equal(np.asarray(array), truth[name])
         with Writer(tmp_path, keep=4) as writer:
             writer.save(step, {"weights": arrays})
@@ -352,6 +346,6 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(tmp_path, capfd)
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert "\n" not in str(error.value)
     assert capfd.readouterr().err == "", "the one line is all one reads"
-    step, found = checkpoint.restore(tmp_path, lambda shape: HERE, ("weights",))
+    step, found = checkpoint.restore(tmp_path, lambda *_: HERE, ("weights",))
     assert step == 1
     np.testing.assert_array_equal(found["weights"]["w"], item["weights"]["w"])

@@ -75,7 +75,7 @@ def test_every_command_helps_with_an_example_that_parses(run, command):
         (["train"], "the following arguments are required: PRESET. 'reverie train --help' lists every flag."),
         (["train", "--out", "x", "toy-maskgti"], "there is no preset 'toy-maskgti'. Did you mean 'toy-maskgit'?"),
         (["train", "toy-maskgit", "--stesp", "3"], "does not know '--stesp'. Did you mean '--steps'?"),
-        (["train", "toy-maskgit", "--mesh", "fdsp"], "argument --mesh: there is no 'fdsp'. Did you mean 'fsdp'?"),
+        (["train", "toy-maskgit", "--mesh", "fdsp"], "mesh 'fdsp': 'fdsp' is no axis. Did you mean 'fsdp'?"),
         (
             ["train", "toy-maskgit", "--dynamics.optimizer.kind", "moun"],
             "argument --dynamics.optimizer.kind: there is no 'moun'. Did you mean 'muon'? 'reverie train toy-maskgit "
@@ -162,7 +162,7 @@ def test_a_short_flag_is_for_every_stage_and_a_full_one_wins():
         assert [run.optimizer.rate for run in runs] == [0.5, 0.01, 0.01]
         assert all((run.batch, run.seed, run.mesh, run.loggers) == (4, 3, "fsdp", ("wandb",)) for run in runs)
     assert made("--steps", "9", "toy-maskgit") == made("toy-maskgit", "--steps", "9")
-    assert get_args(cli.Logger) == get_args(LoggerName) and get_args(cli.Layout) == get_args(sharding.Layout)
+    assert get_args(cli.Logger) == get_args(LoggerName) and cli.AXES == sharding.AXES
 
 
 @pytest.mark.parametrize("name", catalogue()["presets"])

@@ -135,7 +135,7 @@ def test_reports_are_of_the_averaged_weights(tmp_path):
 
 def test_many_devices_compute_what_one_does(devices, tmp_path):
     made = {}
-    for count, layout in ((1, "data"), (4, "data"), (4, "fsdp")):
+    for count, layout in ((1, "data"), (4, "data"), (4, "fsdp"), (4, "data=2,fsdp")):
         devices(count)
         run = toy_run(3, ToyObjective(width=128), mesh=layout, report_every=0)
         made[count, layout] = fit(run, tmp_path / f"{layout}{count}", dataset=DATA)
@@ -150,18 +150,18 @@ def test_many_devices_compute_what_one_does(devices, tmp_path):
 
 
 def test_fsdp_spreads_the_large_and_copies_the_small(one_device):
-    mesh = one_device()
-    assert mesh.size == 4
+    devices = one_device()
+    assert len(devices) == 4
 
-    def spread(*shape):
-        return tuple(sharding.sharding(mesh, shape, "fsdp").spec)
+    def spread(*shape, layout="fsdp"):
+        return tuple(sharding.sharding(sharding.make_mesh(layout, devices), "w", shape).spec)
 
-    assert spread(2, 128, 256) == (None, None, "data")
-    assert spread(256, 128, 3) == ("data", None, None)
-    assert spread(128, 128) == (None, "data")
+    assert spread(2, 128, 256) == (None, None, "fsdp") == spread(2, 128, 256, layout="data=2,fsdp=2")
+    assert spread(256, 128, 3) == ("fsdp", None, None)
+    assert spread(128, 128) == (None, "fsdp")
     assert spread(2, 8) == (None, None) and spread() == ()
     assert spread(101, 1001) == (None, None), "no axis can be divided by four"
-    assert sharding.sharding(mesh, (256, 256), "data").is_fully_replicated
+    assert spread(256, 256, layout="data") == (None, None)
 
 
 def test_what_cannot_be_spread_is_named(tmp_path, devices, capsys):
@@ -348,3 +348,34 @@ def test_the_share_of_a_peak_is_logged_where_the_peak_is_known(tmp_path, capsys)
     timing = json.loads((tmp_path / "timing.jsonl").read_text())
     np.testing.assert_allclose(timing["mfu"], timing["flops_per_s"] / 1e9, rtol=1e-3)
     assert "% MFU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("layout", "devices", "sizes"),
+    [
+        ("data", 4, (4, 1)),
+        ("fsdp", 4, (1, 4)),
+        ("fsdp=2", 4, (2, 2)),
+        ("data=2,fsdp", 4, (2, 2)),
+        ("fsdp=2, data=1", 2, (1, 2)),
+    ],
+)
+def test_a_mesh_is_laid_over_all_devices(one_device, layout, devices, sizes):
+    assert tuple(sharding.make_mesh(layout, one_device()[:devices]).shape.values()) == sizes
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ("fdsp", "Did you mean 'fsdp'"),
+        ("data=2,data=2", "'data=2' is no axis"),
+        ("data=0", "'data=0' is no axis"),
+        ("", "'' is no axis"),
+        ("data,fsdp", "only one axis can take all devices"),
+        ("fsdp=3", "cannot be laid over 4 devices (data 1 x fsdp 3)"),
+        ("data=2,fsdp=4", "cannot be laid over 4 devices (data 2 x fsdp 4)"),
+    ],
+)
+def test_a_mesh_that_fits_no_devices_is_refused_in_a_line(one_device, layout, said):
+    with pytest.raises(ReverieError, match=re.escape(said)):
+        sharding.make_mesh(layout, one_device())

@@ -42,9 +42,9 @@ def test_it_loads_and_plays(world, capfd):
 def test_its_stages_are_trained_on(world, stage):
     run = checkpoint.read_record(world / stage).run
     assert checkpoint.steps(world / stage) == [run.steps] == [4]
-    before = checkpoint.restore(world / stage, lambda shape: HERE, ("weights",))[1]["weights"]
+    before = checkpoint.restore(world / stage, lambda *_: HERE, ("weights",))[1]["weights"]
     fit(replace(run, steps=6), unpack(world.with_name(stage)) / stage, progress=False)
-    step, found = checkpoint.restore(world.with_name(stage) / stage, lambda shape: HERE, ("weights",))
+    step, found = checkpoint.restore(world.with_name(stage) / stage, lambda *_: HERE, ("weights",))
     assert step == 6 and found["weights"].keys() == before.keys()
     made = sorted(path.name for path in (world.with_name(stage) / stage).glob("cache/*"))
     assert made == ([] if stage == "tokenizer" else ["train", "val"])
@@ -56,7 +56,7 @@ def test_its_manifests_find_missing_items(world, capsys):
     folder = unpack(world.with_name("broken")) / "tokenizer"
     shutil.rmtree(folder / "checkpoints" / "4" / "optimizer")
     with pytest.raises(ReverieError, match="none of its checkpoints can be read"):
-        checkpoint.restore(folder, lambda shape: HERE, ("weights", "ema", "optimizer"))
+        checkpoint.restore(folder, lambda *_: HERE, ("weights", "ema", "optimizer"))
     assert "is missing" in capsys.readouterr().err
 
 

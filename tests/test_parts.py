@@ -110,15 +110,15 @@ def batch(objective):
 def started(kind):
     """Return the blueprint of a kind, and its weights at the start, on the host."""
     blueprint = Blueprint(KINDS[kind], Spec(FRAME, ACTIONS, 7.0, "noise"), 0, Path())
-    one = sharding.everywhere(jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)))
-    return blueprint, jax.device_get(blueprint.build(lambda shape: one)), jax.device_get(batch(KINDS[kind]))
+    one = sharding.everywhere(sharding.make_mesh("data", jax.devices()[:1]))
+    return blueprint, jax.device_get(blueprint.build(lambda *_: one)), jax.device_get(batch(KINDS[kind]))
 
 
 def trained(kind, accumulate=1, devices=1):
     """Return what a few steps logged, the state after them, and the FLOPs of a step."""
     objective, (blueprint, weights, rows) = KINDS[kind], started(kind)
     run = Run(objective=objective, batch=BATCH, length=T, steps=STEPS, accumulate=accumulate, optimizer=OPTIMIZER)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+    mesh = sharding.make_mesh("data", jax.devices()[:devices])
     weights = sharding.put(weights, sharding.everywhere(mesh))
     params, rest, frozen = ({n: weights[n] for n in blueprint.parts[part]} for part in blueprint.parts)
     tx, zero = OPTIMIZER.make(), sharding.put(np.int32(0), sharding.everywhere(mesh))

@@ -4,13 +4,12 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from contracts.tiny import ACTIONS, FRAME, eyes, tiny, tokenizer
 from flax import nnx
@@ -68,7 +67,7 @@ def batch_of(objective: Alone, rows: int) -> dict[str, Any]:
 
 
 @cache
-def step_of(kind: str, name: str, layout: sharding.Layout) -> "Step":
+def step_of(kind: str, name: str, layout: str) -> "Step":
     """The step of a family on four devices, compiled once. (``count_all`` must hold.)"""
     return Step(family(kind, name), 4, layout)
 
@@ -76,24 +75,24 @@ def step_of(kind: str, name: str, layout: sharding.Layout) -> "Step":
 class Step:
     """The step that ``fit`` would make, compiled for some devices; nothing is computed."""
 
-    def __init__(self, objective: Any, devices: int, layout: sharding.Layout, rows: int = 2, **changes: Any):
-        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+    def __init__(self, objective: Any, devices: int, layout: str, rows: int = 2, **changes: Any):
+        mesh = sharding.make_mesh(layout, jax.devices()[:devices])
         run = Run(
             objective=objective, batch=rows * devices, length=LENGTH, mesh=layout, **{"optimizer": ADAM, **changes}
         )
         blueprint = Blueprint(objective, Spec(FRAME, ACTIONS, 7.0, "noise"), 0, Path())
 
         def placed(tree: Any, where: Any) -> Any:
-            return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where(a.shape)), tree)
+            return jax.tree.map(lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree, where)
 
-        by_rule = partial(sharding.sharding, mesh, layout=layout)
         shapes: Any = blueprint.shapes
         self.params, rest = ({name: shapes[name] for name in blueprint.parts[part]} for part in ("params", "rest"))
         number: Any = jax.ShapeDtypeStruct((), jnp.int32)
         opt = jax.eval_shape(run.optimizer.make().init, self.params)
         whole: Any = engine.TrainState(number, self.params, rest, self.params, opt, number)
-        state, batch = placed(whole, by_rule), placed(batch_of(objective, run.batch), lambda _: sharding.rows(mesh))
-        pace = engine.Pace(*[placed(jax.ShapeDtypeStruct((), jnp.float32), lambda _: sharding.everywhere(mesh))] * 2)
+        state, batch = placed(whole, sharding.shardings(mesh, whole)), batch_of(objective, run.batch)
+        batch = placed(batch, dict.fromkeys(batch, sharding.rows(mesh)))
+        pace = engine.Pace(*[jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.everywhere(mesh))] * 2)
         traced = engine._compile_step(run, blueprint, mesh, state).trace(state, {}, batch, pace)
         compiled = traced.lower().compile()
         self.flops, self.devices, self.memory = flops.count(traced.jaxpr), devices, compiled.memory_analysis()

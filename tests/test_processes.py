@@ -54,7 +54,7 @@ with Writer(run, keep=2) as writer:
 assert checkpoint.steps(run) == [1, 2] and checkpoint.check_manifest(run / "checkpoints" / "2")["step"] == 2
 if jax.process_index() == 1:
     checkpoint._newest_whole = lambda *_: 1  # as if this one could not read the newest: the first one decides
-assert checkpoint.restore(run, lambda shape: everywhere, ("weights",), together=True)[0] == 2
+assert checkpoint.restore(run, lambda *_: everywhere, ("weights",), together=True)[0] == 2
 """
 
 

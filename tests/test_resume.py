@@ -34,7 +34,7 @@ HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def state(out):
-    step, found = checkpoint.restore(out, lambda shape: HERE, ("weights", "ema", "optimizer"))
+    step, found = checkpoint.restore(out, lambda *_: HERE, ("weights", "ema", "optimizer"))
     return step, {f"{item}/{name}": np.asarray(leaf) for item, part in found.items() for name, leaf in part.items()}
 
 

@@ -18,7 +18,7 @@ from reverie.errors import ReverieError
 from reverie.training.sharding import put
 
 Weights = dict[str, Array]  # by dotted name
-Place = Callable[[tuple[int, ...]], Sharding]  # the sharding for a shape
+Place = Callable[[str, tuple[int, ...]], Sharding]  # the sharding for an array, by its dotted name and its shape
 
 
 class Blueprint:
@@ -82,14 +82,14 @@ class Blueprint:
     def build(self, place: Place, have: Weights | None = None) -> Weights:
         """Return all weights, each with its sharding; those in ``have`` are not computed."""
         have = have or {}
-        wanted = {n: place(self.shapes[n].shape) for n in self._computed if n not in have}
+        wanted = {n: place(n, self.shapes[n].shape) for n in self._computed if n not in have}
 
         def make() -> Weights:
             made = zip(self._computed, jaxpr_as_fun(self._program)(), strict=True)
             return {name: leaf for name, leaf in made if name in wanted}
 
         weights = jax.jit(make, out_shardings=wanted)() if wanted else {}
-        moved = {n: put(a, place(a.shape)) for n, a in self.ready.items() if n not in have}
+        moved = {n: put(a, place(n, a.shape)) for n, a in self.ready.items() if n not in have}
         return weights | moved | have
 
     def merge(self, *weights: Weights) -> nnx.Module:

@@ -104,10 +104,10 @@ def _load(folder: Path) -> Any:
     record = read_record(folder)
     device = SingleDeviceSharding(jax.local_devices()[0])
     blueprint = Blueprint(record.run.objective, record.spec, record.run.seed, folder)
-    _, found = restore(folder, lambda shape: device, ("weights", "ema"))
+    _, found = restore(folder, lambda *_: device, ("weights", "ema"))
     blueprint.check(folder, found["weights"])
     check_frozen(folder, record, blueprint)
-    return blueprint.merge(blueprint.build(lambda shape: device, found["weights"] | found["ema"]))
+    return blueprint.merge(blueprint.build(lambda *_: device, found["weights"] | found["ema"]))
 
 
 def check_frozen(folder: Path, record: Record, blueprint: Blueprint) -> None:
@@ -328,5 +328,5 @@ def named(tree: Any) -> Weights:
 def _read(path: Path, place: Place) -> Weights:
     handler = ocp.StandardCheckpointHandler()
     known = handler.metadata(epath.Path(path)).tree
-    target = {n: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place(tuple(m.shape))) for n, m in known.items()}
+    target = {n: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place(n, tuple(m.shape))) for n, m in known.items()}
     return handler.restore(epath.Path(path), args=ocp.args.StandardRestore(target))

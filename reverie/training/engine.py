@@ -94,13 +94,16 @@ class Run:
     seed: int = 0  # seed of the weights, the batches and all noise
     optimizer: OptimConfig = field(default_factory=OptimConfig)
     accumulate: int = 1  # parts in which a batch is computed, to save memory; the result is the same
-    mesh: sharding.Layout = "data"  # weights on several devices: copied (data) or spread (fsdp)
+    mesh: str = "data"  # axes of the mesh of devices and their sizes: data (copies of weights), fsdp (parts of them)
     log_every: int = 50  # steps between two lines of the log
     report_every: int = 1000  # steps between two reports on held-out clips; 0: never
     report_clips: int = 16  # held-out clips in a report
     save_every: int = 1000  # steps between two checkpoints; 0: only the last
     keep: int = 2  # checkpoints that are kept, besides the one from which the run can be extended
     loggers: tuple[LoggerName, ...] = ()  # services that get metrics and pictures besides the run's folder
+
+    def __post_init__(self):
+        sharding.axes_of(self.mesh)
 
 
 class TrainState(NamedTuple):
@@ -183,7 +186,7 @@ def fit(
     """
     cache_compilations()
     out = Path(out).absolute()
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(run.mesh)
     dataset, held_out = train_and_held_out(out.parent / run.data, run.length, dataset, held_out)
     dataset = enlarged(dataset, run.augment_below)
     _check(run, mesh, dataset)
@@ -220,10 +223,9 @@ def fit(
 
 def check_all(runs: dict[Path, Run], dataset: Dataset) -> None:
     """Raise ReverieError before the first of several runs, each in its folder, if one of them must fail."""
-    mesh = sharding.make_mesh()
     with checkpoint.untrained_models() as models:
         for out, run in runs.items():
-            _check(run, mesh, enlarged(dataset, run.augment_below))
+            _check(run, sharding.make_mesh(run.mesh), enlarged(dataset, run.augment_below))
             Blueprint(run.objective, dataset.spec, run.seed, out)
             models[out] = lambda run=run, out=out: run.objective.init(nnx.Rngs(0), dataset.spec, out)
 
@@ -247,8 +249,8 @@ def _train(
     loggers: Sequence[Logger],
 ) -> None:
     start, fall, reads = int(state.step), run.optimizer.fall(run.steps), run.objective.reads
-    sharding.say_copied(mesh, state.params, run.mesh)
-    shard = (jax.process_index(), jax.process_count())
+    sharding.say_copied(mesh, state.params)
+    shard = sharding.rows_here(mesh)
     stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=reads)
     step, report = _compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
     finite = jax.jit(_all_finite, out_shardings=sharding.everywhere(mesh))
@@ -340,7 +342,7 @@ def _not_finite(what: str, writer: Writer) -> ReverieError:
 def _compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState) -> Any:
     same = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
-        placement.traced_on(sharding.place(mesh, run.mesh), train_step, run, blueprint, run.optimizer.make()),
+        placement.traced_on(sharding.place(mesh), train_step, run, blueprint, run.optimizer.make()),
         donate_argnums=0,
         out_shardings=(same, sharding.everywhere(mesh)),
         compiler_options=compiler_options(),
@@ -355,21 +357,21 @@ def _compile_report(
         return lambda state: {}
     places = int(np.maximum(held_out.lengths - run.length + 1, 0).sum())
     batch = clips(held_out, length=run.length, count=min(run.report_clips, places), seed=run.seed)
-    batch = sharding.put(batch, sharding.everywhere(mesh))
+    batch = sharding.put(batch, sharding.rows(mesh, len(next(iter(batch.values())))))
 
     def report(batch: dict, *weights: Weights) -> Scalars:
         key = jax.random.fold_in(jax.random.key(run.seed), jnp.uint32(2**32 - 2))
         model = blueprint.merge(*map(placement.gathered_but_stacks, weights))
         return run.objective.report(model, placement.by_rows(batch), key)
 
-    report = placement.traced_on(sharding.place(mesh, run.mesh), report)
+    report = placement.traced_on(sharding.place(mesh), report)
     compiled: Any = jax.jit(report, out_shardings=sharding.everywhere(mesh), compiler_options=compiler_options())
     return lambda state: jax.device_get(compiled(batch, state.ema or state.params, state.rest, frozen))
 
 
 def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | None) -> tuple[TrainState, Weights]:
     """Return the initial or restored state and the frozen weights, with their shardings."""
-    place = functools.partial(sharding.sharding, mesh, layout=run.mesh)
+    place = functools.partial(sharding.sharding, mesh)
     step, found = 0, {}
     if newest is not None:
         checkpoint.check_frozen(out, checkpoint.read_record(out), blueprint)
@@ -385,9 +387,9 @@ def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | 
         names = checkpoint.named(shapes)
         opt = jax.tree.unflatten(jax.tree.structure(shapes), [found["optimizer"][name] for name in names])
     else:
-        opt = jax.jit(tx.init, out_shardings=sharding.shardings(mesh, shapes, run.mesh))(params)
+        opt = jax.jit(tx.init, out_shardings=sharding.shardings(mesh, shapes))(params)
     ema = (found.get("ema") or jax.tree.map(jnp.copy, params)) if run.optimizer.ema else {}
-    made, broken = (sharding.put(np.int32(number), place(())) for number in (step, 0))
+    made, broken = (sharding.put(np.int32(number), sharding.everywhere(mesh)) for number in (step, 0))
     return TrainState(made, params, rest, ema, opt, broken), frozen
 
 

@@ -70,7 +70,7 @@ def _export_stage(stage: Path, source: Path, out: Path) -> None:
     record = read_record(stage)
     run = config.from_json(_without_places(config.to_json(record.run)))
     device = SingleDeviceSharding(jax.local_devices()[0])
-    step, found = restore(stage, lambda shape: device, ("weights", "ema"))
+    step, found = restore(stage, lambda *_: device, ("weights", "ema"))
     out.mkdir(parents=True, exist_ok=True)
     write_record(out, replace(record, run=run, spec=_spec_without_places(record.spec)))
     with Writer(out) as writer:

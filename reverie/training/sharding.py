@@ -1,23 +1,27 @@
-"""Sharding over one mesh with one axis, "data". Rows of a batch are sharded; weights are replicated or sharded too.
+"""Sharding over one mesh of devices with several axes, each of which divides something else.
 
-Models do not depend on this. A rule over shapes decides the sharding of each array, ``nn.placement`` constrains that of
-activations, and XLA inserts the communication.
+Rows of a batch are divided over the axes "data" and "fsdp". Weights, moments and averages are replicated over "data"
+and divided over "fsdp" (hierarchical sharding, where both are larger than one).
+
+Models do not depend on this. One rule decides the sharding of each array by its name and shape, ``nn.placement``
+constrains that of activations, and XLA inserts the communication.
 """
 
 import math
 import os
-from collections.abc import Callable
-from typing import Any, Literal
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from reverie.errors import ReverieError
-from reverie.nn.placement import Place
+from reverie.errors import ReverieError, did_you_mean
+from reverie.nn.placement import ROWS, Place, row_axes
 
-Layout = Literal["data", "fsdp"]
+AXES = ("data", "fsdp")  # the innermost last: its devices are the closest to each other
 SPREAD_FROM = 2**14  # elements; smaller arrays are replicated, since gathering them costs more than it saves
 
 
@@ -90,40 +94,79 @@ def from_first(work: Callable[[], int]) -> int:
     return found[0]
 
 
-def make_mesh() -> Mesh:
-    """Return the mesh over every device of every process."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def axes_of(layout: str) -> dict[str, int]:
+    """Return the axes that a layout such as "data=2,fsdp=4" names, and their sizes; 0: all devices that are left.
+
+    Raises ReverieError for an unknown axis, one named twice, a size below 1, or two axes without a size.
+    """
+    found: dict[str, int] = {}
+    for part in layout.split(","):
+        name, _, size = part.strip().partition("=")
+        if name not in AXES or name in found or not re.fullmatch(r"(=[1-9]\d{0,6})?", part.strip().removeprefix(name)):
+            known = f"axes are {', '.join(AXES)}, each at most once, as in 'fsdp' or 'data=2,fsdp=4'."
+            raise ReverieError(f"mesh '{layout}': '{part.strip()}' is no axis.{did_you_mean(name, AXES)} The {known}")
+        found[name] = int(size or 0)
+    if list(found.values()).count(0) > 1:
+        raise ReverieError(f"mesh '{layout}': only one axis can take all devices that are left; size the others.")
+    return found
 
 
-def sharding(mesh: Mesh, shape: tuple[int, ...], layout: Layout) -> NamedSharding:
-    """Return the sharding of an array of the training state: "data" replicates it, "fsdp" shards the large ones.
+def laid_over() -> Sequence[Any]:
+    """Return the devices of every process of the job."""
+    return jax.devices()
 
-    An array is sharded along its largest axis that the number of devices divides (the last one of equals).
+
+def make_mesh(layout: str = "data", devices: Sequence[Any] | None = None) -> Mesh:
+    """Return the mesh of a layout over ``devices``, ``laid_over()`` if they are not given.
+
+    An axis without a size takes the devices that are left; if each named axis has one, "data" does. Raises
+    ReverieError if the sizes do not multiply to the number of devices.
+    """
+    devices = laid_over() if devices is None else devices
+    sizes = axes_of(layout)
+    sizes = sizes if 0 in sizes.values() or "data" in sizes else {"data": 0, **sizes}
+    taken = math.prod(size for size in sizes.values() if size)
+    sizes = {name: size or max(len(devices) // taken, 1) for name, size in sizes.items()}
+    if math.prod(sizes.values()) != len(devices):
+        wanted = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ReverieError(
+            f"mesh '{layout}' cannot be laid over {len(devices)} devices ({wanted}): choose other sizes."
+        )
+    shape = tuple(sizes.get(name, 1) for name in AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Return the sharding of an array of the training state, by its dotted name and its shape.
+
+    A large array is sharded along its largest axis that the size of "fsdp" divides (the last one of equals).
     """
     axes: list[str | None] = [None] * len(shape)
-    fits = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
-    if layout == "fsdp" and fits and math.prod(shape) >= SPREAD_FROM:
-        axes[max(fits, key=lambda axis: (shape[axis], axis))] = "data"
+    fits = [axis for axis, size in enumerate(shape) if size % mesh.shape["fsdp"] == 0]
+    if mesh.shape["fsdp"] > 1 and fits and math.prod(shape) >= SPREAD_FROM:
+        axes[max(fits, key=lambda axis: (shape[axis], axis))] = "fsdp"
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-def shardings(mesh: Mesh, tree: Any, layout: Layout) -> Any:
-    """``sharding`` for every array (or ShapeDtypeStruct) of a tree."""
-    return jax.tree.map(lambda leaf: sharding(mesh, leaf.shape, layout), tree)
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """``sharding`` for every array (or ShapeDtypeStruct) of a tree, named by its path in it."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: sharding(mesh, jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape), tree
+    )
 
 
-def place(mesh: Mesh, layout: Layout) -> Place:
+def place(mesh: Mesh) -> Place:
     """Return the placement of activations and weights in a program that is traced for a mesh."""
-    return Place(rows(mesh), everywhere(mesh), lambda shape: sharding(mesh, shape, layout))
+    return Place(mesh, lambda name, shape: sharding(mesh, name, shape))
 
 
-def say_copied(mesh: Mesh, arrays: dict[str, Any], layout: Layout) -> None:
-    """Print one line per job about the large arrays that "fsdp" must replicate, because no axis can be divided."""
+def say_copied(mesh: Mesh, arrays: dict[str, Any]) -> None:
+    """Print one line per job about the large arrays that must be replicated, because no axis can be divided."""
     large = {name: a for name, a in arrays.items() if math.prod(a.shape) >= SPREAD_FROM}
-    named = [name for name, a in large.items() if sharding(mesh, a.shape, layout).is_fully_replicated]
+    named = [name for name, a in large.items() if sharding(mesh, name, a.shape).is_fully_replicated]
     said = [f"{n} {large[n].shape} {large[n].size * large[n].dtype.itemsize / 1e6:.3g} MB" for n in named]
-    if layout == "fsdp" and mesh.size > 1 and said and jax.process_index() == 0:
-        print(f"On every device whole, since no axis can be divided by {mesh.size}: {', '.join(said)}.", flush=True)
+    if (ways := mesh.shape["fsdp"]) > 1 and said and jax.process_index() == 0:
+        print(f"On every device whole, since no axis can be divided by {ways}: {', '.join(said)}.", flush=True)
 
 
 def whole(mesh: Mesh, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -138,15 +181,46 @@ def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def rows(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array by rows."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def rows(mesh: Mesh, number: int = 0) -> NamedSharding:
+    """The sharding of an array by rows; of ``number`` rows, over as many devices as divide these evenly."""
+    return NamedSharding(mesh, PartitionSpec(row_axes(mesh, number)))
+
+
+def row_parts(mesh: Mesh) -> int:
+    """Return into how many parts the rows of a batch are divided."""
+    return math.prod(mesh.shape[name] for name in ROWS)
+
+
+def rows_here(mesh: Mesh) -> tuple[int, int]:
+    """Return (i, n): this process reads rows i * B / n up to (i + 1) * B / n, those that its devices hold.
+
+    Processes whose devices share rows read the same. ReverieError if a process holds rows that are far apart.
+    """
+    number = row_parts(mesh)
+    held = rows(mesh).addressable_devices_indices_map((number,)).values()
+    at = sorted({part[0].indices(number)[0] for part in held if part})
+    if at[-1] - at[0] >= len(at) or at[0] % len(at):
+        raise ReverieError(
+            f"the devices of process {jax.process_index()} hold rows far apart: choose other mesh sizes."
+        )
+    return at[0] // len(at), number // len(at)
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Return global arrays, sharded by rows, from the rows of a batch that this process read."""
+    """Return global arrays, sharded by rows, from the rows of a batch that this process read (``rows_here``)."""
+    index, parts = rows_here(mesh)
+
+    def put_rows(array: np.ndarray) -> jax.Array:
+        total, before = len(array) * parts, len(array) * index
+
+        def part(where: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = where[0].indices(total)
+            return array[(slice(start - before, stop - before), *where[1:])]
+
+        return jax.make_array_from_callback((total, *array.shape[1:]), rows(mesh), part)
+
     with explicit_transfers():
-        return {name: jax.make_array_from_process_local_data(rows(mesh), array) for name, array in batch.items()}
+        return {name: put_rows(array) for name, array in batch.items()}
 
 
 def put(tree: Any, where: Sharding) -> Any:
@@ -175,9 +249,9 @@ def explicit_transfers() -> Any:
 
 def check_batch(mesh: Mesh, batch: int, accumulate: int) -> None:
     """Raise ReverieError unless ``accumulate`` parts of a batch have equally many rows for every device."""
-    parts = mesh.size * accumulate
+    parts = row_parts(mesh) * accumulate
     if batch < 1 or accumulate < 1 or batch % parts:
         raise ReverieError(
-            f"a batch of {batch} cannot be shared by {mesh.size} devices in {accumulate} parts: "
+            f"a batch of {batch} cannot be shared by {row_parts(mesh)} devices in {accumulate} parts: "
             f"make it a multiple of {parts}."
         )
