@@ -96,7 +96,7 @@ class Side:
         tx = tx or run.optimizer.make()
         self.objective, self.blueprint = objective, Blueprint(objective, spec, 0, Path())
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        weights = self.blueprint.build(lambda shape: one)
+        weights = self.blueprint.build(lambda *_: one)
         parts = {part: {name: weights[name] for name in names} for part, names in self.blueprint.parts.items()}
         params = parts["params"]
         self.state = TrainState(jnp.int32(0), params, parts["rest"], {}, tx.init(params), jnp.int32(0))

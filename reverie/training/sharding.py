@@ -213,7 +213,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     def put_rows(array: np.ndarray) -> jax.Array:
         total, before = len(array) * parts, len(array) * index
 
-        def part(where: tuple[slice, ...]) -> np.ndarray:
+        def part(where: Any) -> np.ndarray:
             start, stop, _ = where[0].indices(total)
             return array[(slice(start - before, stop - before), *where[1:])]
 
