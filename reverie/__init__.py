@@ -1,8 +1,8 @@
 """Reverie trains world models from video and lets you step into them.
 
-``reverie.load(path)`` gives back what a run trained, ``reverie.Session(world)`` plays in it, ``reverie.make_env(run)``
-is its world as a Gymnasium environment. All are imported when first asked for: importing the package costs nothing, so
-the command line answers at once.
+``reverie.load(world)`` returns what a run trained, by name, path or https address, ``reverie.Session(world)`` plays in
+it, ``reverie.make_env(run)`` is its world as a Gymnasium environment. All are imported when first asked for: importing
+the package costs nothing, so the command line answers at once.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_WHERE = {"load": "reverie.training.checkpoint", "Session": "reverie.world", "make_env": "reverie.gymnasium_env"}
+_WHERE = {"load": "reverie.library", "Session": "reverie.world", "make_env": "reverie.gymnasium_env"}
 
 
 def __getattr__(name: str) -> Any:

@@ -129,29 +129,39 @@ def _archive(
     path: Path, limit: int | None, names: Collection[str] | None
 ) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
     """Open an .npz file and check what its table of contents claims of the members called ``names``."""
+    with opened_zip(path, ".npz file") as archive:
+        named = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        members = {name: info for name, info in named.items() if names is None or name in names}
+        if limit is None:
+            limit = max(ROOM, RATIO * path.stat().st_size)
+        check_members(path, list(members.values()) if names is not None else archive.infolist(), limit)
+        yield archive, members
+
+
+@contextlib.contextmanager
+def opened_zip(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip file that should be a ``what``; inside, every error that damage can cause is ``Damaged``."""
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            named = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            members = {name: info for name, info in named.items() if names is None or name in names}
-            if limit is None:
-                limit = max(ROOM, RATIO * path.stat().st_size)
-            _check_members(path, list(members.values()) if names is not None else archive.infolist(), limit)
-            yield archive, members
+            yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, NotImplementedError) as error:
-        raise Damaged(f"'{path}' is no .npz file, or it is damaged ({error}).") from None
+        raise Damaged(f"'{path}' is no {what}, or it is damaged ({error}).") from None
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         raise Damaged(f"'{path}' is damaged: its table of contents points outside of it.") from None
 
 
-def _check_members(path: Path, members: list[zipfile.ZipInfo], limit: int) -> None:
-    if len(members) > ARRAYS:
-        raise Damaged(f"'{path}' is no .npz file of ours: it has {len(members)} members, more than {ARRAYS}.")
+def check_members(
+    path: Path, members: list[zipfile.ZipInfo], limit: int, most: int = ARRAYS, what: str = ".npz file"
+) -> None:
+    """Raise ``Damaged`` unless these are at most ``most`` members that would unpack to ``limit`` bytes in all."""
+    if len(members) > most:
+        raise Damaged(f"'{path}' is no {what} of ours: it has {len(members)} members, more than {most}.")
     if len({info.filename for info in members}) < len(members):
-        raise Damaged(f"'{path}' is no .npz file: two of its members have the same name.")
+        raise Damaged(f"'{path}' is no {what}: two of its members have the same name.")
     if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in members):
-        raise Damaged(f"'{path}' is compressed in a way that numpy does not write.")
+        raise Damaged(f"'{path}' is compressed in a way that no {what} is.")
     if any(info.flag_bits & 1 for info in members):
         raise Damaged(f"'{path}' is encrypted.")
     if (total := sum(info.file_size for info in members)) > limit:

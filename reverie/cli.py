@@ -24,6 +24,7 @@ from reverie.parsing import Named, Parser, completed, dashed
 # The same as in ``reverie.training``, which loads JAX.
 Logger, AXES = Literal["tensorboard", "wandb"], ("data", "fsdp")
 
+WHICH = "the folder of a world, an archive of one (.zip), its https address, or a name from 'reverie worlds'"
 OFTEN = {"steps", "batch", "length", "rate", "width", "depth", "patch", "codes", "actions", "passes", "temperature"}
 
 
@@ -176,7 +177,7 @@ def _use(add: Callable[..., Parser]) -> None:
               "reverie eval runs/demo", "reverie eval runs/demo --json > numbers.json",
               "reverie eval runs/demo --horizon 64 --clips 32",
               "reverie eval worlds/demo --data data/platformer")  # fmt: skip
-    one.add_argument("run", type=Path, metavar="RUN", help="the folder of a world")
+    one.add_argument("run", metavar="RUN", help=WHICH)
     one.add_argument("--clips", **of(int), default=64, help="held-out clips, at most (64)")
     text = "generated frames (16, or as many as the longest episode has room for)"
     one.add_argument("--horizon", **of(int), help=text)
@@ -194,8 +195,9 @@ def _use(add: Callable[..., Parser]) -> None:
     one.add_argument("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
 
     one = add("play", commands.play, "Step into a world; without RUN, one that came with Reverie.",
-              "reverie play", "reverie play runs/demo", "reverie play runs/demo --port 9000 --no-browser")  # fmt: skip
-    one.add_argument("run", type=Path, nargs="?", metavar="RUN", help="the folder of a world")
+              "reverie play", "reverie play runs/demo", "reverie play runs/demo --port 9000 --no-browser",
+              "reverie play https://example.org/demo.zip")  # fmt: skip
+    one.add_argument("run", nargs="?", metavar="RUN", help=WHICH)
     one.add_argument("--players", **of(int), default=16, help="how many may play at once (16)")
     text = "address to listen on (127.0.0.1: this machine only)"
     one.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=text)
@@ -224,15 +226,17 @@ def _tools(add: Callable[..., Parser]) -> None:
     one.add_argument("--seeds", **of(int), default=3, help="how often each row is trained (3)")
     one.add_argument("--jobs", **of(int), default=2, help="rows at a time (2)")
 
+    add("worlds", commands.worlds, "List the worlds that came with Reverie.", "reverie worlds")
     add("list", commands.list_, "Name every preset, source and comparison.", "reverie list")
     one = add("show", commands.show, "Show a run and write its report.html, or what a preset will take.",
               "reverie show runs/demo", "reverie show toy-maskgit")  # fmt: skip
     text = "the folder of a world or of one of its stages, or a preset's name (./NAME for a folder named like one)"
     completed(one.add_argument("run", metavar="RUN", help=text), presets_known)
     one = add("export", commands.export, "Write what is needed to play, and no more, to a folder.",
-              "reverie export runs/demo worlds/demo")  # fmt: skip
-    one.add_argument("run", type=Path, metavar="RUN", help="the folder of a world")
-    one.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+              "reverie export runs/demo worlds/demo", "reverie export runs/demo demo.zip --licence MIT")  # fmt: skip
+    one.add_argument("run", metavar="RUN", help=WHICH)
+    one.add_argument("out", type=Path, metavar="OUT", help="the folder to write, or one file NAME.zip")
+    one.add_argument("--licence", default="", metavar="TEXT", help="the licence of the world, to note in it")
 
 
 def dispatch(argv: list[str]) -> None:

@@ -66,15 +66,18 @@ def train(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     from reverie.evaluation.environment import judge
     from reverie.evaluation.run import evaluate_run
+    from reverie.library import is_ours, place
 
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        run = place(args.run)
+        out = Path("runs") / run.name if is_ours(run) else None  # what ships or is cached stays as it is
         horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
         how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
         if args.env:
-            numbers = judge(args.run, args.episodes, args.seed)
+            numbers = judge(run, args.episodes, args.seed)
             print(table((name, _with_interval(value)) for name, value in numbers.items()))
         else:
-            numbers = evaluate_run(args.run, args.clips, **horizon, features=args.features, **how)
+            numbers = evaluate_run(run, args.clips, **horizon, features=args.features, out=out, **how)
     if args.json:
         print(json.dumps(numbers))
 
@@ -87,11 +90,11 @@ def _with_interval(value: Any) -> str:
 
 
 def play(args: argparse.Namespace) -> None:
+    from reverie.library import FIRST, place
     from reverie.play.server import play
 
-    run = args.run or shipped()
-    place = {"host": args.host, "port": args.port, "expose": args.expose, "allow_hosts": args.allow_host}
-    play(run, **place, players=args.players, open_browser=args.browser)
+    listen = {"host": args.host, "port": args.port, "expose": args.expose, "allow_hosts": args.allow_host}
+    play(place(args.run or FIRST), **listen, players=args.players, open_browser=args.browser)
 
 
 def data(args: argparse.Namespace) -> None:
@@ -160,19 +163,23 @@ def show(args: argparse.Namespace) -> None:
     print(table(show(Path(args.run)).items()))
 
 
+def worlds(args: argparse.Namespace) -> None:
+    from reverie.library import described
+
+    print("worlds that came with Reverie (reverie play NAME)\n" + table(described()))
+
+
 def export(args: argparse.Namespace) -> None:
+    from reverie.download import sha256
+    from reverie.library import place
+    from reverie.training.archive import is_archive, write_archive
     from reverie.training.export import export
 
-    export(args.run, args.out)
+    write = write_archive if is_archive(args.out) else export
+    write(place(args.run), args.out, args.licence)
     print(f"{args.out}: 'reverie play {args.out}' plays it")
-
-
-def shipped() -> Path:
-    """The world that comes with the package."""
-    worlds = sorted(Path(__file__).parent.glob("worlds/*/"))
-    if not worlds:
-        raise ReverieError("this installation has no world of its own: 'reverie demo' makes one.")
-    return worlds[0]
+    if is_archive(args.out):
+        print(f"on the web: 'reverie play https://ADDRESS/{args.out.name}#sha256={sha256(args.out)}'")
 
 
 def sources_named() -> dict[str, str]:

@@ -92,7 +92,8 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
             noted = note(out) or {}
             if new:
                 given = max(minutes, minutes_of(note(place)) or 0) if minutes is not None else None
-                write_note(place, replace(recipe, **runs), minutes=given, contents=noted.get("contents"))
+                more = {"contents": noted.get("contents"), "data_licence": getattr(dataset, "licence", None) or None}
+                write_note(place, replace(recipe, **runs), minutes=given, **more)
             try:
                 _finish(place, clips, recipe.horizon)
             except ReverieError:

@@ -15,7 +15,7 @@ from playground import playing
 from playwright.sync_api import sync_playwright
 
 import reverie
-from reverie.cli import shipped
+from reverie.library import shipped
 from reverie.world_folder import initial_frames
 
 VIEW = {"width": 920, "height": 650}
@@ -65,8 +65,11 @@ def write_gif(path: Path, seen: list[tuple[float, Image.Image]]) -> None:
 
 
 def main(path: Path) -> None:
-    world = reverie.load(shipped())
-    with playing(world, name="platformer", starts=initial_frames(shipped())) as (address, _), sync_playwright() as play:
+    world = reverie.load("platformer")
+    with (
+        playing(world, name="platformer", starts=initial_frames(shipped()["platformer"])) as (address, _),
+        sync_playwright() as play,
+    ):
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport=VIEW)
         page.goto(address)

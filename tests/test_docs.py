@@ -96,6 +96,7 @@ def test_every_block_of_a_page_runs(page, tmp_path):
     if not found:
         return
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     if any("clips" in text for _, text in found):
         write_clips(tmp_path / "clips")
     for language, text in found:

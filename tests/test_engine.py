@@ -230,7 +230,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
     lock.parent.mkdir()
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ReverieError, match="another process is training in"):
+        with pytest.raises(ReverieError, match="another process is at work in"):
             fit(toy_run(2), tmp_path / "run", dataset=DATA)
     fit(toy_run(2), tmp_path / "run", dataset=DATA)
 

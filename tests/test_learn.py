@@ -162,7 +162,7 @@ def test_a_refused_command_leaves_a_world_as_it_is(made, tmp_path, monkeypatch):
     for stage in ("dynamics", "."):
         with (out / stage / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with pytest.raises(ReverieError, match="another process is training in"):
+            with pytest.raises(ReverieError, match="another process is at work in"):
                 train(recipe, out, fresh=True)
         (out / stage / ".lock").unlink(missing_ok=True)
         assert whole(out) == before

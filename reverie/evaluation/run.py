@@ -29,6 +29,7 @@ def evaluate_run(
     features: str | None = None,
     data: Path | None = None,
     split: str | None = None,
+    out: Path | None = None,
     **how: Any,
 ) -> Numbers:
     """Evaluate a world on held-out episodes; write ``eval.json`` and pictures into its folder; return the numbers.
@@ -36,7 +37,7 @@ def evaluate_run(
     ``shorten``: where no episode is long enough, generate fewer frames than ``horizon`` instead of raising
     ReverieError. ``features``: "MODULE:FUNCTION", a function whose features are compared too (``evaluation.frechet``).
     ``data``: a store or .npz to evaluate on; None: the world's own data, or new episodes of its simulator if the world
-    came without data. ``split``: of the data; None: the held-out one.
+    came without data. ``split``: of the data; None: the held-out one. ``out``: the folder to write to, if not its own.
     ``how``: context, seed, temperature, sessions, deep and speed, as ``evaluation.measure.evaluate`` takes them.
     """
     if clips < 1 or horizon < 1:
@@ -58,11 +59,12 @@ def evaluate_run(
     numbers, pictures = evaluate(world, dataset, clips=clips, horizon=horizon, **how)
     say(numbers)
     about = {"config": record.run, "data": record.spec, "trained with": record.versions, "evaluated with": versions()}
+    out = folder.parent if out is None else out
     try:
-        write_report(numbers, pictures, folder.parent, about)
-        print(f"pictures and curves: {named(folder.parent) / PAGE}")
+        write_report(numbers, pictures, out, about)
+        print(f"pictures and curves: {named(out) / PAGE}")
     except OSError as error:  # such as another user's world: its numbers are printed all the same
-        print(f"'{folder.parent}' cannot be written to ({error.strerror}): no eval.json there.", file=sys.stderr)
+        print(f"'{out}' cannot be written to ({error.strerror}): no eval.json there.", file=sys.stderr)
     return numbers
 
 
@@ -78,7 +80,7 @@ def _stored(place: Path, split: str | None, length: int) -> tuple[Dataset, Datas
 def _simulated(run: Path, spec: Spec, clips: int, split: str | None) -> tuple[Dataset, Dataset]:
     """Return the same as new episodes of the simulator that a world's data came from."""
     source: Any = spec.simulator
-    if source is None or split not in (None, "val"):
+    if not hasattr(source, "make") or split not in (None, "val"):
         part = f"the split '{split}' of its data" if split else "its data"
         raise ReverieError(f"'{run}' came without {part}: name a store or .npz of the same kind with --data.")
     print(f"'{run}' came without its data: measured on new episodes of its simulator.", file=sys.stderr)

@@ -1,14 +1,13 @@
 """Calling a model without paying for its Python structure on every call."""
 
-import os
+import functools
 from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
 
+from reverie.cache import cache
 from reverie.nn.transformer import unstack_layers
 
 
@@ -44,7 +43,7 @@ class compiled:
         return self._call._cache_size()
 
 
-@cache
+@functools.cache
 def compiler_options(few_rows: bool = False) -> dict[str, str] | None:
     """Return XLA's compiler options for a program on CPU; None on other backends, or if this XLA lacks these options.
 
@@ -70,7 +69,6 @@ def cache_compilations() -> None:
     """Keep compiled programs under the user's cache folder, unless the user configured or disabled JAX's cache."""
     settings = jax.config.values
     if settings["jax_compilation_cache_dir"] is None and settings["jax_enable_compilation_cache"]:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reverie" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache("xla")))
         # By default JAX keeps programs that took a second to compile; a run starts with dozens that take a tenth.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -31,8 +31,11 @@ ABSOLUTE = re.compile(r"(/.|~[\\/]|[A-Za-z]:[\\/]|\\\\|file:)")
 WITHIN = re.compile(r"(?<![\w./\\])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s'\",;:()]+)+[/\\]([^/\\\s'\",;:()]+)")  # a text
 
 
-def export(run: str | Path, out: str | Path) -> Path:
-    """Write a weights-only copy of a run, or of every stage of a world, to a new folder; ReverieError if it exists."""
+def export(run: str | Path, out: str | Path, licence: str = "") -> Path:
+    """Write a weights-only copy of a run, or of every stage of a world, to a new folder; ReverieError if it exists.
+
+    ``licence``: of the world, to note in its ``world.json``.
+    """
     source, out = Path(run).absolute(), Path(out).absolute()
     if out.exists():
         raise ReverieError(f"'{out}' exists already: choose another place for the copy.")
@@ -51,6 +54,7 @@ def export(run: str | Path, out: str | Path) -> Path:
                 if _is_plain(source / name):
                     data = checked(read_json(source / name), f"'{source / name}'")
                     data.pop("contents", None)  # names of the user's files
+                    data |= {"licence": licence} if licence and name == "world.json" else {}
                     write_json(half / name, _without_places(data))
             if _is_plain(source / STARTS):
                 starts = ArrayDataset.load(source / STARTS, STARTS_BYTES)

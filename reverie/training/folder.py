@@ -108,7 +108,7 @@ def _lock(folder: Path) -> IO:
             file.close()
             if not isinstance(error, BlockingIOError):
                 raise
-            raise ReverieError(f"another process is training in '{folder}': wait, or choose another.") from None
+            raise ReverieError(f"another process is at work in '{folder}': wait, or choose another.") from None
         file.close()
 
 
