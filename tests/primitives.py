@@ -1,0 +1,436 @@
+"""Small programs that together use every primitive of the converter to ONNX, in each form that a model may need.
+
+``CASES`` maps a name to a function that draws shapes and inputs and returns (program, arrays).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Case = Callable[[np.random.Generator], tuple[Callable, tuple]]
+CASES: dict[str, Case] = {}
+
+
+def shape(rng: np.random.Generator, rank: int = 3) -> tuple[int, ...]:
+    return tuple(map(int, rng.integers(2, 6, rank)))
+
+
+def normal(rng: np.random.Generator, *size: int) -> np.ndarray:
+    return rng.normal(0, 2, size or shape(rng)).astype(np.float32)
+
+
+def whole(rng: np.random.Generator, *size: int, low: int = -9, high: int = 10, dtype: Any = np.int32) -> np.ndarray:
+    return rng.integers(low, high, size or shape(rng)).astype(dtype)
+
+
+def bits(rng: np.random.Generator, *size: int) -> np.ndarray:
+    return rng.integers(0, 2**32, size or shape(rng), dtype=np.uint64).astype(np.uint32)
+
+
+def flags(rng: np.random.Generator, *size: int) -> np.ndarray:
+    return rng.integers(0, 2, size or shape(rng)).astype(bool)
+
+
+def add(name: str, program: Callable, *draw: Callable) -> None:
+    CASES[name] = lambda rng: (program, tuple(each(rng) for each in draw))
+
+
+def case(function: Case) -> Case:
+    CASES[function.__name__] = function
+    return function
+
+
+def alike(program: Callable, draw: Callable, count: int = 2) -> Case:
+    """Draw operands of one shape, and of shapes that broadcast."""
+
+    def drawn(rng):
+        size = shape(rng)
+        operands = [draw(rng, *size) for _ in range(count)]
+        row = draw(rng, 1, size[1], 1)
+
+        def both(row, *operands):
+            wide = jnp.broadcast_to(row, size)
+            return program(*operands), program(operands[0], *[wide] * (count - 1))
+
+        return both, (row, *operands)
+
+    return drawn
+
+
+def positive(rng, *size):
+    return np.abs(normal(rng, *size)) + np.float32(0.1)
+
+
+def inside(rng, *size):
+    return rng.uniform(-1, 1, size or shape(rng)).astype(np.float32)
+
+
+def small(rng, *size):
+    return (normal(rng, *size) * 10.0 ** rng.integers(-7, 1)).astype(np.float32)
+
+
+for name in ("abs", "ceil", "cos", "erf", "exp", "exp2", "floor", "logistic", "neg", "sign", "sin", "tanh"):
+    add(name, getattr(lax, name), normal)
+for name in ("log", "sqrt", "rsqrt"):
+    add(name, getattr(lax, name), positive)
+for name in ("log1p", "expm1"):
+    add(name, getattr(lax, name), lambda rng: np.concatenate([small(rng, 40), inside(rng, 40), positive(rng, 9)]))
+add("erf_inv", lax.erf_inv, lambda rng: np.concatenate([inside(rng, 99), np.float32([0, -1, 1, 0.9999999, 1e-9])]))
+add("neg_int", lax.neg, whole)
+add("abs_sign_int", lambda x: (lax.abs(x), lax.sign(x)), whole)
+for name in ("add", "sub", "mul", "max", "min"):
+    CASES[name] = alike(getattr(lax, name), normal)
+    CASES[f"{name}_int"] = alike(getattr(lax, name), whole)
+for name in ("add", "sub", "mul", "max", "min"):
+    CASES[f"{name}_uint"] = alike(getattr(lax, name), bits)
+CASES["max_of_nan"] = alike(lax.max, lambda rng, *size: np.where(flags(rng, *size), np.nan, 1).astype(np.float32))
+CASES["div"] = alike(lax.div, positive)
+CASES["div_int"] = alike(lax.div, lambda rng, *size: whole(rng, *size) * 2 + 1)
+CASES["rem"] = alike(lax.rem, lambda rng, *size: normal(rng, *size) + 0.01)
+CASES["rem_int"] = alike(lax.rem, lambda rng, *size: whole(rng, *size) * 2 + 1)
+CASES["rem_uint"] = alike(lax.rem, lambda rng, *size: bits(rng, *size) % np.uint32(99) + np.uint32(1))
+CASES["pow"] = alike(lax.pow, positive)
+for name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    CASES[name] = alike(getattr(lax, name), lambda rng, *size: whole(rng, *size).astype(np.float32))
+    CASES[f"{name}_int"] = alike(getattr(lax, name), whole)
+    CASES[f"{name}_uint"] = alike(getattr(lax, name), lambda rng, *size: bits(rng, *size) >> np.uint32(30))
+CASES["eq_bool"] = alike(lax.eq, flags)
+for name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
+    CASES[name] = alike(getattr(lax, name), flags)
+    CASES[f"{name}_uint"] = alike(getattr(lax, name), bits)
+add("bitwise_not", lambda a, b, c: (lax.bitwise_not(a), lax.bitwise_not(b), lax.bitwise_not(c)), flags, bits, whole)
+for kind, draw in {"float": normal, "int": whole, "uint": bits, "bool": flags}.items():
+    CASES[f"select_{kind}"] = alike(lambda a, b: lax.select(a == a[:, :1], a, b), draw)
+CASES["clamp"] = alike(lambda a, b: lax.clamp(jnp.float32(-1), a * b, jnp.float32(1)), normal)
+add("stop_gradient", lambda x: lax.stop_gradient(x) + lax.optimization_barrier(x), normal)
+
+
+@case
+def rounding(rng):
+    halves = np.concatenate([whole(rng, 20) / np.float32(2), normal(rng, 20)]).astype(np.float32)
+    return lambda x: (lax.round(x), lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)), (halves,)
+
+
+@case
+def powers(rng):
+    return lambda x: [lax.integer_pow(x, y) for y in (-3, -1, 2, 3, 4, 7)] + [lax.square(x)], (positive(rng),)
+
+
+@case
+def finite(rng):
+    return lax.is_finite, (np.float32([0, 1, -np.inf, np.inf, np.nan, 3e38]),)
+
+
+@case
+def conversions(rng):
+    def program(x, n, b, u):
+        kinds = (jnp.float32, jnp.int32, jnp.uint32, jnp.bool_)
+        return [y.astype(kind) for y in (n, b, u) for kind in kinds], x.astype(jnp.int32), x.astype(jnp.uint8)
+
+    return program, (rng.uniform(0, 255, 40).astype(np.float32), whole(rng), flags(rng), bits(rng))
+
+
+@case
+def shifts(rng):
+    by = jnp.uint32(rng.integers(0, 32))
+    return lambda x: (lax.shift_left(x, jnp.full_like(x, by)), x >> by), (bits(rng),)
+
+
+@case
+def floats_from_bits(rng):
+    """Every exponent; subnormal numbers are left out, which XLA may flush to 0."""
+    drawn = bits(rng, 400)
+    exponent = (drawn >> np.uint32(23)) & np.uint32(255)
+    special = np.float32([0, -0.0, 1, -1, np.inf, -np.inf, 3.4028235e38, 1.1754944e-38]).view(np.uint32)
+    return lambda x: lax.bitcast_convert_type(x, jnp.float32), (
+        np.concatenate([drawn[(exponent > 0) & (exponent < 255)], special]),
+    )
+
+
+# -- shapes ----------------------------------------------------------------------------------------------------------
+
+
+@case
+def reshaped(rng):
+    a, b, c = shape(rng)
+    x = normal(rng, a, b, c)
+
+    def program(x, row):
+        lazy = jnp.broadcast_to(row, (a, 1, c))  # the same along a
+        return (
+            x.reshape(a * b, c),
+            lazy.reshape(a, c),
+            lazy.reshape(a * c),
+            lazy[:, 0].reshape(1, a, 1, c) * 2,
+            jnp.expand_dims(x, (0, 3)),
+            jnp.squeeze(lazy, 1),
+            lazy.transpose(2, 1, 0),
+            x.transpose(2, 0, 1),
+            lazy[1:, :, ::2],
+            jnp.broadcast_to(x[None, :, None], (2, a, 3, b, c)),
+        )
+
+    return program, (x, normal(rng, 1, 1, c))
+
+
+@case
+def joined(rng):
+    size = shape(rng)
+
+    def program(x, y, row):
+        lazy = jnp.broadcast_to(row, size)
+        return (
+            jnp.concatenate([x, lazy, y[:, :1]], 1),
+            jnp.stack([x, lazy], 1),
+            jnp.stack([x, y], -1),
+            jnp.tile(x, (1, 2, 3)),
+            jnp.split(x, [1], axis=2),
+            jnp.flip(x, (0, 2)),
+        )
+
+    return program, (normal(rng, *size), normal(rng, *size), normal(rng, size[2]))
+
+
+@case
+def sliced(rng):
+    def program(x, n):
+        return x[1:, ::2], x[:, 1], lax.rev(n, (1,)), n[:2, :, -1:]
+
+    return program, (normal(rng), whole(rng, 4, 5, 3))
+
+
+@case
+def padded(rng):
+    def program(x, n, b):
+        return (
+            lax.pad(x, jnp.float32(2), ((1, 2, 0), (0, 1, 0), (-1, 0, 0))),
+            jnp.pad(n, ((1, 0), (0, 2))),
+            jnp.pad(b, 1),
+        )
+
+    return program, (normal(rng), whole(rng, *shape(rng, 2)), flags(rng, *shape(rng, 2)))
+
+
+@case
+def reduced(rng):
+    def program(x, n, b, row):
+        lazy = jnp.broadcast_to(row, (3, row.shape[-1]))
+        return (
+            [f(x, axis=axis) for f in (jnp.sum, jnp.max, jnp.min, jnp.prod) for axis in (1, (0, 2), None)],
+            [f(n, axis=1) for f in (jnp.sum, jnp.max, jnp.min)],
+            [f(b, axis=axis) for f in (jnp.all, jnp.any) for axis in (0, None)],
+            lazy.sum(),
+            x.mean(-1, keepdims=True),
+        )
+
+    return program, (normal(rng), whole(rng), flags(rng, 4, 2), normal(rng, 1, 5))
+
+
+@case
+def extremes(rng):
+    """Ties go to the first."""
+    return lambda x: (jnp.argmax(x, -1), jnp.argmin(x, 0)), (whole(rng, 5, 4, 7, low=0, high=3).astype(np.float32),)
+
+
+@case
+def cumulative(rng):
+    return lambda x, n: (jnp.cumsum(x, 1), lax.cumsum(x, 2, reverse=True), jnp.cumsum(n, 0)), (normal(rng), whole(rng))
+
+
+@case
+def sorted_with_ties(rng):
+    rows, length = shape(rng, 2)
+    keys = whole(rng, rows, 7 * length, low=0, high=4)
+
+    def program(n, x, payload):
+        return (
+            jnp.sort(n, 1),
+            jnp.argsort(n, 1),
+            lax.sort((x, payload), dimension=0, num_keys=1),
+            jnp.argsort(jnp.argsort(x, 1), 1),
+        )
+
+    return program, (keys, keys.astype(np.float32), normal(rng, *keys.shape))
+
+
+@case
+def sorted_floats(rng):
+    """Zeros of both signs are equal, and infinities come last."""
+    return lambda x: jnp.argsort(x), (np.float32([1, 0.0, np.inf, -0.0, -1, 0.0, -np.inf, np.inf, -0.0]),)
+
+
+@case
+def products(rng):
+    a, b, c, d = shape(rng, 4)
+
+    def program(x, y, w, v):
+        return (
+            x @ w,
+            w.T @ w,
+            v @ w,
+            v @ v,
+            jnp.einsum("abc,abd->acd", x, y),
+            jnp.einsum("abc,bad->bacd", x, y.transpose(1, 0, 2)),
+            jnp.einsum("abc,abc->b", x, x),
+            jnp.einsum("abc,dc->dab", x, w.T),
+            jnp.einsum("abc,abd->cd", x, y),
+            jnp.einsum("c,d->cd", v, w[0]),
+            jnp.einsum("abc,ebfc->aebf", x, x[:, :, None]),
+        )
+
+    return program, (normal(rng, a, b, c), normal(rng, a, b, d), normal(rng, c, d), normal(rng, c))
+
+
+# -- places ----------------------------------------------------------------------------------------------------------
+
+
+@case
+def dynamic_slices(rng):
+    """Starts out of bounds are moved inside."""
+
+    def program(x, i, j):
+        return (
+            lax.dynamic_slice(x, (i, j, 0), (2, 1, 3)),
+            lax.dynamic_index_in_dim(x, j, 1, keepdims=False),
+            lax.dynamic_slice(x, (1, i, j), (2, 2, 2)),
+        )
+
+    return program, (normal(rng, 4, 5, 3), np.int32(rng.integers(-1, 6)), np.int32(rng.integers(-1, 6)))
+
+
+@case
+def dynamic_updates(rng):
+    def program(x, n, b, u, i, j):
+        return (
+            lax.dynamic_update_slice(x, u, (i, j, 0)),
+            lax.dynamic_update_slice(x, u[:1], (1, j, i)),
+            lax.dynamic_update_slice(x, u[:, :1], (0, i, j)),
+            lax.dynamic_update_index_in_dim(x, x[0] * 2, i, 0),
+            lax.dynamic_update_slice(n, n[:1], (i, j)),
+            lax.dynamic_update_index_in_dim(b, ~b[:1], j, 0),
+        )
+
+    arrays = normal(rng, 4, 5, 3), whole(rng, 3, 4), flags(rng, 6), normal(rng, 2, 2, 3)
+    return program, (*arrays, np.int32(rng.integers(-1, 6)), np.int32(rng.integers(-1, 6)))
+
+
+@case
+def gathers(rng):
+    """Inside, and outside in every mode."""
+    rows, columns, depth = shape(rng)
+
+    def program(x, n, at, near):
+        index = at % rows
+        return (
+            x.at[index].get(mode="promise_in_bounds"),
+            x.at[at].get(mode="clip"),
+            x.at[at].get(mode="fill"),
+            x.at[:, near].get(mode="clip"),
+            x.at[at, :, near].get(mode="fill", fill_value=7.0),
+            jnp.take_along_axis(x, near[0] % columns + jnp.zeros((rows, 2, depth), jnp.int32), 1),
+            jnp.take_along_axis(x[:, :, 0], jnp.broadcast_to(near, (rows, 2)), 1, mode="fill"),
+            n.at[at].get(mode="fill"),
+        )
+
+    arrays = normal(rng, rows, columns, depth), whole(rng, rows, 2)
+    return program, (*arrays, whole(rng, 2), whole(rng, 2, low=-2, high=7))
+
+
+@case
+def scatters(rng):
+    size = shape(rng)
+
+    def program(x, n, row, at):
+        return (
+            x.at[:, 1].set(row),
+            x.at[:, 0].set(3.0),
+            n.at[..., 1].set(5),
+            x.at[jnp.array([0, 1]), :, 1].set(row[:2, :1] + jnp.zeros((2, size[1]), jnp.float32)),
+            x.at[at].set(row[: len(at), None], mode="clip"),
+        )
+
+    at = rng.permutation(4)[:2].astype(np.int32) - 1
+    at = at if len(np.unique(np.clip(at, 0, size[0] - 1))) == 2 else np.array([0, 1], np.int32)
+    return program, (normal(rng, *size), whole(rng, *size), normal(rng, size[0], size[2]), at)
+
+
+# -- loops -----------------------------------------------------------------------------------------------------------
+
+
+@case
+def scans(rng):
+    def program(x, w, start):
+        def step(carry, row):
+            count, total = carry
+            total = jnp.tanh(total @ w + row)
+            return (count + 1, total), (total.sum(), jnp.broadcast_to(count, (2, 3)))
+
+        empty = jnp.zeros((x.shape[1],), jnp.float32)  # a constant is carried
+        return lax.scan(step, (start, empty), x), lax.scan(lambda c, _: (c + 1, c), start, None, length=3)
+
+    return program, (normal(rng, 5, 4), normal(rng, 4, 4), np.int32(rng.integers(5)))
+
+
+@case
+def counted_loops(rng):
+    """Any number of rounds, none too; one loop in another."""
+
+    def program(x, count, none):
+        def inner(i, y):
+            return y + x[i % 3].sum() * lax.fori_loop(0, i, lambda _, z: z * 0.5, jnp.float32(1))
+
+        return [lax.fori_loop(0, n, inner, jnp.float32(0)) for n in (count, none)]
+
+    return program, (normal(rng, 3, 2), np.int32(rng.integers(1, 6)), np.int32(0))
+
+
+@case
+def conditional_loops(rng):
+    def program(x, most):
+        return lax.while_loop(lambda c: (c[0] < most) & (c[1].sum() < 99), lambda c: (c[0] + 1, c[1] * 2), (0, x))
+
+    return program, (positive(rng, 4), np.int32(rng.integers(9)))
+
+
+# -- random numbers --------------------------------------------------------------------------------------------------
+
+
+@case
+def random_numbers(rng):
+    def program(seed, step, signed):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        first, second, third = jax.random.split(key, 3)
+        return (
+            jax.random.bits(first, (3, 5)),
+            jax.random.uniform(second, (2, 7), minval=-1.0, maxval=3.0),
+            jax.random.normal(third, (40,)),
+            jax.random.key_data(jax.random.fold_in(jax.random.key(signed), jnp.int32(-3))),
+            jax.random.gumbel(jax.random.fold_in(jax.random.key(7), step), (9,)),
+        )
+
+    return program, (bits(rng, 1)[0], bits(rng, 1)[0], np.int32(rng.integers(-9, 9)))
+
+
+@case
+def random_keys_in_a_loop(rng):
+    def program(seed):
+        keys = jax.random.split(jax.random.key(seed), 4)
+        return lax.scan(lambda total, key: (total + jax.random.uniform(key), jax.random.bits(key)), 0.0, keys)
+
+    return program, (bits(rng, 1)[0],)
+
+
+@case
+def calls(rng):
+    """What only wraps a program, and what is known now."""
+
+    def program(x):
+        known = jnp.sin(jnp.ones((3, 4), jnp.float32)) + jax.random.uniform(jax.random.key(3), (3, 4))
+        wrapped = jax.checkpoint(jax.nn.silu)(x)
+        return jax.jit(lambda y: y * known)(x), wrapped, jax.nn.relu(x), known, x
+
+    return program, (normal(rng, 3, 4),)
