@@ -79,7 +79,11 @@ for name in ("log", "sqrt", "rsqrt"):
     add(name, getattr(lax, name), positive)
 for name in ("log1p", "expm1"):
     add(name, getattr(lax, name), lambda rng: np.concatenate([small(rng, 40), inside(rng, 40), positive(rng, 9)]))
-add("erf_inv", lax.erf_inv, lambda rng: np.concatenate([inside(rng, 99), np.float32([0, -1, 1, 0.9999999, 1e-9])]))
+add(
+    "erf_inv",
+    lax.erf_inv,
+    lambda rng: np.concatenate([inside(rng, 99), np.array([0, -1, 1, 0.9999999, 1e-9], np.float32)]),
+)
 add("neg_int", lax.neg, whole)
 add("abs_sign_int", lambda x: (lax.abs(x), lax.sign(x)), whole)
 for name in ("add", "sub", "mul", "max", "min"):
@@ -122,7 +126,7 @@ def powers(rng):
 
 @case
 def finite(rng):
-    return lax.is_finite, (np.float32([0, 1, -np.inf, np.inf, np.nan, 3e38]),)
+    return lax.is_finite, (np.array([0, 1, -np.inf, np.inf, np.nan, 3e38], np.float32),)
 
 
 @case
@@ -145,7 +149,7 @@ def floats_from_bits(rng):
     """Every exponent; subnormal numbers are left out, which XLA may flush to 0."""
     drawn = bits(rng, 400)
     exponent = (drawn >> np.uint32(23)) & np.uint32(255)
-    special = np.float32([0, -0.0, 1, -1, np.inf, -np.inf, 3.4028235e38, 1.1754944e-38]).view(np.uint32)
+    special = np.array([0, -0.0, 1, -1, np.inf, -np.inf, 3.4028235e38, 1.1754944e-38], np.float32).view(np.uint32)
     return lambda x: lax.bitcast_convert_type(x, jnp.float32), (
         np.concatenate([drawn[(exponent > 0) & (exponent < 255)], special]),
     )
@@ -260,7 +264,7 @@ def sorted_with_ties(rng):
 @case
 def sorted_floats(rng):
     """Zeros of both signs are equal, and infinities come last."""
-    return lambda x: jnp.argsort(x), (np.float32([1, 0.0, np.inf, -0.0, -1, 0.0, -np.inf, np.inf, -0.0]),)
+    return lambda x: jnp.argsort(x), (np.array([1, 0.0, np.inf, -0.0, -1, 0.0, -np.inf, np.inf, -0.0], np.float32),)
 
 
 @case

@@ -1,6 +1,7 @@
 """The converter from JAX to ONNX: every primitive of its table, on arrays of random shapes, against JAX."""
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +26,14 @@ def model(program, arrays):
     return convert(closed, ins, outs, constants), constants, ins, outs
 
 
-def run(made, constants, feed, outs):
+def run(made, constants, feed, outs) -> list[Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     if constants.data:
         data = bytes(constants.data)
         options.add_external_initializers_from_files_in_memory(["weights"], [data], [len(data)])
     session = onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
-    return session.run(outs, {name: np.asarray(array) for name, array in feed.items()})
+    return list(session.run(outs, {name: np.asarray(array) for name, array in feed.items()}))
 
 
 def primitives(jaxpr, found):
