@@ -192,6 +192,8 @@ def _use(add: Callable[..., Parser]) -> None:
     one.add_argument("--features", metavar="MODULE:FUNCTION", help="your features of clips, for a Frechet distance")
     one.add_argument("--env", action="store_true", help="measure the world's agents in the real environment instead")
     one.add_argument("--episodes", **of(int), default=512, help="with --env: episodes that each policy plays (512)")
+    text = "with --env: episodes of them in which planning is measured, which takes long; 0: none (32)"
+    one.add_argument("--plan", **of(int), default=32, help=text)
     one.add_argument("--json", action="store_true", help="one JSON object on stdout, progress on stderr")
 
     one = add("play", commands.play, "Step into a world; without RUN, one that came with Reverie.",

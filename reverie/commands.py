@@ -74,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> None:
         horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
         how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
         if args.env:
-            numbers = judge(run, args.episodes, args.seed)
+            numbers = judge(run, args.episodes, args.seed, args.plan)
             print(table((name, _with_interval(value)) for name, value in numbers.items()))
         else:
             numbers = evaluate_run(run, args.clips, **horizon, features=args.features, out=out, **how)
@@ -86,7 +86,8 @@ def _with_interval(value: Any) -> str:
     """Return a number as text; a return with its 95 % interval."""
     if not isinstance(value, dict):
         return f"{value:.4g}"
-    return f"{value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}] of {value['episodes']} episodes"
+    success = f", success {value['success']:.1%}" if "success" in value else ""
+    return f"{value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}] of {value['episodes']} episodes{success}"
 
 
 def play(args: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from reverie.data.episode import record
 from reverie.data.sources.square import SPACES, SquareConfig
 from reverie.errors import ReverieError
 from reverie.evaluation import environment
+from reverie.evaluation.planning import Planner
 from reverie.models.agent import Agent, AgentConfig
 from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.nn.batch import row_keys
@@ -69,7 +70,7 @@ def test_features_are_one_thing_in_training_imagination_and_play():
 
     agent = awake(AgentConfig(head=HeadConfig(width=8), ahead=2).make(world, nnx.Rngs(0)))
     shown, taken = frames(2, 6), [np.asarray(world.config.actions.start((2,)))]
-    actor = environment.Actor(agent, 2, seed=0, greedy=True)
+    actor = environment.Actor(agent, 2, 0, environment.greedy)
     for t in range(6):
         taken.append(actor(shown[:, t], taken[-1]))
     seen = np.stack(taken[:-1], axis=1)
@@ -257,15 +258,53 @@ def test_all_play_the_same_unseen_levels_and_the_oracle_wins(runs, capsys):
     assert main(["eval", str(runs), "--env", "--episodes", "24", "--json"]) == 0
     printed = capsys.readouterr()
     numbers = json.loads(printed.out)
-    assert printed.err.count("] of 24 episodes") == 8, "and a table for people"
+    assert printed.err.count("] of 24 episodes") == 9, "and a table for people"
     returns = {name.removeprefix("return_"): value for name, value in numbers.items() if name.startswith("return_")}
-    arms = {"random", "bc", "bc_greedy", "rl", "rl_greedy", "oracle", "imagined", "replayed"}
+    arms = {"random", "bc", "bc_greedy", "rl", "rl_greedy", "plan", "oracle", "imagined", "replayed"}
     assert set(returns) == arms and numbers["steps"] == 32
     for value in returns.values():
         assert value["episodes"] == 24 and value["low"] < value["mean"] < value["high"]
     assert -70 < returns["oracle"]["mean"] < -40 and -330 < returns["random"]["mean"] < -210
     assert all(returns["oracle"]["mean"] > value["mean"] for name, value in returns.items() if name != "oracle")
-    assert abs(numbers["gap"]) < 0.3 and numbers["gap_correlation"] > 0.9
+    assert abs(numbers["gap"]) < 0.3 and numbers["gap_correlation"] > 0.9 and 0 < numbers["gap_error"] < 4
+
+
+def test_planning_finds_the_best_actions_where_world_and_rewards_are_exact(runs, monkeypatch):
+    """One round of one sample is random play, and the value counts for what follows the last frame."""
+    agent, game = load(runs / "agent"), environment.Environment(SeenConfig().make())
+    monkeypatch.setattr(Agent, "rewards_of", lambda self, h: -8 * jnp.hypot(h[..., 0, 0], h[..., 0, 1]))
+    monkeypatch.setattr(Agent, "continues_of", lambda self, h: jnp.full(h.shape[:-2], 0.9))
+
+    def mean(choose):
+        return environment.play(game, range(16), 24, choose).sum(0).mean()
+
+    best = mean(lambda *_: np.array([game.simulator.best(state) for state in game.states]))
+    searched = mean(environment.Actor(agent, 16, 0, Planner(horizon=4, samples=48)))
+    random = mean(environment.Actor(agent, 16, 0, Planner(samples=1, elites=1, rounds=1)))
+    assert best - 4 < searched <= best + 1e-3 and random < 2.5 * searched
+
+    agent.value = lambda h: 99.0 * jax.nn.one_hot(jnp.full(h.shape[:-2], 254), 255)
+    actions = jnp.zeros((2, 2), jnp.int32)
+    scores = Planner(horizon=2, gamma=0.5).score(agent, jnp.full((2, 1, 3), 8.0), actions, KEY)
+    rewards = [-8 * np.hypot(8 - 12, y - 12) / 8 for y in (6, 4)]  # of a square of side 8 that goes up
+    np.testing.assert_allclose(scores, rewards[0] + 0.45 * (rewards[1] + 0.45 * HEADS.values.values[-1]), rtol=1e-5)
+    with pytest.raises(ValueError, match="elites"):
+        Planner(samples=2, elites=3)
+
+
+def test_the_evaluation_sounds_the_alarm_on_a_planted_reward_hack_alone(runs, monkeypatch):
+    data = runs / "data"
+    DATA.save(runs / "episodes.npz")
+    data.symlink_to("episodes.npz")
+    try:
+        healthy = environment.judge(runs, 4, plan=0)
+        real = Agent.rewards_of
+        monkeypatch.setattr(Agent, "rewards_of", lambda self, h: real(self, h) + 12)
+        hacked = environment.judge(runs, 4, plan=0)
+    finally:
+        data.unlink()
+    assert (healthy["alarm"], hacked["alarm"]) == (0, 1) and "return_plan" not in healthy
+    assert hacked["gap_error"] > 8 > healthy["gap_error"] and healthy["return_blind"]["episodes"] == 4
 
 
 def test_an_environment_waits_for_rows_that_are_over():

@@ -57,6 +57,26 @@ def test_the_mean_of_noisy_numbers_is_learned_without_bias():
     np.testing.assert_allclose(SMALL.mean(logits), 1.5, atol=0.05)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_distribution_is_fitted_to_actions(kind):
+    """It has the moments of many samples; of a single action, that is its mode, and others stay possible."""
+    space = ActionDistribution(KINDS[kind])
+    given = outputs(KINDS[kind], rows=3)
+
+    @jax.jit
+    def work(given):
+        drawn = space.sample(jnp.broadcast_to(given, (1000, *given.shape)), jax.random.key(0))
+        found, one = space.fitted(drawn), space.fitted(drawn[:1])
+        again = space.sample(jnp.broadcast_to(found, (1000, *found.shape)), jax.random.key(1))
+        return drawn.astype(jnp.float32), again.astype(jnp.float32), space.mode(one), space.log_prob(one, drawn[1])
+
+    drawn, again, mode, other = work(given)
+    for moment in (np.mean, np.std):
+        np.testing.assert_allclose(moment(again, axis=0), moment(drawn, axis=0), atol=0.12)
+    np.testing.assert_allclose(mode, drawn[0], atol=0.01)
+    assert np.isfinite(other).all()
+
+
 def test_events_by_hand():
     logits, events = jnp.asarray([0.0, 2.0, -1.0]), jnp.asarray([True, False, True])
     p = 1 / (1 + np.exp(-np.asarray(logits)))

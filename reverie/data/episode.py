@@ -22,7 +22,8 @@ class Simulator(Protocol):
 
     A simulator may also have ``visible(frames (..., H, W, C)) -> bool (...)``, which detects its player in a frame,
     also in a generated one. Evaluation then reports how often the player is missing. It may have ``best(state) ->
-    action``, the best policy known: an upper bound for agents, and of use in ``data.mixed``.
+    action``, the best policy known: an upper bound for agents, and of use in ``data.mixed``. If it has a task, it has
+    ``solved(state) -> bool``.
     """
 
     actions: ActionSpace

@@ -21,7 +21,8 @@ from reverie.data.mixed import random_action
 from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
 from reverie.evaluation.control import interval
-from reverie.models.agent import Agent
+from reverie.evaluation.planning import Planner
+from reverie.models.agent import TOO_MANY, Agent, is_outside
 from reverie.nn.compiled import compiled
 from reverie.nn.returns import alive
 from reverie.training.checkpoint import load
@@ -32,6 +33,7 @@ UNSEEN = 2**31  # the first level of evaluation: those of data are below
 HISTORY, ENOUGH = 9, 20  # actions that blind cloning looks back at, and how often it must have seen them
 Numbers = dict[str, Any]
 Act = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (frames, actions that led to them) -> actions, one per row
+Choose = Callable[[Agent, Any, Array, Array], Array]  # (agent, state of its dynamics, features, key) -> actions
 
 
 class Environment:
@@ -53,6 +55,11 @@ class Environment:
             action = actions[row] if np.ndim(actions[row]) else int(actions[row])
             self.states[row], rewards[row], self.over[row] = self.simulator.step(self.states[row], action)
         return self._frames(), rewards, self.over.copy()
+
+    def solved(self) -> np.ndarray | None:
+        """Return in which rows the task is solved, (E,); None if the simulator has no task."""
+        simulator: Any = self.simulator
+        return np.array([simulator.solved(s) for s in self.states]) if hasattr(simulator, "solved") else None
 
     def _frames(self) -> np.ndarray:
         return np.stack([self.simulator.render(state) for state in self.states])
@@ -80,12 +87,25 @@ class Memory(NamedTuple):
     time: Array
 
 
-class Actor:
-    """An agent that plays: it observes real frames as its world does, from the first frame of an episode on."""
+def sampled(agent: Agent, state: Any, h: Array, key: Array) -> Array:
+    """Choose actions as the policy draws them."""
+    return agent.act(h, key)
 
-    def __init__(self, agent: Agent, episodes: int, seed: int, greedy: bool = False):
+
+def greedy(agent: Agent, state: Any, h: Array, key: Array) -> Array:
+    """Choose the policy's most probable actions."""
+    return agent.act(h, key, greedy=True)
+
+
+class Actor:
+    """An agent that plays: it observes real frames as its world does, from the first frame of an episode on.
+
+    ``choose``: how it decides: ``sampled``, ``greedy`` or a ``Planner``.
+    """
+
+    def __init__(self, agent: Agent, episodes: int, seed: int, choose: Choose = sampled):
         look = agent.world.tokenizer.receptive_field + 1
-        self._call = compiled(agent, partial(_act, greedy=greedy), donate=(0,))
+        self._call = compiled(agent, partial(_act, choose=choose), donate=(0,))
         self._memory = Memory(
             jax.jit(lambda: agent.world.dynamics.empty(episodes))(),
             jnp.zeros((episodes, look, *agent.world.config.frame), jnp.uint8),
@@ -98,7 +118,7 @@ class Actor:
         return np.asarray(chosen)
 
 
-def _act(agent: Agent, memory: Memory, frames, actions, key, greedy: bool) -> tuple[Memory, Array]:
+def _act(agent: Agent, memory: Memory, frames, actions, key, choose: Choose) -> tuple[Memory, Array]:
     """Take in real frames and the actions that led to them, and choose the next actions."""
     window, look = memory.frames, memory.frames.shape[1]
     window = jnp.where(memory.time >= look, jnp.roll(window, -1, axis=1), window)
@@ -106,7 +126,7 @@ def _act(agent: Agent, memory: Memory, frames, actions, key, greedy: bool) -> tu
     window = jax.lax.dynamic_update_index_in_dim(window, frames, place, 1)
     latents = jax.lax.dynamic_index_in_dim(agent.world.encode(window), place, 1, keepdims=False)
     dynamics, h = agent.world.dynamics.observe(memory.dynamics, latents, actions)
-    chosen = agent.act(h, jax.random.fold_in(key, memory.time), greedy)
+    chosen = choose(agent, dynamics, h, jax.random.fold_in(key, memory.time))
     return Memory(dynamics, window, memory.time + 1), chosen
 
 
@@ -153,13 +173,15 @@ def imagined(agent: Agent, frames: np.ndarray, steps: int, seed: int) -> tuple[n
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def judge(run: Path, episodes: int = 512, seed: int = 0) -> Numbers:
+def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner: Planner | None = None) -> Numbers:
     """Return the returns of a world's agents, and of those they must beat, in the real environment.
 
-    Each ``return_*`` is {"mean", "low", "high", "episodes"}, with the 95 % interval over episodes. ``_greedy`` takes
-    the most probable action, others are sampled. ``return_imagined`` is the trained policy in its own world,
-    ``return_replayed`` the same actions in the real environment; ``gap`` is their relative difference and
-    ``gap_correlation`` their correlation over episodes. What a run has not, is left out.
+    Each ``return_*`` is {"mean", "low", "high", "episodes"}, with the 95 % interval over episodes, and "success" (the
+    share of episodes) where a simulator knows when a task is solved. ``_greedy`` takes the most probable action, others
+    are sampled. ``return_plan`` is the search by ``planner``, in the first ``plan`` of the levels. ``return_imagined``
+    is the trained policy in its own world, ``return_replayed`` the same actions in the real environment; ``gap`` is
+    their relative difference, ``gap_correlation`` their correlation over episodes, ``gap_error`` the mean difference of
+    a reward. ``alarm`` is 1 if imagined returns leave the range of those in the data. What a run has not, is left out.
     """
     if episodes < 2:
         raise ReverieError(f"returns need at least 2 episodes for an interval, not {episodes}.")
@@ -172,27 +194,43 @@ def judge(run: Path, episodes: int = 512, seed: int = 0) -> Numbers:
         raise ReverieError(f"'{run}' has latent actions, and its simulator takes others: no agent can play in it.")
     simulator: Any = environment.simulator
 
-    def total(act: Act) -> np.ndarray:
-        return play(environment, levels, steps, act).sum(0)
+    def played(act: Act, count: int = episodes) -> Numbers:
+        return _summary(play(environment, levels[:count], steps, act).sum(0), environment.solved())
 
-    found = {"random": total(lambda frames, actions: np.array([random_action(simulator, rng) for _ in levels]))}
+    found: dict[str, Any] = {"random": played(lambda *_: np.array([random_action(simulator, rng) for _ in levels]))}
+    recorded = None
     if (run / "data").exists():
         data = open_dataset(run / "data", "train")
         each = enumerate(data.lengths.tolist())
-        found["data"] = np.array([data.read(i, 0, length, ("rewards",))["rewards"].sum() for i, length in each])
-        found["blind"] = total(Blind(data, seed))
+        recorded = np.array([data.read(i, 0, length, ("rewards",))["rewards"].sum() for i, length in each])
+        found |= {"data": _summary(recorded), "blind": played(Blind(data, seed))}
     for name, agent in agents.items():
-        found[name] = total(Actor(agent, episodes, seed))
-        found[f"{name}_greedy"] = total(Actor(agent, episodes, seed, greedy=True))
+        found[name] = played(Actor(agent, episodes, seed))
+        found[f"{name}_greedy"] = played(Actor(agent, episodes, seed, greedy))
+    if plan := min(plan, episodes):
+        best = agents.get("rl", agents["bc"])
+        found["plan"] = played(Actor(best, plan, seed, planner or _planner(run)), plan)
     if hasattr(simulator, "best"):
-        found["oracle"] = total(lambda frames, actions: np.array([simulator.best(s) for s in environment.states]))
+        found["oracle"] = played(lambda *_: np.array([simulator.best(state) for state in environment.states]))
     numbers: Numbers = {"seed": seed, "steps": steps}
     if "rl" in agents:
         rewards, actions = imagined(agents["rl"], environment.reset(levels), steps, seed)
         replay = iter(actions)
-        found |= {"imagined": rewards.sum(0), "replayed": total(lambda frames, _: next(replay))}
-        numbers |= _gap(found["imagined"], found["replayed"])
-    return {f"return_{name}": _summary(returns) for name, returns in found.items()} | numbers
+        real = play(environment, levels, steps, lambda *_: next(replay))
+        found |= {"imagined": _summary(rewards.sum(0)), "replayed": _summary(real.sum(0), environment.solved())}
+        numbers |= _gap(rewards, real)
+        if recorded is not None:
+            outside = is_outside(rewards.sum(0), recorded.min(), recorded.max())
+            numbers["alarm"] = float(outside.mean() > TOO_MANY)
+    return {f"return_{name}": summary for name, summary in found.items()} | numbers
+
+
+def _planner(run: Path) -> Planner:
+    """Return a planner that discounts as the value of the run's policy does."""
+    if not _is_run(run / "policy"):
+        return Planner()
+    objective: Any = read_record(run / "policy").run.objective
+    return Planner(gamma=objective.gamma)
 
 
 def returns(run: str | Path, act: Act, episodes: int = 512, seed: int = 0) -> np.ndarray:
@@ -217,15 +255,23 @@ def _simulated(run: Path) -> Any:
     return source
 
 
-def _gap(imagined_E: np.ndarray, replayed_E: np.ndarray) -> Numbers:
-    mean = float(replayed_E.mean())
-    gap = (float(imagined_E.mean()) - mean) / max(abs(mean), 1e-9)
-    return {"gap": gap, "gap_correlation": float(np.corrcoef(imagined_E, replayed_E)[0, 1])}
+def _gap(imagined_TE: np.ndarray, real_TE: np.ndarray) -> Numbers:
+    imagined_TE, real_TE = (
+        np.pad(each, ((0, len(imagined_TE) - len(each)), (0, 0))) for each in (imagined_TE, real_TE)
+    )
+    imagined, real = imagined_TE.sum(0), real_TE.sum(0)
+    moved = min(imagined.std(), real.std()) > 0
+    return {
+        "gap": float(imagined.mean() - real.mean()) / max(abs(float(real.mean())), 1e-9),
+        "gap_correlation": float(np.corrcoef(imagined, real)[0, 1]) if moved else 0.0,
+        "gap_error": float(np.abs(imagined_TE - real_TE).mean()),
+    }
 
 
-def _summary(returns_E: np.ndarray) -> Numbers:
+def _summary(returns_E: np.ndarray, solved_E: np.ndarray | None = None) -> Numbers:
     low, high = interval(returns_E.astype(np.float64))
-    return {"mean": float(returns_E.mean()), "low": float(low), "high": float(high), "episodes": len(returns_E)}
+    found = {"mean": float(returns_E.mean()), "low": float(low), "high": float(high), "episodes": len(returns_E)}
+    return found if solved_E is None else found | {"success": float(solved_E.mean())}
 
 
 def _is_run(folder: Path) -> bool:

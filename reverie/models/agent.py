@@ -21,6 +21,9 @@ from reverie.nn.batch import Rows
 from reverie.nn.heads import ActionDistribution, Head, HeadConfig, TwoHot
 from reverie.nn.running import RunningMoments, RunningRMS, Statistics
 
+MARGIN = 0.1  # of the range of real returns: how far outside of it an imagined one may lie
+TOO_MANY = 0.05  # share of rollouts outside that sets off the alarm
+
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
@@ -111,8 +114,13 @@ class Returns(nnx.Module):
         self.low[...] = jnp.minimum(self.low[...], jnp.min(real.array))
         self.high[...] = jnp.maximum(self.high[...], jnp.max(real.array))
 
-    def outside(self, imagined_B: Array, real_B: Array, margin: float) -> Array:
-        """Return which imagined returns leave the range of real ones by more than a share ``margin`` of it, (B,)."""
+    def outside(self, imagined_B: Array, real_B: Array) -> Array:
+        """Return which imagined returns leave the range of all real ones so far, (B,)."""
         low, high = jnp.minimum(self.low[...], jnp.min(real_B)), jnp.maximum(self.high[...], jnp.max(real_B))
-        spare = jnp.float32(margin) * (high - low)
-        return (imagined_B < low - spare) | (imagined_B > high + spare)
+        return is_outside(imagined_B, low, high)
+
+
+def is_outside(imagined: Any, low: Any, high: Any) -> Any:
+    """Return which imagined returns lie outside of low..high by more than ``MARGIN`` of that range; for any arrays."""
+    spare = np.float32(MARGIN) * (high - low)
+    return (imagined < low - spare) | (imagined > high + spare)

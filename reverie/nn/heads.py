@@ -181,6 +181,22 @@ class ActionDistribution:
         log_p = self._log_p(outputs)
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=(-2, -1))
 
+    def fitted(self, actions: Array) -> Array:
+        """Return the outputs (..., P) that describe actions (K, ...) or (K, ..., A): frequencies, or moments.
+
+        Half an action of every kind is added to the frequencies, so that none becomes impossible.
+        """
+        if self._continuous:
+            low, high = self._bounds(actions.ndim)
+            x = jnp.clip((actions - low) / (high - low), EDGE, 1 - EDGE)
+            mean, spread = jnp.mean(x, axis=0), jnp.maximum(jnp.var(x, axis=0), EDGE**2)
+            count = mean * (1 - mean) / spread - 1
+            above = jnp.maximum(jnp.concatenate([mean * count, (1 - mean) * count], axis=-1) - 1, EDGE)
+            return above + jnp.log(-jnp.expm1(-above))  # the inverse of softplus
+        each = actions if self.space.shape else actions[..., None]
+        seen = [jnp.sum(jax.nn.one_hot(each[..., a], size), axis=0) for a, size in enumerate(self.space.levels)]
+        return jnp.log(jnp.concatenate(seen, axis=-1) + jnp.float32(0.5))
+
     @property
     def _continuous(self) -> bool:
         return self.space.kind == "continuous"

@@ -18,7 +18,7 @@ from jax import Array
 
 from reverie.data.episode import Dataset, Spec
 from reverie.errors import ReverieError
-from reverie.models.agent import Agent, AgentConfig
+from reverie.models.agent import TOO_MANY, Agent, AgentConfig
 from reverie.nn.batch import Loss, Mean, mean, row_keys
 from reverie.nn.embed import from_start
 from reverie.nn.heads import Head, bernoulli_nll
@@ -30,8 +30,6 @@ from reverie.training.tokens import Joined, cached
 from reverie.world import features, prefill, rollout
 
 LEAD = 32  # frames observed before a segment of a long episode, so that features know what came before
-MARGIN = 0.1  # of the range of real returns: how far outside of it an imagined one may lie
-TOO_MANY = 0.05  # share of rollouts outside that sets off the alarm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +176,7 @@ class ImaginationObjective:
             "entropy": mean(entropy, weights),
         }
         imagined, real = jnp.sum(rewards * weights, axis=0), batch["rewards"][:, -self.horizon :]
-        outside = model.returns.outside(imagined / self.horizon, jnp.mean(real, axis=1), MARGIN)
+        outside = model.returns.outside(imagined / self.horizon, jnp.mean(real, axis=1))
         outside = outside.astype(jnp.float32)
         metrics |= {"imagined_return": mean(imagined), "real_return": mean(jnp.sum(real, axis=1))}
         metrics |= {"outside": mean(outside), "alarm": mean(outside, then=_too_many)}
