@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def test_policy_reward_and_end_belong_to_the_step_that_the_frame_has_or_has_not_
     bins = config.rewards.values
     exact = np.abs(bins[:, None] - rewards).argmin(0)  # rewards that a bin holds exactly
     rewards = bins[exact]
-    model = SimpleNamespace(
+    model: Any = SimpleNamespace(
         config=config,
         world=SimpleNamespace(config=SimpleNamespace(actions=space)),
         actions=ActionDistribution(space),
@@ -176,6 +177,7 @@ def test_the_alarm_fires_on_a_planted_reward_hack_and_not_on_a_healthy_agent(run
         return {name: each.value for name, each in found.items()}
 
     healthy, bias = numbers(weights), agent.reward.out.bias
+    assert bias is not None
     bias[...] = bias[...].at[HEADS.rewards.bins - 1].add(30.0)  # 24 a step, whatever is done
     hacked = numbers(nnx.state(agent))
     assert healthy["alarm"] == 0 and healthy["kl"] < 1e-6 and healthy["entropy"] > 0.1
@@ -278,7 +280,8 @@ def test_planning_finds_the_best_actions_where_world_and_rewards_are_exact(runs,
     def mean(choose):
         return environment.play(game, range(16), 24, choose).sum(0).mean()
 
-    best = mean(lambda *_: np.array([game.simulator.best(state) for state in game.states]))
+    simulator: Any = game.simulator
+    best = mean(lambda *_: np.array([simulator.best(state) for state in game.states]))
     searched = mean(environment.Actor(agent, 16, 0, Planner(horizon=4, samples=48)))
     random = mean(environment.Actor(agent, 16, 0, Planner(samples=1, elites=1, rounds=1)))
     assert best - 4 < searched <= best + 1e-3 and random < 2.5 * searched

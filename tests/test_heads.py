@@ -130,7 +130,7 @@ def test_continuous_actions_have_the_density_of_the_action_really_taken():
     drawn = policy.sample(many, jax.random.key(0))
     a, b = np.split(1 + np.log1p(np.exp(np.asarray(p[0], np.float64))), 2)
     shares = (np.asarray(drawn) - space.low) / (np.array(space.high) - space.low)
-    expected = scipy.stats.beta(a, b).logpdf(np.clip(shares, 1e-3, 1 - 1e-3)).sum(1) - np.log(2 * 5)
+    expected = scipy.stats.beta.logpdf(np.clip(shares, 1e-3, 1 - 1e-3), a, b).sum(1) - np.log(2 * 5)
     found = policy.log_prob(many, drawn)
     np.testing.assert_allclose(found, expected, atol=1e-3)
     np.testing.assert_allclose(policy.entropy(p), [scipy.stats.beta(a, b).entropy().sum() + np.log(10)], atol=1e-4)
