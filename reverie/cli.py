@@ -22,7 +22,7 @@ from reverie.interrupts import heeded
 from reverie.parsing import Named, Parser, completed, dashed
 
 # The same as in ``reverie.training``, which loads JAX.
-Logger, AXES = Literal["tensorboard", "wandb"], ("data", "fsdp")
+Logger, AXES = Literal["tensorboard", "wandb"], ("data", "fsdp", "tensor", "sequence")
 
 WHICH = "the folder of a world, an archive of one (.zip), its https address, or a name from 'reverie worlds'"
 OFTEN = {"steps", "batch", "length", "rate", "width", "depth", "patch", "codes", "actions", "passes", "temperature"}

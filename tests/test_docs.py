@@ -72,6 +72,8 @@ def serve(command: str, **where) -> None:
 
 
 def rehearse(command: str, place: Path, env: dict[str, str]) -> None:
+    while (first := command.partition(" ")[0]).partition("=")[0].isupper():  # a variable for this command
+        env, command = env | {first.partition("=")[0]: first.partition("=")[2]}, command.partition(" ")[2]
     how = next((how for start, how in REHEARSED if f"{command} ".startswith(f"{start} ")), "")
     if how == "leave":
         return

@@ -42,6 +42,12 @@ spread = sharding.put(rows, sharding.rows(mesh))
 assert {shard.data.shape for shard in spread["x"].addressable_shards} == {(2, 3)}
 np.testing.assert_array_equal(sharding.fetch(spread)["x"], rows["x"])
 
+wide = sharding.make_mesh("tensor=4")
+assert sharding.rows_here(wide) == (0, 1) and sharding.rows_here(mesh) == (jax.process_index(), 2)
+both = sharding.put_batch(wide, rows)
+assert {shard.data.shape for shard in both["x"].addressable_shards} == {(8, 3)}
+np.testing.assert_array_equal(sharding.fetch(both)["x"], rows["x"])
+
 eye = Eye(back=3)
 nnx.update(eye, sharding.put(nnx.state(eye), sharding.rows(mesh)))  # spread, as fsdp has them
 assert make(place / "cache", eye, lead=3)[1], "this is the first look"

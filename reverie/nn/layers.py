@@ -15,6 +15,7 @@ from jax import Array
 from reverie.nn.attention import attend, cached_attention, rotate
 from reverie.nn.kv_cache import KeysValues
 from reverie.nn.linear import Linear
+from reverie.nn.placement import all_frames
 from reverie.nn.precision import compute_dtype
 
 
@@ -44,15 +45,17 @@ class Attention(nnx.Module):
         c = self.config
         kv = c.kv_heads or c.heads
         qkv = rearrange(self.qkv(self.norm(x)), "... (k d) -> ... k d", d=c.head)
-        both, v = jnp.split(qkv, [c.heads + kv], axis=-2)
+        share = (c.heads + 2 * kv) // qkv.shape[-2]  # 1, or how many devices have a part of the heads (nn.split)
+        heads, kv = c.heads // share, kv // share
+        both, v = jnp.split(qkv, [heads + kv], axis=-2)
         if c.qk_norm:
             both = both.astype(jnp.float32)
-            each = ((self.q_norm, c.heads), (self.k_norm, kv))
+            each = ((self.q_norm, heads), (self.k_norm, kv))
             scale = jnp.concatenate([jnp.tile(norm.scale[...], (count, 1)) for norm, count in each])
             scale = scale.reshape((1,) * (both.ndim - 2) + scale.shape)
             square = jnp.mean(jnp.square(both), axis=-1, keepdims=True)
             both = (both * (jax.lax.rsqrt(square + np.float32(self.q_norm.epsilon)) * scale)).astype(v.dtype)
-        q, k = jnp.split(rotate(both, *rotation), [c.heads], axis=-2)
+        q, k = jnp.split(rotate(both, *rotation), [heads], axis=-2)
         return q, k, v
 
     def merge(self, y: Array) -> Array:
@@ -161,6 +164,7 @@ def _time_attention(attention: Attention, x: Array, inputs: AttentionInputs) -> 
     """Attention of each token over the same token of other frames of the clip: (B*N, T, M)."""
     c, causal = inputs.config, inputs.time_mask is None
     q, k, v = attention.project(rearrange(x, "b t n m -> (b n) t m"), inputs.time_rotation)
+    k, v = all_frames(k), all_frames(v)
     y = attend(q, k, v, mask_QS=inputs.time_mask, causal=causal, window=c.window, soft_cap=c.soft_cap)
     return attention.merge(y)
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from reverie.nn.placement import size, split_over
+
 
 class Linear(nnx.Linear):
     """``nnx.Linear`` whose gradients are products of matrices as they lie: (..., I) -> (..., O).
@@ -18,12 +20,16 @@ class Linear(nnx.Linear):
     """
 
     def __call__(self, inputs: Array) -> Array:
-        rows = inputs.reshape(-1, self.in_features)
         bias = None if self.bias is None else self.bias[...]
-        rows, kernel, bias = self.promote_dtype((rows, self.kernel[...], bias), dtype=self.dtype)
-        outputs = jnp.matmul(rows, kernel, precision=self.precision)
+        x, kernel, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+        if size("sequence") > 1 and not split_over("sequence"):  # rows of other devices lie between those of one
+            outputs = jnp.matmul(x, kernel, precision=self.precision)
+            return outputs if bias is None else outputs + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+        outputs = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=self.precision)
+        if split_over("tensor") and len(kernel) < self.in_features:  # this device has some of the inputs
+            outputs = jax.lax.psum(outputs, "tensor")
         outputs = outputs if bias is None else _shifted(outputs, bias)
-        return outputs.reshape(*inputs.shape[:-1], self.out_features)
+        return outputs.reshape(*inputs.shape[:-1], kernel.shape[-1])
 
 
 @jax.custom_vjp

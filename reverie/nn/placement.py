@@ -5,6 +5,8 @@ constraints as well. With sharded weights and no constraint on activations, XLA 
 batch, and no number shows it. So activations are always sharded by rows, and weights are gathered where they are used.
 Stacked layers are gathered one group at a time, inside the loop over groups, so that no device ever holds all of them.
 
+The axes "tensor" and "sequence" split the work of a group of layers further (``nn.split``).
+
 The engine traces its programs ``traced_on`` a mesh. Elsewhere, as in play, these functions return their argument.
 """
 
@@ -26,10 +28,11 @@ ROWS = ("data", "fsdp")  # the axes of the mesh over which rows are divided
 
 
 class Place(NamedTuple):
-    """A mesh of devices, and the sharding of a weight in the training state by its dotted name and its shape."""
+    """A mesh, and the shardings of a weight by its name and shape: in the training state, and where it is used."""
 
     mesh: Mesh
-    weight: Callable[[str, tuple[int, ...]], NamedSharding]
+    stored: Callable[[str, tuple[int, ...]], NamedSharding]
+    used: Callable[[str, tuple[int, ...]], NamedSharding]
 
 
 _here: ContextVar[Place | None] = ContextVar("place", default=None)
@@ -48,46 +51,53 @@ def traced_on(place: Place, fn: Callable, *first: Any) -> Callable:
     return placed
 
 
-def row_axes(mesh: Mesh, rows: int) -> tuple[str, ...]:
-    """Return the axes of a mesh over which so many rows can be divided evenly: ``ROWS``, one of them, or none."""
-    options = (ROWS, *((name,) for name in reversed(ROWS)))
-    return next((axes for axes in options if rows % math.prod(mesh.shape[name] for name in axes) == 0), ())
+def spread(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
+    """Return how activations (B, T, ...) are sharded: rows over ``ROWS``, or over one of these, as far as they divide.
+
+    Frames are over "sequence", if they divide too.
+    """
+    options = (ROWS, *((name,) for name in reversed(ROWS)), ())
+    rows = next(axes for axes in options if shape[0] % math.prod(mesh.shape[name] for name in axes) == 0)
+    frames = mesh.shape["sequence"] > 1 and len(shape) > 1 and shape[1] % mesh.shape["sequence"] == 0
+    return PartitionSpec(rows or None, "sequence") if frames else PartitionSpec(rows or None)
 
 
 def by_rows(tree: Any) -> Any:
-    """Shard activations by rows (the first axis), over as many devices as divide these evenly."""
+    """Shard activations by rows (the first axis) and frames (the second), over as many devices as divide these."""
     if (here := _here.get()) is None:
         return tree
 
-    def spread(array: Array) -> Array:
-        if not array.ndim or not (axes := row_axes(here.mesh, array.shape[0])):
+    def constrain(array: Array) -> Array:
+        if not array.ndim or not any(axes := spread(here.mesh, array.shape)):
             return array
-        return jax.lax.with_sharding_constraint(array, NamedSharding(here.mesh, PartitionSpec(axes)))
+        return jax.lax.with_sharding_constraint(array, NamedSharding(here.mesh, axes))
 
-    return jax.tree.map(spread, tree)
+    return jax.tree.map(constrain, tree)
 
 
-def gathered(weights: Any, stack: int = 0, dtype: Any = None) -> Any:
-    """Return weights replicated on every device; their gradients are reduce-scattered to each device's shard.
+def gathered(weights: Any, stack: int = 0, dtype: Any = None, cut: bool = True) -> Any:
+    """Return weights as they are used: whole, or still cut along "tensor" if ``cut``.
 
+    Their gradients are reduce-scattered to each device's shard.
     ``stack``: the number of groups, if these are one group's weights. ``dtype``: matrices are cast to it first, so that
     they and their gradients are communicated in that type (decision 007).
     """
     if (here := _here.get()) is None:
         return weights
     lead = (stack,) if stack else ()
-    everywhere = NamedSharding(here.mesh, PartitionSpec())
 
     def whole(path: Any, weight: Array) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        stored = here.weight(name, (*lead, *weight.shape))
-        if stored.is_fully_replicated:
+        name, shape = jax.tree_util.keystr(path, simple=True, separator="."), (*lead, *weight.shape)
+        stored, used = (
+            NamedSharding(each.mesh, PartitionSpec(*each.spec[len(lead) :]))
+            for each in (here.stored(name, shape), here.used(name if cut else "", shape))
+        )
+        if stored.is_equivalent_to(used, weight.ndim):
             return weight
         if not jnp.issubdtype(weight.dtype, jnp.floating):
-            return jax.lax.with_sharding_constraint(weight, everywhere)
-        part = NamedSharding(stored.mesh, PartitionSpec(*stored.spec[len(lead) :]))
+            return jax.lax.with_sharding_constraint(weight, used)
         travels = weight.dtype if dtype is None or weight.ndim < 2 else dtype
-        return _gather(part, everywhere, travels, weight)
+        return _gather(stored, used, travels, not stack, weight)
 
     return jax.tree_util.tree_map_with_path(whole, weights)
 
@@ -97,17 +107,51 @@ def gathered_but_stacks(weights: dict[str, Array]) -> dict[str, Array]:
     return weights | gathered({name: leaf for name, leaf in weights.items() if STACKED not in name.split(".")})
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _gather(part: NamedSharding, everywhere: NamedSharding, travels: Any, weight: Array) -> Array:
-    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(weight.astype(travels), part), everywhere)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _gather(stored: NamedSharding, used: NamedSharding, travels: Any, alone: bool, weight: Array) -> Array:
+    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(weight.astype(travels), stored), used)
 
 
-def _gather_forward(part, everywhere, travels, weight):
-    return _gather(part, everywhere, travels, weight), jnp.zeros((), weight.dtype)
+def _gather_forward(stored, used, travels, alone, weight):
+    return _gather(stored, used, travels, alone, weight), jnp.zeros((), weight.dtype)
 
 
-def _gather_back(part, everywhere, travels, like, gradient):
-    return (jax.lax.with_sharding_constraint(gradient, part).astype(like.dtype),)
+def _gather_back(stored, used, travels, alone, like, gradient):
+    if alone:  # of an embedding: else XLA divides the activations that are added up in it like the embedding itself
+        gradient = jax.lax.with_sharding_constraint(gradient, used)
+    return (jax.lax.with_sharding_constraint(gradient, stored).astype(like.dtype),)
 
 
 _gather.defvjp(_gather_forward, _gather_back)
+
+
+# -- inside ``nn.split`` ---------------------------------------------------------------------------------------------
+
+
+def size(axis: str) -> int:
+    """Return the size of an axis of the mesh for which a program is traced; 1 without a mesh."""
+    here = _here.get()
+    return 1 if here is None else here.mesh.shape[axis]
+
+
+def mesh_here() -> Mesh | None:
+    """Return the mesh for which a program is traced."""
+    here = _here.get()
+    return None if here is None else here.mesh
+
+
+def constrained(x: Array, *axes: Any) -> Array:
+    """Constrain the sharding of ``x`` to axes of the mesh for which a program is traced."""
+    here = _here.get()
+    return x if here is None else jax.lax.with_sharding_constraint(x, NamedSharding(here.mesh, PartitionSpec(*axes)))
+
+
+def split_over(axis: str) -> bool:
+    """Whether the program that is traced is one device's part of a group of layers, which is split over this axis."""
+    return axis in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def all_frames(x: Array) -> Array:
+    """Return all frames (axis 1) of a clip of which each device of "sequence" has some."""
+    here = split_over("sequence") and size("sequence") > 1
+    return jax.lax.all_gather(x, "sequence", axis=1, tiled=True) if here else x

@@ -25,8 +25,9 @@ from jax import Array
 from reverie.nn.attention import rotary_space, rotary_time
 from reverie.nn.kv_cache import KeysValues, KVCache, empty_cache, valid_slots
 from reverie.nn.layers import AttentionInputs, Group, learned_tokens, run_group
-from reverie.nn.placement import by_rows, gathered
+from reverie.nn.placement import by_rows, gathered, size
 from reverie.nn.precision import compute_dtype
+from reverie.nn.split import padding, run_split, splits
 
 NewKV = tuple[KeysValues, ...]  # a frame's keys and values, for each layer with time attention
 FrameKV = tuple[tuple, ...]  # the keys and values of its tokens, for each group's layers with space attention
@@ -140,7 +141,9 @@ class SpaceTimeTransformer(nnx.Module):
         ``mask_NN``: the attention mask within a frame, True where token n reads token m; or (T, N, N), one per frame.
         ``clips_BT``: the number of the clip each frame belongs to, where a row holds several; none reads another.
         """
-        c = self.config
+        c, length = self.config, x_BTNM.shape[1]
+        if size("sequence") > 1:  # frames that fill up a clip come last, and nothing reads them
+            x_BTNM, times, clips_BT, mask_NN = self._filled(x_BTNM, times, clips_BT, mask_NN)
         time_mask = None if times is None else jnp.asarray(times.mask(c.window))
         if clips_BT is not None:
             time_mask = jnp.asarray(Times(x_BTNM.shape[1], ()).mask(c.window)) if time_mask is None else time_mask
@@ -148,7 +151,8 @@ class SpaceTimeTransformer(nnx.Module):
             time_mask = jnp.repeat(time_mask, self.tokens + c.registers, axis=0)  # time attention has B*N rows
         at = jnp.arange(x_BTNM.shape[1], dtype=jnp.uint32) if times is None else times.positions
         x, space_mask, rotation = self._embed(x_BTNM, mask_NN)
-        return self._run(x, AttentionInputs(c, rotation, rotary_time(at, c.head), space_mask, time_mask), None)[0]
+        x = self._run(x, AttentionInputs(c, rotation, rotary_time(at, c.head), space_mask, time_mask), None)[0]
+        return x[:, :length] if size("sequence") > 1 else x
 
     def step(self, x_BNM: Array, cache: KVCache, mask_NN: Array | None = None) -> tuple[Array, NewKV]:
         """Run one frame, with past frames from the KV cache: (B, N, M), and its keys and values to append."""
@@ -217,6 +221,20 @@ class SpaceTimeTransformer(nnx.Module):
             mask = jnp.tile(mask, (x.shape[0], 1, 1))
         return x, mask, rotation
 
+    def _filled(self, x: Array, times: Times | None, clips: Array | None, mask: Array | None):
+        """Return the inputs of ``__call__`` with so many more frames that the mesh divides them, and their times."""
+        length = x.shape[1]
+        more, times = padding(length), times or Times(length, ())
+        if not more:
+            return x, times, clips, mask
+        x = jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)])
+        last = int(times.positions.max()) + 1
+        times = Times(times.length, (*times.drafts, *range(last, last + more)))
+        clips = None if clips is None else jnp.pad(clips, [(0, 0), (0, more)], mode="edge")
+        if mask is not None and mask.ndim == 3:
+            mask = jnp.pad(mask, [(0, more), (0, 0), (0, 0)], constant_values=True)
+        return x, times, clips, mask
+
     def _cached_inputs(self, cache: KVCache, rotation, mask) -> AttentionInputs:
         c = self.config
         valid = valid_slots(c.window - 1, cache.time)
@@ -232,7 +250,10 @@ class SpaceTimeTransformer(nnx.Module):
 
         def run(x: Any, of_group: Any) -> Any:
             weights, cached, frame_kv = of_group
-            weights = gathered(weights, count, compute_dtype(c.dtype))
+            split = splits() and cached is None and frame_kv is None
+            weights = gathered(weights, count, compute_dtype(c.dtype), cut=split)
+            if split:
+                return by_rows(run_split(graph, weights, x, inputs)), ((), ((),) * c.group)
             x, new, frame_kv = run_group(nnx.merge(graph, weights), x, inputs, cached, frame_kv)
             return by_rows(x), (new, frame_kv)
 

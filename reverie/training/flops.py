@@ -58,7 +58,8 @@ def _equation(equation: Any) -> float:
     if name == "cond":
         share = float(found[1]) if (found := SHARE.search(str(equation.source_info.name_stack))) else 1.0
         return share * max(inner) + (1 - share) * min(inner)
-    return sum(inner) * (params["length"] if name == "scan" else 1)
+    # The body of a shard_map is what one of the mesh's devices does.
+    return sum(inner) * (params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1)
 
 
 def _inside(params: dict[str, Any]) -> list[Any]:

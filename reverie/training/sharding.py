@@ -1,9 +1,10 @@
 """Sharding over one mesh of devices with several axes, each of which divides something else.
 
 Rows of a batch are divided over the axes "data" and "fsdp". Weights, moments and averages are replicated over "data"
-and divided over "fsdp" (hierarchical sharding, where both are larger than one).
+and divided over "fsdp" (hierarchical sharding, where both are larger than one). "tensor" divides the work of a layer,
+and its weights: heads, hidden units, codes. "sequence" divides frames (``nn.split``).
 
-Models do not depend on this. One rule decides the sharding of each array by its name and shape, ``nn.placement``
+Models do not depend on this. One table decides the sharding of each array by its name and shape, ``nn.placement``
 constrains that of activations, and XLA inserts the communication.
 """
 
@@ -11,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,10 +21,20 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from reverie.errors import ReverieError, did_you_mean
-from reverie.nn.placement import ROWS, Place, row_axes
+from reverie.nn.placement import ROWS, Place, spread
 
-AXES = ("data", "fsdp")  # the innermost last: its devices are the closest to each other
+AXES = ("data", "fsdp", "tensor", "sequence")  # the innermost last: its devices are the closest to each other
 SPREAD_FROM = 2**14  # elements; smaller arrays are replicated, since gathering them costs more than it saves
+# The axis of a weight that "tensor" cuts, by the end of its name, and the axis that it cuts where the weight is used.
+# Columns of ``qkv`` and ``up`` are blocks side by side: stored by rows, they are dealt out before use (``nn.split``).
+# Weights without a rule are divided where they are stored, and whole where they are used.
+RULES = {
+    r"(space|time)\.qkv\.kernel": -2,
+    r"(space|time)\.out\.kernel": -2,
+    r"mlp\.up\.kernel": -2,
+    r"mlp\.down\.kernel": -2,
+    r"head\.kernel": -1,
+}
 
 
 def connect() -> bool:
@@ -139,12 +151,26 @@ def make_mesh(layout: str = "data", devices: Sequence[Any] | None = None) -> Mes
 def sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
     """Return the sharding of an array of the training state, by its dotted name and its shape.
 
-    A large array is sharded along its largest axis that the size of "fsdp" divides (the last one of equals).
+    "tensor" cuts the axis that ``RULES`` name. Otherwise a large array is sharded along its largest axis that the size
+    of "fsdp" (then that of "tensor") divides; of equals, along the last one.
     """
+    if math.prod(shape) < SPREAD_FROM:
+        return everywhere(mesh)
+    axes = list(in_use(mesh, name, shape).spec)
+    for way in ("fsdp", "tensor"):
+        free = [axis for axis, size in enumerate(shape) if axes[axis] is None and size % mesh.shape[way] == 0]
+        if mesh.shape[way] > 1 and way not in axes and free:
+            axes[max(free, key=lambda axis: (shape[axis], axis))] = way
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def in_use(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Return the sharding of a weight where a program uses it: whole, but for what "tensor" cuts by ``RULES``."""
     axes: list[str | None] = [None] * len(shape)
-    fits = [axis for axis, size in enumerate(shape) if size % mesh.shape["fsdp"] == 0]
-    if mesh.shape["fsdp"] > 1 and fits and math.prod(shape) >= SPREAD_FROM:
-        axes[max(fits, key=lambda axis: (shape[axis], axis))] = "fsdp"
+    axis = next((axis for end, axis in RULES.items() if re.search(rf"(^|\.){end}$", name)), None)
+    size = mesh.shape["tensor"]
+    if size > 1 and axis is not None and shape[axis] % size == 0:
+        axes[axis] = "tensor"
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
@@ -157,16 +183,18 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 def place(mesh: Mesh) -> Place:
     """Return the placement of activations and weights in a program that is traced for a mesh."""
-    return Place(mesh, lambda name, shape: sharding(mesh, name, shape))
+    return Place(mesh, partial(sharding, mesh), partial(in_use, mesh))
 
 
 def say_copied(mesh: Mesh, arrays: dict[str, Any]) -> None:
-    """Print one line per job about the large arrays that must be replicated, because no axis can be divided."""
+    """Print a line per job for each axis of the mesh that cannot divide some large arrays, which are then copied."""
     large = {name: a for name, a in arrays.items() if math.prod(a.shape) >= SPREAD_FROM}
-    named = [name for name, a in large.items() if sharding(mesh, name, a.shape).is_fully_replicated]
-    said = [f"{n} {large[n].shape} {large[n].size * large[n].dtype.itemsize / 1e6:.3g} MB" for n in named]
-    if (ways := mesh.shape["fsdp"]) > 1 and said and jax.process_index() == 0:
-        print(f"On every device whole, since no axis can be divided by {ways}: {', '.join(said)}.", flush=True)
+    for way in ("fsdp", "tensor"):
+        size = mesh.shape[way]
+        named = [name for name, a in large.items() if way not in sharding(mesh, name, a.shape).spec]
+        said = [f"{n} {large[n].shape} {large[n].size * large[n].dtype.itemsize / 1e6:.3g} MB" for n in named]
+        if size > 1 and said and jax.process_index() == 0:
+            print(f"Copied along {way}, since no axis can be divided by {size}: {', '.join(said)}.", flush=True)
 
 
 def whole(mesh: Mesh, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -183,7 +211,7 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 
 def rows(mesh: Mesh, number: int = 0) -> NamedSharding:
     """The sharding of an array by rows; of ``number`` rows, over as many devices as divide these evenly."""
-    return NamedSharding(mesh, PartitionSpec(row_axes(mesh, number)))
+    return NamedSharding(mesh, spread(mesh, (number,)))
 
 
 def row_parts(mesh: Mesh) -> int:
@@ -207,17 +235,18 @@ def rows_here(mesh: Mesh) -> tuple[int, int]:
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Return global arrays, sharded by rows, from the rows of a batch that this process read (``rows_here``)."""
+    """Return global arrays, sharded by rows and frames, from the rows that this process read (``rows_here``)."""
     index, parts = rows_here(mesh)
 
     def put_rows(array: np.ndarray) -> jax.Array:
         total, before = len(array) * parts, len(array) * index
+        shape = (total, *array.shape[1:])
 
         def part(where: Any) -> np.ndarray:
             start, stop, _ = where[0].indices(total)
             return array[(slice(start - before, stop - before), *where[1:])]
 
-        return jax.make_array_from_callback((total, *array.shape[1:]), rows(mesh), part)
+        return jax.make_array_from_callback(shape, NamedSharding(mesh, spread(mesh, shape)), part)
 
     with explicit_transfers():
         return {name: put_rows(array) for name, array in batch.items()}
