@@ -1,4 +1,4 @@
-"""Names of presets, sources and comparisons, with what ``reverie list`` says of each, without loading any of them.
+"""Names of presets, sources, comparisons and worlds, with what ``reverie list`` says of them, without loading any.
 
 Loading them takes seconds, since a preset's file imports its models. So their facts are kept in a file beside this one,
 which a test compares with the presets themselves (``tests/test_catalogue.py``).
@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("catalogue.json")
+WORLDS = Path(__file__).with_name("worlds")
+
+
+def shipped() -> dict[str, Path]:
+    """Return the worlds that come with the package, by name."""
+    return {path.name: path for path in sorted(WORLDS.glob("*/")) if not path.name.startswith((".", "_"))}
 
 
 @functools.cache

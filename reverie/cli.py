@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import reverie
 from reverie import commands
-from reverie.catalogue import catalogue
+from reverie.catalogue import catalogue, shipped
 from reverie.commands import EVERY, named, sources_named
 from reverie.errors import ReverieError
 from reverie.flags import Flag, of
@@ -36,10 +36,10 @@ def preset(name: str) -> Any:
 
 
 def comparison(name: str) -> Any:
-    """Return a comparison by name; ReverieError if there is none."""
+    """Return a comparison by name, None for a trained world; ReverieError if there is neither."""
     from reverie.presets.comparison import comparison
 
-    return comparison(name)
+    return None if Path(name).exists() or name in shipped() else comparison(name)
 
 
 def source(name: str) -> Any:
@@ -220,14 +220,22 @@ def _tools(add: Callable[..., Parser]) -> None:
     one.add_argument("--val", **of(float), default=0.1, help="share of the episodes held out (0.1)")
     one.add_argument("--licence", default="", metavar="TEXT", help="the licence to note in the store")
 
-    one = add("compare", commands.compare, "Train families of dynamics alike, compute-matched; write one table.",
-              "reverie compare --out runs/compare", "reverie compare coinrun --seeds 5", named=COMPARISON)  # fmt: skip
-    text = "toy (an hour on a CPU; the default) or coinrun"
+    one = add("compare", commands.compare, "Train families of dynamics alike; or show trained worlds side by side.",
+              "reverie compare --out runs/compare", "reverie compare coinrun --seeds 5",
+              "reverie compare runs/a runs/b --out a-and-b.html", named=COMPARISON)  # fmt: skip
+    text = "toy (an hour on a CPU; the default) or coinrun: families of dynamics, trained compute-matched"
     completed(one.add_argument("name", nargs="?", default="toy", metavar="NAME", help=text), comparisons_known)
-    one.add_argument("--out", type=Path, metavar="RUN", help="folder of the comparison")
+    text = "instead of NAME, two or more worlds that were evaluated: one page shows them side by side"
+    one.add_argument("runs", nargs="*", metavar="RUN", help=text)
+    text = "folder of the comparison; of worlds side by side: the page or its folder (runs)"
+    one.add_argument("--out", type=Path, metavar="OUT", help=text)
     one.add_argument("--seeds", **of(int), default=3, help="how often each row is trained (3)")
     one.add_argument("--jobs", **of(int), default=2, help="rows at a time (2)")
 
+    one = add("card", commands.card, "Write the model card of a world: data, licence, cost, numbers, limits.",
+              "reverie card runs/demo", "reverie card platformer --out cards/platformer")  # fmt: skip
+    one.add_argument("run", metavar="RUN", help=WHICH)
+    one.add_argument("--out", type=Path, metavar="FOLDER", help="where to write it, if not beside the world")
     add("worlds", commands.worlds, "List the worlds that came with Reverie.", "reverie worlds")
     add("list", commands.list_, "Name every preset, source and comparison.", "reverie list")
     one = add("show", commands.show, "Show a run and write its report.html, or what a preset will take.",

@@ -128,7 +128,26 @@ def show_data(path: Path) -> None:
         print(f"note: {note}")
 
 
+def card(args: argparse.Namespace) -> None:
+    from reverie.card import PAGE, write_card
+    from reverie.library import is_ours, place
+
+    run = place(args.run)
+    out = write_card(run, args.out or (Path("runs") / run.name if is_ours(run) else None))
+    print(f"{out}\n{out.with_name(PAGE)}")
+
+
 def compare(args: argparse.Namespace) -> None:
+    if args.config is None:
+        from reverie.library import place
+        from reverie.side_by_side import side_by_side
+
+        print(side_by_side([place(run) for run in (args.name, *args.runs)], args.out or Path("runs")))
+        return
+    if args.runs:
+        raise ReverieError(
+            f"'{args.name}' is a comparison, which takes no runs: name two runs to see them side by side."
+        )
     made = changed(args.config, settings(args))
     from reverie.compare import compare
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from reverie.bounded import number
 from reverie.cache import cache
+from reverie.catalogue import WORLDS, shipped
 from reverie.checksums import read_signed
 from reverie.download import download, is_address, sha256
 from reverie.errors import Damaged, ReverieError, did_you_mean
@@ -52,12 +53,7 @@ def place(world: str | Path) -> Path:
 
 def is_ours(folder: Path) -> bool:
     """Whether a world's folder is not the user's to write to: it ships with the package, or lies in the cache."""
-    return folder.parent in (_worlds(), cache(CACHED)) or cache(CACHED) in folder.parents
-
-
-def shipped() -> dict[str, Path]:
-    """Return the worlds that come with the package, by name."""
-    return {path.name: path for path in sorted(_worlds().glob("*/")) if not path.name.startswith((".", "_"))}
+    return folder.parent in (WORLDS, cache(CACHED)) or cache(CACHED) in folder.parents
 
 
 def described() -> Iterator[tuple[str, str]]:
@@ -78,10 +74,6 @@ def described() -> Iterator[tuple[str, str]]:
             *([f"{rate:.0f} frames/s"] if rate else []),
         ]
         yield name, "; ".join(facts)
-
-
-def _worlds() -> Path:
-    return Path(__file__).parent / "worlds"
 
 
 def _unpacked(archive: Path) -> Path:

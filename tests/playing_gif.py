@@ -15,7 +15,7 @@ from playground import playing
 from playwright.sync_api import sync_playwright
 
 import reverie
-from reverie.library import shipped
+from reverie.catalogue import shipped
 from reverie.world_folder import initial_frames
 
 VIEW = {"width": 920, "height": 650}

@@ -15,6 +15,7 @@ from golden import unpack as unpack_golden
 
 import reverie
 from reverie import cli, config, download, library
+from reverie.catalogue import shipped
 from reverie.checksums import read_signed, write_manifest
 from reverie.errors import ReverieError
 from reverie.training import archive as archives
@@ -61,7 +62,7 @@ def test_the_report_on_a_world_that_ships_is_written_elsewhere(capsys, monkeypat
     asked = {}
     monkeypatch.setattr("reverie.evaluation.run.evaluate_run", lambda run, clips, **how: asked.update(how, run=run))
     assert cli.main(["eval", "platformer"]) == 0
-    assert asked["run"] == library.shipped()["platformer"] and asked["out"] == Path("runs/platformer")
+    assert asked["run"] == shipped()["platformer"] and asked["out"] == Path("runs/platformer")
     assert cli.main(["eval", "runs/mine"]) == 0
     assert asked["run"] == Path("runs/mine") and asked["out"] is None
 

@@ -98,6 +98,14 @@ def rows(numbers: Numbers, names: Iterable[str] = MEANING) -> list[tuple[str, st
     return found
 
 
+def is_readable(numbers: Numbers) -> bool:
+    """Whether an eval.json, which may come from anybody, holds an evaluation that ``rows`` and ``title`` can show."""
+    try:
+        return bool(rows(numbers) and title(numbers) and basis(numbers) and len(numbers["psnr"]))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return False
+
+
 def table(numbers: Numbers) -> Table:
     """Return the headline numbers as a table for the terminal."""
     shown = Table(title=f"{title(numbers)}, {basis(numbers)}", title_justify="left", box=None, pad_edge=False)

@@ -41,6 +41,23 @@ def panel(numbers: Numbers, kind: str) -> Figure:
     return figure
 
 
+def beside(runs: Mapping[str, Numbers], kind: str) -> Figure | None:
+    """Return one chart of "psnr", "ssim" or "delta_psnr" with a line for each run by name; None if no run has it."""
+    found = {name: numbers[kind] for name, numbers in runs.items() if numbers.get(kind)}
+    if not found:
+        return None
+    figure, axes = _small(bottom=0.31)
+    for name, values in found.items():
+        steps = np.arange(1, len(values) + 1)
+        (line,) = axes.plot(steps, values, "-" if len(steps) > 1 else "o", label=name)
+        if len(bands := runs[name].get(f"{kind}_ci") or ()) == len(values):
+            low, high = np.array(bands, float).T
+            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    _frame_axes(axes, kind)
+    figure.legend(fontsize=8, frameon=False, loc="lower center", ncols=2)
+    return figure
+
+
 def trace(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
     """Return a chart of one number of a training log: (steps, values) by label; in decades if the number falls far."""
     figure, axes = _small(bottom=0.31 if len(lines) > 1 else 0.16)
@@ -82,6 +99,10 @@ def _panel(axes: Axes, numbers: Numbers, kind: str) -> None:
         axes.plot(steps, numbers[name], style if len(steps) > 1 else "o", color=colour, label=label)
         low, high = np.array(numbers[f"{name}_ci"]).T
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    _frame_axes(axes, kind)
+
+
+def _frame_axes(axes: Axes, kind: str) -> None:
     axes.set_xlabel("generated frame")
     axes.set_ylabel(AXES[kind])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

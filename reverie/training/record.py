@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -16,14 +17,15 @@ from reverie.errors import Damaged, ReverieError, did_you_mean, first_line
 from reverie.training.folder import RECORD, settled
 
 FORMAT = 2  # of run.json; format 1 had no checksum
-VERSIONS = ("reverie", "code", "jax")
+VERSIONS = ("reverie", "code", "jax", "hardware")
 
 
 @dataclass(frozen=True)
 class Record:
     """The content of ``run.json``: the run's config, the spec of its data, hashes of data and frozen weights.
 
-    ``versions``: of the code that began or last resumed the run, by "reverie", "code" and "jax"; "" if unknown.
+    ``versions``: of the code that began or last resumed the run, by "reverie", "code" and "jax", and the
+    "hardware" it ran on; "" if unknown.
     """
 
     run: Any
@@ -34,15 +36,15 @@ class Record:
 
 
 def versions() -> dict[str, str]:
-    """Return what trains a run here and now: the version of Reverie, a hash of its source, the version of JAX."""
-    return dict(zip(VERSIONS, (_version(), _code_hash(), jax.__version__), strict=True))
+    """Return what trains a run here and now: the version of Reverie, a hash of its source, that of JAX, the devices."""
+    return dict(zip(VERSIONS, (_version(), _code_hash(), jax.__version__, _hardware()), strict=True))
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write ``run.json`` atomically."""
+    """Write ``run.json`` atomically, with the versions of here and now unless the record has its own."""
     data = {
         "format": FORMAT,
-        **versions(),
+        **(record.versions or versions()),
         "data": record.fingerprint,
         "frozen": record.frozen,
         "spec": config.to_json(record.spec),
@@ -111,6 +113,12 @@ def _version() -> str:
         return metadata.version("reverie-worlds")
     except metadata.PackageNotFoundError:  # run from its source, not installed
         return "unknown"
+
+
+def _hardware() -> str:
+    kinds = [device.device_kind for device in jax.devices()]
+    devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    return f"{os.cpu_count()} cores ({platform.machine()})" if jax.default_backend() == "cpu" else devices
 
 
 def _code_hash() -> str:
