@@ -178,7 +178,7 @@ def test_a_world_that_names_a_place_outside_of_its_archive_is_refused(archive, t
 class Server(http.server.BaseHTTPRequestHandler):
     """Serves one file, and misbehaves as ``how`` says."""
 
-    content, how, asked, tag = b"", "", [], '"1"'
+    content, how, asked, tag, address = b"", "", [], '"1"', ""
 
     def log_message(self, *_) -> None: ...
 
