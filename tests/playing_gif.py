@@ -12,13 +12,13 @@ from pathlib import Path
 from browsing import CHROMIUM, FLAGS, at_step, says
 from PIL import Image
 from playground import playing
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import ViewportSize, sync_playwright
 
 import reverie
 from reverie.catalogue import shipped
 from reverie.world_folder import initial_frames
 
-VIEW = {"width": 920, "height": 650}
+VIEW: ViewportSize = {"width": 920, "height": 650}
 KEYS = {"R": "ArrowRight", "L": "ArrowLeft", "J": "ArrowUp"}
 PLAY = {4: "RJRRRRLLJLRRJRRR", 3: "JRJRRRLJLLLLJLJ", 1: "RRRLLLRJRRRRRR"}  # start -> a key per frame; all coins
 REST = 400  # milliseconds before the first key, and after the last
