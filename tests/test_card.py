@@ -52,7 +52,8 @@ def test_the_card_of_a_world_that_ships(tmp_path, capsys):
     low, high = numbers["psnr_ci"][-1]
     assert f"{numbers['psnr'][-1]:.1f} | {low:.1f} .. {high:.1f}" in found["psnr"]
     assert "Stays whole for 1000 frames" in text
-    assert Image.open("out/card/starts.png").size[0] > 300 and "](card/starts.png)" in text
+    with Image.open("out/card/starts.png") as starts:
+        assert starts.size[0] > 300 and "](card/starts.png)" in text
     assert not list(SHIPPED.glob("card*"))
 
 
