@@ -7,6 +7,7 @@ JAX before it is needed, so that help and errors come at once.
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,15 @@ def source(name: str) -> Any:
     return None if name == "show" else named(sources(), name, "source")
 
 
+def game(name: str) -> Any:
+    """Return the config of a source by name, or that of a Gymnasium environment by id; ReverieError for neither."""
+    if name in sources_named() or not re.search(r"-v\d+$|[:/]", name):
+        return source(name)
+    from reverie.data.sources.gymnasium import GymnasiumConfig
+
+    return GymnasiumConfig(path=name)
+
+
 def presets_known() -> list[str]:
     return list(catalogue()["presets"])
 
@@ -80,6 +90,7 @@ class Completion(argparse.Action):
 PRESET = Named("preset", presets_known, preset, is_common)
 COMPARISON = Named("name", comparisons_known, comparison, lambda flag: flag.path.count(".") < 2, default="toy")
 SOURCE = Named("source", sources_known, source, lambda flag: True)
+GAME = Named("game", lambda: list(sources_named()), game, lambda flag: True)
 
 
 def parser() -> tuple[Parser, dict[str, Parser]]:
@@ -139,6 +150,11 @@ def add_every(to: Parser) -> None:
         if field == "mesh":
             completed(flag, lambda: AXES)
     add_log(group, EVERY + "loggers")
+
+
+def add_store(to: Parser) -> None:
+    to.add_argument("--val", **of(float), default=0.1, help="share of the episodes held out (0.1)")
+    to.add_argument("--licence", default="", metavar="TEXT", help="the licence to note in the store")
 
 
 def add_page(to: Parser) -> None:
@@ -217,8 +233,16 @@ def _tools(add: Callable[..., Parser]) -> None:
     text = "a source's name from 'reverie list', or 'show'"
     completed(one.add_argument("source", metavar="SOURCE", help=text), sources_known)
     one.add_argument("path", type=Path, metavar="PATH", help="the store to write, or to look into")
-    one.add_argument("--val", **of(float), default=0.1, help="share of the episodes held out (0.1)")
-    one.add_argument("--licence", default="", metavar="TEXT", help="the licence to note in the store")
+    add_store(one)
+
+    one = add("record", commands.record, "Play a real game in the browser; the takes you keep become a store.",
+              "reverie record platformer data/mine", "reverie record CartPole-v1 data/cartpole --size 64 64",
+              "reverie record platformer --help", named=GAME)  # fmt: skip
+    text = "a source with a game, such as platformer, square or coinrun, or the id of a Gymnasium environment"
+    completed(one.add_argument("game", metavar="GAME", help=text), lambda: list(sources_named()))
+    one.add_argument("out", type=Path, metavar="OUT", help="the store to write; takes are kept in OUT-takes")
+    add_store(one)
+    add_page(one)
 
     one = add("compare", commands.compare, "Train families of dynamics alike; or show trained worlds side by side.",
               "reverie compare --out runs/compare", "reverie compare coinrun --seeds 5",

@@ -98,6 +98,15 @@ def play(args: argparse.Namespace) -> None:
     play(place(args.run or FIRST), **listen, players=args.players, open_browser=args.browser)
 
 
+def record(args: argparse.Namespace) -> None:
+    from reverie.play.recorder import record
+
+    made = changed(args.config, settings(args))
+    page = {"port": args.port, "open_browser": args.browser}
+    out = record(made if not isinstance(made, type) else made(), args.out, val=args.val, licence=args.licence, **page)
+    print(f"{out}: learn a world from it with 'reverie learn {out}'" if out else "no take was kept")
+
+
 def data(args: argparse.Namespace) -> None:
     if args.source == "show":
         show_data(args.path)

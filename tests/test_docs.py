@@ -28,6 +28,7 @@ TYPED_ELSEWHERE = {ROOT / "docs" / "add-a-dynamics.md"}  # into a copy of the pa
 MINIATURE = shlex.join([sys.executable, str(ROOT / "tests" / "rehearsal.py")])
 REHEARSED = [  # (how a command begins, what becomes of it)
     ("reverie play", "serve"),  # waits for a player: the page is fetched, then it is interrupted
+    ("reverie record", "serve"),
     ("reverie demo", "miniature --no-play --minutes 1"),
     ("reverie learn", "miniature"),  # minutes of training, or hours
     ("reverie train", "miniature"),

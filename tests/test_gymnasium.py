@@ -1,6 +1,7 @@
 """Environments of Gymnasium as episodes: pictures, every kind of action at its frame, seeds, and what is refused."""
 
 import sys
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from reverie.data.sources.atari import AtariConfig
 from reverie.data.sources.gymnasium import GymnasiumConfig
 from reverie.data.sources.vizdoom import ViZDoomConfig
+from reverie.data.takes import game_of
 from reverie.errors import ReverieError
 
 SPACES = {
@@ -55,10 +57,11 @@ class Proof(gymnasium.Env):
 
 @pytest.fixture(autouse=True)
 def proof():
-    gymnasium.register("Proof-v0", entry_point=Proof)
+    made: Any = Proof
+    gymnasium.register("Proof-v0", entry_point=made)
     for kind in (*SPACES, "words"):
-        gymnasium.register(f"Proof-{kind}-v0", entry_point=Proof, kwargs={"kind": kind, "shown": "render"})
-    gymnasium.register("Proof-blind-v0", entry_point=Proof, kwargs={"shown": "nothing"})
+        gymnasium.register(f"Proof-{kind}-v0", entry_point=made, kwargs={"kind": kind, "shown": "render"})
+    gymnasium.register("Proof-blind-v0", entry_point=made, kwargs={"shown": "nothing"})
     yield
     for name in [name for name in gymnasium.registry if name.startswith("Proof")]:
         del gymnasium.registry[name]
@@ -83,6 +86,17 @@ def test_every_kind_of_action_leads_to_its_frame(kind, policy):
     assert all(
         (a.frames == b.frames).all() and (a.actions == b.actions).all() for a, b in zip(episodes, again, strict=True)
     )
+
+
+def test_people_can_play_one_too():
+    game = game_of(GymnasiumConfig(path="Proof-discrete-v0"))
+    first = game.reset(7)
+    assert (game.reset(7).frame == first.frame).all() and not first.over
+    for time in range(1, 10):
+        moment = game.step(np.int32(4))
+        assert moment.frame[1, 0, 0] == time and moment.frame[2, 0, 0] == 220  # action 4 is the environment's 6
+    assert moment.over and moment.end and moment.state is None
+    game.close()
 
 
 def test_observations_are_pictures_where_they_can_be_and_have_a_size(store):

@@ -27,7 +27,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from reverie.errors import ReverieError
 from reverie.evaluation.video import write_gif, write_mp4
 from reverie.play import protocol
-from reverie.world import Session, WorldModel
+from reverie.world import Session
 from reverie.world_folder import Start
 
 POLICY, TRY_LATER, BROKEN = 1008, 1013, 1011  # websocket close codes (RFC 6455 and its registry)
@@ -82,13 +82,29 @@ class Seats:
     waiting player gets one frame before anyone gets two.
     """
 
-    def __init__(self, world: WorldModel, starts: Sequence[Start], limits: Limits):
+    def __init__(self, world: Any, starts: Sequence[Start], limits: Limits):
         self.world, self.starts, self.limits = world, starts, limits
-        self.free = [Session(world)]  # compiles here, before the first key
-        self.known = protocol.commands(world.config.actions.count, len(starts))
-        self.thread = ThreadPoolExecutor(cores(), thread_name_prefix="world")
+        self.known = self.commands()
+        self.thread = ThreadPoolExecutor(self.threads(), thread_name_prefix="world")
+        self.free = [self.thread.submit(self.session).result()]  # compiles here, before the first key
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="recording")
         self.taken = 0
+
+    def session(self) -> Any:
+        """Return a new session, in the thread in which it will be used."""
+        return Session(self.world)
+
+    def commands(self) -> dict[str, dict[str, range | tuple]]:
+        """Return the commands that a page may send (``protocol.commands``)."""
+        return protocol.commands(self.world.config.actions.count, len(self.starts))
+
+    def threads(self) -> int:
+        """Return how many frames are generated at once."""
+        return cores()
+
+    def connect(self, socket: WebSocket, seat: Seat, card: dict[str, Any]) -> "Connection":
+        """Return the connection of a player who has got a seat."""
+        return Connection(socket, seat, self, card)
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[Seat]:
@@ -100,7 +116,7 @@ class Seats:
             if self.free:
                 session = self.free.pop()
             else:
-                session = await asyncio.wrap_future(self.thread.submit(Session, self.world))
+                session = await asyncio.wrap_future(self.thread.submit(self.session))
             seat = Seat(session, self.thread)
             try:
                 yield seat
@@ -128,7 +144,7 @@ class Connection:
 
     def __init__(self, socket: WebSocket, seat: Seat, seats: Seats, card: dict[str, Any]):
         self.socket, self.seat, self.seats, self.card, self.limits = socket, seat, seats, card, seats.limits
-        self.session = seat.session
+        self.session: Any = seat.session
         self.shape, self.known = seats.world.config.frame, seats.known
         self.waiting: deque[dict[str, Any]] = deque()
         self.news = asyncio.Event()
@@ -219,8 +235,12 @@ class Connection:
             self.waiting.append(command)
         self.news.set()
 
+    def _answers(self) -> dict[str, Callable[[dict[str, Any]], Any]]:
+        """Return what answers each command, by its type."""
+        return {"reset": self._reset, "step": self._step, "record": self._record}
+
     async def _play(self) -> None:
-        answers = {"reset": self._reset, "step": self._step, "record": self._record}
+        answers = self._answers()
         while True:
             await self.news.wait()
             while self.waiting:

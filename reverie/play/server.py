@@ -30,7 +30,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from reverie.errors import ReverieError
 from reverie.evaluation.video import write_png
 from reverie.play import buttons, protocol
-from reverie.play.connection import TRY_LATER, Connection, Limits, Seats, say
+from reverie.play.connection import TRY_LATER, Limits, Seats, say
 from reverie.play.guard import Guard, loopback
 from reverie.play.transport import Http, Websocket
 from reverie.training.checkpoint import load
@@ -53,7 +53,7 @@ def play(run: str | Path, players: int | None = None, **options: Any) -> None:
     serve(world, **{"name": run.resolve().name, "starts": initial_frames(run), **options})
 
 
-def serve(world: WorldModel, *, name: str = "a world", open_browser: bool = False, **options: Any) -> None:
+def serve(world: Any, *, name: str = "a world", open_browser: bool = False, **options: Any) -> None:
     """Serve ``world`` for play in a browser until Ctrl-C; ``options`` are those of ``prepare``.
 
     Prints one line with the address once it can be opened. Raises ReverieError.
@@ -67,7 +67,7 @@ def serve(world: WorldModel, *, name: str = "a world", open_browser: bool = Fals
 
 
 def prepare(
-    world: WorldModel,
+    world: Any,
     *,
     name: str,
     port: int = 8000,
@@ -78,20 +78,22 @@ def prepare(
     seed: int = 0,
     limits: Limits | None = None,
     allow_hosts: Sequence[str] = (),
+    seats: type[Seats] = Seats,
 ) -> tuple[uvicorn.Server, socket.socket, str]:
     """Bind the port, compile the world, and return (server, listening socket, address), ready to run.
 
     ``starts``: initial frames uint8 (T, H, W, C) and their actions (T, ...) or None. ``seed``: of the first session.
     ``note``: a sentence shown on the page. ``port``: 0 picks a free one. ``host``: if others can reach it, ``expose``
-    must be set. ``allow_hosts``: names of proxies or tunnels to the page.
+    must be set. ``allow_hosts``: names of proxies or tunnels to the page. ``seats``: of what is played, for a ``world``
+    that is none (``play.recorder``).
     """
     if seed not in protocol.SEEDS:
         raise ReverieError(f"a seed is {protocol.SEEDS[0]} to {protocol.SEEDS[-1]}, not {seed}.")
     starts = [_checked(start, world.config.frame) for start in starts]
     listening = _listen(host, port, expose)
     try:
-        seats = Seats(world, starts, limits or Limits())
-        app = Guard(_application(seats, _card(world, name, note, seed, len(starts))), host, allow_hosts)
+        taken_seats = seats(world, starts, limits or Limits())
+        app = Guard(_application(taken_seats, _card(world, name, note, seed, len(starts))), host, allow_hosts)
     except BaseException:
         listening.close()
         raise
@@ -132,7 +134,7 @@ def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
         await websocket.accept()
         try:
             async with seats.one() as seat:
-                await Connection(websocket, seat, seats, card).run()
+                await seats.connect(websocket, seat, card).run()
         except ReverieError as full:
             await say(websocket, "busy", text=str(full))
             await websocket.close(TRY_LATER)
@@ -150,7 +152,7 @@ def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
     return app
 
 
-def _card(world: WorldModel, name: str, note: str, seed: int, starts: int) -> dict[str, Any]:
+def _card(world: Any, name: str, note: str, seed: int, starts: int) -> dict[str, Any]:
     """Return the description of the world that the page receives first."""
     height, width, channels = world.config.frame
     actions = world.config.actions
@@ -167,7 +169,7 @@ def _card(world: WorldModel, name: str, note: str, seed: int, starts: int) -> di
         "frame": [height, width, channels],
         "fps": world.config.fps,
         **buttons.card(actions),
-        "temperature": round(100 * world.dynamics.temperature),
+        "temperature": round(100 * world.dynamics.temperature) if hasattr(world, "dynamics") else None,
         "starts": starts,
         "seed": seed,
         "notes": [text for text in (notes.get(actions.kind), note) if text],

@@ -9,7 +9,7 @@ import ctypes
 import importlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from reverie.actions import START, ActionSpace
-from reverie.data.episode import Episode, Spec
+from reverie.data.episode import Action, Episode, Spec
+from reverie.data.takes import Moment
 from reverie.errors import ReverieError
 
 FPS = 15.0  # the rate at which procgen shows its games to people
@@ -96,10 +97,40 @@ class CoinRunConfig:
                     for row, e in enumerate(full):
                         takes[e] = _Take(pictures[row], int(info["level_seed"][row]))
 
+    def game(self) -> "CoinRunGame":
+        """Return the game as people can play it."""
+        return CoinRunGame(self)
+
     def _policy(self, rng: np.random.Generator, last: np.ndarray) -> np.ndarray:
         """Return the next action (E,) int32 of each environment, given its last one."""
         fresh = rng.choice(ACTIONS.size, len(last), p=CHANCES / CHANCES.sum())
         return np.where((rng.random(len(last)) < self.hold) & (last != START), last, fresh).astype(np.int32)
+
+
+class CoinRunGame:
+    """CoinRun, played step by step; see ``reverie.data.takes.Game``."""
+
+    def __init__(self, config: CoinRunConfig):
+        self.spec, self._config = config.spec(), replace(config, num_envs=1)
+        self._env = _make(self._config)
+
+    def reset(self, seed: int) -> Moment:
+        """Begin a level that follows from ``seed``."""
+        self._env.close()
+        self._env = _make(replace(self._config, seed=seed))  # envpool draws levels from the seed it was made with
+        return Moment(self._picture(self._env.reset()[0]))
+
+    def step(self, action: Action) -> Moment:
+        """Play one step; a level ends at the coin, in death, or after ``TIMEOUT`` steps."""
+        pictures, rewards, ended, timed_out, _ = self._env.step(np.array([action], np.int32))
+        return Moment(self._picture(pictures), float(rewards[0]), bool(ended[0]), bool(ended[0] or timed_out[0]))
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _picture(self, pictures: np.ndarray) -> np.ndarray:
+        return _resized(pictures[0].copy(), self._config.size)  # envpool reuses the buffer
 
 
 class _Take:
@@ -116,17 +147,18 @@ class _Take:
         self.ends.append(end)
 
     def episode(self, size: int) -> Episode:
-        frames = self.frames
-        if size != SIDE:
-            frames = [np.asarray(Image.fromarray(f).resize((size, size), Image.Resampling.BOX)) for f in frames]
         return Episode(
-            frames=np.stack(frames),
+            frames=np.stack([_resized(frame, size) for frame in self.frames]),
             actions=np.array(self.actions, np.int32),
             rewards=np.array(self.rewards, np.float32),
             ends=np.array(self.ends, np.bool_),
             fps=FPS,
             source=f"level {self.level}",
         )
+
+
+def _resized(frame: np.ndarray, size: int) -> np.ndarray:
+    return frame if size == SIDE else np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BOX))
 
 
 def _make(config: CoinRunConfig) -> Any:

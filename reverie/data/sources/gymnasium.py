@@ -7,7 +7,7 @@ deterministic.
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from reverie.actions import FAR, ActionSpace
 from reverie.data.episode import Action, Episode, Spec
 from reverie.data.sources.pictures import is_picture, resized, rgb
+from reverie.data.takes import Moment, Take
 from reverie.errors import ReverieError, did_you_mean, first_line
 
 FPS = 15.0  # where the environment does not say
@@ -53,33 +54,25 @@ class GymnasiumConfig:
 
     def episodes(self) -> Iterator[Episode]:
         """Play and yield ``count`` episodes of at most ``frames`` frames."""
-        spec, env = self.spec(), self._made()
+        game = self.game()
         try:
             for index in range(self.count):
-                yield self._episode(env, spec, self.seed + index)
+                yield self._episode(game, self.seed + index)
         finally:
-            env.close()
+            game.close()
 
-    def _episode(self, env: Any, spec: Spec, seed: int) -> Episode:
-        rng, space = np.random.default_rng((seed, 1)), spec.actions
-        seen, _ = env.reset(seed=seed)
-        steps: list[tuple[Any, ...]] = [(self._picture(env, seen), space.start(), 0.0, False)]
-        action, over = None, False
-        while len(steps) < self.frames and not over:
+    def _episode(self, game: "GymnasiumGame", seed: int) -> Episode:
+        rng, space = np.random.default_rng((seed, 1)), game.spec.actions
+        take, action = Take(game.spec, seed, game.reset(seed)), None
+        while len(take.moments) < self.frames and not take.moments[-1][1].over:
             if action is None or self.policy == "random" or rng.random() >= HELD:
                 action = _drawn(space, rng)
-            seen, reward, ended, cut, _ = env.step(_native(env.action_space, action))
-            over = bool(ended or cut)
-            steps.append((self._picture(env, seen), action, float(reward), bool(ended)))
-        frames, actions, rewards, ends = zip(*steps, strict=True)
-        return Episode(
-            frames=np.stack(frames),
-            actions=np.array(actions, space.dtype),
-            rewards=np.array(rewards, np.float32),
-            ends=np.array(ends, np.bool_),
-            fps=spec.fps,
-            source=f"{self.path}, seed {seed}",
-        )
+            take.add(action, game.step(action))
+        return replace(take.episode(self.path), source=f"{self.path}, seed {seed}")
+
+    def game(self) -> "GymnasiumGame":
+        """Return the environment as a game that people can play."""
+        return GymnasiumGame(self)
 
     def _made(self) -> Any:
         try:
@@ -112,6 +105,26 @@ class GymnasiumConfig:
             raise ReverieError(f"'{self.path}' has no pictures: neither its observations nor what it renders.")
         picture = rgb(found[None])[0]
         return picture if self.size is None else resized(picture, self.size)
+
+
+class GymnasiumGame:
+    """An environment that is played step by step; see ``reverie.data.takes.Game``."""
+
+    def __init__(self, config: GymnasiumConfig):
+        self.spec, self._config, self._env = config.spec(), config, config._made()
+
+    def reset(self, seed: int) -> Moment:
+        """Begin the episode of ``seed``."""
+        return Moment(self._config._picture(self._env, self._env.reset(seed=seed)[0]))
+
+    def step(self, action: Action) -> Moment:
+        """Play one step; ``over`` also when the environment cuts the episode."""
+        seen, reward, ended, cut, _ = self._env.step(_native(self._env.action_space, action))
+        return Moment(self._config._picture(self._env, seen), float(reward), bool(ended), bool(ended or cut))
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
 
 
 def _shows(array: np.ndarray) -> bool:

@@ -6,6 +6,7 @@ import { keep, kept } from "./kept.js";
 import { Meter } from "./meter.js";
 import { $, badge, drawKeys, drawStarts, fit, save, tell, veil } from "./panel.js";
 import { squeeze } from "./picture.js";
+import { showRecorder, showTake } from "./record.js";
 import { Stillness } from "./still.js";
 import { Wire } from "./wire.js";
 
@@ -33,6 +34,7 @@ let replay = null; // {played, end, temperature, at, text, back}; back: this tab
 let live = true; // real time, or step by step
 let still = true; // real time waits for a first key
 let due = 0;
+let over = false; // the real game has ended: no step is possible until another take begins
 let touched = 0; // when a key was last pressed
 
 const wire = new Wire({
@@ -48,6 +50,7 @@ const wire = new Wire({
     if (!met) $("temperature").value = world.temperature;
     setTemperature($("temperature").value);
     met = true;
+    showRecorder(Boolean(world.recorder));
     input = new Input(world, $("pad"), pressed);
     dream.start = world.starts ? Math.min(Math.max(dream.start, 0), world.starts - 1) : -1;
     drawStarts(world.starts, choose);
@@ -72,6 +75,13 @@ const wire = new Wire({
     if (!dream.shown) begun();
     else if (!replay) watch(bytes, action);
     if (replay && step === replay.played.length) replayed();
+  },
+  take(state) {
+    if (state.id < dream.from) return; // of the take before
+    showTake(state);
+    if (!state.frames) return reseed(); // it was kept: the next one begins
+    over = state.over;
+    if (over) badge("The game is over. Keep this take (K), or discard it (N).");
   },
   gif: (message) => save(message.bytes, `${world.name}-${dream.seed}`, "gif", "image/gif"),
   mp4: (message) => save(message.bytes, `${world.name}-${dream.seed}`, "mp4", "video/mp4"),
@@ -105,7 +115,7 @@ function begin() {
   sent.clear();
   input.releaseAll();
   stillness.clear();
-  stuck = false;
+  stuck = over = false;
   Object.assign(dream, { played: [], seen: EMPTY, shown: false, seed: Number($("seed").value) });
   if (dream.start === -1) wire.sendPicture(dream.picture);
   dream.from = wire.send({ type: "reset", seed: dream.seed, start: dream.start });
@@ -121,7 +131,7 @@ function begun() {
     return badge(replay.back ? "Bringing your dream back. Esc: stop here." : "Replaying. Esc: stop here and play on.");
   if (replay) return replayed();
   if (world.actions.size === 0) still = !live;
-  badge(still && live ? "Press a key, and the dream begins." : "");
+  badge(still && live ? `Press a key, and the ${world.recorder ? "game" : "dream"} begins.` : "");
 }
 
 function restart() {
@@ -134,7 +144,7 @@ function restart() {
 function pressed() {
   touched = performance.now();
   if (replay) return;
-  if (still) badge("");
+  if (still && !over) badge("");
   still = false;
   due = Math.min(due, touched); // a key is answered at once; the pace is kept over what follows
   advance(touched);
@@ -148,7 +158,7 @@ function tick() {
 }
 
 function advance(now) {
-  if (!world || !wire.ready || !dream.shown || now < due || sent.size >= IN_FLIGHT) return;
+  if (!world || !wire.ready || !dream.shown || over || now < due || sent.size >= IN_FLIGHT) return;
   if (live && !still && !replay && now - touched > ASLEEP) {
     still = true;
     badge("Asleep. Press a key to go on.");
@@ -189,6 +199,7 @@ function draw(bytes) {
 // Open the link in the address, or go on with the dream that this tab kept since.
 async function openLink() {
   replay = null;
+  if (world.recorder) return begin(); // a real game is not brought back
   const own = kept(world.name);
   const back = own?.hash === location.hash;
   const text = back ? own.text : location.hash.slice(1);
@@ -233,7 +244,7 @@ function linked() {
 }
 
 function keepDream() {
-  if (!world || !dream.shown || dream.played.length > LONGEST) return;
+  if (!world || world.recorder || !dream.shown || dream.played.length > LONGEST) return;
   keep(world.name, { hash: location.hash, text: replay?.text ?? linked(), live });
 }
 
@@ -258,9 +269,15 @@ async function share() {
 function shortcuts() {
   return [
     ["r", restart, "start again"],
-    ["n", reseed, "another seed"],
+    ["n", reseed, world.recorder ? "discard, another level" : "another seed"],
+    ...(world.recorder ? [["k", keepTake, "keep"]] : []),
     ["t", () => setLive(!live), "real time / step by step"],
   ].filter(([key]) => !input.keys.has(key));
+}
+
+function keepTake() {
+  if (!$("keep").disabled) wire.send({ type: "keep" });
+  $("keep").disabled = true; // until the server has answered
 }
 
 function setLive(value) {
@@ -351,6 +368,8 @@ new ResizeObserver(fit).observe($("screen"));
 
 $("reset").onclick = restart;
 $("dice").onclick = reseed;
+$("discard").onclick = reseed;
+$("keep").onclick = keepTake;
 $("live").onclick = () => world && setLive(!live);
 $("gif").onclick = () => record("gif");
 $("mp4").onclick = () => record("mp4");
