@@ -9,6 +9,7 @@ B rows of a batch.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from reverie.nn import placement
 from reverie.nn.batch import Loss, gradient, row_keys, settle
 from reverie.nn.compiled import cache_compilations, compiler_options
 from reverie.nn.step import made_with
-from reverie.training import checkpoint, folder, sharding
+from reverie.training import checkpoint, folder, health, sharding
 from reverie.training.blueprint import Blueprint, Weights
 from reverie.training.checkpoint import Writer
 from reverie.training.log import Log, Logger, LoggerName, announce, check_loggers, open_loggers
@@ -40,8 +41,10 @@ from reverie.training.optim import OptimConfig, average
 from reverie.training.record import Record, write_record
 from reverie.training.resume import places
 from reverie.training.signals import stop_signals
+from reverie.training.watch import Watch, ready, with_peers
 
 Scalars = dict[str, Array]
+SKIPPED = "skipped"  # a number of the training state, beside the optimiser's in checkpoints
 
 
 class Objective(Protocol):
@@ -101,20 +104,22 @@ class Run:
     save_every: int = 1000  # steps between two checkpoints; 0: only the last
     keep: int = 2  # checkpoints that are kept, besides the one from which the run can be extended
     loggers: tuple[LoggerName, ...] = ()  # services that get metrics and pictures besides the run's folder
+    max_skipped: int = 10  # steps in a row with a loss or gradient that is not finite; then training stops
+    stall_minutes: float = 30.0  # without progress, after which training ends with its stacks on disk; 0: never
 
     def __post_init__(self):
         sharding.axes_of(self.mesh)
 
 
 class TrainState(NamedTuple):
-    """The training state. ``broken``: the first step whose loss or gradient was not finite, 0 if there was none."""
+    """The training state. ``skipped``: how many steps in a row, up to this one, were skipped (``training.health``)."""
 
     step: Array
     params: Weights
     rest: Weights
     ema: Weights
     opt: Any
-    broken: Array
+    skipped: Array
 
 
 class Interrupted(SystemExit):
@@ -156,11 +161,10 @@ def train_step(
     updates, opt = tx.update(grads, state.opt, state.params)
     params: Any = optax.apply_updates(state.params, optax.tree.scale(pace.rate, updates))
     step = state.step + 1
-    fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-    broken = jnp.where((state.broken == 0) & ~fine, step, state.broken)
     ema = average(state.ema, params, run.optimizer.ema, step)
-    metrics |= {"grad_norm": norm, "learning_rate": pace.rate, "broken": broken}
-    return TrainState(step, params, rest, ema, opt, broken), metrics
+    updated = TrainState(step, params, rest, ema, opt, state.skipped)
+    state, fault = health.guarded(state, updated, metrics["loss"], norm, run.max_skipped)
+    return state, metrics | {"grad_norm": norm, "learning_rate": pace.rate, "fault": fault}
 
 
 def pace_of(run: Run, step: int) -> Pace:
@@ -182,7 +186,7 @@ def fit(
     ``dataset`` (and ``held_out`` for reports) replace the data that the run names. ``fresh`` starts over; the old run
     stays until the new one is complete, and so does the end of a shorter run until the longer one is. Ctrl-C and
     SIGTERM save first (``Interrupted``). Raises ReverieError if the folder holds another run, other data or nothing
-    readable; if the loss is not finite; if the disk is full.
+    readable; if the loss is not finite in too many steps in a row; if the disk is full.
     """
     cache_compilations()
     out = Path(out).absolute()
@@ -205,6 +209,8 @@ def fit(
         def begin() -> None:
             loggers.extend(open_loggers(run.loggers, place, config.to_json(run)))
             write_record(place, record)
+            if said := health.unused_accelerator():
+                print(said, file=sys.stderr, flush=True)
             if progress:
                 announce(folder.named(place).name, int(state.step), run.steps)
 
@@ -232,6 +238,7 @@ def check_all(runs: dict[Path, Run], dataset: Dataset) -> None:
 
 def _check(run: Run, mesh: Mesh, dataset: Dataset) -> None:
     sharding.check_batch(mesh, run.batch, run.accumulate)
+    health.check(run)
     batches(dataset, batch=run.batch, length=run.length, seed=run.seed)
     sharding.by_first(lambda: check_loggers(run.loggers))
 
@@ -250,26 +257,28 @@ def _train(
 ) -> None:
     start, fall, reads = int(state.step), run.optimizer.fall(run.steps), run.objective.reads
     sharding.say_copied(mesh, state.params)
-    shard = sharding.rows_here(mesh)
+    shard, everywhere = sharding.rows_here(mesh), sharding.everywhere(mesh)
     stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=reads)
     step, report = _compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
-    finite = jax.jit(_all_finite, out_shardings=sharding.everywhere(mesh))
-    log = _open_log(run, out, start, held_out.split, loggers, progress)
-    previous: Scalars = {}  # metrics of the last step that are not read yet
-    checkpoints = Writer(out, run.keep, always=[fall], start=start, end=run.steps)
-    with stop_signals() as stop, checkpoints as writer, log, jax.transfer_guard("disallow"):
+    log, watch = _open_log(run, out, start, held_out.split, loggers, progress), Watch(out, run.stall_minutes)
+    writer = Writer(out, run.keep, always=[fall], start=start, end=run.steps)
+    monitor = health.Monitor(run, state, _saved, everywhere, writer, log, watch)
+    previous: Scalars = {}  # metrics of the step in flight
+    with watch, stop_signals() as stop, writer, log, with_peers(), jax.transfer_guard("disallow"):
         for n in range(start, run.steps + 1):
-            last, ticks, signum = n == run.steps, n % run.log_every == 0, stop(n % run.log_every == 0)
+            watch.at("collective", n)
+            last, logs, signum = n == run.steps, n % run.log_every == 0, stop(n % run.log_every == 0)
             reports = n > start and run.report_every and (n % run.report_every == 0 or last)
             saves = n > start and (n == fall or last or signum or (run.save_every and n % run.save_every == 0))
+            logs = logs or n == 1 or last
             if reports or saves:
-                _read(previous, writer, log, n, ticks or last)
+                monitor.read(n, previous if logs else {}, state)
             if reports:
+                watch.at("report", n)
                 log.report(n, report(state))
             if saves:
-                _check_finite(finite, state, writer, n)
-                log.flush()  # so that a checkpoint is never ahead of the log beside it
-                saved = writer.save(n, _saved(state))
+                watch.at("checkpoint", n)
+                saved = monitor.save(n, state)
             if reports or saves:
                 log.pause(n)
             if signum:
@@ -280,8 +289,10 @@ def _train(
                 raise Interrupted(128 + signum)
             if last:
                 break
+            watch.at("data", n)
             batch = sharding.put_batch(mesh, next(stream))
-            pace = sharding.put(pace_of(run, n), sharding.everywhere(mesh))
+            watch.at("step" if n > start else "compilation", n, idle=ready(previous))
+            pace = sharding.put(pace_of(run, n), everywhere)
             if n == start:
                 log.count(step.trace(state, frozen, batch, pace).jaxpr, mesh.devices)
             state, metrics = step(state, frozen, batch, pace)
@@ -290,9 +301,9 @@ def _train(
                 log.pause(n + 1)  # compiling is not training
             # One step runs while the next batch is read. More steps in flight would not be faster.
             jax.block_until_ready(previous)
-            if ticks or n == 1:
-                _read(previous, writer, log, n, True)
-            previous = metrics
+            if logs or n % health.CHECK == 0:
+                monitor.read(n, previous if logs else {}, state)
+            previous = monitor.note(n + 1, metrics)
             log.tick(n)
 
 
@@ -308,35 +319,6 @@ def _open_log(run: Run, out: Path, start: int, split: str, loggers: Sequence[Log
         progress=progress,
         writes=jax.process_index() == 0,
     )
-
-
-def _read(metrics: Scalars, writer: Writer, log: Log, n: int, write: bool) -> None:
-    """Check the metrics of step ``n``, and log them if ``write``; ReverieError if they are not finite."""
-    if not metrics:
-        return
-    numbers = jax.device_get(metrics)
-    metrics.clear()
-    if broken := int(numbers.pop("broken")):
-        raise _not_finite(f"the loss or its gradient is not finite since step {broken}", writer)
-    if write:
-        log.metrics(n, numbers)
-
-
-def _all_finite(*weights: Weights) -> Array:
-    leaves = [leaf for leaf in jax.tree.leaves(weights) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return functools.reduce(jnp.logical_and, [jnp.isfinite(leaf).all() for leaf in leaves])
-
-
-def _check_finite(finite: Callable[..., Array], state: TrainState, writer: Writer, n: int) -> None:
-    """Raise ReverieError unless all weights are finite, since no loss shows those of the last update."""
-    if not jax.device_get(finite(state.params, state.rest, state.ema)):
-        raise _not_finite(f"a weight is not finite after step {n}", writer)
-
-
-def _not_finite(what: str, writer: Writer) -> ReverieError:
-    good = writer.wait()
-    kept = f"the checkpoint of step {good[-1]} is good" if good else "there is no checkpoint yet"
-    return ReverieError(f"{what}; {kept}. Try a lower learning rate, more warm-up or stronger clipping.")
 
 
 def _compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState) -> Any:
@@ -389,10 +371,12 @@ def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | 
     else:
         opt = jax.jit(tx.init, out_shardings=sharding.shardings(mesh, shapes))(params)
     ema = (found.get("ema") or jax.tree.map(jnp.copy, params)) if run.optimizer.ema else {}
-    made, broken = (sharding.put(np.int32(number), sharding.everywhere(mesh)) for number in (step, 0))
-    return TrainState(made, params, rest, ema, opt, broken), frozen
+    row = min(int(found["optimizer"].get(SKIPPED, 0)) if found else 0, run.max_skipped - 1)
+    made, skipped = (sharding.put(np.int32(number), sharding.everywhere(mesh)) for number in (step, row))
+    return TrainState(made, params, rest, ema, opt, skipped), frozen
 
 
 def _saved(state: TrainState) -> dict[str, Weights]:
     """Return the items of a checkpoint."""
-    return {"weights": state.params | state.rest, "ema": state.ema, "optimizer": checkpoint.named(state.opt)}
+    optimizer = checkpoint.named(state.opt) | {SKIPPED: state.skipped}
+    return {"weights": state.params | state.rest, "ema": state.ema, "optimizer": optimizer}

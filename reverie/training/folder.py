@@ -29,7 +29,7 @@ RECORD = "run.json"
 # The files of a run and of a world. Anything else in their folders is the user's and is never touched. RECORD comes
 # last, since a folder with it counts as a run and needs the other files.
 RUN = (
-    *("checkpoints", "report", "report.html", "cache", "tensorboard", "wandb", "wandb-id"),
+    *("checkpoints", "report", "report.html", "cache", "stalls", "tensorboard", "wandb", "wandb-id"),
     *("metrics.jsonl", "timing.jsonl", RECORD),
 )
 WORLD = ("starts.npz", "eval", "eval.json", "report.html", "card", "card.md", "card.html", "world.json")

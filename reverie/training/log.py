@@ -11,6 +11,7 @@ import math
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ LoggerName = Literal["tensorboard", "wandb"]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 UNITS = {"frames": "frames", "steps": "steps", "flops": "FLOP"}  # rates per second, and their format
 WANDB = "wandb-id"  # the file with the id of a run at Weights & Biases
+INCIDENT = "incident"  # the key of a text in a line of either file: what happened
 LOG_BYTES = 2**27  # 300,000 lines of 400 bytes: 15 million steps, one of 50 logged
 QUIET = 10.0  # seconds between lines if the output is no terminal
 
@@ -71,13 +73,13 @@ class Log:
         writes: bool = True,
     ):
         self._folder, self._steps, self._frames, self._writes = folder, steps, frames, writes
-        self._split = split
+        self._split, self._name = split, name or folder.name
         self.flops = 0.0  # of one step, once counted
         self.peak = 0.0  # peak FLOP/s of all devices, if known
         self._loggers = loggers if writes else ()
         if writes:
             for file in ("metrics.jsonl", "timing.jsonl"):
-                _cut(folder / file, resume)
+                _cut(folder / file, resume, incidents=file == "timing.jsonl")
             self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
         self._clock = (resume, time.perf_counter())
@@ -87,24 +89,42 @@ class Log:
         self._plain = progress and writes and not console.is_terminal
         if progress and writes and console.is_terminal:
             self._bar = progress_bar(console)
-            self._task = self._bar.add_task(name or folder.name, total=steps, completed=resume, text="")
+            self._task = self._bar.add_task(self._name, total=steps, completed=resume, text="")
             self._bar.start()
 
     def count(self, program: Any, devices: Any) -> None:
         """Count the FLOPs of one step, a jaxpr, on an array of devices."""
         self.flops, self.peak = flops.count(program), flops.peak(devices)
 
-    def metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Log the numbers of one training step, and the speed since the last call."""
+    def metrics(self, step: int, values: dict[str, Any], shares: dict[str, float] | None = None) -> dict[str, float]:
+        """Log the numbers of one training step, the speed since the last call, and ``shares`` of the time; return all.
+
+        Empty in a process that does not write.
+        """
         if not self._writes:
-            return
+            return {}
         numbers = {name: float(value) for name, value in values.items()}
         self._write(step, numbers)
-        speed = self._speed(step)
-        print(json.dumps({"step": step, "time": round(time.time(), 3), **speed}), file=self._timing, flush=True)
+        speed = self._speed(step) | {name: float(f"{share:.3g}") for name, share in (shares or {}).items()}
+        self._time(step, speed)
         for logger in self._loggers:
             logger.scalars(step, numbers | speed)
         self._say(step, numbers, speed)
+        return numbers | speed
+
+    def skipped(self, steps: dict[int, str]) -> None:
+        """Log as incidents, and print in one line, why steps had no effect."""
+        if not self._writes or not steps:
+            return
+        for step, why in steps.items():
+            self._write(step, {}, {INCIDENT: why})
+        self._warn(f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))} {next(iter(steps.values()))}")
+
+    def warn(self, step: int, what: str) -> None:
+        """Log an incident that depends on the clock or on when the run was resumed, and print it."""
+        if self._writes:
+            self._time(step, {INCIDENT: what})
+            self._warn(f"step {step}: {what}")
 
     def report(self, step: int, values: dict[str, Any]) -> None:
         """Log a report: its numbers as ``report/...``, its pictures as files."""
@@ -155,6 +175,13 @@ class Log:
         finite = {name: value if math.isfinite(value) else None for name, value in sorted(numbers.items())}
         print(json.dumps({"step": step, **(words or {}), **finite}), file=self._metrics, flush=True)
 
+    def _time(self, step: int, values: dict[str, Any]) -> None:
+        print(json.dumps({"step": step, "time": round(time.time(), 3), **values}), file=self._timing, flush=True)
+
+    def _warn(self, text: str) -> None:
+        line = f"{self._name}: {text}."
+        self._bar.console.print(line, highlight=False) if self._bar else print(line, file=sys.stderr, flush=True)
+
     def _picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
         if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] not in (1, 3):
             raise TypeError(f"report '{name}' is {image_HWC.dtype} {image_HWC.shape}: neither a number nor a picture")
@@ -177,7 +204,8 @@ class Log:
         return {name: float(f"{value:.4g}") for name, value in speed.items()}
 
     def _say(self, step: int, numbers: dict[str, float], speed: dict[str, float]) -> None:
-        rates = [f"{si(speed[f'{unit}_per_s'])}{name}/s" for unit, name in UNITS.items()] if speed else []
+        known = {name: f"{unit}_per_s" for unit, name in UNITS.items() if f"{unit}_per_s" in speed}
+        rates = [f"{si(speed[key])}{name}/s" for name, key in known.items()]
         rates += [f"{speed['mfu']:.0%} MFU"] if "mfu" in speed else []
         others = [name for name in numbers if name not in ("loss", "grad_norm", "learning_rate")][:3]
         said = [f"{name} {numbers[name]:.4g}" for name in ("loss", *others)]
@@ -186,7 +214,7 @@ class Log:
             self._bar.update(self._task, completed=step, text=short)
         elif self._plain and (time.perf_counter() - self._said > QUIET or step == self._steps):
             self._said = time.perf_counter()
-            left = int((self._steps - step) / speed["steps_per_s"]) if speed else 0
+            left = int((self._steps - step) / speed["steps_per_s"]) if rates else 0
             ends = f"  {left // 60}:{left % 60:02d} left" if left else ""
             more = "".join(f"  {each}" for each in said[1:] + rates[1:])
             print(f"step {step:>7}/{self._steps}  {short}{ends}{more}", flush=True)
@@ -311,20 +339,21 @@ def _need(module: str, extra: str) -> Any:
         raise ReverieError(f"logging to {extra}: the package {module} does not work ({first_line(error)}).") from error
 
 
-def _cut(file: Path, step: int) -> None:
-    """Remove lines of later steps than ``step``, and an incomplete last line."""
+def _cut(file: Path, step: int, incidents: bool) -> None:
+    """Remove lines of later steps than ``step``, unless they are ``incidents`` to keep, and an incomplete last line."""
     if not file.exists():
         return
-    kept = list(_lines_until(file, step))
+    kept = list(_lines_until(file, step, incidents))
     fresh = file.with_suffix(f".{os.getpid()}")
     fresh.write_text("".join(kept), encoding="utf-8")
     os.replace(fresh, file)
 
 
-def _lines_until(file: Path, step: int) -> Iterator[str]:
+def _lines_until(file: Path, step: int, incidents: bool) -> Iterator[str]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            if line.endswith("\n") and parse_json(line, "a line")["step"] <= step:
+            found = parse_json(line, "a line")
+            if line.endswith("\n") and (found["step"] <= step or (incidents and INCIDENT in found)):
                 yield line
         except (Damaged, KeyError, TypeError):
             continue
