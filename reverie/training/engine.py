@@ -283,10 +283,7 @@ def _train(
                 log.pause(n)
             if signum:
                 writer.wait()
-                if jax.process_index() == 0:
-                    last_saved = f"the same command resumes from {'there' if saved else f'step {start}'}"
-                    print(f"Stopped at step {n} of {run.steps}; {last_saved}.", flush=True)
-                raise Interrupted(128 + signum)
+                raise _interrupted(signum, n, run.steps, f"step {n if saved else start}")
             if last:
                 break
             watch.at("data", n)
@@ -305,6 +302,12 @@ def _train(
                 monitor.read(n, previous if logs else {}, state)
             previous = monitor.note(n + 1, metrics)
             log.tick(n)
+
+
+def _interrupted(signum: int, step: int, steps: int, saved: str) -> Interrupted:
+    if jax.process_index() == 0:
+        print(f"Stopped at step {step} of {steps}; the same command resumes from {saved}.", flush=True)
+    return Interrupted(128 + signum)
 
 
 def _open_log(run: Run, out: Path, start: int, split: str, loggers: Sequence[Logger], progress: bool) -> Log:
