@@ -32,7 +32,7 @@ from reverie.training.optim import OptimConfig
 DATA, KEY = toy_dataset(), jax.random.key(0)
 
 
-def here(shape):
+def here(*_):
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 

@@ -23,7 +23,7 @@ from reverie.errors import ReverieError
 from reverie.nn.batch import mean
 from reverie.training import checkpoint, health
 from reverie.training.engine import fit
-from reverie.training.watch import AGAIN, Watch
+from reverie.training.watch import AGAIN, Phase, Watch
 
 config.packages.add(__name__)
 NAN, STEEP = 1, 2  # (episode, frame 5) with a reward that makes the loss NaN, or the gradient infinite
@@ -39,8 +39,8 @@ class Poisoned(ToyObjective):
 
     def loss(self, model, batch, keys_B, progress):
         found = super().loss(model, batch, keys_B, progress)
-        bias = model.out.bias[...][0]
-        steep = jnp.sqrt(jnp.where(batch["rewards"] == 1, bias - jax.lax.stop_gradient(bias), 1.0))
+        weight = model.out.kernel[...][0, 0]
+        steep = jnp.sqrt(jnp.where(batch["rewards"] == 1, weight - jax.lax.stop_gradient(weight), 1.0))
         return found._replace(terms=(*found.terms, mean(0 * batch["rewards"]), mean(steep)))
 
 
@@ -61,7 +61,7 @@ def incidents(out, file="metrics.jsonl"):
 
 def bits(out, step):
     """Every array of a checkpoint but the number of skipped steps, as bytes."""
-    _, found = checkpoint.restore(out, lambda shape: HERE, ("weights", "ema", "optimizer"), newest=step)
+    _, found = checkpoint.restore(out, lambda *_: HERE, ("weights", "ema", "optimizer"), newest=step)
     flat = {f"{item}/{name}": np.asarray(leaf).tobytes() for item, part in found.items() for name, leaf in part.items()}
     return {name: data for name, data in flat.items() if name != "optimizer/skipped"}
 
@@ -96,9 +96,9 @@ def test_too_many_skipped_steps_stop_the_run_with_the_state_before_them(skipping
 
 
 def test_limits_that_make_no_sense_are_one_line(tmp_path):
-    for change in ({"max_skipped": 0}, {"stall_minutes": -1.0}):
+    for run in (toy_run(2, max_skipped=0), toy_run(2, stall_minutes=-1.0)):
         with pytest.raises(ReverieError, match="max_skipped must be at least 1.*stall_minutes at least 0"):
-            fit(toy_run(2, **change), tmp_path / "run", dataset=DATA)
+            fit(run, tmp_path / "run", dataset=DATA)
 
 
 def test_warnings_are_given_once_until_their_cause_is_gone():
@@ -138,11 +138,16 @@ def test_a_silent_fall_back_to_the_cpu_is_a_loud_line(any_platform, monkeypatch,
     assert not health.unused_accelerator(), "as the user wants it"
 
 
+PHASES: list[tuple[Phase, bool]] = [("step", True), ("data", True), ("step", False), ("report", True)]
+
+
 def test_time_is_shared_out_by_phase(tmp_path):
     watch = Watch(tmp_path, 0)
-    for phase, idle in (("data", True), ("step", True), ("data", True), ("step", False), ("report", True)):
-        watch.at(phase, 0, idle)
+    watch.at("data", 0)
+    for phase, idle in PHASES:
         time.sleep(0.05)
+        watch.at(phase, 0, idle)
+    time.sleep(0.05)
     shares = watch.shares()
     assert 0.5 < shares["goodput"] < 0.7, "two steps, and the data that were read during the second"
     assert 0.15 < shares["data_wait"] < 0.25 and watch.shares()["data_wait"] == 0
@@ -194,7 +199,7 @@ def test_a_loader_that_stalls_ends_the_training_which_resumes(skipping, tmp_path
     ended = subprocess.run([sys.executable, "-c", STALLING, str(out)], env=env, capture_output=True, text=True)
     assert ended.returncode == AGAIN and "stalled in phase 'data'" in ended.stderr, ended.stderr
     assert "in read" in next((out / "stalls").iterdir()).read_text()
-    _, found = checkpoint.restore(out, lambda shape: HERE, ("optimizer",))
+    _, found = checkpoint.restore(out, lambda *_: HERE, ("optimizer",))
     assert list(incidents(skipping))[:2] == [1, 2] and int(found["optimizer"]["skipped"]) == 1, "between skipped steps"
     fit(poisoned_run(), out, dataset=DATA, held_out=DATA)
     same(skipping, out)
