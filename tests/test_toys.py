@@ -3,6 +3,8 @@
 import itertools
 from collections import Counter, deque
 
+import exact_platformer
+import jax
 import numpy as np
 import pytest
 
@@ -63,6 +65,40 @@ def test_platformer_shows_what_every_action_does_and_uses_them_all(world):
     assert different / pairs > 0.93
     assert -(share * np.log(share)).sum() > 0.98 * np.log(4)
     assert coins >= (15 if world.pace == world.tile else 5)
+
+
+TASK = PlatformerConfig(tiles=6, count=40, frames=17, themes=2, play="mixed", goal="coins")
+
+
+def test_the_best_play_takes_all_coins_and_mixed_play_is_of_every_quality():
+    simulator, steps, kinds = TASK.make(), [], {}
+    for level in range(20):
+        state, count, end = simulator.reset(level), 0, False
+        while not end:
+            state, _, end = simulator.step(state, simulator.best(state))
+            count += 1
+        assert simulator.solved(state)
+        steps.append(count)
+    assert np.median(steps) <= 8 and max(steps) <= 16
+    for episode in TASK.episodes():
+        kinds.setdefault(episode.source.partition(", ")[2].partition(" 0.")[0], []).append(episode.rewards.sum())
+        over = episode.states[-1][COINS] == 0
+        assert episode.ends[-1] == over and not episode.ends[:-1].any() and (over or len(episode.frames) == TASK.frames)
+    assert set(kinds) == {"behaviour", "random"} and np.mean(kinds["random"]) > np.mean(kinds["behaviour"])
+    forever = PlatformerConfig(tiles=6).make()
+    assert not forever.step(np.where(np.arange(10) == COINS, 0, forever.reset(0)), 0)[2], "a game without a goal"
+
+
+def test_the_platformer_on_arrays_is_the_simulator():
+    """The world of the oracle arm: the same moments, whatever is done."""
+    simulator, rng = exact_platformer.SeenConfig().make(), np.random.default_rng(0)
+    step = jax.jit(jax.vmap(exact_platformer.step))
+    states = [simulator.reset(level) for level in range(100)]
+    for _ in range(16):
+        actions = rng.integers(0, 4, len(states))
+        found = step(np.stack([simulator.render(state)[:, 0, 0] for state in states]).astype(np.float32), actions)
+        states = [simulator.step(state, int(a))[0] for state, a in zip(states, actions, strict=True)]
+        assert np.array_equal(found, np.stack([simulator.render(state)[:, 0, 0] for state in states]))
 
 
 def test_platformer_hides_nothing_that_decides_what_an_action_does():

@@ -19,6 +19,7 @@ def presets() -> dict[str, Recipe]:
         "toy-shortcut": toy.shortcut(),
         "toy-maskgit-shipped": toy.shipped(),
         "toy-maskgit-smooth": toy.smooth(),
+        "toy-agent": toy.agent(),
         "square-shortcut": square.shortcut(),
         "square-shortcut-mae": square.shortcut_mae(),
         "square-agent": square.agent(),

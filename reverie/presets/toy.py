@@ -5,6 +5,7 @@ from typing import Any
 
 from reverie import config
 from reverie.data.sources.platformer import PlatformerConfig
+from reverie.models.agent import AgentConfig
 from reverie.models.dynamics.causal import CausalConfig
 from reverie.models.dynamics.diffusion import DiffusionConfig
 from reverie.models.dynamics.maskgit import MaskGITConfig
@@ -12,9 +13,12 @@ from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers.mae import MAEConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
+from reverie.nn.heads import TwoHot
 from reverie.nn.quantise import VQConfig
+from reverie.nn.returns import PMPO
 from reverie.nn.transformer import TransformerConfig
 from reverie.presets.recipe import Recipe, stage
+from reverie.training.agents import BehaviourObjective, ImaginationObjective
 from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
 from reverie.training.optim import OptimConfig
 
@@ -128,6 +132,27 @@ def shipped() -> Recipe:
             steps=1500,
         ),
         dynamics=replace(small.dynamics, steps=8000, report_every=2500),
+    )
+
+
+def agent() -> Recipe:
+    """Recorded play of mixed quality in the same world, and an agent that learns to take all coins in it.
+
+    An episode is over after 16 steps: the best play needs 7, random play succeeds in 3 % of the levels.
+    """
+    small = toy()
+    optimizer = OptimConfig(rate=1e-3, schedule="constant", warmup=20, weight_decay=0.0)
+    falling = replace(optimizer, schedule="wsd", decay=0.5)
+    # A reward is a coin or none, a value three coins at most.
+    heads = AgentConfig(rewards=TwoHot(bins=63, reach=1.4), values=TwoHot(bins=63, reach=1.8))
+    imagine = ImaginationObjective(learner=PMPO(), horizon=16, context=4, gamma=0.95, critic_steps=30, passes=2)
+    return replace(
+        small,
+        about="tile platformer, recorded actions of mixed quality: a world, and an agent that takes all coins in it",
+        takes="half an hour on two CPU cores",
+        source=PlatformerConfig(tiles=6, count=2000, frames=17, themes=2, play="mixed", goal="coins"),
+        agent=stage(BehaviourObjective(agent=heads), batch=64, length=8, steps=800, optimizer=falling, every=200),
+        policy=stage(imagine, batch=64, length=8, steps=400, optimizer=optimizer, every=100),
     )
 
 

@@ -11,13 +11,15 @@ H = W = tiles * tile pixels. A tile is shown by a letter per pixel, and letters 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from einops import rearrange
 
 from reverie.actions import ActionSpace
 from reverie.data.episode import Episode, Spec, record
+from reverie.data.mixed import draw_policy
+from reverie.data.search import steps_to_go
 from reverie.errors import ReverieError
 
 STAY, LEFT, RIGHT, JUMP = range(4)
@@ -25,6 +27,7 @@ STAND, WALK, RISE, FALL = range(4)  # the player's pose
 LEVEL, X, Y, POSE, RISING, FACING, COINS, BIRD_X, BIRD_WAY, TIME = range(10)  # the state; places in pixels
 JUMP_TILES = 2
 LIKENESS = 30  # of 255: largest root mean square distance of a picture of the player from its sprite
+CHANCE = 0.3, 0.8  # of a random action, in half-good play: the best policy takes all coins of 6 tiles in 7 steps
 CHANGE, SEEK = 0.55, 0.25  # policy: probability of a new choice per tile moved; then, of heading for a coin
 
 ACTIONS = ActionSpace(
@@ -112,6 +115,8 @@ class PlatformerConfig:
     seed: int = 0  # seed of the levels
     # start the player in any free place, half of the time rising, so that rare moments such as high jumps are frequent
     anywhere: bool = False
+    play: Literal["seek", "mixed"] = "seek"  # who plays: a policy that often heads for coins, or ones of mixed quality
+    goal: Literal["none", "coins"] = "none"  # coins: an episode ends when all coins are taken
 
     def __post_init__(self):
         if not 6 <= self.tiles <= 32 or not (self.tile == 4 or (self.tile > 0 and self.tile % 8 == 0)):
@@ -136,12 +141,14 @@ class PlatformerConfig:
         return Platformer(self)
 
     def episodes(self) -> Iterator[Episode]:
-        """Yield ``count`` episodes, each on a level of its own, played by ``Platformer.policy``."""
+        """Yield ``count`` episodes, each on a level of its own, played by ``Platformer.policy`` or a mixture."""
         simulator, fps = self.make(), self.spec().fps
         for index in range(self.count):
             rng = np.random.default_rng((self.seed, index))
             level = int(rng.integers(2**31))
-            yield record(simulator, seed=level, frames=self.frames, rng=rng, fps=fps)
+            mixed = self.play == "mixed"
+            kind, policy = draw_policy(simulator, rng, CHANCE) if mixed else ("", simulator.policy)
+            yield record(simulator, seed=level, frames=self.frames, rng=rng, fps=fps, policy=policy, kind=kind)
 
 
 class Level(NamedTuple):
@@ -162,6 +169,7 @@ class Platformer:
 
     def __init__(self, config: PlatformerConfig):
         self.config = config
+        self._ways: dict[int, dict] = {}  # of each level that was searched: the fewest steps to all coins
 
     def reset(self, seed: int) -> np.ndarray:
         """Return the first state of level ``seed`` (modulo 2**31)."""
@@ -182,7 +190,7 @@ class Platformer:
         )
 
     def step(self, state: np.ndarray, action: int) -> tuple[np.ndarray, float, bool]:
-        """Return (state, reward, False): reward 1 for a coin; episodes do not end. Raises IndexError unless 0..3."""
+        """Return (state, reward, end): reward 1 for a coin, and an end if that is the goal. IndexError unless 0..3."""
         if not 0 <= action < ACTIONS.size:
             raise IndexError(f"action {action} of {ACTIONS.size}")
         seed, x, y, pose, rising, facing, coins, bird_x, bird_way, time = state.tolist()
@@ -210,7 +218,8 @@ class Platformer:
         bird_x += pace * bird_way
         if bird_x in (level.bird[0] * tile, level.bird[1] * tile):
             bird_way = -bird_way
-        return np.array([seed, x, y, pose, rising, facing, coins, bird_x, bird_way, time + 1], np.int32), reward, False
+        end = self.config.goal == "coins" and not coins
+        return np.array([seed, x, y, pose, rising, facing, coins, bird_x, bird_way, time + 1], np.int32), reward, end
 
     def render(self, state: np.ndarray) -> np.ndarray:
         """Return the frame (H, W, 3) uint8: scenery and coins, the bird, and the player in front."""
@@ -255,6 +264,25 @@ class Platformer:
                 return JUMP
             return STAY if column * tile == x else LEFT if column * tile < x else RIGHT
         return int(rng.random() * ACTIONS.size)
+
+    def solved(self, state: np.ndarray) -> bool:
+        """Return whether all coins are taken."""
+        return not state[COINS]
+
+    def best(self, state: np.ndarray) -> int:
+        """Return the first step of a shortest way to all coins that are left. A level is searched once (30 ms)."""
+
+        def following(state: np.ndarray) -> list[np.ndarray]:
+            return [self.step(state, action)[0] for action in range(ACTIONS.size)]
+
+        def name(state: np.ndarray) -> tuple[int, ...]:  # what matters: not the clock, the bird, the way he faces
+            supported = int(state[POSE]) in (STAND, WALK)
+            return int(state[X]), int(state[Y]), supported, int(state[RISING]), int(state[COINS])
+
+        level = int(state[LEVEL])
+        if name(state) not in self._ways.get(level, ()):
+            self._ways[level] = {name(state): np.inf} | steps_to_go(state, following, name, self.solved)
+        return int(np.argmin([self._ways[level].get(name(each), np.inf) for each in following(state)]))
 
     def _free(self, level: Level, x: int, y: int) -> bool:
         """Whether a body of one tile fits at pixel (x, y)."""
