@@ -15,6 +15,7 @@ from contracts.tiny import world as tiny_world
 from exact_square import HEADS, ExactBehaviour, SeenConfig, exact_world, play, run
 from flax import nnx
 
+from benchmarks import agents as results
 from reverie import config
 from reverie.actions import START, UNLABELLED
 from reverie.cli import main
@@ -255,7 +256,7 @@ def test_an_agent_lives_in_a_world(runs):
 # -- in the real environment -----------------------------------------------------------------------------------------
 
 
-def test_all_play_the_same_unseen_levels_and_the_oracle_wins(runs, capsys):
+def test_all_play_the_same_unseen_levels_and_the_oracle_wins(runs, capsys, tmp_path):
     """The command, in one JSON object: who plays, how well, and that an exact world imagines what happens."""
     assert main(["eval", str(runs), "--env", "--episodes", "24", "--json"]) == 0
     printed = capsys.readouterr()
@@ -269,6 +270,19 @@ def test_all_play_the_same_unseen_levels_and_the_oracle_wins(runs, capsys):
     assert -70 < returns["oracle"]["mean"] < -40 and -330 < returns["random"]["mean"] < -210
     assert all(returns["oracle"]["mean"] > value["mean"] for name, value in returns.items() if name != "oracle")
     assert abs(numbers["gap"]) < 0.3 and numbers["gap_correlation"] > 0.9 and 0 < numbers["gap_error"] < 4
+
+    file, page = tmp_path / "results.json", tmp_path / "page.md"
+    rows = results.rows_of(runs, numbers, "exact")
+    assert results.add(rows, file) == results.add(rows[:2], file) == json.loads(file.read_text()) and len(rows) == 9
+    assert {row["agent_seed"] for row in rows} == {0} and rows[0].keys() >= {"task", "arm", "policy_seed", "episodes"}
+    page.write_text(f"before\n{results.BEGIN}old\n{results.END}after\n")
+    results.draw(rows, page)
+    assert "old" not in page.read_text() and page.read_text().count("| square | exact |") == 9
+    assert page.read_text().startswith("before") and page.read_text().endswith("after\n")
+
+
+def test_the_table_of_agents_is_drawn_from_the_file_of_results():
+    assert results.table(json.loads(results.FILE.read_text("utf8"))) in results.PAGE.read_text("utf8")
 
 
 def test_planning_finds_the_best_actions_where_world_and_rewards_are_exact(runs, monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter, deque
+from typing import Any
 
 import exact_platformer
 import jax
@@ -82,6 +83,7 @@ def test_the_best_play_takes_all_coins_and_mixed_play_is_of_every_quality():
     assert np.median(steps) <= 8 and max(steps) <= 16
     for episode in TASK.episodes():
         kinds.setdefault(episode.source.partition(", ")[2].partition(" 0.")[0], []).append(episode.rewards.sum())
+        assert episode.states is not None
         over = episode.states[-1][COINS] == 0
         assert episode.ends[-1] == over and not episode.ends[:-1].any() and (over or len(episode.frames) == TASK.frames)
     assert set(kinds) == {"behaviour", "random"} and np.mean(kinds["random"]) > np.mean(kinds["behaviour"])
@@ -210,6 +212,7 @@ def test_a_numpy_number_is_an_action_like_any_other():
     simulator = PlatformerConfig(tile=4, tiles=6).make()
     for action in range(4):
         state, reward, end = simulator.step(simulator.reset(3), action)
-        for kind in (np.int32, np.int64, np.uint8, np.array):
+        kinds: list[Any] = [np.int32, np.int64, np.uint8, np.array]
+        for kind in kinds:
             other, *rest = simulator.step(simulator.reset(3), kind(action))
             assert np.array_equal(state, other) and rest == [reward, end]
