@@ -20,6 +20,7 @@ KEY = "task", "world", "arm", "world_seed", "agent_seed", "policy_seed"
 ORDER = (
     "random", "data", "blind", "bc", "bc_greedy", "plan", "rl", "rl_greedy", "oracle", "imagined", "replayed",
 )  # fmt: skip
+UNTRAINED = {"random", "data", "blind", "oracle"}
 Row = dict[str, Any]
 
 
@@ -30,11 +31,14 @@ def rows_of(run: Path, numbers: dict[str, Any], world: str) -> list[Row]:
         for name, stage in (("world", "dynamics"), ("agent", "agent"), ("policy", "policy"))
     }
     task = read_record(run / "agent").spec.source
-    return [
-        {"task": task, "world": world, "arm": arm, **seeds, **numbers[f"return_{arm}"]}
-        for arm in ORDER
-        if f"return_{arm}" in numbers
-    ]
+
+    def of(arm: str) -> Row:  # only the seeds that an arm depends on: rows of several runs may be the same one
+        if arm in UNTRAINED:
+            return dict.fromkeys(seeds)
+        return seeds | {"policy_seed": None} if arm.startswith("bc") else seeds
+
+    known = [arm for arm in ORDER if f"return_{arm}" in numbers]
+    return [{"task": task, "world": world, "arm": arm, **of(arm), **numbers[f"return_{arm}"]} for arm in known]
 
 
 def add(rows: list[Row], file: Path = FILE) -> list[Row]:

@@ -274,7 +274,13 @@ def test_all_play_the_same_unseen_levels_and_the_oracle_wins(runs, capsys, tmp_p
     file, page = tmp_path / "results.json", tmp_path / "page.md"
     rows = results.rows_of(runs, numbers, "exact")
     assert results.add(rows, file) == results.add(rows[:2], file) == json.loads(file.read_text()) and len(rows) == 9
-    assert {row["agent_seed"] for row in rows} == {0} and rows[0].keys() >= {"task", "arm", "policy_seed", "episodes"}
+    assert {row["arm"]: row["policy_seed"] for row in rows}.items() >= {"random": None, "bc": None, "rl": 0}.items()
+    assert {row["agent_seed"] for row in rows} == {0, None} and rows[0].keys() >= {
+        "task",
+        "arm",
+        "policy_seed",
+        "episodes",
+    }
     page.write_text(f"before\n{results.BEGIN}old\n{results.END}after\n")
     results.draw(rows, page)
     assert "old" not in page.read_text() and page.read_text().count("| square | exact |") == 9
