@@ -256,6 +256,12 @@ def _tools(add: Callable[..., Parser]) -> None:
     one.add_argument("--seeds", **of(int), default=3, help="how often each row is trained (3)")
     one.add_argument("--jobs", **of(int), default=2, help="rows at a time (2)")
 
+    one = add("atlas", commands.atlas, "Show what each action of a world does, and name latent actions.",
+              "reverie atlas runs/clips", "reverie atlas runs/clips --name 3=jump --name 1=left")  # fmt: skip
+    one.add_argument("run", metavar="RUN", help=WHICH)
+    text = "name a latent action, by the number of its button; NUMBER= takes the name away; may be repeated"
+    one.add_argument("--name", action="append", default=[], metavar="NUMBER=NAME", help=text)
+    one.add_argument("--clips", **of(int), default=64, help="held-out clips to look at, at most (64)")
     one = add("card", commands.card, "Write the model card of a world: data, licence, cost, numbers, limits.",
               "reverie card runs/demo", "reverie card platformer --out cards/platformer")  # fmt: skip
     one.add_argument("run", metavar="RUN", help=WHICH)

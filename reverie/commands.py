@@ -146,6 +146,19 @@ def card(args: argparse.Namespace) -> None:
     print(f"{out}\n{out.with_name(PAGE)}")
 
 
+def atlas(args: argparse.Namespace) -> None:
+    from reverie.evaluation.atlas import write_atlas
+    from reverie.library import is_ours, place
+
+    run, names = place(args.run), {}
+    for text in args.name:
+        code, equals, name = text.partition("=")
+        if not (equals and code.isdecimal()):
+            raise ReverieError(f"--name takes NUMBER=NAME, such as 3=jump, not '{text}'.")
+        names[int(code) - 1] = name
+    print(write_atlas(run, args.clips, names, Path("runs") / run.name if is_ours(run) else None))
+
+
 def compare(args: argparse.Namespace) -> None:
     if args.config is None:
         from reverie.library import place

@@ -153,7 +153,7 @@ def _place(runs: dict[str, Run], out: Path, dataset: Dataset, minutes: float | N
 
     def keeps(item: Path) -> bool:
         name = item.parts[0]
-        if fresh or name in ("eval", "eval.json", "report.html", "card", "card.md", "card.html"):
+        if fresh or name in ("eval", "eval.json", "report.html", "atlas.html", "card", "card.md", "card.html"):
             return False
         return name not in kept or len(item.parts) == 1 or checkpoint.reaches(item.relative_to(name), kept[name])
 

@@ -6,14 +6,14 @@ Shapes: T time, H W C image.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from reverie.actions import ActionSpace
-from reverie.checksums import read_signed
+from reverie.checksums import read_signed, write_json
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset
 from reverie.data.held_out import held_out
@@ -24,19 +24,64 @@ from reverie.training.checkpoint import find_run, read_record
 
 STARTS = "starts.npz"  # beside a world's runs: a small dataset of initial frames, for a world without its data
 STARTS_BYTES = 2**28  # limit on the memory that it takes
+NAMES, LONGEST = "actions.json", 40  # names that a person gave to latent actions; characters of one
 COUNT, LENGTH = 8, 8  # initial clips; frames of each: enough to show what moves, and where to
 
 Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions that led to them (T, ...) or None
+
+
+def name_actions(space: ActionSpace, run: str | Path, names: Mapping[int, str]) -> None:
+    """Keep names of a world's latent actions in its folder, for its buttons; "" takes a name away.
+
+    Raises ReverieError for a number that is none of its actions, and for a text that fits on no button.
+    """
+    folder = find_run(run)
+    for code, name in names.items():
+        if space.kind != "latent" or not 0 <= code < space.size:
+            raise ReverieError(f"'{run}' has no latent action {code + 1} to name: {_numbered(space)}.")
+        if not fits(name):
+            raise ReverieError(f"a name of an action has up to {LONGEST} letters on one line, not {name[:60]!r}.")
+    kept = {**_chosen(folder.parent), **names}
+    write_json(folder.parent / NAMES, {"names": {str(code): name for code, name in sorted(kept.items()) if name}})
 
 
 def named_actions(space: ActionSpace, run: str | Path) -> ActionSpace:
     """Return a world's latent actions with the names and keys of the recorded actions that they stand for.
 
     The evaluation found these (``evaluation.control.meanings``). Actions that stand for none keep their number, and so
-    do all of them where no actions were recorded.
+    do all of them where no actions were recorded. Names that a person gave (``name_actions``) come first.
     """
     folder = find_run(run)
     recorded = read_record(folder).spec.actions
+    chosen = _chosen(folder.parent) if space.kind == "latent" else {}
+    space = _by_recorded(space, recorded, folder)
+    if not chosen:
+        return space
+    names = [chosen.get(code) or (space.names[code] if space.names else f"{code + 1}") for code in range(space.size)]
+    return replace(space, names=tuple(names))
+
+
+def fits(name: str) -> bool:
+    """Whether a text can be the name of an action on a button."""
+    return len(name) <= LONGEST and name.isprintable()
+
+
+def _numbered(space: ActionSpace) -> str:
+    return f"they count from 1 to {space.size}" if space.kind == "latent" else "its actions were recorded"
+
+
+def _chosen(world: Path) -> dict[int, str]:
+    """Return the names that a person gave, by number of the latent action; empty if there are none that can be read."""
+    try:
+        found = read_signed(world / NAMES)["names"]
+        named = {int(code): name for code, name in found.items()}
+    except (OSError, ReverieError, ValueError, KeyError, AttributeError):
+        return {}
+    return {code: name for code, name in named.items() if isinstance(name, str) and fits(name)}
+
+
+def _by_recorded(space: ActionSpace, recorded: ActionSpace, folder: Path) -> ActionSpace:
+    """Return a latent space with the names and keys of the recorded actions it stands for, as the evaluation found."""
     try:
         found = read_signed(folder.parent / "eval.json")["lam_actions"]
         stands_for = {code: recorded.nth(action).item() for code, action in enumerate(found) if action is not None}

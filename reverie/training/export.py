@@ -25,7 +25,7 @@ from reverie.training.checkpoint import CHECKPOINTS, Writer, restore
 from reverie.training.folder import LOCK, owned
 from reverie.training.record import RECORD, find_run, read_record, write_record
 
-NOTES = ("world.json", "eval.json")  # beside the stages of a world
+NOTES = ("world.json", "eval.json", "actions.json")  # beside the stages of a world
 STARTS, STARTS_BYTES = "starts.npz", 2**28
 ABSOLUTE = re.compile(r"(/.|~[\\/]|[A-Za-z]:[\\/]|\\\\|file:)")
 WITHIN = re.compile(r"(?<![\w./\\])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s'\",;:()]+)+[/\\]([^/\\\s'\",;:()]+)")  # a text

@@ -32,7 +32,18 @@ RUN = (
     *("checkpoints", "report", "report.html", "cache", "stalls", "tensorboard", "wandb", "wandb-id"),
     *("metrics.jsonl", "timing.jsonl", RECORD),
 )
-WORLD = ("starts.npz", "eval", "eval.json", "report.html", "card", "card.md", "card.html", "world.json")
+WORLD = (
+    "starts.npz",
+    "eval",
+    "eval.json",
+    "report.html",
+    "actions.json",
+    "atlas.html",
+    "card",
+    "card.md",
+    "card.html",
+    "world.json",
+)
 STAGES = ("tokenizer", "lam", "dynamics", "agent", "policy")  # of a world, in the order in which they are trained
 FIXED = ("checkpoints", "cache")  # files that never change again, so a hard link replaces a copy
 # Unfinished files and folders of killed processes.

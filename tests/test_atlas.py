@@ -1,0 +1,83 @@
+"""The atlas of a world's actions, and names that a person gives them: they are on its buttons, and travel with it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden import unpack
+
+from reverie import cli
+from reverie.actions import ActionSpace
+from reverie.catalogue import shipped
+from reverie.checksums import write_json
+from reverie.errors import ReverieError
+from reverie.evaluation.atlas import _moments, write_atlas
+from reverie.training.checkpoint import load
+from reverie.training.export import export
+from reverie.world_folder import NAMES, initial_frames, name_actions, named_actions
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A tiny world of latent actions, with its data."""
+    return unpack(tmp_path_factory.mktemp("atlas") / "tiny")
+
+
+def test_every_action_is_shown_with_what_it_goes_with(tiny, capsys):
+    world = load(tiny)
+    space = world.config.actions
+    assert space.kind == "latent"
+    assert cli.main(["atlas", str(tiny), "--name", "1=jump", "--clips", "6"]) == 0
+    assert capsys.readouterr().out.strip() == str(tiny / "atlas.html")
+    page = (tiny / "atlas.html").read_text("utf8")
+    moments = _moments(world, tiny, 6)
+    shares = np.bincount(moments.codes, minlength=space.size) / len(moments.codes)
+    assert f"{len(moments.codes)} moments" in page and "<h2>1: jump</h2>" in page
+    for code, share in enumerate(shares):
+        assert f"<h2>{code + 1}: " in page and (f">{share:.1%}<" in page) == bool(share)
+    assert page.count("data:image/png") == int((shares > 0).sum())
+    assert page.index(f"<h2>{shares.argmax() + 1}: ") == page.index("<h2>"), "the most frequent comes first"
+    frames, actions = initial_frames(tiny)[0]
+    codes = np.asarray(world.actions_of(frames[None], np.asarray(actions)[None]))[0]
+    own = [index for index, before in enumerate(moments.before) if (before == frames[0]).all()]
+    assert any(moments.codes[index] == codes[1] for index in own), "the action between two frames is that of the second"
+
+
+def test_a_world_of_recorded_actions_has_one_too(tmp_path):
+    page = write_atlas(shipped()["platformer"], out=tmp_path).read_text("utf8")
+    assert all(f": {name}</h2>" in page for name in ("stay", "left", "right", "jump"))
+    assert "right 100%" in page and "The recorded action follows" not in page
+
+
+def test_names_are_on_the_buttons_and_travel(tiny, tmp_path):
+    space = load(tiny).config.actions
+    name_actions(space, tiny, {0: "jump", 1: "left"})
+    assert named_actions(space, tiny).names[:2] == ("jump", "left")
+    name_actions(space, tiny, {0: "hop", 1: ""})
+    found = named_actions(space, tiny)
+    assert found.names[0] == "hop" and found.names[1] != "left" and len(found.names) == space.size
+    out = export(tiny, tmp_path / "out")
+    assert named_actions(space, out).names == found.names
+    for names, why in [({space.size: "x"}, f"they count from 1 to {space.size}"), ({0: "x" * 41}, "up to 40 letters"),
+                       ({0: "a\nb"}, "on one line")]:  # fmt: skip
+        with pytest.raises(ReverieError, match=why):
+            name_actions(space, tiny, names)
+    with pytest.raises(ReverieError, match="its actions were recorded"):
+        name_actions(ActionSpace("discrete", 4), tiny, {0: "x"})
+    for damaged in ({"names": {"0": 3, "1": "x" * 99}}, {"names": [1]}, {"names": {"a": "b"}}, {}):
+        write_json(tiny / NAMES, damaged)
+        assert named_actions(space, tiny).names[0] != "hop"
+    (tiny / NAMES).unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--name", "jump"], "--name takes NUMBER=NAME, such as 3=jump, not 'jump'"),
+        (["--name", "99=jump"], "has no latent action 99 to name"),
+    ],
+)
+def test_wrong_names_are_one_line(tiny, words, why, capsys):
+    assert cli.main(["atlas", str(tiny), *words]) == 2
+    err = capsys.readouterr().err
+    assert why in err and err.count("\n") == 1 and not Path(tiny / NAMES).exists()
