@@ -11,7 +11,7 @@ from reverie.actions import ActionSpace
 from reverie.catalogue import shipped
 from reverie.checksums import write_json
 from reverie.errors import ReverieError
-from reverie.evaluation.atlas import _moments, write_atlas
+from reverie.evaluation import atlas
 from reverie.training.checkpoint import load
 from reverie.training.export import export
 from reverie.world_folder import NAMES, initial_frames, name_actions, named_actions
@@ -23,30 +23,31 @@ def tiny(tmp_path_factory):
     return unpack(tmp_path_factory.mktemp("atlas") / "tiny")
 
 
-def test_every_action_is_shown_with_what_it_goes_with(tiny, capsys):
+def test_every_action_is_shown_with_what_it_goes_with(tiny, capsys, monkeypatch):
     world = load(tiny)
     space = world.config.actions
     assert space.kind == "latent"
+    moments = atlas._moments(world, tiny, 6)
+    monkeypatch.setattr(atlas, "_moments", lambda *_: moments)  # computed once
     assert cli.main(["atlas", str(tiny), "--name", "1=jump", "--clips", "6"]) == 0
     assert capsys.readouterr().out.strip() == str(tiny / "atlas.html")
     page = (tiny / "atlas.html").read_text("utf8")
-    moments = _moments(world, tiny, 6)
     shares = np.bincount(moments.codes, minlength=space.size) / len(moments.codes)
     assert f"{len(moments.codes)} moments" in page and "<h2>1: jump</h2>" in page
     for code, share in enumerate(shares):
         assert f"<h2>{code + 1}: " in page and (f">{share:.1%}<" in page) == bool(share)
     assert page.count("data:image/png") == int((shares > 0).sum())
     assert page.index(f"<h2>{shares.argmax() + 1}: ") == page.index("<h2>"), "the most frequent comes first"
-    frames, actions = initial_frames(tiny)[0]
-    codes = np.asarray(world.actions_of(frames[None], np.asarray(actions)[None]))[0]
-    own = [index for index, before in enumerate(moments.before) if (before == frames[0]).all()]
-    assert any(moments.codes[index] == codes[1] for index in own), "the action between two frames is that of the second"
 
 
 def test_a_world_of_recorded_actions_has_one_too(tmp_path):
-    page = write_atlas(shipped()["platformer"], out=tmp_path).read_text("utf8")
+    world = shipped()["platformer"]
+    page = atlas.write_atlas(world, out=tmp_path).read_text("utf8")
     assert all(f": {name}</h2>" in page for name in ("stay", "left", "right", "jump"))
     assert "right 100%" in page and "The recorded action follows" not in page
+    found, starts = atlas._moments(load(world), world, 64), initial_frames(world)
+    assert (found.after == np.concatenate([frames[1:] for frames, _ in starts])).all()
+    assert (found.codes == np.concatenate([np.asarray(actions)[1:] for _, actions in starts])).all(), "that led there"
 
 
 def test_names_are_on_the_buttons_and_travel(tiny, tmp_path):

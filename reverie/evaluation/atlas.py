@@ -42,7 +42,7 @@ class Moments(NamedTuple):
 
 
 def write_atlas(run: Path, count: int = 64, names: Mapping[int, str] | None = None, out: Path | None = None) -> Path:
-    """Write ``atlas.html`` into a world's folder, or into ``out``, from up to ``count`` held-out clips; return its path.
+    """Write ``atlas.html`` into a world's folder or ``out``, from up to ``count`` held-out clips; return its path.
 
     ``names``: of latent actions by number, kept in the world's folder from now on; "" takes one away. Raises
     ReverieError for a world without actions that can be listed, and for names that do not fit.

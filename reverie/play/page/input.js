@@ -6,7 +6,11 @@
 const GLYPHS = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "space", Enter: "⏎", Shift: "⇧" };
 const MOST_TAPS = 2; // taps that wait for their frame; a fast typist must not play into the next second
 
+const MOVES = /^(Arrow.*|Home|End|Page.*)$/; // keys that a slider answers to
+const TYPED = /^(\d|Backspace|Delete|Home|End|Tab)$/; // keys that the seed's field answers to
+
 export const glyph = (key) => GLYPHS[key] ?? (key.length === 1 ? key.toUpperCase() : key);
+const WASD = { w: "ArrowUp", a: "ArrowLeft", s: "ArrowDown", d: "ArrowRight" }; // where the world has no other use for them
 const same = (key) => (key.length === 1 ? key.toLowerCase() : key);
 
 export class Input {
@@ -21,6 +25,8 @@ export class Input {
     for (let button = 0; button < Math.min(9, Math.max(size, 1)); button++) this.keys.set(String(button + 1), button);
     if (size === 0) this.keys.set(" ", 0);
     keys.forEach((key, button) => key && this.keys.set(same(key), button));
+    for (const [key, arrow] of Object.entries(WASD))
+      if (this.keys.has(arrow) && !this.keys.has(key)) this.keys.set(key, this.keys.get(arrow));
     this.buttons = this.#draw(world, pad);
   }
 
@@ -48,6 +54,13 @@ export class Input {
     const set = [...rest];
     for (const [, button] of this.held) if (buttons[button]) set[buttons[button][0]] = buttons[button][1];
     return set.reduce((number, level, component) => number * levels[component] + level, 0);
+  }
+
+  // The buttons of a gamepad's letters: those that no arrow presses; of a world with arrows alone, the one for up.
+  others() {
+    const arrows = new Set(Object.values(WASD).map((key) => this.keys.get(key)));
+    const others = [...new Set(this.keys.values())].filter((button) => !arrows.has(button)).sort((a, b) => a - b);
+    return others.length ? others : [this.keys.get("ArrowUp")].filter((button) => button !== undefined);
   }
 
   release(holder) {
@@ -121,4 +134,12 @@ export class Input {
     pad.replaceChildren(...[cross, others].filter((part) => part.childElementCount));
     return buttons;
   }
+}
+
+// Whether a key is for the control that has the focus, and not for the world.
+export function taken({ target, key }) {
+  if (!target.matches) return false; // the document itself
+  if (target.matches("button")) return key === "Enter" || key === " ";
+  if (target.matches("input[type=range]")) return MOVES.test(key);
+  return target.id === "seed" && TYPED.test(key);
 }

@@ -23,6 +23,12 @@ export function veil(text, button, click) {
   Object.assign($("veil-button"), { textContent: button, hidden: !button, onclick: click });
 }
 
+// Fill the screen with the picture and its buttons, or go back.
+export function fullScreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else $("stage").requestFullscreen().catch(() => tell("This browser does not allow full screen here."));
+}
+
 // Whole device pixels per pixel of the world, as many as fit: every pixel is the same size and sharp.
 export function fit() {
   const view = $("view");
@@ -77,4 +83,10 @@ export function save(bytes, name, ending, type) {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   tell(`Saved ${link.download} (${Math.ceil(bytes.length / 1024)} KiB).`);
+}
+
+// Why there is no connection; met: there was one before.
+export function outOfReach(met) {
+  if (met || /^(localhost|127\..*|\[::1\])$/.test(location.hostname)) return "The world is out of reach. Is it still running?";
+  return `The world does not answer to this page. Behind a proxy or tunnel, start it with --allow-host ${location.hostname}.`;
 }

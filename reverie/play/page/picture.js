@@ -18,3 +18,14 @@ export async function squeeze(file, [height, width, channels]) {
   }
   return out;
 }
+
+// Fill an ImageData with a frame of the world, and return it.
+export function pixels(bytes, [, , channels], image) {
+  for (let i = 0, at = 0; at < bytes.length; i += 4, at += channels) {
+    image.data[i] = bytes[at];
+    image.data[i + 1] = bytes[channels === 3 ? at + 1 : at];
+    image.data[i + 2] = bytes[channels === 3 ? at + 2 : at];
+    image.data[i + 3] = 255;
+  }
+  return image;
+}

@@ -1,11 +1,12 @@
 // The player: a clock at the world's own pace, a canvas, and the controls around it.
 
 import { EMPTY, decode, encode, hash, hex, packed } from "./link.js";
-import { Input } from "./input.js";
+import { Gamepads } from "./gamepad.js";
+import { Input, taken } from "./input.js";
 import { keep, kept } from "./kept.js";
 import { Meter } from "./meter.js";
-import { $, badge, drawKeys, drawStarts, fit, save, tell, veil } from "./panel.js";
-import { squeeze } from "./picture.js";
+import { $, badge, drawKeys, drawStarts, fit, fullScreen, outOfReach, save, tell, veil } from "./panel.js";
+import { pixels, squeeze } from "./picture.js";
 import { showRecorder, showTake } from "./record.js";
 import { Stillness } from "./still.js";
 import { Wire } from "./wire.js";
@@ -13,9 +14,8 @@ import { Wire } from "./wire.js";
 const IN_FLIGHT = 2; // steps asked for and not yet seen: enough to hide a network, too few to feel
 const ASLEEP = 180_000; // ms without a key until real time stops, so that a forgotten tab does not dream all night
 const LONGEST = 20_000; // steps of a dream that a link can hold
+const SPEEDS = [1, 0.5, 0.25]; // of time, as its button takes them in turn
 const FAST = 10; // ms a step while a dream is brought back: the server allows 120 messages a second
-const MOVES = /^(Arrow.*|Home|End|Page.*)$/; // keys that a slider answers to
-const TYPED = /^(\d|Backspace|Delete|Home|End|Tab)$/; // keys that the seed's field answers to
 
 const view = $("view");
 const paint = view.getContext("2d");
@@ -26,12 +26,15 @@ let input = null;
 let image = null; // ImageData of one frame
 let met = false; // greeted once: what the player chose since then is kept through reconnections
 let goodbye = null; // why the server closed, when it said
-const dream = { seed: 0, start: 0, picture: null, packed: "", played: [], seen: EMPTY, from: 0, shown: false };
+const gamepads = new Gamepads();
+// played: its steps; marks: the hash of all frames up to each of them; seen: the last of these
+const dream = { seed: 0, start: 0, picture: null, packed: "", played: [], marks: [], seen: EMPTY, from: 0, shown: false };
 const sent = new Map(); // id of a step not yet answered -> {action, temperature, since}
 const stillness = new Stillness();
 let stuck = false; // the badge says that nothing moves
-let replay = null; // {played, end, temperature, at, text, back}; back: this tab's own dream, brought back in a hurry
+let replay = null; // {played, end, temperature, at, text, back}; back: what is said while and after this tab's own dream is brought back, in a hurry
 let live = true; // real time, or step by step
+let speed = SPEEDS[0];
 let still = true; // real time waits for a first key
 let due = 0;
 let over = false; // the real game has ended: no step is possible until another take begins
@@ -67,8 +70,8 @@ const wire = new Wire({
     const asked = sent.get(id);
     for (const other of sent.keys()) if (other <= id) sent.delete(other); // the server merges steps that come too fast
     if (asked) dream.played.push({ action, temperature: asked.temperature });
-    dream.seen = hash(bytes, dream.seen);
-    draw(bytes);
+    dream.seen = dream.marks[dream.played.length] = hash(bytes, dream.seen);
+    paint.putImageData(pixels(bytes, world.frame, image), 0, 0);
     $("step").textContent = step;
     meter.drawn(asked?.since);
     input.show(step ? action : -1);
@@ -89,7 +92,7 @@ const wire = new Wire({
   bye: ({ text }) => (goodbye = { text }),
   error: ({ text }) => tell(text),
   closed() {
-    const { text, again } = goodbye ?? { text: outOfReach(), again: 2 };
+    const { text, again } = goodbye ?? { text: outOfReach(met), again: 2 };
     goodbye = null;
     keepDream();
     world = null;
@@ -103,11 +106,6 @@ function reconnect() {
   if (wire.socket.readyState === WebSocket.CLOSED) wire.open();
 }
 
-function outOfReach() {
-  if (met || /^(localhost|127\..*|\[::1\])$/.test(location.hostname)) return "The world is out of reach. Is it still running?";
-  return `The world does not answer to this page. Behind a proxy or tunnel, start it with --allow-host ${location.hostname}.`;
-}
-
 // ---- a dream -------------------------------------------------------------------------------------------------------
 
 function begin() {
@@ -116,7 +114,7 @@ function begin() {
   input.releaseAll();
   stillness.clear();
   stuck = over = false;
-  Object.assign(dream, { played: [], seen: EMPTY, shown: false, seed: Number($("seed").value) });
+  Object.assign(dream, { played: [], marks: [], seen: EMPTY, shown: false, seed: Number($("seed").value) });
   if (dream.start === -1) wire.sendPicture(dream.picture);
   dream.from = wire.send({ type: "reset", seed: dream.seed, start: dream.start });
   document.querySelectorAll("#starts button").forEach((tile) =>
@@ -128,7 +126,7 @@ function begun() {
   dream.shown = true;
   $("veil").hidden = true;
   if (replay?.played.length)
-    return badge(replay.back ? "Bringing your dream back. Esc: stop here." : "Replaying. Esc: stop here and play on.");
+    return badge(replay.back ? `${replay.back[0]} Esc: stop here.` : "Replaying. Esc: stop here and play on.");
   if (replay) return replayed();
   if (world.actions.size === 0) still = !live;
   badge(still && live ? `Press a key, and the ${world.recorder ? "game" : "dream"} begins.` : "");
@@ -138,6 +136,18 @@ function restart() {
   replay = null;
   if (location.hash) history.replaceState(null, "", location.pathname + location.search);
   $("link").hidden = true;
+  begin();
+}
+
+// Take back the last second, or the last step: the same dream again, in a hurry and without its end.
+function undo() {
+  const { played, marks } = dream;
+  const stays = Math.max(0, played.length - (live ? Math.ceil(world.fps) : 1));
+  if (!dream.shown || replay || world.recorder || !played.length) return;
+  const rest = played.slice(0, stays);
+  const temperature = Number($("temperature").value);
+  const text = encoded(rest, marks[stays]);
+  replay = { played: rest, end: hex(marks[stays]), temperature, at: 0, text, back: ["Going back.", "Taken back."] };
   begin();
 }
 
@@ -153,6 +163,7 @@ function pressed() {
 function tick() {
   requestAnimationFrame(tick);
   const now = performance.now();
+  if (input) gamepads.poll(input);
   advance(now);
   if (replay?.back) advance(now); // two steps for each picture of the screen, if they are due
 }
@@ -169,7 +180,7 @@ function advance(now) {
     replay.at++;
     setTemperature(wanted.temperature);
   }
-  const period = replay?.back ? FAST : 1000 / world.fps;
+  const period = replay?.back ? FAST : 1000 / world.fps / speed;
   due = now - due > 2 * period ? now + period : due + period;
   const step = { action: wanted.action, temperature: wanted.temperature ?? Number($("temperature").value) };
   sent.set(wire.send({ type: "step", ...step }), { ...step, since: wanted.since });
@@ -181,17 +192,6 @@ function watch(bytes, action) {
   if (frames && !stuck) badge(`Nothing has moved for ${frames} frames. Start again (R), or take another seed (N).`);
   else if (stuck && !frames) badge("");
   stuck = frames > 0;
-}
-
-function draw(bytes) {
-  const channels = world.frame[2];
-  for (let i = 0, at = 0; at < bytes.length; i += 4, at += channels) {
-    image.data[i] = bytes[at];
-    image.data[i + 1] = bytes[channels === 3 ? at + 1 : at];
-    image.data[i + 2] = bytes[channels === 3 ? at + 2 : at];
-    image.data[i + 3] = 255;
-  }
-  paint.putImageData(image, 0, 0);
 }
 
 // ---- links ---------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ async function openLink() {
       $("seed").value = link.seed;
       if (link.temperature !== null) setTemperature(link.temperature);
       if (back) setLive(own.live);
-      if (!back || link.played.length) replay = { ...link, at: 0, text, back };
+      if (!back || link.played.length) replay = { ...link, at: 0, text, back: back && ["Bringing your dream back.", "Your dream is back."] };
     } catch (problem) {
       if (!back) tell(problem.message);
     }
@@ -231,14 +231,16 @@ function replayed() {
     !same
       ? `✗ Another dream: ${hex(dream.seen)}. The link is of another world, or of another kind of machine.`
       : back
-        ? "Your dream is back. Press a key to play on."
+        ? `${back[1]} Press a key to play on.`
         : `✓ The same dream, bit for bit (${hex(dream.seen)}). Press a key to play on.`,
     same ? "good" : "bad",
   );
 }
 
-function linked() {
-  const { seed, start, packed, played, seen } = dream;
+const linked = () => encoded(dream.played, dream.seen);
+
+function encoded(played, seen) {
+  const { seed, start, packed } = dream;
   const picture = start === -1 ? packed : "";
   return encode({ seed, start, picture, played, temperature: Number($("temperature").value), end: hex(seen) });
 }
@@ -272,6 +274,9 @@ function shortcuts() {
     ["n", reseed, world.recorder ? "discard, another level" : "another seed"],
     ...(world.recorder ? [["k", keepTake, "keep"]] : []),
     ["t", () => setLive(!live), "real time / step by step"],
+    ...(world.recorder ? [] : [["u", undo, "undo"]]),
+    ["m", slower, "slow motion"],
+    ["f", fullScreen, "full screen"],
   ].filter(([key]) => !input.keys.has(key));
 }
 
@@ -285,6 +290,12 @@ function setLive(value) {
   still = still && live;
   $("live").setAttribute("aria-pressed", String(live));
   $("live").textContent = live ? `real time, ${Number(world.fps.toFixed(1))} fps` : "step by step";
+}
+
+function slower() {
+  speed = SPEEDS[(SPEEDS.indexOf(speed) + 1) % SPEEDS.length];
+  $("slow").textContent = `${speed}×`;
+  $("slow").classList.toggle("on", speed < 1);
 }
 
 function reseed() {
@@ -318,14 +329,6 @@ function record(format) {
   $(format).disabled = true;
   tell("Saving the last frames…");
   wire.send({ type: "record", format });
-}
-
-// Whether a key is for the control that has the focus, and not for the world.
-function taken({ target, key }) {
-  if (!target.matches) return false; // the document itself
-  if (target.matches("button")) return key === "Enter" || key === " ";
-  if (target.matches("input[type=range]")) return MOVES.test(key);
-  return target === $("seed") && TYPED.test(key);
 }
 
 addEventListener("keydown", (event) => {
@@ -370,6 +373,10 @@ $("reset").onclick = restart;
 $("dice").onclick = reseed;
 $("discard").onclick = reseed;
 $("keep").onclick = keepTake;
+$("undo").onclick = () => world && undo();
+$("slow").onclick = slower;
+$("full").onclick = fullScreen;
+$("full").hidden = !document.fullscreenEnabled;
 $("live").onclick = () => world && setLive(!live);
 $("gif").onclick = () => record("gif");
 $("mp4").onclick = () => record("mp4");
