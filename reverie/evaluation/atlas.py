@@ -101,7 +101,7 @@ def _parts(space: ActionSpace, recorded: ActionSpace, moments: Moments) -> Itera
     for code in np.argsort(-shares, kind="stable").tolist():
         of = moments.codes == code
         yield page.section(
-            f"{code + 1}: {space.label(code)}", *_action(code, shares[code], moments, of, known, recorded)
+            f"{code + 1}: {space.label(code)}", *_action(code, float(shares[code]), moments, of, known, recorded)
         )
 
 
