@@ -63,6 +63,18 @@ def train(args: argparse.Namespace) -> None:
     train(recipe, args.out or Path("runs") / args.preset, args.minutes, fresh=args.fresh)
 
 
+def plan(args: argparse.Namespace) -> None:
+    """Print what a step takes on a machine; status 1 if it does not fit."""
+    recipe = recipe_of(args)
+    from reverie.planning import plan, report, stages, topology
+
+    where = topology(args.topology)
+    facts = plan(recipe, args.stage, where, args.quick, args.time_limit)
+    print(json.dumps(facts) if args.json else report(args.preset, args.stage, stages(recipe)[args.stage], where, facts))
+    if not facts["fits"]:
+        raise SystemExit(1)
+
+
 def evaluate(args: argparse.Namespace) -> None:
     from reverie.evaluation.environment import judge
     from reverie.evaluation.run import evaluate_run

@@ -19,7 +19,8 @@ def small(value: Any, frame: tuple[int, int, int]) -> Any:
     """Return a config with everything that makes it slow made small, and its pattern kept."""
     if isinstance(value, TransformerConfig):
         layers = value.group * (2 if value.scan else 1)  # a scan over one group would scan nothing
-        return replace(value, width=16, heads=2, hidden=32, depth=layers, window=min(value.window, 4))
+        few = {"heads": 2, "kv_heads": min(value.kv_heads, 2)}
+        return replace(value, width=16, hidden=32, depth=layers, window=min(value.window, 4), **few)
     if not is_dataclass(value) or isinstance(value, type):
         return value
     value = replace(value, **{field.name: small(getattr(value, field.name), frame) for field in fields(value)})
@@ -43,6 +44,7 @@ def miniature(recipe: Recipe, frame: tuple[int, int, int]) -> dict[str, Run]:
 
 def shrunk(recipe: Recipe, spec: Spec) -> Recipe:
     """The same recipe, small enough to be followed here."""
-    objective = replace(recipe.dynamics.objective, context=3)
+    dynamics: Any = recipe.dynamics.objective
+    objective = replace(dynamics, context=3)
     recipe = replace(recipe, dynamics=replace(recipe.dynamics, objective=objective))
     return replace(recipe, clips=2, horizon=4, **miniature(recipe, spec.frame))

@@ -1,7 +1,6 @@
 """Every axis of the mesh computes what one device computes, and divides what the table of rules says it divides."""
 
 import math
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contracts.tiny import ACTIONS, FRAME
-from test_placement import ADAM, COLLECTIVE, LENGTH, batch_of, dims, family
+from test_placement import ADAM, LENGTH, batch_of, family
 
 from reverie.data.episode import Spec
-from reverie.training import engine, sharding
+from reverie.training import engine, hlo, sharding
 from reverie.training.blueprint import Blueprint
 from reverie.training.engine import Run
 
@@ -49,11 +48,10 @@ def trained(kind: str, name: str, layout: str, devices: int) -> Trained:
     state, frozen = engine._state(run, Path(), blueprint, mesh, None)
     batch = sharding.put_batch(mesh, rows_of(objective, run.batch))
     paces = [sharding.put(engine.pace_of(run, n), sharding.everywhere(mesh)) for n in range(2)]
-    step = engine._compile_step(run, blueprint, mesh, state).lower(state, frozen, batch, paces[0]).compile()
+    step = engine.compile_step(run, blueprint, mesh, state).lower(state, frozen, batch, paces[0]).compile()
     sent: dict[str, int] = {}
-    for shapes, how in re.findall(rf"= (\(?[^=]*?) ({COLLECTIVE})(?:-start)?\(", step.as_text()):
-        sizes = [math.prod(dims(shape)) for shape in re.findall(r"\[([\d,]*)\]", shapes)]
-        sent[how] = max(sent.get(how, 0), *sizes)
+    for each in hlo.read(step.as_text()).collectives:
+        sent[each.kind] = max(sent.get(each.kind, 0), *map(math.prod, each.shapes))
     logged = []
     for pace in paces:
         state, metrics = step(state, frozen, batch, pace)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from flax import nnx
 from reverie.data.episode import Spec
 from reverie.models import dynamics, lams, tokenizers
 from reverie.nn.transformer import TransformerConfig
-from reverie.training import engine, flops, sharding
+from reverie.training import engine, flops, hlo, sharding
 from reverie.training.blueprint import Blueprint
 from reverie.training.engine import Run
 from reverie.training.optim import OptimConfig
@@ -27,8 +26,6 @@ NET = TransformerConfig(width=32, depth=2, heads=2, hidden=128, window=3, scan=T
 FOLDERS = {"dynamics": dynamics, "lams": lams, "tokenizers": tokenizers}
 FAMILIES = [(kind, name) for kind, folder in FOLDERS.items() for name in sorted(folder.families())]
 SUMS = ("all-gather", "all-reduce", "reduce-scatter")  # what moves weights and sums their gradients
-COLLECTIVE = "|".join((*SUMS, "all-to-all", "collective-permute"))
-CALLS = "calls|body|condition|to_apply"
 FEW = 400  # numbers: norms, means, and at most one for each token
 ADAM = OptimConfig(ema=0.9)
 
@@ -93,53 +90,23 @@ class Step:
         state, batch = placed(whole, sharding.shardings(mesh, whole)), batch_of(objective, run.batch)
         batch = placed(batch, dict.fromkeys(batch, sharding.rows(mesh)))
         pace = engine.Pace(*[jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.everywhere(mesh))] * 2)
-        traced = engine._compile_step(run, blueprint, mesh, state).trace(state, {}, batch, pace)
+        traced = engine.compile_step(run, blueprint, mesh, state).trace(state, {}, batch, pace)
         compiled = traced.lower().compile()
-        self.flops, self.devices, self.memory = flops.count(traced.jaxpr), devices, compiled.memory_analysis()
+        self.flops = flops.count(traced.jaxpr, costliest=True)
+        self.devices, self.memory = devices, compiled.memory_analysis()
         self.arguments = sum(
             math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves(state, batch)
         )
         self.weights = {no_ones(shape) for a in leaves(state) for shape in (a.shape, a.shape[1:])}
-        self.text = re.sub(r"/\*.*?\*/", "", compiled.as_text())
-
-    def device_flops(self) -> float:
-        """What one device computes in a step: matmuls of the compiled text, as often as loops run, of the costliest
-        branches."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        work: dict[str, Any] = {}  # of each computation: its own matmuls, and what it calls, how often
-        flop, calls, entry = [], [], ""
-        for line in self.text.splitlines():
-            if head := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
-                flop, calls = work[head[2]] = [], []
-                entry = head[2] if head[1] else entry
-            if value := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = \w+\[([\d,]*)\]", line):
-                shapes[value[1]] = dims(value[2])
-            trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            calls += [(int(trips[1]) if trips else 1, [name]) for name in re.findall(rf"(?:{CALLS})=%([\w.-]+)", line)]
-            if " conditional(" in line:
-                found = re.findall(r"_computations?=\{?((?:%[\w.-]+(?:, )?)+)", line)
-                calls.append((1, [name for names in found for name in re.findall(r"%([\w.-]+)", names)]))
-            if dot := re.search(r" dot\((?:\w+\[[\d,]*\]\S* )?%?([\w.-]+),.*lhs_contracting_dims=\{([\d,]*)\}", line):
-                assert value
-                contracted = math.prod(shapes[dot[1]][axis] for axis in dims(dot[2]))
-                flop.append(2.0 * math.prod(shapes[value[1]]) * contracted)
-
-        @cache
-        def cost(name: str) -> float:
-            own, calls = work[name]
-            return sum(own) + sum(trips * max(cost(branch) for branch in branches) for trips, branches in calls)
-
-        return cost(entry)
+        self.program = hlo.read(compiled.as_text())
 
     def sent(self) -> list[str]:
         """What devices send each other, beyond weights, their gradients, and numbers too few to matter."""
-        found = []
-        for shape, kind in re.findall(rf"= (\(?[^=]*?) ({COLLECTIVE})(?:-start)?\(", self.text):
-            for each in map(dims, re.findall(r"\[([\d,]*)\]", shape)):
-                of_weights = no_ones(each) in self.weights and kind in SUMS
-                if math.prod(each) > FEW and not of_weights:
-                    found.append(f"{kind} {each}")
-        return found
+        arrays = [(each.kind, shape) for each in self.program.collectives for shape in each.shapes]
+        of_weights = {(kind, shape) for kind, shape in arrays if no_ones(shape) in self.weights and kind in SUMS}
+        return [
+            f"{kind} {shape}" for kind, shape in arrays if math.prod(shape) > FEW and (kind, shape) not in of_weights
+        ]
 
 
 def leaves(*trees: Any) -> list[Any]:
@@ -150,14 +117,9 @@ def no_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(n for n in shape if n > 1))
 
 
-def dims(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(",") if n)
-
-
 def count_all(patch: pytest.MonkeyPatch) -> None:
-    """Spread what would be large in real models; count a branch that some steps take as if all did: the text has it."""
+    """Spread what would be large in real models."""
     patch.setattr(sharding, "SPREAD_FROM", 256)
-    patch.setattr(flops, "SHARE", re.compile("(?!)"))
     patch.setattr("reverie.models.lams.tokens.RECENT", 16)  # every device groups them: its work is not divided
 
 
@@ -168,7 +130,7 @@ def counted(monkeypatch):
 
 def check(step: Step) -> None:
     """No device computes more than its share, sends activations, or keeps more than its part of what can be divided."""
-    assert step.device_flops() == pytest.approx(step.flops / step.devices, rel=0.01)
+    assert step.program.flops == pytest.approx(step.flops / step.devices, rel=0.01)
     assert not step.sent()
     assert step.memory.argument_size_in_bytes == pytest.approx(step.arguments, rel=0.01)
 

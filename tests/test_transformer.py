@@ -1,6 +1,7 @@
 """The space-time transformer: what it may see, what it must see, and that every way of running it is the same one."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,12 +101,38 @@ def plain():
     return value_and_grad()
 
 
-@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": "full"}, {"remat": "dots", "scan": True}])
+IN_PARTS = {"remat": "layers", "scan": True, "attention_parts": 4}  # of four frames and four tokens
+
+
+@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": "full"}, {"remat": "dots", "scan": True}, IN_PARTS])
 def test_scanned_or_checkpointed_it_is_the_same_function(plain, changes):
     other = value_and_grad(**changes)
     assert jax.tree.structure(plain) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_in_parts_never_holds_all_logits_and_masks_each_row():
+    """Rows of frames that read themselves alone, with a mask for each row: in parts as at once."""
+    rows, length = 6, 5
+    q, k, v = (jax.random.normal(jax.random.key(seed), (rows, length, 2, 8)) for seed in range(3))
+    mask = jax.random.uniform(jax.random.key(3), (rows, length, length)) < 0.5
+    mask = mask | jnp.eye(length, dtype=bool)[None]
+    at_once = attend(q, k, v, mask_QS=mask)
+    in_parts = jax.jit(lambda q, k, v: attend(q, k, v, mask_QS=mask, parts=3))
+    np.testing.assert_allclose(in_parts(q, k, v), at_once, atol=1e-6)
+    text = str(jax.make_jaxpr(lambda q: jax.vjp(lambda q: attend(q, k, v, mask_QS=mask, parts=3), q)[1](q))(q))
+    assert f"[{rows // 3},2,{length},{length}]" in text and f"[{rows},2,{length},{length}]" not in text
+
+
+def test_tokens_between_groups_can_be_half_as_large():
+    """The function differs by rounding alone, and a frame at a time is still the whole clip."""
+    model = make(stream="bfloat16", scan=True)
+    whole, steps = jax.jit(lambda x: (model(x), frame_by_frame(model, x)))(clip(length=4))
+    assert whole.dtype == jnp.float32
+    np.testing.assert_allclose(steps, whole, atol=0.05)
+    exact = jax.jit(make(scan=True).__call__)(clip(length=4))
+    assert 1e-4 < float(jnp.abs(whole - exact).max()) < 0.1
 
 
 def test_a_draft_reads_what_it_will_read_when_played():
@@ -197,6 +224,7 @@ def test_attention_is_the_softmax_it_says():
             weights /= weights.sum(-1, keepdims=True)
             expected = np.einsum("bkqs,bskd->bqkd", weights, np.repeat(v, 2, axis=2))
             band = jnp.asarray((age >= 0) & (age < window))
+            arguments: Any
             for arguments in ({"causal": True, "window": window}, {"mask_QS": band}):
                 np.testing.assert_allclose(attend(q, k, v, soft_cap=cap, **arguments), expected, atol=1e-5)
 

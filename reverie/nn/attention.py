@@ -13,6 +13,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from reverie.nn.target import target
+
 
 def attend(
     q_BQKD: Float[Array, "b q k d"],
@@ -23,21 +25,26 @@ def attend(
     causal: bool = False,
     window: int | None = None,
     soft_cap: float = 0.0,
+    parts: int = 1,
 ) -> Float[Array, "b q k d"]:
     """Softmax attention with grouped heads; logits and softmax in float32.
 
     ``causal``: query i reads keys max(0, i - window + 1)..i. ``mask_QS``: the attention mask, True where query q reads
     key s, the same for all rows or (B, Q, S).
     ``soft_cap`` > 0 squashes logits to cap * tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2).
+    ``parts``: in how many parts the rows are computed, one after the other; the logits of one exist at a time.
 
     On NVIDIA GPUs cuDNN's flash attention is used where it has a kernel (``why_no_flash``). It has none for capped
     logits, so that case is written out here.
     """
     flash = False
-    if jax.default_backend() == "gpu":
-        reason = why_no_flash(q_BQKD, k_BSGD, mask_QS is not None, soft_cap, _compute_capability())
+    if (machine := target()).platform == "gpu":
+        reason = why_no_flash(q_BQKD, k_BSGD, mask_QS is not None, soft_cap, machine.capability)
         flash = not reason
         _warn(reason)
+    if parts > 1:
+        how: Any = {"causal": causal, "window": window, "soft_cap": soft_cap}
+        return _in_parts(parts, q_BQKD, k_BSGD, v_BSGD, mask_QS, how)
     if soft_cap:
         return _capped(q_BQKD, k_BSGD, v_BSGD, _combine(mask_QS, causal, window, q_BQKD.shape[1]), soft_cap)
     band = (window - 1, 0) if causal and window is not None and window < q_BQKD.shape[1] else None
@@ -50,6 +57,22 @@ def attend(
         local_window_size=band,
         implementation="cudnn" if flash else "xla",
     )
+
+
+def _in_parts(parts: int, q: Array, k: Array, v: Array, mask: Array | None, how: dict[str, Any]) -> Array:
+    """``attend`` to every ``parts``-th row at a time, so that on a mesh each device works on rows that it holds."""
+
+    def cut(rows: Array) -> Array:
+        return jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0)
+
+    rows = (q, k, v) if mask is None or mask.ndim == 2 else (q, k, v, mask)
+
+    @jax.checkpoint  # else the backward pass would keep the logits of all parts
+    def one(rows: tuple[Array, ...]) -> Array:
+        return attend(*rows[:3], mask_QS=rows[3] if len(rows) == 4 else mask, **how)
+
+    out = jax.lax.map(one, tuple(map(cut, rows)))
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
 
 
 def why_no_flash(q_BQKD: Any, k_BSGD: Any, masked: bool, soft_cap: float, capability: float) -> str:
@@ -70,14 +93,6 @@ def why_no_flash(q_BQKD: Any, k_BSGD: Any, masked: bool, soft_cap: float, capabi
     if masked and (queries % 2 or keys % 2):
         return f"a mask is over {queries} queries and {keys} keys, not even numbers"
     return ""
-
-
-@cache
-def _compute_capability() -> float:
-    try:
-        return float(jax.local_devices()[0].compute_capability)
-    except (AttributeError, ValueError):  # a GPU without cuDNN, such as AMD's
-        return 0.0
 
 
 @cache  # once for each reason

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from reverie.cache import cache
+from reverie.nn.target import target
 from reverie.nn.transformer import unstack_layers
 
 
@@ -43,14 +44,16 @@ class compiled:
         return self._call._cache_size()
 
 
-@functools.cache
 def compiler_options(few_rows: bool = False) -> dict[str, str] | None:
-    """Return XLA's compiler options for a program on CPU; None on other backends, or if this XLA lacks these options.
+    """Return XLA's compiler options for a program on CPU; None for other targets, or if this XLA lacks these options.
 
     ``few_rows``: the program works on one small frame at a time. Reasons and numbers: docs/speed.md.
     """
-    if jax.default_backend() != "cpu":
-        return None
+    return _on_cpu(few_rows) if target().platform == "cpu" else None
+
+
+@functools.cache
+def _on_cpu(few_rows: bool) -> dict[str, str] | None:
     options = {
         # Only single matmuls go to YNNPACK: for a norm it needs scales copied out to full size. Each call costs 20 us,
         # and a frame of few tokens is hundreds of matmuls of less work than that.

@@ -3,6 +3,8 @@
 Shapes: B batch, T time, N tokens per frame, M model width, K heads, G key/value heads, D head width, S cached frames.
 """
 
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -130,22 +132,30 @@ def run_group(group: Group, x: Array, inputs: AttentionInputs, cached: KeysValue
     new: tuple = ()
     updated = []
     for index, layer in enumerate(group.layers):
-        own = ()
-        if layer.space is not None:
-            with jax.named_scope("space"):
-                y, own = _space_attention(layer.space, x, inputs, None if frame_kv is None else frame_kv[index])
-                x = x + y.reshape(x.shape).astype(x.dtype)
-        if layer.time is not None:
-            with jax.named_scope("time"):
-                if cached is None:
-                    y = _time_attention(layer.time, x, inputs)
-                else:
-                    y, new = _cached_time_attention(layer.time, x, inputs, cached)
-                x = x + rearrange(y, "(b n) t m -> b t n m", b=x.shape[0]).astype(x.dtype)
-        with jax.named_scope("mlp"):
-            x = x + layer.mlp(x).astype(x.dtype)
+        step = partial(_run_layer, layer, inputs, cached, None if frame_kv is None else frame_kv[index])
+        x, of_time, own = (jax.checkpoint(step) if inputs.config.remat == "layers" else step)(x)
+        new = of_time or new
         updated.append(own)
     return x, new, tuple(updated)
+
+
+def _run_layer(layer: Layer, inputs: AttentionInputs, cached: KeysValues | None, frame_kv: KeysValues | None, x: Array):
+    """Run one layer: (x, new keys and values of its time attention, the frame's keys and values of space attention)."""
+    own, new = (), ()
+    if layer.space is not None:
+        with jax.named_scope("space"):
+            y, own = _space_attention(layer.space, x, inputs, frame_kv)
+            x = x + y.reshape(x.shape).astype(x.dtype)
+    if layer.time is not None:
+        with jax.named_scope("time"):
+            if cached is None:
+                y = _time_attention(layer.time, x, inputs)
+            else:
+                y, new = _cached_time_attention(layer.time, x, inputs, cached)
+            x = x + rearrange(y, "(b n) t m -> b t n m", b=x.shape[0]).astype(x.dtype)
+    with jax.named_scope("mlp"):
+        x = x + layer.mlp(x).astype(x.dtype)
+    return x, new, own
 
 
 def _space_attention(attention: Attention, x: Array, inputs: AttentionInputs, frame_kv: KeysValues | None):
@@ -157,7 +167,8 @@ def _space_attention(attention: Attention, x: Array, inputs: AttentionInputs, fr
             jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), inputs.offset, axis=1)
             for old, new in zip(frame_kv, (k, v), strict=True)
         )
-    return attention.merge(attend(q, k, v, mask_QS=inputs.space_mask, soft_cap=inputs.config.soft_cap)), own
+    c, parts = inputs.config, math.gcd(inputs.config.attention_parts, x.shape[1])
+    return attention.merge(attend(q, k, v, mask_QS=inputs.space_mask, soft_cap=c.soft_cap, parts=parts)), own
 
 
 def _time_attention(attention: Attention, x: Array, inputs: AttentionInputs) -> Array:
@@ -165,7 +176,8 @@ def _time_attention(attention: Attention, x: Array, inputs: AttentionInputs) -> 
     c, causal = inputs.config, inputs.time_mask is None
     q, k, v = attention.project(rearrange(x, "b t n m -> (b n) t m"), inputs.time_rotation)
     k, v = all_frames(k), all_frames(v)
-    y = attend(q, k, v, mask_QS=inputs.time_mask, causal=causal, window=c.window, soft_cap=c.soft_cap)
+    how: Any = {"window": c.window, "soft_cap": c.soft_cap, "parts": math.gcd(c.attention_parts, x.shape[2])}
+    y = attend(q, k, v, mask_QS=inputs.time_mask, causal=causal, **how)
     return attention.merge(y)
 
 

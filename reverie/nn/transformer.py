@@ -52,8 +52,11 @@ class TransformerConfig:
     soft_cap: float = 0.0  # bound of the attention logits; 0: off
     registers: int = 0  # learned tokens that every frame has besides its own
     scan: bool = False  # scan over layers; same results, compiles faster, runs slower on a CPU
-    remat: Literal["none", "dots", "full"] = "none"  # activation checkpointing: keep all, keep matmuls, keep nothing
+    # activation checkpointing: keep all, keep matmuls, keep nothing within a group, keep nothing within a layer either
+    remat: Literal["none", "dots", "full", "layers"] = "none"
+    attention_parts: int = 1  # parts in which attention is computed, to save memory; the result is the same
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # type of matmuls; weights, norms and softmax stay float32
+    stream: Literal["float32", "bfloat16"] = "float32"  # type of tokens between groups, which remat keeps
 
     @property
     def group(self) -> int:
@@ -250,19 +253,20 @@ class SpaceTimeTransformer(nnx.Module):
 
         def run(x: Any, of_group: Any) -> Any:
             weights, cached, frame_kv = of_group
+            x = x.astype(jnp.float32)
             split = splits() and cached is None and frame_kv is None
             weights = gathered(weights, count, compute_dtype(c.dtype), cut=split)
             if split:
-                return by_rows(run_split(graph, weights, x, inputs)), ((), ((),) * c.group)
+                return by_rows(run_split(graph, weights, x, inputs).astype(c.stream)), ((), ((),) * c.group)
             x, new, frame_kv = run_group(nnx.merge(graph, weights), x, inputs, cached, frame_kv)
-            return by_rows(x), (new, frame_kv)
+            return by_rows(x.astype(c.stream)), (new, frame_kv)
 
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
         step = run if c.remat == "none" else jax.checkpoint(run, policy=policy)
         # One entry per group, or a single one with a leading axis of groups where these are scanned.
         empty = [None] * len(parts)
         groups = list(zip([weights for _, weights in parts], cached or empty, frame_kv or empty, strict=True))
-        x, results = by_rows(x), []
+        x, results = by_rows(x.astype(c.stream)), []
         if c.scan:
             x, result = jax.lax.scan(step, x, groups[0])
             results.append(result)
@@ -271,7 +275,7 @@ class SpaceTimeTransformer(nnx.Module):
                 x, result = step(x, group)
                 results.append(result)
         new, frame_kv = zip(*results, strict=True)
-        return self.norm(x[:, :, : self.tokens]), new if cached else (), frame_kv
+        return self.norm(x[:, :, : self.tokens].astype(jnp.float32)), new if cached else (), frame_kv
 
 
 @partial(jax.jit, static_argnums=1)  # one program, where slice by slice would be a hundred

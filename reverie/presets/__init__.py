@@ -5,7 +5,7 @@ used), dynamics. Names are (world)-(dynamics)-(variant).
 """
 
 from reverie.errors import ReverieError, did_you_mean
-from reverie.presets import coinrun, square, toy
+from reverie.presets import coinrun, published, square, toy
 from reverie.presets.recipe import Recipe
 
 
@@ -33,6 +33,8 @@ def presets() -> dict[str, Recipe]:
         "coinrun-shortcut": coinrun.shortcut(),
         "coinrun-maskgit-jafar": coinrun.jafar(),
         "coinrun-maskgit-jasmine": coinrun.jasmine(),
+        "minecraft-shortcut-2b": published.dreamer4(),
+        "minecraft-maskgit-11b": published.genie(),
     }
 
 

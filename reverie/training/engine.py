@@ -259,7 +259,7 @@ def _train(
     sharding.say_copied(mesh, state.params)
     shard, everywhere = sharding.rows_here(mesh), sharding.everywhere(mesh)
     stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=reads)
-    step, report = _compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
+    step, report = compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
     log, watch = _open_log(run, out, start, held_out.split, loggers, progress), Watch(out, run.stall_minutes)
     writer = Writer(out, run.keep, always=[fall], start=start, end=run.steps)
     monitor = health.Monitor(run, state, _saved, everywhere, writer, log, watch)
@@ -324,7 +324,7 @@ def _open_log(run: Run, out: Path, start: int, split: str, loggers: Sequence[Log
     )
 
 
-def _compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState) -> Any:
+def compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState) -> Any:
     same = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         placement.traced_on(sharding.place(mesh), train_step, run, blueprint, run.optimizer.make()),

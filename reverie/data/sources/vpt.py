@@ -14,6 +14,7 @@ import numpy as np
 
 from reverie import bounded
 from reverie.actions import ActionSpace
+from reverie.data.episode import Spec
 from reverie.data.sources import clips, files
 from reverie.data.sources.recognise import is_vpt
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at
@@ -74,6 +75,12 @@ class VPTConfig(FileSource):
         """Return this source of ``path`` if it holds videos with VPT's action files beside them."""
         found = files.ending(inside, ENDINGS)
         return cls(path=str(path)) if any(is_vpt(video.with_suffix(".jsonl")) for video in found[:20]) else None
+
+    def spec(self) -> Spec:
+        """Return what all episodes have in common; with ``size`` that is known before there are any files."""
+        if self.size is None or Path(self.path).exists():
+            return super().spec()
+        return Spec((*self.size, 3), _space(), self.fps or RATE, "vpt")
 
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each video, in the order of the names: segments of a session follow each other."""

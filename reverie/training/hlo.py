@@ -1,0 +1,241 @@
+"""What a compiled program does, read from its text (HLO): matmuls, what devices send each other, its largest arrays.
+
+XLA's own cost analysis counts the body of a loop once, and does not exist for GPUs. Here the body of a loop counts once
+per iteration, and a conditional as its costliest branch.
+"""
+
+import functools
+import math
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+MOVES = ("all-to-all", "collective-permute", "ragged-all-to-all")  # what moves activations, never weights or gradients
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+NAME = r"%?([\w.-]+)"
+HEAD = re.compile(rf"(ENTRY )?{NAME} .*\{{$")
+INSTRUCTION = re.compile(rf"\s+(?:ROOT )?{NAME} = (\(.*?\)|\S+) ([a-z][\w-]*)\(")
+ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+CALLS = re.compile(rf"(?:calls|to_apply)={NAME}")
+BRANCHES = re.compile(r"_computations?=\{?((?:%[\w.-]+(?:, )?)+)")
+LOOP = re.compile(rf"condition={NAME}, body={NAME}")
+CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}"
+)  # \'axis_0\'=2,\'axis_1\'=4 and those along which it runs
+LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}")
+MADE_BY = re.compile(r'op_name="([^"]*)"')
+NO_ARRAYS = {
+    "parameter",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "constant",
+    "while",
+    "conditional",
+    "optimization-barrier",
+}
+GEMM = '"__cublas'
+
+
+class Collective(NamedTuple):
+    """What one instruction sends: its kind, bytes per device and step, and a group of devices that take part.
+
+    Bytes are those of the whole array: what a device has after an all-gather, or before a reduce-scatter. ``group``:
+    positions in the mesh, in its order; for a permutation, pairs one after the other. ``shapes``: of the result.
+    ``made_by``: the path of our code's operation, as JAX names it.
+    """
+
+    kind: str
+    bytes: float
+    group: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    made_by: str
+
+
+class Large(NamedTuple):
+    """An array of a program: its bytes, its type and shape as text, and the path of the operation that makes it."""
+
+    bytes: int
+    shape: str
+    made_by: str
+
+
+class Program(NamedTuple):
+    """One device's part of a program. ``flops``: of its matmuls and convolutions; ``arrays``: the largest first."""
+
+    flops: float
+    collectives: list[Collective]
+    arrays: list[Large]
+
+
+@dataclass
+class _Part:
+    """A computation: its own matmuls and collectives, and the computations it calls, how often, one of each list."""
+
+    flops: list[float] = field(default_factory=list)
+    collectives: list[tuple[str, Collective]] = field(default_factory=list)  # with the channel
+    calls: list[tuple[int, list[str]]] = field(default_factory=list)
+    arrays: list[Large] = field(default_factory=list)
+    constants: list[int] = field(default_factory=list)
+    loops: list[tuple[int, str, str]] = field(default_factory=list)  # trips, 0 if unknown, condition and body
+
+
+def read(text: str) -> Program:
+    """Return what the text of a compiled program (``compiled.as_text()``) says of one device."""
+    parts, entry, fused = _parts(re.sub(r"/\*.*?\*/", "", text))
+
+    @functools.cache
+    def flops(name: str) -> float:
+        part = parts[name]
+        return sum(part.flops) + sum(trips * max(map(flops, branches)) for trips, branches in part.calls)
+
+    sent: dict[str, Collective] = {}
+    arrays: dict[tuple[str, str], Large] = {}
+
+    def visit(name: str, times: int) -> None:
+        part = parts[name]
+        for channel, each in part.collectives:
+            # A TPU's text shows one asynchronous collective in several fusions, all with its channel. Those in the
+            # middle lie in loops within the one in which it begins and ends.
+            if channel not in sent or times * each.bytes < sent[channel].bytes:
+                sent[channel] = each._replace(bytes=times * each.bytes)
+        if name not in fused:
+            arrays.update({(large.shape, large.made_by): large for large in part.arrays})
+        for trips, branches in part.calls:
+            visit(max(branches, key=flops), times * trips)
+
+    visit(entry, 1)
+    return Program(flops(entry), list(sent.values()), sorted(arrays.values(), reverse=True))
+
+
+def dims(text: str) -> tuple[int, ...]:
+    """Return the numbers of "8,16"; () for ""."""
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def _parts(text: str) -> tuple[dict[str, _Part], str, set[str]]:
+    """Return the computations by name, the name of the first, and the names of those that are inside of fusions."""
+    parts: dict[str, _Part] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    fused: set[str] = set()
+    part, entry = _Part(), ""
+    for line in text.splitlines():
+        if head := HEAD.match(line):
+            part = parts[head[2]] = _Part()
+            entry = head[2] if head[1] else entry
+        if not (found := INSTRUCTION.match(line)):
+            continue
+        name, shape, kind = found.groups()
+        arrays = ARRAY.findall(shape)
+        shapes[name] = dims(arrays[0][1]) if arrays else ()
+        called = CALLS.findall(line)
+        part.constants += map(int, CONSTANT.findall(line))
+        if kind == "fusion":
+            fused |= {*called}
+        part.calls += [(1, [each]) for each in called]
+        if loop := LOOP.search(line):
+            trips = TRIPS.search(line)
+            part.loops.append((int(trips[1]) if trips else 0, loop[1], loop[2]))
+        if kind == "conditional":
+            part.calls.append((1, [each for names in BRANCHES.findall(line) for each in re.findall(NAME, names)]))
+        made_by = each[1] if (each := MADE_BY.search(line)) else ""
+        if kind in ("dot", "convolution") or GEMM in line:
+            part.flops.append(_matmul(line, kind, shapes, shapes[name]))
+        if (plain := kind.removesuffix("-start")) in KINDS:
+            channel = re.search(r"channel_id=(\d+)", line)
+            sent = _collective(line, plain, arrays, kind != plain, made_by)
+            part.collectives.append((channel[1] if channel else name, sent))
+        if kind not in NO_ARRAYS:
+            part.arrays += [Large(_size(*each), f"{each[0]}[{each[1]}]", made_by) for each in arrays]
+    for part in parts.values():
+        for trips, condition, body in part.loops:
+            part.calls.append((trips or _trips(parts, condition), [body]))
+    return parts, entry, fused
+
+
+def _trips(parts: dict[str, _Part], condition: str) -> int:
+    """Return how often a loop runs: a scan counts up from 0 to the one number in its condition. 1 if there are others.
+
+    (A TPU's text says it nowhere else.)
+    """
+    inside = [condition, *(name for _, names in parts[condition].calls for name in names)]
+    numbers = [number for name in inside for number in parts[name].constants]
+    return numbers[0] if len(numbers) == 1 else 1
+
+
+def _size(dtype: str, shape: str) -> int:
+    """Bytes of an array: the number in "bf16" are its bits; "pred" has one byte."""
+    bits = re.search(r"\d+", dtype)
+    return math.prod(dims(shape)) * int(bits[0] if bits else 8) // 8
+
+
+def _matmul(line: str, kind: str, shapes: dict[str, tuple[int, ...]], out: tuple[int, ...]) -> float:
+    """FLOPs of a dot, of a convolution (a TPU's text has all matmuls as convolutions) or of a call of cuBLAS."""
+    # Operands are names, in some versions with their shapes before them.
+    inside = line[line.index(f" {kind}(") :]
+    names = [each for each in re.findall(NAME, inside.partition(")")[0]) if each in shapes]
+    if kind == "convolution":
+        return _convolution(line, shapes[names[0]], shapes[names[1]], out)
+    axes = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][\[{]([\d,"]*)[\]}]', line)
+    contracted = dims(axes[1].replace('"', "")) if axes else ()
+    return 2.0 * math.prod(out) * math.prod(shapes[names[0]][axis] for axis in contracted)
+
+
+def _convolution(line: str, lhs: tuple[int, ...], rhs: tuple[int, ...], out: tuple[int, ...]) -> float:
+    """FLOPs of a convolution: only pairs of an output and a tap that read an element count.
+
+    Batches of matmuls are written as dilated windows, in which nearly all taps read nothing.
+    """
+    of_lhs, of_rhs, of_out = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", line)[0]
+    window = dict(re.findall(r"(\w+)=([\dx_-]+)", (re.search(r"window=\{(.*?)\}", line) or [""])[0]))
+    work = 2.0 * out[of_out.index("b")] * out[of_out.index("f")] * rhs[of_rhs.index("i")]
+    for axis in range(len(out) - 2):
+
+        def of(name: str, default: str, axis: int = axis) -> int:
+            values = window.get(name, "").split("x")
+            return int((values[axis] if axis < len(values) and values[axis] else default).partition("_")[0])
+
+        stride, low, dilated = of("stride", "1"), of("pad", "0"), of("lhs_dilate", "1")
+        each = ((out, of_out), (rhs, of_rhs), (lhs, of_lhs))
+        size, taps, last = (shape[labels.index(str(axis))] for shape, labels in each)
+        at = np.arange(size)[:, None] * stride + np.arange(taps)[None] * of("rhs_dilate", "1") - low
+        work *= int(((at >= 0) & (at <= (last - 1) * dilated) & (at % dilated == 0)).sum())
+    return work
+
+
+def _collective(line: str, kind: str, arrays: list[tuple[str, str]], starts: bool, made_by: str) -> Collective:
+    group, size = _group(line)
+    total = float(sum(_size(*each) for each in arrays))
+    if kind == "reduce-scatter":
+        total *= size / (size + 1) if starts else size  # (what a device has, what it gets), or the latter alone
+    elif starts and kind == "all-gather":  # (what a device has, what it gets)
+        total *= size / (size + 1)
+    elif starts and kind != "all-reduce":
+        total /= 2
+    return Collective(kind, total, group, tuple(dims(shape) for _, shape in arrays), made_by)
+
+
+def _group(line: str) -> tuple[tuple[int, ...], int]:
+    """Return the first group of devices of a collective and its size; for a permutation, its pairs."""
+    if named := NAMED.search(line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        along = re.findall(r"'(\w+)'", named[2])
+        numbers = np.arange(math.prod(map(int, sizes.values()))).reshape([int(size) for size in sizes.values()])
+        group = numbers[tuple(slice(None) if name in along else 0 for name in sizes)].ravel()
+        return tuple(map(int, group)), len(group)
+    if iota := IOTA.search(line):
+        groups, size, of, axes = int(iota[1]), int(iota[2]), dims(iota[3]), dims(iota[4] or "")
+        numbers = np.arange(math.prod(of)).reshape(of)
+        numbers = numbers.transpose(axes) if axes else numbers
+        return tuple(int(number) for number in numbers.reshape(groups, size)[0]), size
+    if listed := LISTED.search(line):
+        groups = [dims(each) for each in re.findall(r"\{([\d,]*)\}", listed[1])]
+        if "source_target_pairs" in line:
+            return tuple(number for pair in groups for number in pair), 2
+        return groups[0], len(groups[0])
+    return (), 1

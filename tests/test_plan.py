@@ -1,0 +1,178 @@
+"""Plans for machines that are not there: the program is the one that trains, and its numbers are read rightly."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from reverie import cli, config, planning
+from reverie.nn.compiled import compiler_options
+from reverie.nn.precision import compute_dtype
+from reverie.nn.target import Target, target, traced_for
+from reverie.presets import preset
+from reverie.training import chips, hlo
+from reverie.training.chips import topology
+from reverie.training.engine import Run
+from reverie.training.objectives import TokenizerObjective
+from reverie.training.plan import axis_of, plan_step, refused
+
+# The smallest matrices that are divided among devices, in a scan of two groups.
+TINY = {"depth": 2, "time_every": 1, "heads": 1, "hidden": 256, "scan": True}
+FLAGS = [f"--dynamics.objective.dynamics.transformer.{name}={value}" for name, value in TINY.items()]
+ADAM = "--dynamics.optimizer.kind=adamw"  # Muon repeats its iterations on every device
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    """The facts of a small step on eight CPU devices under fsdp, through the command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("plan"))
+        printed: list[str] = []
+        patch.setattr("builtins.print", lambda text, **_: printed.append(text))
+        words = ["plan", "toy-diffusion", "--topology", "cpu:8", "--mesh", "fsdp", "--json", ADAM, *FLAGS]
+        assert cli.main(words) == 0
+        assert not list(Path().iterdir())
+    return json.loads(printed[-1])
+
+
+def test_a_device_computes_its_share_and_is_sent_no_activations(facts):
+    assert facts["flops_per_device"] * 8 == pytest.approx(facts["flops_per_step"], rel=0.01)
+    assert facts["activations_sent"] == 0
+    assert {each["kind"] for each in facts["collectives"]} == {"all-gather", "all-reduce"}
+    assert {each["axis"] for each in facts["collectives"]} == {"fsdp"}
+    assert facts["copied"] == {} and facts["compile_seconds"] > 0
+
+
+def test_memory_is_what_the_compiler_says(facts):
+    """Arguments by shapes and shardings are those that XLA counts, without frozen parts, which a step does not read."""
+    sizes = facts["bytes_per_device"]
+    assert sizes["arguments"] - facts["parts"]["frozen parts"] == pytest.approx(facts["read"], rel=0.01)
+    assert sizes["total"] == sizes["arguments"] + sizes["temporaries"]
+    assert facts["fits"] and sizes["total"] < sizes["limit"]
+
+
+def test_the_report_marks_what_is_exact_and_what_is_not(facts):
+    run = config.replace(preset("toy-diffusion").dynamics, mesh="fsdp")
+    text = planning.report("toy-diffusion", "dynamics", run, topology("v5e:2x4"), facts)
+    lines = text.splitlines()
+    assert lines[0] == "toy-diffusion, dynamics: 8 x 4 frames per step, mesh fsdp, on v5e:2x4"
+    assert all(line.split()[0] in ("exact", "compiler", "estimate") for line in lines[3:])
+    assert any(line.startswith("compiler  all-gather along fsdp") for line in lines)
+    assert any("at 40%" in line for line in lines)
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would_help(monkeypatch, capsys):
+    """One device of a CPU with a megabyte of memory, by tracing alone; nothing is compiled."""
+    monkeypatch.setattr(chips.Topology, "limit", 1e6)
+    recipe: Any = preset("toy-maskgit")
+    objective = TokenizerObjective(tokenizer=recipe.tokenizer.objective.tokenizer)
+    run = Run(objective=objective, batch=32, length=2)
+    facts = plan_step(run, recipe.source.spec(), Path("tokenizer"), topology("cpu:4"), quick=True)
+    assert not facts["fits"] and facts["bytes_per_device"]["total"] > 1e6
+    monkeypatch.setattr(planning, "plan", lambda *_: facts)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", "toy-maskgit", "--stage", "tokenizer", "--topology", "cpu:4"])
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT" in said and "B too many" in said
+    assert "--tokenizer.objective.tokenizer.encoder.remat dots" in said and "--tokenizer.accumulate 8" in said
+
+
+def test_programs_are_traced_for_the_target():
+    assert target().platform == "cpu" and compute_dtype("auto") == np.float32
+    with traced_for(Target("tpu")):
+        assert compute_dtype("auto") == jax.numpy.bfloat16
+        assert compiler_options() is None
+    assert compute_dtype("auto") == np.float32 and compiler_options() is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--topology", "v5:4x4"], "there is no 'v5' to plan for. Did you mean 'v5"),
+        (["--topology", "v5e:16"], "'v5e:16' is no topology: write 'v5e:4x4', 2 numbers."),
+        (["--topology", "h100:12"], "'h100:12': more than 8 GPUs are whole machines of 8."),
+        (["--topology", "cpu:8", "--stage", "dynamic"], "there is no stage 'dynamic' here. Did you mean 'dynamics'?"),
+        (["--topology", "v5e:4x4"], "needs the extra plan-tpu: pip install 'reverie-worlds[plan-tpu]'."),
+        (["--topology", "h100:8"], "needs the extra plan-gpu: pip install 'reverie-worlds[plan-gpu]'."),
+        (["--topology", "cpu:3"], "a batch of 8 cannot be shared by 3 devices in 1 parts: make it a multiple of 3."),
+        (["--topology", "cpu:8", "--time-limit", "0"], "not compiled after 0 minutes: raise --time-limit, or use"),
+    ],
+)
+def test_what_cannot_be_planned_says_so_in_one_line(words, line, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "_found", lambda module: None)
+    if "cpu:3" in words:  # as the process that compiles does, without starting it
+
+        def planned(recipe, stage, where, *_):
+            return plan_step(recipe.dynamics, recipe.source.spec(), Path(), where, False)
+
+        monkeypatch.setattr(planning, "plan", planned)
+    assert cli.main(["plan", "toy-maskgit", *words]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_the_number_in_a_refusal():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (18.39G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert refused(message) == 18.39 * 2**30
+    assert refused("INTERNAL: a pass failed") == 0
+
+
+TEXT = """HloModule jit_step, entry_computation_layout={()->()}
+
+%inner (p: f32[8,4]) -> f32[8,16] {
+  %p = f32[8,4]{1,0} parameter(0)
+  %w = f32[4,16]{1,0} constant({...})
+  ROOT %dot.1 = f32[8,16]{1,0} dot(%p, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%body (s: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %s = (s32[], f32[8,4]{1,0}) parameter(0)
+  %x = f32[8,4]{1,0} get-tuple-element(%s), index=1
+  %fusion.1 = f32[8,16]{1,0} fusion(%x), kind=kOutput, calls=%inner
+  %send = f32[8,4]{1,0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0},{2,3},{3,2}}
+  ROOT %t = (s32[], f32[8,4]{1,0}) tuple(%x, %send)
+}
+
+%small (q: f32[8,4]) -> f32[8,4] {
+  ROOT %q = f32[8,4]{1,0} parameter(0)
+}
+
+%large (r: f32[8,4]) -> f32[8,4] {
+  %r = f32[8,4]{1,0} parameter(0)
+  %v = f32[4,4]{1,0} constant({...})
+  ROOT %custom = f32[8,4] custom-call(%r, %v), target="__cublas$gemm", config={"lhs_contracting_dimensions":["1"]}
+}
+
+ENTRY %main (a: f32[8,4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %k = f32[4,6]{1,0} parameter(1)
+  %loop = (s32[], f32[8,4]{1,0}) while(%a), condition=%small, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %picked = f32[8,4]{1,0} conditional(%pred, %a, %a), true_computation=%large, false_computation=%small
+  %conv = f32[8,6]{1,0} convolution(%a, %k), dim_labels=bf_io->bf
+  %start = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%a), channel_id=2, replica_groups=[1,4]<=[4]
+  %sum = f32[2,4]{1,0} reduce-scatter(%a), channel_id=3, replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_1'}
+  ROOT %all = bf16[8,4]{1,0} all-reduce(%a), replica_groups={{0,2},{1,3}}, metadata={op_name="jit(step)/sum"}
+}
+"""
+
+
+def test_a_compiled_program_is_read_with_its_loops_and_branches():
+    found = hlo.read(TEXT)
+    assert found.flops == 5 * 2 * 8 * 16 * 4 + 2 * 8 * 4 * 4 + 2 * 8 * 6 * 4
+    mesh: Any = SimpleNamespace(devices=np.arange(4).reshape(2, 2), axis_names=("data", "fsdp"))
+    sent = {each.kind: (each.bytes, axis_of(mesh, each)) for each in found.collectives}
+    assert sent == {
+        "collective-permute": (5 * 128, "fsdp"),
+        "all-gather": (64, "data+fsdp"),
+        "reduce-scatter": (64, "fsdp"),
+        "all-reduce": (64, "data"),
+    }
+    assert found.arrays[0] == hlo.Large(512, "f32[8,16]", "")
+    assert hlo.Large(64, "bf16[8,4]", "jit(step)/sum") in found.arrays
