@@ -179,3 +179,15 @@ class ActionSpace:
         level = np.unravel_index(index, self.levels)
         pressed = [name for (a, k), name in zip(self.named_levels, self.names, strict=True) if level[a] == k]
         return " + ".join(pressed) or "nothing"
+
+    def name_of(self, action: Any) -> str:
+        """Return the name of one action of an episode, for people; "" for no action yet, "?" if not recorded."""
+        if self.is_start(action) or self.kind == "none" or self.is_unlabelled(action):
+            return "" if self.is_start(action) else "?"
+        values = np.ravel(action)
+        if self.kind == "continuous":
+            return " ".join(f"{value:+.2f}" for value in values)
+        if not self.names:
+            return " ".join(str(value) for value in values)
+        named = zip(self.named_levels, self.names, strict=True)
+        return " + ".join(name for (a, k), name in named if values[a] == k and name != "none") or "nothing"

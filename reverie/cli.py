@@ -26,6 +26,7 @@ from reverie.parsing import Named, Parser, completed, dashed
 Logger, AXES = Literal["tensorboard", "wandb"], ("data", "fsdp", "tensor", "sequence")
 
 WHICH = "the folder of a world, an archive of one (.zip), its https address, or a name from 'reverie worlds'"
+STORE_TOOLS = ("merge", "append", "subset", "doctor", "show")  # those of ``reverie.stores``, not loaded for their names
 OFTEN = {"steps", "batch", "length", "rate", "width", "depth", "patch", "codes", "actions", "passes", "temperature"}
 
 
@@ -44,10 +45,14 @@ def comparison(name: str) -> Any:
 
 
 def source(name: str) -> Any:
-    """Return the config class of a source by name, None for "show"; ReverieError if there is none."""
+    """Return the config class of a source, or of a tool for stores, by name; ReverieError if there is none."""
+    if name in STORE_TOOLS:
+        from reverie.stores import TOOLS
+
+        return TOOLS[name]
     from reverie.data.sources import sources
 
-    return None if name == "show" else named(sources(), name, "source")
+    return named(sources(), name, "source")
 
 
 def game(name: str) -> Any:
@@ -64,11 +69,19 @@ def presets_known() -> list[str]:
 
 
 def sources_known() -> list[str]:
-    return [*sources_named(), "show"]
+    return [*sources_named(), *STORE_TOOLS]
 
 
 def comparisons_known() -> list[str]:
     return list(catalogue()["comparisons"])
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """Return (i, n) of "i/n"."""
+    part, slash, parts = text.partition("/")
+    if not slash or not part.isdecimal() or not parts.isdecimal() or not 0 <= int(part) < int(parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part of a whole such as 0/4 to 3/4")
+    return int(part), int(parts)
 
 
 def is_common(flag: Flag) -> bool:
@@ -240,13 +253,18 @@ def _use(add: Callable[..., Parser]) -> None:
 
 def _tools(add: Callable[..., Parser]) -> None:
     """Add the commands for data, comparisons and files."""
-    one = add("data", commands.data, "Record or convert episodes into a store, or look into one.",
+    one = add("data", commands.data, "Record or convert episodes into a store, or work on stores.",
               "reverie data platformer data/platformer --count 64", "reverie data videos data/clips --path clips/",
-              "reverie data show data/platformer", "reverie data platformer --help", named=SOURCE)  # fmt: skip
-    text = "a source's name from 'reverie list', or 'show'"
+              "reverie data show data/platformer", "reverie data merge data/both data/clips data/platformer",
+              "reverie data platformer --help", named=SOURCE)  # fmt: skip
+    text = f"a source's name from 'reverie list', or {', '.join(STORE_TOOLS)}"
     completed(one.add_argument("source", metavar="SOURCE", help=text), sources_known)
-    one.add_argument("path", type=Path, metavar="PATH", help="the store to write, or to look into")
+    one.add_argument("path", type=Path, metavar="PATH", help="the store to write, or to work on")
+    text = "further stores: of merge, append and subset"
+    one.add_argument("others", type=Path, nargs="*", metavar="MORE", help=text)
     add_store(one)
+    text = "write part I of N, counted from 0, for an array job; 'merge' joins them"
+    one.add_argument("--shard", type=shard_of, metavar="I/N", help=text)
 
     one = add("record", commands.record, "Play a real game in the browser; the takes you keep become a store.",
               "reverie record platformer data/mine", "reverie record CartPole-v1 data/cartpole --size 64 64",
@@ -303,6 +321,8 @@ def dispatch(argv: list[str]) -> None:
         named(known, argv[0], "command").extend(argv[1:])
     args, rest = top.parse_known_args(argv)
     one = known.get(args.command, top)
+    if rest and "others" in args and not any(word.startswith("-") for word in rest):
+        args.others, rest = [*args.others, *map(Path, rest)], []  # argparse does not take them behind a flag
     if rest:
         one.refuse(rest)
     elif not args.command:

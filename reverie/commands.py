@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from reverie.catalogue import catalogue
 from reverie.config import SOURCES
 from reverie.errors import ReverieError, did_you_mean
 from reverie.flags import changed, settings
+from reverie.text_table import table
 
 EVERY = "every."  # before a stage's field where a flag for every stage is kept
 
@@ -120,33 +120,17 @@ def record(args: argparse.Namespace) -> None:
 
 
 def data(args: argparse.Namespace) -> None:
-    if args.source == "show":
-        show_data(args.path)
-        return
+    from reverie import stores
     from reverie.data.writing import write_source
 
-    write_source(args.path, changed(args.config, settings(args)), val=args.val, licence=args.licence)
+    made = changed(args.config, settings(args))
+    if args.source in stores.TOOLS:
+        stores.run(args, made)
+        return
+    if args.others:
+        raise ReverieError(f"'reverie data {args.source}' does not take '{args.others[0]}'.")
+    write_source(args.path, made, val=args.val, licence=args.licence, shard=args.shard)
     print(f"{args.path}: look at it with 'reverie data show {args.path}'")
-
-
-def show_data(path: Path) -> None:
-    from reverie.config import flatten
-    from reverie.data.held_out import leak
-    from reverie.data.splits import labelled
-    from reverie.data.store import NoSplit, open_dataset
-
-    found = {"train": open_dataset(path, "train")}
-    with contextlib.suppress(NoSplit):
-        found["val"] = open_dataset(path, "val")
-    for split, dataset in found.items():
-        known = labelled(dataset)
-        share = f", {sum(known) / len(known):.0%} of the episodes with actions" if any(known) else ""
-        print(f"{split}: {len(dataset.lengths)} episodes, {int(dataset.lengths.sum())} frames{share}")
-    if "val" in found:
-        print(f"leak: {leak(found['train'], found['val']):.1%} of held-out frames are in train, or nearly so")
-    print(table(flatten(found["train"].spec).items()))
-    for note in getattr(found["train"], "notes", ()):
-        print(f"note: {note}")
 
 
 def card(args: argparse.Namespace) -> None:
@@ -246,9 +230,3 @@ def named(options: dict[str, Any], name: str, kind: str) -> Any:
     if name not in options:
         raise ReverieError(f"there is no {kind} '{name}'.{did_you_mean(name, options)}")
     return options[name]
-
-
-def table(rows: Iterable[tuple[Any, Any]]) -> str:
-    rows = [(str(a), str(b)) for a, b in rows]
-    width = max((len(a) for a, _ in rows), default=0)
-    return "\n".join(f"  {a:{width}}  {b}".rstrip() for a, b in rows)

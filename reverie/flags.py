@@ -99,10 +99,11 @@ def add(parser: Any, flag: Flag, text: str | None) -> argparse.Action:
         if typing.get_origin(kind) is tuple:
             items = typing.get_args(kind)
             hint, nargs = items[0], "*" if items[-1] is Ellipsis else len(items)
+    alone = {"nargs": "?", "const": True} if hint is bool else {"nargs": nargs}  # a switch may stand without its value
     return parser.add_argument(
         flag.name,
         dest=MARK + flag.path,
-        nargs=nargs,
+        **alone,
         default=argparse.SUPPRESS,
         required=flag.value is dataclasses.MISSING,
         help=argparse.SUPPRESS if text is None else text.replace("%", "%%"),

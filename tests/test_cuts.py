@@ -8,7 +8,7 @@ import pytest
 from filming import config, write
 from motions import MOTIONS, SCENES, SIDE, room, seen, spin, textured
 
-from reverie.data.sources.cuts import cuts
+from reverie.data.cuts import cuts
 
 SHORTEST = 16  # frames of an episode, as VideosConfig has it
 

@@ -17,6 +17,7 @@ import pytest
 from filming import coded, number, write
 from foreign import check, encoded, frames, taken
 
+from reverie.cli import main
 from reverie.data.records import array_record
 from reverie.data.sources.unpickled import unpickled
 from reverie.errors import Damaged
@@ -358,3 +359,10 @@ def test_nothing_is_taken_out_of_a_tar_and_damage_costs_its_sample(tmp_path, sto
     assert not list(tmp_path.parent.rglob("evil.npy")) and not os.path.exists("/abs.npy")
     (tmp_path / "cut.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:6000])
     assert len(store("webdataset", tmp_path / "cut.tar").lengths) >= 1
+
+
+def test_an_npz_of_pickled_objects_alone_says_what_to_do(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", data=np.array([{"frames": 1}], object))
+    assert main(["data", "arrays", "out", "--path", str(tmp_path / "a.npz")]) == 2
+    said = capsys.readouterr().err
+    assert "pickled objects (data)" in said and "np.savez(file, frames=" in said

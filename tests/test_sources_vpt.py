@@ -5,6 +5,7 @@ import json
 from filming import coded, write
 from test_sources_records import actions, numbers
 
+from reverie.data.sources import recordings
 from reverie.data.sources.vpt import KEYS, camera_bins
 from reverie.play.buttons import rest
 
@@ -43,6 +44,16 @@ def test_vpts_keys_and_camera(tmp_path, store, caplog):
     assert space.is_unlabelled(actions(found, 0)).all()
     assert rest(space)[-1] == 60 and space.sizes == (2,) * 23 + (121,)
     assert "1 of 6 lines cannot be read" in caplog.text and "6 lines for 8 frames" in caplog.text
+
+
+def test_a_long_recording_lies_in_a_file_and_reads_the_same(tmp_path, store, monkeypatch):
+    write(tmp_path / "a.mp4", [coded(t) for t in range(8)], 20)
+    (tmp_path / "a.jsonl").write_text("\n".join(line() for _ in range(8)))
+    memory = store("vpt", tmp_path / "a.mp4")
+    monkeypatch.setattr(recordings, "LARGE", 1)
+    file = store("vpt", tmp_path / "a.mp4")
+    assert memory.lengths.tolist() == file.lengths.tolist() == [8]
+    assert (memory.read(0, 0, 8)["frames"] == file.read(0, 0, 8)["frames"]).all()
 
 
 def test_the_cameras_bins_are_those_of_a_mu_law():

@@ -29,8 +29,10 @@ FASTEST = 240  # frames per second
 class ArrayDataset:
     """A Dataset over arrays (sum of lengths, ...), which may be memory-mapped; windows are views, not copies.
 
-    sources: the source of each episode; "" or empty if unknown.
+    sources: the source of each episode; "" or empty if unknown. The rest of what a store knows of itself is empty.
     """
+
+    licence, provenance, notes, shard = "", "", (), None
 
     def __init__(
         self,
@@ -56,6 +58,16 @@ class ArrayDataset:
             raise ReverieError(f"frames have shape {self.arrays['frames'].shape[1:]}, the dataset says {spec.frame}.")
         self.sources = list(sources) or [""] * len(self.lengths)
         self.fingerprint = fingerprint or _fingerprint(config.to_json(spec), self)
+
+    @property
+    def tasks(self) -> list[str]:
+        """What was to be done in each episode: not known."""
+        return [""] * len(self.lengths)
+
+    @property
+    def kinds(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Name, dtype and shape of each array, without the time axis."""
+        return [(name, array.dtype.name, array.shape[1:]) for name, array in self.arrays.items()]
 
     @classmethod
     def from_episodes(cls, spec: Spec, episodes: Iterable[Episode]) -> "ArrayDataset":

@@ -12,20 +12,23 @@ SHOWN, LOGGED = 0.5, 30.0  # seconds between two lines: to a person, to a file
 BAR = 12  # characters
 
 
-def counted(source: Any) -> Iterator[Episode]:
-    """Yield the episodes of a source; say on stderr how many there were, and how long it will go on.
+def counted(source: Any, shard: tuple[int, int] | None = None) -> Iterator[Episode]:
+    """Yield the episodes of a source, or of part i of n; say on stderr how many there were, and how long it will go on.
 
     A source with a field ``count`` has so many episodes; one with a method ``expected_frames`` about so many frames.
     """
     shown, began = sys.stderr.isatty(), time.monotonic()
     said, number, frames = began, 0, 0
     count = getattr(source, "count", None)
-    total = source.expected_frames() if hasattr(source, "expected_frames") else count
-    for episode in source.episodes():
+    by_number = not hasattr(source, "expected_frames")
+    total = count if by_number else source.expected_frames()
+    if total and shard:
+        total /= shard[1]
+    for episode in source.episodes(shard=shard) if shard else source.episodes():
         yield episode
         number, frames, now = number + 1, frames + len(episode.frames), time.monotonic()
         if now - said > (SHOWN if shown else LOGGED):
-            said, share = now, (number if total is count else frames) / total if total else 0.0
+            said, share = now, (number if by_number else frames) / total if total else 0.0
             line = f"{left(share, now - began)}{number} episodes, {frames} frames, at {episode.source}"
             line = f"\r{line[: shutil.get_terminal_size().columns - 1]}\033[K" if shown else f"{line}\n"
             print(line, end="", file=sys.stderr, flush=True)

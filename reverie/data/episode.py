@@ -53,7 +53,10 @@ class Source(Protocol):
         ...
 
     def episodes(self) -> Iterator["Episode"]:
-        """Yield the episodes one by one; every call yields the same ones."""
+        """Yield the episodes one by one; every call yields the same ones.
+
+        A source that can be divided among the parts of an array job takes ``shard``, see ``numbers_of``.
+        """
         ...
 
 
@@ -156,6 +159,12 @@ class Dataset(Protocol):
         ``names``: return only these, and read no others from disk.
         """
         ...
+
+
+def numbers_of(shard: tuple[int, int], count: int) -> range:
+    """Return which of ``count`` things belong to part i of n: (i, n). All parts in order are all things in order."""
+    part, parts = shard
+    return range(part * count // parts, (part + 1) * count // parts)
 
 
 def record(

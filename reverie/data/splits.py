@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reverie.data.episode import Dataset
+from reverie.data.filling import CHUNK, windows
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,20 @@ def labelled(dataset: Dataset, episodes: Sequence[int] | None = None) -> list[bo
 def division(dataset: Dataset, sources: Sequence[str], val: float) -> list[Piece]:
     """Return the pieces of a dataset as ``divided`` does; sources that share an episode count as one."""
     lengths = dataset.lengths.tolist()
-    frames = (dataset.read(episode, 0, length, ("frames",))["frames"] for episode, length in enumerate(lengths))
-    contents = [hashlib.sha256(np.ascontiguousarray(each).data).digest() for each in frames]
+    contents = [content(dataset, episode, length, ("frames",)) for episode, length in enumerate(lengths)]
     if len(contents) > 1 == len(set(contents)):
         log.warning("all episodes are copies of one: what is held out is in training as well")
     return divided(joined(sources, contents), lengths, val, labelled(dataset))
+
+
+def content(dataset: Dataset, episode: int, length: int, names: Sequence[str]) -> bytes:
+    """Return a hash of some arrays of the first ``length`` frames of an episode."""
+    digest = hashlib.sha256()
+    for start, stop in windows(length, CHUNK):
+        arrays = dataset.read(episode, start, stop - start, names)
+        for name in names:
+            digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.digest()
 
 
 def joined(sources: Sequence[str], contents: Sequence[object]) -> list[str]:

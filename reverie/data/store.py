@@ -9,16 +9,14 @@ ArrayRecord has no build for some systems. There a dataset is one .npz file (``r
 in .npz selects it.
 """
 
-import contextlib
 import glob
 import hashlib
-import math
 import shutil
 import struct
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +25,41 @@ import numpy as np
 
 from reverie import config
 from reverie.bounded import parse_json, read_bytes
-from reverie.checksums import checked, write_json
+from reverie.checksums import checked
 from reverie.data.arrays import ArrayDataset, whole_lengths
 from reverie.data.episode import Dataset, Episode, Spec
+from reverie.data.filling import (
+    ASIDE,
+    FORMAT,
+    MANIFEST,
+    SCHEMA,
+    About,
+    Entry,
+    bytes_of,
+    copy_of,
+    entry_of,
+    file_name,
+    fill,
+    header_of,
+    sha256,
+)
 from reverie.data.records import array_record
 from reverie.data.splits import division
 from reverie.errors import Damaged, ReverieError, did_you_mean, first_line
 
-MANIFEST, MANIFEST_BYTES = "manifest.json", 2**28  # enough for names and lengths of millions of episodes
-FORMAT, SCHEMA = "reverie-store", 1
+MANIFEST_BYTES = 2**28  # enough for names and lengths of millions of episodes
 KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
 AGAIN = "fetch or write the dataset again"
 LEFT = 24 * 3600.0  # seconds without a change after which a half-written folder counts as abandoned
-NOTES = 1000  # lines about its data that a manifest keeps
-CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
 VAL = 0.1  # of the frames are held out unless said otherwise
 
 
 class NoSplit(ReverieError):
-    """The dataset has no split of this name."""
+    """The dataset has no split of this name. known: those that it has."""
+
+    def __init__(self, text: str, known: Iterable[str]):
+        super().__init__(text)
+        self.known = list(known)
 
 
 def write_store(
@@ -54,115 +68,74 @@ def write_store(
     episodes: Iterable[Episode] | Mapping[str, Iterable[Episode]],
     *,
     val: float = VAL,
-    chunk: int = CHUNK,
-    file_bytes: int = 1 << 30,
-    licence: str = "",
-    provenance: str = "",
-    notes: Sequence[str] = (),
+    **about: Any,
 ) -> Path:
     """Write episodes, one in memory at a time, to a new folder ``path``, atomically.
 
     episodes: {split: episodes}; or all of them, of which about a share ``val`` goes to "val" and the rest to "train"
-    (``splits.division``). In that case they are written twice, first to a temporary folder. chunk: frames per record.
-    file_bytes: size at which a file is closed, before compression. notes: lines for the manifest, read after all
-    episodes are written. A path that ends in .npz becomes one file, built in memory. Raises ReverieError, and leaves no
-    files behind, if an episode does not match the spec or ``path`` exists. A killed process may leave a hidden folder
-    ``.NAME.*.part``.
+    (``splits.division``). In that case they are written twice, first to a temporary folder. about: fields of
+    ``filling.About``; its notes are read after all episodes are written. A path that ends in .npz becomes one file,
+    built in memory. Raises ReverieError, and leaves no files behind, if an episode does not match the spec or ``path``
+    exists. A killed process may leave a hidden folder ``.NAME.*.part``.
     """
-    path = Path(path)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ReverieError(f"'{path}' exists already; choose another name, or remove it first.")
-    if not 0 <= val < 1 or chunk < 1:
-        raise ReverieError(f"val = {val} must be a fraction below 1, and chunk = {chunk} at least 1 frame.")
+    path, facts = Path(path), About(**about)
+    refuse_existing(path)
+    if not 0 <= val < 1 or facts.chunk < 1:
+        raise ReverieError(f"val = {val} must be a fraction below 1, and chunk = {facts.chunk} at least 1 frame.")
     if path.suffix == ".npz":
         if isinstance(episodes, Mapping):
             raise ReverieError("an .npz file holds no named splits; give the episodes of one split, or write a folder.")
         return ArrayDataset.from_episodes(spec, episodes).save(path)
-    array_record()  # say so before the work, if it is not there
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # left by a killed writer
-        if max(file.lstat().st_mtime for file in (left, *left.rglob("*"))) < time.time() - LEFT:
-            shutil.rmtree(left, ignore_errors=True)
+    begin(path)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
-        about = {"chunk": chunk, "file_bytes": file_bytes, "licence": licence, "provenance": provenance, "notes": notes}
-        if isinstance(episodes, Mapping):
-            _fill(part, spec, _named(episodes), **about)
-        elif not val:
-            _fill(part, spec, _named({"train": episodes}), **about)
+        if isinstance(episodes, Mapping) or not val:
+            named = episodes if isinstance(episodes, Mapping) else {"train": episodes}
+            fill(part, spec, _named(named, spec), facts)
         else:
             whole = part / "whole"
             whole.mkdir()
-            _fill(whole, spec, (("all", episode) for episode in episodes), **about)
-            _fill(part, spec, _pieces(StoreDataset(whole, "all"), val), **about)
+            fill(whole, spec, (entry_of("all", episode, spec) for episode in episodes), facts)
+            fill(part, spec, divided_entries(StoreDataset(whole, "all"), val), facts)
             shutil.rmtree(whole)
-        part.chmod(0o755)  # mkdtemp creates it as private
-        part.replace(path)
+        finish(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return path
 
 
-def _fill(
-    folder: Path,
-    spec: Spec,
-    episodes: Iterable[tuple[str, Episode]],
-    *,
-    chunk: int,
-    file_bytes: int,
-    licence: str,
-    provenance: str,
-    notes: Sequence[str],
-) -> None:
-    """Write pairs (split, episode) to an empty folder, then the manifest."""
-    writers: dict[str, _SplitWriter] = {}
-    arrays: list | None = None
-    try:
-        for split, episode in episodes:
-            episode.validate(spec)
-            found = [[name, array.dtype.name, list(array.shape[1:])] for name, array in episode.arrays().items()]
-            arrays = arrays or found
-            if found != arrays:
-                raise ReverieError(f"episode '{episode.source}' holds {found}, the episodes before it {arrays}.")
-            if split not in writers:
-                writers[split] = _SplitWriter(folder, split, chunk, file_bytes)
-            writers[split].write(episode)
-        if not writers:
-            raise ReverieError("there are no episodes to write.")
-        manifest = {
-            "format": FORMAT,
-            "schema": SCHEMA,
-            "spec": config.to_json(spec),
-            "chunk": chunk,
-            "arrays": arrays,
-            "licence": licence,
-            "provenance": provenance,
-            "notes": [*notes[:NOTES], *([f"and {len(notes) - NOTES} more lines"] if len(notes) > NOTES else [])],
-            "splits": {split: writers[split].finish() for split in sorted(writers)},
-        }
-        write_json(folder / MANIFEST, manifest)
-    finally:
-        for writer in writers.values():
-            with contextlib.suppress(ReverieError):  # the first error is already being raised
-                writer.close()
+def refuse_existing(path: Path) -> None:
+    """Raise ReverieError if there is anything at ``path`` but an empty folder."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ReverieError(f"'{path}' exists already; choose another name, or remove it first.")
 
 
-def _named(episodes: Mapping[Any, Iterable[Episode]]) -> Iterator[tuple[str, Episode]]:
+def begin(path: Path) -> None:
+    """Make the folder above ``path``, and remove what killed writers left there long ago."""
+    array_record()  # say so before the work, if it is not there
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if max(file.lstat().st_mtime for file in (left, *left.rglob("*"))) < time.time() - LEFT:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def finish(part: Path, path: Path) -> None:
+    """Give a complete folder its name."""
+    part.chmod(0o755)  # mkdtemp creates it as private
+    part.replace(path)
+
+
+def _named(episodes: Mapping[Any, Iterable[Episode]], spec: Spec) -> Iterator[Entry]:
     for split, part in episodes.items():
         if not split.isidentifier():
             raise ReverieError(f"'{split}' is no name for a split; use letters, digits and _.")
-        yield from ((split, episode) for episode in part)
+        yield from (entry_of(split, episode, spec) for episode in part)
 
 
-def _pieces(whole: "StoreDataset", val: float) -> Iterator[tuple[str, Episode]]:
-    """Yield (split, episode) of a dataset to be split; each piece starts like an episode."""
+def divided_entries(whole: Any, val: float) -> Iterator[Entry]:
+    """Yield the entries of a dataset to be split; each piece starts like an episode."""
     for piece in division(whole, whole.sources, val):
-        arrays = whole.read(piece.episode, piece.start, piece.stop - piece.start)
-        if piece.start:
-            arrays |= {name: arrays[name].copy() for name in ("actions", "rewards", "ends")}
-            arrays["actions"][0], arrays["rewards"][0] = whole.spec.actions.start(), 0
-        source, task = whole.sources[piece.episode], whole.tasks[piece.episode]
-        yield piece.split, Episode(**arrays, fps=whole.spec.fps, source=source, task=task)
+        yield copy_of(piece.split, whole, piece.episode, piece.start, piece.stop)
 
 
 def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = False) -> Dataset:
@@ -177,9 +150,11 @@ def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = Fa
         raise ReverieError(f"there is no dataset at '{path}'.{did_you_mean(path.name, near)}")
     if path.resolve().suffix == ".npz":  # a link to one may have any name
         whole = ArrayDataset.load(path)
-        pieces = [piece for piece in division(whole, whole.sources, VAL) if piece.split == split]
+        every = division(whole, whole.sources, VAL)
+        pieces = [piece for piece in every if piece.split == split]
         if not pieces:
-            raise NoSplit(f"'{path}' has {len(whole.lengths)} episodes and no split '{split}': train or val.")
+            known = dict.fromkeys(piece.split for piece in every)
+            raise NoSplit(f"'{path}' has {len(whole.lengths)} episodes and no split '{split}': train or val.", known)
         return whole.part(pieces, split)
     if not (path / MANIFEST).is_file():
         inside = [p.name for p in path.glob("*") if _is_dataset(p)] if path.is_dir() else []
@@ -188,63 +163,82 @@ def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = Fa
     return StoreDataset(path, split, checksums=checksums)
 
 
+def _checked_manifest(path: Path, split: str, raw: bytes) -> dict[str, Any]:
+    """Return a manifest that has a split; NoSplit if it has not, another ReverieError if it cannot be used."""
+    manifest = parse_json(raw, f"'{path / MANIFEST}'")
+    if manifest["format"] != FORMAT:
+        raise ReverieError(f"'{path}' is not a dataset that Reverie wrote (format '{manifest['format']}').")
+    if manifest["schema"] > SCHEMA:
+        raise ReverieError(
+            f"'{path}' was written by a newer Reverie (data format {manifest['schema']}, this one reads "
+            f"{SCHEMA}); update Reverie first."
+        )
+    manifest = checked(manifest, "its content")
+    if split not in manifest["splits"]:
+        hint = did_you_mean(split, manifest["splits"])
+        if "shard" in manifest:
+            hint = " It is part of an array job: join the parts with 'reverie data merge OUT PARTS'."
+        raise NoSplit(f"'{path}' has no split '{split}'.{hint}", manifest["splits"])
+    return manifest
+
+
 class StoreDataset:
     """A Dataset that reads from a folder; see ``open_dataset``.
 
     sources: where each episode came from. tasks: what was to be done in it. notes: what its source said of the files.
+    kinds: name, dtype and shape of each array. shard: [i, n, val] of part i of n of an array job, else None. aside: why
+    episodes in quarantine are left out, by their number on disk; own: that number of each of the others.
     """
 
     def __init__(self, path: Path, split: str, *, checksums: bool = False):
         try:
             raw = read_bytes(path / MANIFEST, MANIFEST_BYTES)
-            manifest = parse_json(raw, f"'{path / MANIFEST}'")
-            if manifest["format"] != FORMAT:
-                raise ReverieError(f"'{path}' is not a dataset that Reverie wrote (format '{manifest['format']}').")
-            if manifest["schema"] > SCHEMA:
-                raise ReverieError(
-                    f"'{path}' was written by a newer Reverie (data format {manifest['schema']}, this one reads "
-                    f"{SCHEMA}); update Reverie first."
-                )
-            manifest = checked(manifest, "its content")
-            if split not in manifest["splits"]:
-                raise NoSplit(f"'{path}' has no split '{split}'.{did_you_mean(split, manifest['splits'])}")
+            manifest = _checked_manifest(path, split, raw)
             part = manifest["splits"][split]
             self.spec: Spec = config.from_json(manifest["spec"])
-            self.lengths = whole_lengths(part["lengths"])
-            self.sources: list[str] = part["sources"]
-            self.tasks: list[str] = part.get("tasks") or [""] * len(self.lengths)
+            lengths = whole_lengths(part["lengths"])
+            tasks = part.get("tasks") or [""] * len(lengths)
+            self.aside: dict[str, str] = part.get(ASIDE, {})
+            self.own = [episode for episode in range(len(lengths)) if str(episode) not in self.aside]
+            self.lengths = lengths[self.own]
+            self.sources: list[str] = [part["sources"][episode] for episode in self.own]
+            self.tasks: list[str] = [tasks[episode] for episode in self.own]
             self.notes: list[str] = manifest.get("notes", [])
             self.licence: str = manifest["licence"]
+            self.provenance: str = str(manifest.get("provenance", ""))
+            self.shard: list | None = manifest.get("shard")
+            self.manifest: dict[str, Any] = manifest
             self._chunk: int = manifest["chunk"]
-            self._arrays = [(name, dtype, tuple(shape)) for name, dtype, shape in manifest["arrays"]]
+            self.kinds = [(name, dtype, tuple(shape)) for name, dtype, shape in manifest["arrays"]]
             sizes = [(file["bytes"], file["sha256"]) for file in part["files"]]
             self._ends = np.cumsum([file["records"] for file in part["files"]])  # of each file's record numbers
-            chunks = -(-self.lengths // self._chunk)
+            chunks = -(-lengths // self._chunk)
             if not isinstance(self.spec, Spec) or not isinstance(self._chunk, int) or self._chunk < 1:
                 raise Damaged("it has no spec, or no length of chunks")
         except Damaged as error:
             raise ReverieError(f"'{path / MANIFEST}' is damaged ({first_line(error)}); {AGAIN}.") from None
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ReverieError(f"'{path / MANIFEST}' is damaged ({error!r}); {AGAIN}.") from None
         self.split = split
-        self._files = [path / _file_name(split, index) for index in range(len(sizes))]
+        self._files = [path / file_name(split, index) for index in range(len(sizes))]
+        self._lengths = lengths  # of all episodes on disk
         self._first = np.cumsum(chunks) - chunks  # record number of each episode's first chunk
         self._readers: list[Any] = [None] * len(sizes)
         self._lock = threading.Lock()
         self.fingerprint = hashlib.sha256(raw + split.encode()).hexdigest()[:16]
         if not len(self.lengths) or not sizes or chunks.sum() != self._ends[-1]:
             raise ReverieError(f"'{path / MANIFEST}' is damaged: its counts disagree; {AGAIN}.")
-        foreign = {kind for _, kind, _ in self._arrays} - set(KINDS)
+        foreign = {kind for _, kind, _ in self.kinds} - set(KINDS)
         kind, shape = np.dtype(self.spec.actions.dtype).name, self.spec.actions.shape
         promised = {("frames", "uint8", tuple(self.spec.frame)), ("actions", kind, shape)}
-        if foreign or promised - set(self._arrays):
+        if foreign or promised - set(self.kinds):
             raise ReverieError(f"'{path / MANIFEST}' is damaged: its arrays are not those its spec says; {AGAIN}.")
         for file, (size, checksum) in zip(self._files, sizes, strict=True):
             found = file.stat().st_size if file.is_file() else None
             if found != size:
                 what = "is missing" if found is None else f"has {found} bytes instead of {size}"
                 raise ReverieError(f"'{file}' {what}; {AGAIN}.")
-            if checksums and _sha256(file) != checksum:
+            if checksums and sha256(file) != checksum:
                 raise ReverieError(f"'{file}' is damaged: its checksum differs; {AGAIN}.")
         array_record()
 
@@ -254,7 +248,7 @@ class StoreDataset:
         """Return a window of one episode, (length, ...) each, joined from its records; see ``Dataset.read``."""
         if not 0 <= start < start + length <= self.lengths[episode]:
             raise IndexError(f"frames {start}..{start + length} of episode {episode} ({self.lengths[episode]} frames)")
-        parts = []
+        parts, episode = [], self.own[episode]
         for chunk in range(start // self._chunk, (start + length - 1) // self._chunk + 1):
             first = chunk * self._chunk
             arrays = self._read_chunk(episode, chunk)
@@ -264,7 +258,7 @@ class StoreDataset:
 
     def _read_chunk(self, episode: int, chunk: int) -> dict[str, np.ndarray]:
         first = chunk * self._chunk
-        length = min(self._chunk, int(self.lengths[episode]) - first)
+        length = min(self._chunk, int(self._lengths[episode]) - first)
         record = int(self._first[episode]) + chunk
         index = int(np.searchsorted(self._ends, record, side="right"))
         place = record - (int(self._ends[index - 1]) if index else 0)
@@ -275,8 +269,8 @@ class StoreDataset:
         except (RuntimeError, IndexError, ValueError, struct.error, msgpack.UnpackException) as error:
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ReverieError(f"record {place} of '{self._files[index]}' cannot be read ({problem[:200]}).") from None
-        expected = _header(self.split, episode, first, [(name, kind, (length, *s)) for name, kind, s in self._arrays])
-        total = 4 + size + sum(_bytes(kind, shape) for _, kind, shape in expected["arrays"])
+        expected = header_of(self.split, episode, first, [(name, kind, (length, *s)) for name, kind, s in self.kinds])
+        total = 4 + size + sum(bytes_of(kind, shape) for _, kind, shape in expected["arrays"])
         if header != expected or len(data) != total:
             raise ReverieError(
                 f"record {place} of '{self._files[index]}' disagrees with the manifest: it holds {header}, "
@@ -285,7 +279,7 @@ class StoreDataset:
         arrays, at = {}, 4 + size
         for name, kind, shape in expected["arrays"]:
             arrays[name] = np.frombuffer(data, kind, int(np.prod(shape)), at).reshape(shape)
-            at += _bytes(kind, shape)
+            at += bytes_of(kind, shape)
         return arrays
 
     def _reader(self, index: int) -> Any:
@@ -300,71 +294,5 @@ class StoreDataset:
             return self._readers[index]
 
 
-class _SplitWriter:
-    """Writes the files of one split and collects their entries of the manifest."""
-
-    def __init__(self, folder: Path, split: str, chunk: int, file_bytes: int):
-        self.folder, self.split, self.chunk, self.file_bytes = folder, split, chunk, file_bytes
-        self.lengths: list[int] = []
-        self.sources: list[str] = []
-        self.tasks: list[str] = []
-        self.files: list[dict[str, Any]] = []
-        self.writer: Any = None
-        self.records = self.size = 0
-
-    def write(self, episode: Episode) -> None:
-        for start in range(0, len(episode.frames), self.chunk):
-            arrays = {name: array[start : start + self.chunk] for name, array in episode.arrays().items()}
-            kinds = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
-            header: bytes = msgpack.packb(_header(self.split, len(self.lengths), start, kinds))  # pyright: ignore
-            record = b"".join([struct.pack("<I", len(header)), header, *(a.tobytes() for a in arrays.values())])
-            if self.writer is None:
-                file = self.folder / _file_name(self.split, len(self.files))
-                # group_size:1: a record is read alone; larger groups make random reads 4-10 times slower
-                self.writer = array_record().ArrayRecordWriter(str(file), "group_size:1,zstd:3")
-            self.writer.write(record)
-            self.records, self.size = self.records + 1, self.size + len(record)
-            if self.size >= self.file_bytes:
-                self.close()
-        self.lengths.append(len(episode.frames))
-        self.sources.append(episode.source)
-        self.tasks.append(episode.task)
-
-    def close(self) -> None:
-        if self.writer is not None:
-            writer, self.writer = self.writer, None
-            file = self.folder / _file_name(self.split, len(self.files))
-            try:
-                writer.close()
-            except RuntimeError as error:  # ArrayRecord's OSError: usually the disk is full
-                problem = str(error).partition(";")[0]
-                raise ReverieError(f"cannot write '{self.folder.parent}' ({problem}): is the disk full?") from error
-            self.files.append({"records": self.records, "bytes": file.stat().st_size, "sha256": _sha256(file)})
-            self.records, self.size = 0, 0
-
-    def finish(self) -> dict[str, Any]:
-        self.close()
-        tasks = {"tasks": self.tasks} if any(self.tasks) else {}
-        return {"lengths": self.lengths, "sources": self.sources, **tasks, "files": self.files}
-
-
-def _header(split: str, episode: int, start: int, arrays: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, Any]:
-    kinds = [[name, kind, list(shape)] for name, kind, shape in arrays]
-    return {"split": split, "episode": episode, "start": start, "arrays": kinds}
-
-
-def _bytes(kind: str, shape: Iterable[int]) -> int:
-    return math.prod(shape) * np.dtype(kind).itemsize
-
-
-def _file_name(split: str, index: int) -> str:
-    return f"{split}-{index:05d}.array_record"
-
-
 def _is_dataset(path: Path) -> bool:
     return (path / MANIFEST).is_file() or path.suffix == ".npz"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -110,6 +110,17 @@ def side_by_side(clips: Sequence[Clip], scale: int = 4, gap: int = 6) -> np.ndar
     return np.concatenate([part for column in columns for part in (column, space)][:-1], axis=2)
 
 
+def captioned(frames_THWC: np.ndarray, captions: Sequence[str], scale: int = 4) -> np.ndarray:
+    """Return a clip (T, H', W', 3) whose frames have their captions below them."""
+    shown = enlarge(frames_THWC, scale)
+    size = _letters([("", shown)])
+    drawn: dict[str, np.ndarray] = {}
+    for text in captions:
+        if text not in drawn:
+            drawn[text] = _text(text, width=shown.shape[2], height=size * 2, size=size, anchor="mm")
+    return np.concatenate([shown, np.stack([drawn[text] for text in captions])], axis=1)
+
+
 def contact_sheet(clips: Sequence[Clip], columns: int = 8, scale: int = 2, gap: int = 4) -> np.ndarray:
     """Return one picture (H', W', 3): a row per clip, its label at the left, ``columns`` moments spread over time."""
     shown = _alike(clips, scale)

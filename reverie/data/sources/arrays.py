@@ -19,6 +19,7 @@ from reverie.data.sources.bundles import Alignment, Bundle, Column
 from reverie.data.sources.dreamerv3 import CHUNK
 from reverie.data.sources.recognise import beside, outnumber, recognise
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
+from reverie.errors import Damaged
 
 LENGTHS = ("lengths", "episode_lengths", "episode_ends")
 OURS = {"frames", "lengths"}  # what an .npz that is a dataset of Reverie's own has
@@ -73,6 +74,11 @@ def is_dataset(path: Path) -> bool:
 
 def _npz(name: str, file: Path, found: Found) -> dict[str, Column]:
     headers, others = bounded.npz_headers(file)
+    if others and not headers:
+        raise Damaged(
+            f"it holds only pickled objects ({', '.join(others)[:60]}), which are not loaded as they can run code; "
+            "save arrays by name: np.savez(file, frames=..., action=...)"
+        )
     if others:
         found.say(f"{name}: {', '.join(others)[:200]} {'are' if len(others) > 1 else 'is'} not numbers: not read")
     stamp = file.stat().st_mtime_ns

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reverie.actions import FAR, ActionSpace
-from reverie.data.episode import Action, Episode, Spec
+from reverie.data.episode import Action, Episode, Spec, numbers_of
 from reverie.data.sources.pictures import is_picture, resized, rgb
 from reverie.data.takes import Moment, Take
 from reverie.errors import ReverieError, did_you_mean, first_line
@@ -52,11 +52,11 @@ class GymnasiumConfig:
             env.close()
         return Spec(picture.shape, space, self.fps or float(rate), self.path)
 
-    def episodes(self) -> Iterator[Episode]:
+    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Play and yield ``count`` episodes of at most ``frames`` frames."""
         game = self.game()
         try:
-            for index in range(self.count):
+            for index in numbers_of(shard, self.count):
                 yield self._episode(game, self.seed + index)
         finally:
             game.close()

@@ -8,7 +8,9 @@ T frames of a recording, so T - 1 steps; H W C image.
 """
 
 import logging
+import math
 import struct
+import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +21,7 @@ from typing import Self
 
 import numpy as np
 
-from reverie.data.episode import Episode, Spec
+from reverie.data.episode import Episode, Spec, numbers_of
 from reverie.data.sources import files
 from reverie.data.sources.pictures import resized
 from reverie.data.sources.spaces import Coding, Declared, coding
@@ -27,6 +29,7 @@ from reverie.errors import ReverieError, first_line
 
 FPS = 15.0  # where neither the files nor the user say
 NAMED = 5  # recordings that an error names
+LARGE = 2**28  # bytes of frames from which on a recording lies in a file: five minutes of VPT have 4 GB
 UNREADABLE = (  # what readers of files raise about content that is wrong
     *(ReverieError, OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, SyntaxError),
     *(AttributeError, MemoryError, struct.error, zlib.error),
@@ -115,13 +118,13 @@ class FileSource(ABC):
         """Return what all episodes have in common; ReverieError if nothing can be used."""
         return _looked(self, _stamps(self)).spec
 
-    def episodes(self) -> Iterator[Episode]:
+    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield the recordings in order; what is left out, repaired or guessed is logged, one line each."""
         looked, written = _looked(self, _stamps(self)), 0
-        failed = list(looked.found.skipped)
+        failed, recordings = list(looked.found.skipped), looked.found.recordings
         for note in looked.notes:
             log.warning("%s", note)
-        for one in looked.found.recordings:
+        for one in (recordings[index] for index in numbers_of(shard, len(recordings))):
             try:
                 pieces = _pieces(one, looked)
             except UNREADABLE as error:
@@ -206,39 +209,52 @@ def _nothing(source: FileSource, failed: list[str]) -> ReverieError:
 
 def _pieces(one: Recording, looked: _Looked) -> list[Episode]:
     """Return a recording as one episode, or several where pictures are damaged."""
-    size, spec = looked.spec.frame[:2], looked.spec
-    pictures, resizes = [], set()
-    for picture in one.frames():
-        if picture is not None and picture.shape[:2] != size:
-            resizes.add(picture.shape[:2])
-            picture = resized(picture, size)
-        pictures.append(picture)
-    if len(pictures) != one.length:
-        log.warning("%s: %d pictures for %d frames of its table", one.name, len(pictures), one.length)
-        pictures = [*pictures[: one.length], *[None] * (one.length - len(pictures))]
-    if resizes and not looked.chosen:
-        log.warning("%s: its pictures of %s are brought to %s", one.name, sorted(resizes), tuple(size))
-    sound = [place for place, picture in enumerate(pictures) if picture is not None]
-    if not sound:
+    spec = looked.spec
+    frames, sound = _frames(one, spec.frame, looked.chosen)
+    if not len(sound):
         raise ReverieError("none of its pictures can be read")
-    if len(sound) < len(pictures):
-        lost = len(pictures) - len(sound)
-        log.warning("%s: %d of %d pictures damaged or missing, left out", one.name, lost, len(pictures))
+    if len(sound) < one.length:
+        log.warning("%s: %d of %d pictures damaged or missing, left out", one.name, one.length - len(sound), one.length)
     steps = one.length - 1
     actions = np.concatenate([spec.actions.start((1,)), looked.coding.actions(one.actions, steps)])
     rewards, ends = _numbers(one.rewards, steps), _numbers(one.ends, steps) != 0
     breaks = np.flatnonzero(np.diff(sound) > 1) + 1
     episodes = []
-    for part in np.split(np.array(sound), breaks):
+    for part in np.split(sound, breaks):
         first, stop = int(part[0]), int(part[-1]) + 1
         led = actions[first:stop].copy()
         led[0] = spec.actions.start()
         gain, over = rewards[first:stop].copy(), ends[first:stop].copy()
         gain[0], over[0] = 0, False
-        frames = np.stack([pictures[place] for place in part])
         source = one.source or one.name
-        episodes.append(Episode(frames, led, gain, over, fps=spec.fps, source=source, task=one.task))
+        episodes.append(Episode(frames[first:stop], led, gain, over, fps=spec.fps, source=source, task=one.task))
     return episodes
+
+
+def _frames(one: Recording, shape: tuple[int, int, int], chosen: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pictures (T,H,W,C) of a recording, and the numbers of those that are sound."""
+    frames, sound, resizes, count = _room((one.length, *shape)), [], set(), 0
+    for count, picture in enumerate(one.frames(), start=1):
+        if picture is None or count > one.length:
+            continue
+        if picture.shape[:2] != tuple(shape[:2]):
+            resizes.add(picture.shape[:2])
+            picture = resized(picture, shape[:2])
+        frames[count - 1] = picture
+        sound.append(count - 1)
+    if count != one.length:
+        log.warning("%s: %d pictures for %d frames of its table", one.name, count, one.length)
+    if resizes and not chosen:
+        log.warning("%s: its pictures of %s are brought to %s", one.name, sorted(resizes), tuple(shape[:2]))
+    return frames, np.array(sound, int)
+
+
+def _room(shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array for frames: in memory, or from ``LARGE`` bytes on in a temporary file without a name."""
+    if math.prod(shape) < LARGE:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
 def _numbers(rows: np.ndarray | None, steps: int) -> np.ndarray:

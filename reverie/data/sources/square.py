@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from reverie.actions import ActionSpace
-from reverie.data.episode import Action, Episode, Spec, record
+from reverie.data.episode import Action, Episode, Spec, numbers_of, record
 from reverie.data.mixed import draw_policy
 from reverie.errors import ReverieError
 
@@ -63,10 +63,10 @@ class SquareConfig:
         """Return the simulator."""
         return Square(self.actions)
 
-    def episodes(self) -> Iterator[Episode]:
+    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield ``count`` episodes, each a square of its own, played by ``Square.policy`` or a mixture."""
         simulator, fps = self.make(), self.spec().fps
-        for index in range(self.count):
+        for index in numbers_of(shard, self.count):
             rng = np.random.default_rng((self.seed, index))
             level = int(rng.integers(2**31))
             kind, policy = ("", simulator.policy) if self.play == "hold" else draw_policy(simulator, rng)

@@ -16,9 +16,9 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from reverie.data.episode import Episode, Spec
+from reverie.data.cuts import cuts
+from reverie.data.episode import Episode, Spec, numbers_of
 from reverie.data.sources import action_files, files, film
-from reverie.data.sources.cuts import cuts
 from reverie.data.sources.decode import Unusable
 from reverie.data.sources.film import Film, Fit, Sample
 from reverie.data.sources.recognise import recognise, refuse_formats
@@ -84,7 +84,7 @@ class VideosConfig:
         fps = self.fps or round(typical / max(1, math.ceil(typical / RATE - 0.01)), 3)
         return Spec((*self.size, 3), codes.space, fps, "videos")
 
-    def episodes(self) -> Iterator[Episode]:
+    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield the episodes in the order of the files' names.
 
         Logs one line per file that cannot be used. Raises ReverieError if nothing was long enough.
@@ -92,7 +92,7 @@ class VideosConfig:
         (films, codes, notes), fps, counts = self._look(), self.spec().fps, Counter()
         for note in notes:
             log.warning("%s", note)
-        for one in films:
+        for one in (films[index] for index in numbers_of(shard, len(films))):
             short = []
             for piece in _pieces(film.samples(one, fps, self.size, self.fit), self):
                 if len(piece) >= self.shortest:

@@ -1,0 +1,203 @@
+"""Stores out of stores: merged, appended to, or a part of one. Episodes are copied by windows of one record.
+
+What a store promises of its splits holds for the result: no episode, and no recording, is in training and held out.
+Identical episodes are kept once. A command that was killed goes on from its last complete file when it is repeated, and
+one that is repeated after its end changes nothing.
+
+The parts of an array job (``--shard i/n``) become exactly the store that one job would have written.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reverie import config
+from reverie.actions import ActionSpace
+from reverie.data.copying import Recorded, Store, about_of, key_of, made_of, notes_of, opened, workplace, write_new
+from reverie.data.episode import Spec
+from reverie.data.filling import CHUNK, MANIFEST, About, Entry, Kinds, copy_of, fill
+from reverie.data.splits import content
+from reverie.data.store import divided_entries
+from reverie.errors import ReverieError
+
+NAMED = 3  # recordings that a note names
+RECORDED = ("count", "frames", "seed", "play")  # of a simulator's config: what was recorded, not which game it is
+
+
+def merge(out: Path, paths: Sequence[Path], licence: str = "") -> str:
+    """Write all episodes of several stores to a new one; return a line that says what was done.
+
+    Raises ReverieError, which says what to do, if frames, rates or actions differ.
+    """
+    if len(paths) < 2:
+        raise ReverieError("merge needs two stores or more: 'reverie data merge OUT A B'.")
+    stores = [opened(path) for path in paths]
+    if any(store.any.shard for store in stores):
+        return _join(out, stores)
+    spec, kinds, notes = _common(stores)
+    chosen, said = _settled([one for whose, store in enumerate(stores) for one in store.episodes(whose)])
+    licences = dict.fromkeys(store.any.licence for store in stores if store.any.licence)
+    about = About(licence or "; ".join(licences), made_of("merge", stores), [*notes, *notes_of(stores), *said])
+    return write_new(out, spec, [_with(one.entry, kinds) for one in chosen], about)
+
+
+def append(path: Path, other: Store) -> str:
+    """Add the episodes of another store to the one at ``path``, whose own files stay as they are."""
+    store = opened(path)
+    if path.suffix == ".npz" or store.any.shard:
+        raise ReverieError(f"'{path}' is one file, or part of an array job, which is not added to; use 'data merge'.")
+    spec, kinds, _ = _common([store, other])
+    if kinds != store.any.kinds or spec.simulator != store.any.spec.simulator:
+        raise ReverieError(f"'{other.path}' lacks what '{path}' has of a simulator's states; use 'data merge'.")
+    chosen, said = _settled(list(other.episodes(1)), fixed=list(store.episodes(0)))
+    if not chosen:
+        return f"{path}: every episode of '{other.path}' is there already"
+    manifest, key = store.any.manifest, key_of(made_of("append", [store, other]), "")
+    about = About(manifest["licence"], manifest["provenance"], [*manifest["notes"], *notes_of([other]), *said],
+                  manifest["chunk"], more={"appended": [*manifest.get("appended", ()), about_of(other)]})  # fmt: skip
+    with workplace(path, key) as part:
+        fill(part, store.any.spec, [_with(one.entry, kinds) for one in chosen], about,
+             parts=manifest["splits"], journal=True)  # fmt: skip
+        for file in sorted(part.glob("*.array_record")):
+            file.replace(path / file.name)
+        (part / MANIFEST).replace(path / MANIFEST)  # until now the store is what it was
+    return f"{path}: {len(chosen)} episodes added"
+
+
+def _common(stores: Sequence[Store]) -> tuple[Spec, Kinds, list[str]]:
+    """Return the spec and arrays of all stores together, and notes; ReverieError if they differ in what matters."""
+    first, specs, notes = stores[0], [store.any.spec for store in stores], []
+    for store in stores[1:]:
+        ours, theirs = specs[0], store.any.spec
+        height, width, _ = ours.frame
+        differ, way = "", f"write '{store.path}' again with --size {height} {width}"
+        if theirs.frame != ours.frame:
+            differ = f"frames {theirs.frame}, not {ours.frame}"
+        elif theirs.fps != ours.fps:
+            differ = f"{theirs.fps:g} frames per second, not {ours.fps:g}"
+            way = f"write it again with --fps {ours.fps:g}"
+        elif _values(theirs.actions) != _values(ours.actions):
+            differ = f"{_words(theirs.actions)}, not {_words(ours.actions)}"
+            way = "import both from one folder, so that they share one action space"
+        elif theirs.actions.names and ours.actions.names and theirs.actions.names != ours.actions.names:
+            differ, way = "other names of actions", "check that the same number means the same action"
+        if differ:
+            raise ReverieError(f"'{store.path}' has {differ} as '{first.path}' has; {way}.")
+    spec = replace(specs[0], source=" + ".join(dict.fromkeys(spec.source for spec in specs)))
+    named = next((one.actions for one in specs if one.actions.names), specs[0].actions)
+    kinds = [tuple(kind) for kind in first.any.kinds if all(kind in store.any.kinds for store in stores)]
+    if len({_game(one.simulator) for one in specs}) > 1:
+        spec, kinds = replace(spec, simulator=None), [kind for kind in kinds if kind[0] != "states"]
+        notes.append("the stores come from different simulators, or from none: states are left out")
+    return replace(spec, actions=named), kinds, notes
+
+
+def _values(space: ActionSpace) -> tuple:
+    return space.kind, space.size, space.sizes, space.low, space.high
+
+
+def _words(space: ActionSpace) -> str:
+    return "no actions" if space.kind == "none" else f"{space.kind} actions ({space.choices})"
+
+
+def _game(simulator: Any) -> str:
+    """Return a text that is the same for configs of the same game."""
+    values = {**config.to_json(simulator)} if simulator is not None else {}
+    return json.dumps({name: value for name, value in values.items() if name not in RECORDED}, sort_keys=True)
+
+
+def _settled(held: list[Recorded], fixed: Collection[Recorded] = ()) -> tuple[list[Recorded], list[str]]:
+    """Return the episodes to write, each once and all on one side, and notes. ``fixed`` ones stay where they are.
+
+    Of identical episodes a fixed one is kept, else a held-out one. A recording that another store holds out is held out
+    as a whole; one that is in the fixed store joins it on its side.
+    """
+    kept, copies = _once(held, fixed)
+    sides: dict[tuple, set[tuple[int, str]]] = {}
+    for one in fixed or [one for one in kept if one.entry.split != "train"]:
+        if one.entry.source:
+            sides.setdefault(one.origin, set()).add((one.whose, one.entry.split))
+    settled, moved = [], []
+    for one in kept:
+        others = {split for whose, split in sides.get(one.origin, ()) if whose != one.whose}
+        if (fixed or one.entry.split == "train") and others and one.entry.split not in others:
+            moved.append(one.entry.source)
+            one = one._replace(entry=replace(one.entry, split=min(others)))
+        settled.append(one)
+    notes = [f"{copies} episodes were copies of others: each is kept once"] if copies else []
+    if moved:
+        names = ", ".join(list(dict.fromkeys(moved))[:NAMED]) + (", ..." if len(set(moved)) > NAMED else "")
+        notes.append(f"{len(moved)} episodes joined another split, where their recordings are already ({names})")
+    if not fixed and moved and all(one.entry.split != "train" for one in settled):
+        raise ReverieError("every recording is held out in one of the stores, so nothing is left to train on.")
+    return settled, notes
+
+
+def _once(held: list[Recorded], fixed: Collection[Recorded]) -> tuple[list[Recorded], int]:
+    """Return the episodes without copies, and how many there were; only those that begin alike are read whole."""
+
+    def groups(members: list[int], key: Any) -> list[list[int]]:
+        found: dict[Any, list[int]] = {}
+        for index in members:
+            found.setdefault(key(every[index]), []).append(index)
+        return [group for group in found.values() if len(group) > 1]
+
+    def hashed(one: Recorded, length: int) -> tuple[int, bytes]:
+        return one.entry.length, content(one.dataset, one.episode, min(length, one.entry.length), ("frames", "actions"))
+
+    every = [*fixed, *held]
+    rank = {index: (index >= len(fixed), one.entry.split == "train", index) for index, one in enumerate(every)}
+    dropped: set[int] = set()
+    for alike in groups(list(range(len(every))), lambda one: hashed(one, CHUNK)):
+        for same in groups(alike, lambda one: hashed(one, one.entry.length)):
+            dropped |= set(sorted(same, key=rank.__getitem__)[1:])
+    kept = [one for index, one in enumerate(held, start=len(fixed)) if index not in dropped]
+    return kept, len(held) - len(kept)
+
+
+class _Concatenated:
+    """The episodes of several datasets as one, as far as they are needed to divide them."""
+
+    def __init__(self, parts: Sequence[Any]):
+        self.spec, self.split, self.kinds, self.fingerprint = parts[0].spec, "", parts[0].kinds, ""
+        self.sources = [source for part in parts for source in part.sources]
+        self.tasks = [task for part in parts for task in part.tasks]
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        self._where = [(part, episode) for part in parts for episode in range(len(part.lengths))]
+
+    def read(self, episode: int, start: int, length: int, names: Any = None) -> dict[str, np.ndarray]:
+        part, own = self._where[episode]
+        return part.read(own, start, length, names)
+
+
+def _join(out: Path, stores: Sequence[Store]) -> str:
+    """Write the parts of an array job as the one job would have written all of them."""
+    parts = sorted((store.any for store in stores), key=lambda part: part.shard or ())
+    first = parts[0]
+    if len({(*(part.shard or ())[1:], part.provenance) for part in parts}) > 1:
+        raise ReverieError("these are not the parts of one array job: some differ in source, flags or number of parts.")
+    _, number, val = first.shard
+    if [part.shard[0] for part in parts] != list(range(number)):
+        missing = sorted(set(range(number)) - {part.shard[0] for part in parts})
+        what = f"part {missing[0]} is missing" if missing else "some are given twice"
+        raise ReverieError(f"of the {number} parts of this array job, {what}.")
+    whole = _Concatenated(parts)
+    entries = [copy_of("train", whole, episode) for episode in range(len(whole.lengths))]
+    about = About(first.licence, first.provenance, list(dict.fromkeys(note for part in parts for note in part.notes)))
+    return write_new(out, first.spec, list(divided_entries(whole, val)) if val else entries, about)
+
+
+def _with(entry: Entry, kinds: Kinds) -> Entry:
+    """Return an entry with these arrays only."""
+    if entry.kinds == kinds:
+        return entry
+
+    def window(start: int, stop: int) -> dict[str, np.ndarray]:
+        arrays = entry.window(start, stop)
+        return {name: arrays[name] for name, *_ in kinds}
+
+    return replace(entry, kinds=kinds, window=window)

@@ -1,0 +1,130 @@
+"""Episodes of stores on their way into other stores: which there are, and a place to write that survives a kill."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reverie.data.episode import Spec
+from reverie.data.filling import MANIFEST, About, Entry, copy_of, fill
+from reverie.data.store import NoSplit, begin, finish, open_dataset, refuse_existing
+from reverie.errors import ReverieError
+
+
+class Recorded(NamedTuple):
+    """An episode of a store, and where it goes. whose: the number of its store."""
+
+    entry: Entry
+    dataset: Any
+    episode: int
+    whose: int
+
+    @property
+    def origin(self) -> tuple[str, str, str]:
+        """The recording it is a part of: names of files are those of their folder."""
+        folder = ""
+        with contextlib.suppress(ValueError, AttributeError):  # another program may have written anything
+            folder = str(json.loads(self.dataset.provenance).get("path", ""))
+        return self.dataset.spec.source, folder, self.entry.source
+
+
+@dataclass(frozen=True)
+class Store:
+    """All splits of a store. spec, licence, provenance and notes are those of each."""
+
+    path: Path
+    splits: dict[str, Any]
+
+    @property
+    def any(self) -> Any:
+        """One of its splits."""
+        return next(iter(self.splits.values()))
+
+    def episodes(self, whose: int = 0) -> Iterator[Recorded]:
+        """Yield every episode, each in the split that it is in."""
+        for split, dataset in self.splits.items():
+            for episode in range(len(dataset.lengths)):
+                yield Recorded(copy_of(split, dataset, episode), dataset, episode, whose)
+
+
+def opened(path: str | Path) -> Store:
+    """Return all splits of a store or .npz file, "train" first; ReverieError if there is none."""
+    path, names = Path(path), []
+    try:
+        open_dataset(path, "")  # no split has this name
+    except NoSplit as error:
+        names = sorted(error.known, key=lambda name: (name != "train", name))
+    return Store(path, {name: open_dataset(path, name) for name in names})
+
+
+def write_new(out: Path, spec: Spec, entries: list[Entry], about: About) -> str:
+    """Write a new store, unless it is there already."""
+    count = f"{len(entries)} episodes, {sum(entry.length for entry in entries)} frames"
+    if (out / MANIFEST).is_file() and _is_made(out, entries, about):
+        return f"{out}: it is there already ({count})"
+    refuse_existing(out)
+    if out.suffix == ".npz":
+        raise ReverieError(f"'{out}' is to be a folder: stores in one file are not made out of others.")
+    begin(out)
+    with workplace(
+        out, key_of(about.provenance, *(f"{entry.split} {entry.source} {entry.length}" for entry in entries))
+    ) as part:
+        fill(part, spec, entries, about, journal=True)
+        finish(part, out)
+    return f"{out}: {count}"
+
+
+def _is_made(out: Path, entries: list[Entry], about: About) -> bool:
+    """Whether a store holds these episodes, of this provenance."""
+    found = opened(out)
+    there = [(one.entry.split, one.entry.length, one.entry.source) for one in found.episodes()]
+    wanted = [(entry.split, entry.length, entry.source) for entry in entries]
+    return found.any.provenance == about.provenance and sorted(there) == sorted(wanted)
+
+
+@contextlib.contextmanager
+def workplace(path: Path, key: str) -> Iterator[Path]:
+    """Yield a hidden folder beside ``path``, the same for the same work, which is gone on with after a kill."""
+    part = path.parent / f".{path.name}.{key}.part"
+    part.mkdir(exist_ok=True)
+    lock = part.with_suffix(".lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ReverieError(f"another process is writing '{path}'; wait for it.") from None
+        try:
+            yield part
+        except ReverieError:  # it would fail again; what is complete goes
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        else:
+            shutil.rmtree(part, ignore_errors=True)
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def made_of(how: str, stores: Sequence[Store]) -> str:
+    """Return the provenance of a store made of others."""
+    return json.dumps({"how": how, "stores": [about_of(store) for store in stores]})
+
+
+def about_of(store: Store) -> dict[str, Any]:
+    """Return what a store made of others keeps of one of them."""
+    fingerprints = {split: dataset.fingerprint for split, dataset in store.splits.items()}
+    return {"path": store.path.name, "fingerprints": fingerprints, "provenance": store.any.provenance}
+
+
+def key_of(*texts: str) -> str:
+    """Return a short hash."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def notes_of(stores: Sequence[Store]) -> list[str]:
+    """Return the notes of several stores, each once."""
+    return list(dict.fromkeys(note for store in stores for note in store.any.notes))

@@ -1,0 +1,243 @@
+"""Filling a folder with the record files of a dataset, and its manifest; see ``reverie.data.store`` for the format.
+
+An entry is an episode on its way into a store. It is read by windows of one record, so however long it is, only 16
+frames of it are in memory. A folder that a killed process began is gone on with: complete files are not written again.
+"""
+
+import contextlib
+import hashlib
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from reverie import config
+from reverie.checksums import read_signed, write_json
+from reverie.data.episode import Episode, Spec
+from reverie.data.records import array_record
+from reverie.errors import ReverieError
+
+MANIFEST, FORMAT, SCHEMA = "manifest.json", "reverie-store", 1
+CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
+FILE_BYTES = 1 << 30  # size at which a file is closed, before compression
+NOTES = 1000  # lines about its data that a manifest keeps
+ASIDE = "aside"  # of a split in a manifest: the numbers of episodes in quarantine, and why they are there
+JOURNAL = ".{split}.json"  # the complete files of a folder that is being filled
+
+Kinds = list[tuple[str, str, tuple[int, ...]]]  # name, dtype and shape of each array, without the time axis
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An episode to write. window: returns its arrays from frame ``start`` to ``stop``."""
+
+    split: str
+    length: int
+    window: Callable[[int, int], dict[str, np.ndarray]]
+    kinds: Kinds
+    source: str = ""
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a manifest says of a dataset as a whole. more: further entries."""
+
+    licence: str = ""
+    provenance: str = ""
+    notes: Sequence[str] = ()
+    chunk: int = CHUNK
+    file_bytes: int = FILE_BYTES
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def entry_of(split: str, episode: Episode, spec: Spec) -> Entry:
+    """Return the entry of an episode in memory; ReverieError if it does not match the spec."""
+    episode.validate(spec)
+    arrays = episode.arrays()
+
+    def window(start: int, stop: int) -> dict[str, np.ndarray]:
+        return {name: array[start:stop] for name, array in arrays.items()}
+
+    kinds = [(name, array.dtype.name, array.shape[1:]) for name, array in arrays.items()]
+    return Entry(split, len(episode.frames), window, kinds, episode.source, episode.task)
+
+
+def copy_of(split: str, dataset: Any, episode: int, start: int = 0, stop: int | None = None) -> Entry:
+    """Return the entry of a recorded episode, or of a piece of it, which then starts as an episode does."""
+    length = (int(dataset.lengths[episode]) if stop is None else stop) - start
+
+    def window(first: int, last: int) -> dict[str, np.ndarray]:
+        arrays = dataset.read(episode, start + first, last - first)
+        if start and first == 0:
+            arrays |= {name: arrays[name].copy() for name in ("actions", "rewards", "ends")}
+            arrays["actions"][0], arrays["rewards"][0] = dataset.spec.actions.start(), 0
+        return {name: arrays[name] for name, *_ in dataset.kinds}
+
+    return Entry(split, length, window, dataset.kinds, dataset.sources[episode], dataset.tasks[episode])
+
+
+def fill(
+    folder: Path,
+    spec: Spec,
+    entries: Iterable[Entry],
+    about: About,
+    *,
+    parts: dict[str, Any] | None = None,
+    journal: bool = False,
+) -> None:
+    """Write entries to a folder, then its manifest. ``parts``: splits of a store that the entries are added to.
+
+    ``journal``: complete files are noted, so that a repeated call with the same entries goes on from them.
+    """
+    writers: dict[str, _SplitWriter] = {}
+    kinds: Kinds | None = None
+
+    def writer(split: str) -> "_SplitWriter":
+        return _SplitWriter(folder, split, about, (parts or {}).get(split, {}), journal)
+
+    try:
+        for entry in entries:
+            kinds = kinds or entry.kinds
+            if entry.kinds != kinds:
+                raise ReverieError(f"episode '{entry.source}' holds {entry.kinds}, the episodes before it {kinds}.")
+            if entry.split not in writers:
+                writers[entry.split] = writer(entry.split)
+            writers[entry.split].write(entry)
+        if not writers:
+            raise ReverieError("there are no episodes to write.")
+        made = {split: writers[split].finish() for split in writers}
+        rest = [f"and {len(about.notes) - NOTES} more lines"] if len(about.notes) > NOTES else []
+        manifest = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "spec": config.to_json(spec),
+            "chunk": about.chunk,
+            "arrays": [[name, kind, list(shape)] for name, kind, shape in kinds or ()],
+            "licence": about.licence,
+            "provenance": about.provenance,
+            "notes": [*about.notes[:NOTES], *rest],
+            **about.more,
+            "splits": dict(sorted(((parts or {}) | made).items())),
+        }
+        write_json(folder / MANIFEST, manifest)
+        for split in writers:
+            (folder / JOURNAL.format(split=split)).unlink(missing_ok=True)
+    finally:
+        for each in writers.values():
+            with contextlib.suppress(ReverieError):  # the first error is already being raised
+                each.abandon()
+
+
+class _SplitWriter:
+    """Writes the files of one split and collects their entries of the manifest.
+
+    part: the manifest's entry of the split as it is, to which files are added.
+    """
+
+    def __init__(self, folder: Path, split: str, about: About, part: dict[str, Any], journal: bool):
+        self.folder, self.split, self.about = folder, split, about
+        self.lengths: list[int] = list(part.get("lengths", ()))
+        self.sources: list[str] = list(part.get("sources", ()))
+        self.tasks: list[str] = list(part.get("tasks") or [""] * len(self.lengths))
+        self.aside = {ASIDE: part[ASIDE]} if ASIDE in part else {}
+        self.files: list[dict[str, Any]] = list(part.get("files", ()))
+        self.writer: Any = None
+        self.records = self.size = self.number = 0  # of the file; number: of all records so far
+        self.journal = folder / JOURNAL.format(split=split) if journal else None
+        self.old = len(self.files)  # files of the store as it is
+        self.files += self._complete()
+        self.done = sum(file["records"] for file in self.files[self.old :])  # records that need no writing
+
+    def _complete(self) -> list[dict[str, Any]]:
+        """Return the files that a killed writer completed."""
+        if self.journal is None or not self.journal.is_file():
+            return []
+        noted, found = read_signed(self.journal)["files"], []
+        for index, file in enumerate(noted, start=len(self.files)):
+            path = self.folder / file_name(self.split, index)
+            if not path.is_file() or path.stat().st_size != file["bytes"] or sha256(path) != file["sha256"]:
+                break
+            found.append(file)
+        return found
+
+    def write(self, entry: Entry) -> None:
+        for start, stop in windows(entry.length, self.about.chunk):
+            self.number += 1
+            if self.number <= self.done:
+                continue
+            arrays = entry.window(start, stop)
+            kinds = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
+            head: bytes = msgpack.packb(header_of(self.split, len(self.lengths), start, kinds))  # pyright: ignore
+            record = b"".join([struct.pack("<I", len(head)), head, *(a.tobytes() for a in arrays.values())])
+            if self.writer is None:
+                file = self.folder / file_name(self.split, len(self.files))
+                # group_size:1: a record is read alone; larger groups make random reads 4-10 times slower
+                self.writer = array_record().ArrayRecordWriter(str(file), "group_size:1,zstd:3")
+            self.writer.write(record)
+            self.records, self.size = self.records + 1, self.size + len(record)
+            if self.size >= self.about.file_bytes:
+                self.close()
+        self.lengths.append(entry.length)
+        self.sources.append(entry.source)
+        self.tasks.append(entry.task)
+
+    def close(self) -> None:
+        if self.writer is None:
+            return
+        file = self.folder / file_name(self.split, len(self.files))
+        records = self.records
+        self.abandon()
+        self.files.append({"records": records, "bytes": file.stat().st_size, "sha256": sha256(file)})
+        if self.journal is not None:
+            write_json(self.journal, {"files": self.files[self.old :]})
+
+    def abandon(self) -> None:
+        """Close the file without a word about it."""
+        if self.writer is not None:
+            writer, self.writer, self.records, self.size = self.writer, None, 0, 0
+            try:
+                writer.close()
+            except RuntimeError as error:  # ArrayRecord's OSError: usually the disk is full
+                problem = str(error).partition(";")[0]
+                raise ReverieError(f"cannot write '{self.folder.parent}' ({problem}): is the disk full?") from error
+
+    def finish(self) -> dict[str, Any]:
+        self.close()
+        tasks = {"tasks": self.tasks} if any(self.tasks) else {}
+        return {"lengths": self.lengths, "sources": self.sources, **tasks, **self.aside, "files": self.files}
+
+
+def header_of(
+    split: str, episode: int, start: int, arrays: Iterable[tuple[str, str, tuple[int, ...]]]
+) -> dict[str, Any]:
+    """Return the header of a record."""
+    kinds = [[name, kind, list(shape)] for name, kind, shape in arrays]
+    return {"split": split, "episode": episode, "start": start, "arrays": kinds}
+
+
+def bytes_of(kind: str, shape: Iterable[int]) -> int:
+    """Return the size of an array."""
+    return math.prod(shape) * np.dtype(kind).itemsize
+
+
+def file_name(split: str, index: int) -> str:
+    """Return the name of a split's file."""
+    return f"{split}-{index:05d}.array_record"
+
+
+def sha256(file: Path) -> str:
+    """Return the checksum of a file, as a manifest keeps it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def windows(length: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of consecutive windows of at most ``size`` frames."""
+    for start in range(0, length, size):
+        yield start, min(start + size, length)

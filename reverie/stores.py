@@ -1,0 +1,151 @@
+"""What ``reverie data`` does with stores that exist: one dataclass each, whose fields are its flags."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reverie import config
+from reverie.data.combining import append, merge
+from reverie.data.copying import opened
+from reverie.data.filling import MANIFEST
+from reverie.data.held_out import leak
+from reverie.data.splits import labelled
+from reverie.data.subset import Wanted, subset
+from reverie.data.writing import write_source
+from reverie.errors import ReverieError
+from reverie.text_table import table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Write all episodes of several stores to a new one: reverie data merge OUT A B. Also joins parts of --shard."""
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Merge, and say what was done."""
+        print(merge(args.path, args.others, args.licence))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Append:
+    """Add a store, a folder of recordings or a source's episodes to a store: reverie data append DIR MORE."""
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Append, and say what was done."""
+        other = _one(args, "append", "MORE")
+        with _as_store(other, args.path, args.val) as store:
+            print(append(args.path, store))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset(Wanted):
+    """Write a part of a store to a new one: reverie data subset DIR OUT --best 0.2."""
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Write it, and say what was done."""
+        print(subset(args.path, Path(_one(args, "subset", "OUT")), self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Look into a store: its splits, actions and notes, and whether held-out frames occur in training."""
+
+    out: str = ""  # a folder for contact sheets and GIFs of episodes, with their actions
+    episodes: int = 6  # episodes of each split that are drawn
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Print it."""
+        store = opened(args.path)
+        for split, dataset in store.splits.items():
+            known = labelled(dataset)
+            share = f", {sum(known) / len(known):.0%} of the episodes with actions" if any(known) else ""
+            print(f"{split}: {len(dataset.lengths)} episodes, {int(dataset.lengths.sum())} frames{share}")
+        if {"train", "val"} <= store.splits.keys():
+            share = leak(store.splits["train"], store.splits["val"])
+            print(f"leak: {share:.1%} of held-out frames are in train, or nearly so")
+        print(table(config.flatten(store.any.spec).items()))
+        for note in store.any.notes:
+            print(f"note: {note}")
+        if self.out:
+            from reverie.data_pictures import draw
+
+            files = draw(store, Path(self.out), self.episodes)
+            print(f"pictures: {len(files)} files in {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Look for what is wrong with a store: copies, frozen or black clips, cuts, actions beside their frames, leaks."""
+
+    json: bool = False  # one JSON object on stdout
+    html: bool = False  # also write doctor.html with pictures, into the store
+    quarantine: bool = False  # set the episodes with faults aside, without losing them
+    release: bool = False  # first put back what was set aside
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Examine, and print a table or JSON."""
+        from reverie.data.doctor.faults import examine
+        from reverie.data.doctor.quarantine import release, set_aside
+
+        store = opened(args.path)
+        if (self.quarantine or self.release) and args.path.suffix == ".npz":
+            raise ReverieError(f"'{args.path}' is one file: nothing can be set aside in it; write a folder.")
+        if self.release:
+            print(f"{release(store)} episodes put back", file=sys.stderr)
+            store = opened(args.path)
+        found, _ = examine(store)
+        if self.html:
+            from reverie.doctor_page import write
+
+            page = args.path / "doctor.html" if args.path.is_dir() else args.path.with_suffix(".doctor.html")
+            write(page, store, found)
+            print(f"pictures: {page}", file=sys.stderr)
+        count = set_aside(store, found) if self.quarantine else 0
+        if self.json:
+            faults = [{**fault._asdict(), "aside": list(fault.aside)} for fault in found]
+            episodes = {split: len(part.lengths) for split, part in store.splits.items()}
+            print(json.dumps({"store": str(args.path), "episodes": episodes, "faults": faults, "set_aside": count}))
+            return
+        print(table((fault.fault, fault.text) for fault in found) if found else "no fault was found")
+        if count:
+            print(f"{count} episodes set aside; 'reverie data doctor {args.path} --release' puts them back")
+
+
+TOOLS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (Merge, Append, Subset, Doctor, Show)}
+
+
+def run(args: argparse.Namespace, tool: Any) -> None:
+    """Run a tool; ReverieError if it takes no further paths and some were given."""
+    if args.shard or (args.others and not isinstance(tool, Merge | Append | Subset)):
+        raise ReverieError(f"'reverie data {args.source}' takes one store, and no --shard.")
+    tool.run(args)
+
+
+def _one(args: argparse.Namespace, name: str, what: str) -> str:
+    if len(args.others) != 1:
+        raise ReverieError(f"'reverie data {name}' takes two paths: 'reverie data {name} DIR {what}'.")
+    return str(args.others[0])
+
+
+@contextlib.contextmanager
+def _as_store(other: str, path: Path, val: float):
+    """Yield a store as it is, or anything else that episodes come from as a store for the time being."""
+    if (Path(other) / MANIFEST).is_file():
+        yield opened(other)
+        return
+    from reverie.recorded import source_of  # loads JAX
+
+    source, spec = source_of(other, Path(other)), opened(path).any.spec
+    if source is None:
+        yield opened(other)
+        return
+    has = {field.name for field in dataclasses.fields(source)}
+    fitted = {"size": spec.frame[:2], "fps": spec.fps}
+    source = dataclasses.replace(source, **{name: value for name, value in fitted.items() if name in has})
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as folder:
+        yield opened(write_source(Path(folder) / "store", source, val=val))
