@@ -224,7 +224,8 @@ def test_show_draws_sheets_and_gifs_with_actions(two, tmp_path, capsys):
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == ["train-00000.gif", "train-00001.gif", "train.png", "val-00000.gif", "val.png"]
     with Image.open(tmp_path / "pictures" / "train-00001.gif") as gif:
-        assert len(list(ImageSequence.Iterator(gif))) == 37 and gif.size[0] == 6 * 16 and gif.size[1] > 4 * 16  # the action is below
+        assert len(list(ImageSequence.Iterator(gif))) == 37
+        assert gif.size[0] == 6 * 16 and gif.size[1] > 4 * 16  # the action is below
 
 
 @pytest.mark.parametrize(
