@@ -2,7 +2,7 @@
 #   make demo DEMO_ARGS="--no-play --out runs/demo"      make test TEST_ARGS="-k store -x"
 #   EXTRAS=cuda (or tpu, coinrun, ...) installs optional parts as well;  PYTHON=python3.12 chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak mutants lock clean
+.PHONY: help setup demo test lint docs bench soak mutants lock clean
 
 VENV ?= .venv
 EXTRAS ?=
@@ -31,6 +31,9 @@ lint: $(READY_DEV)  ## style, types and floors
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/python -m pytest tests/test_floors.py
+
+docs: $(READY_DEV)  ## the documentation as a site, in .cache/site
+	$(VENV)/bin/mkdocs build --quiet
 
 bench: $(READY)  ## speed: one JSON line a measurement
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)

@@ -17,6 +17,7 @@ from reverie.data.writing import write_source
 from reverie.errors import Damaged, ReverieError, did_you_mean
 from reverie.presets.recipe import Recipe
 from reverie.training import checkpoint
+from reverie.training.folder import link
 from reverie.training.record import read_record
 
 SIDE, PATCH = 64, 8  # pixels: frames that `learn` trains on are at most so high and wide, in whole patches
@@ -91,7 +92,7 @@ def record(recipe: Recipe, out: Path, check: Callable[[Any], object], say: Calla
         check(open_dataset(source))
         if (out / "data").is_symlink():
             (out / "data").unlink()  # to the old place of the data
-        (out / "data").symlink_to(Path(source), target_is_directory=Path(source).is_dir())
+        link(out / "data", Path(source))
     elif not (out / "data").exists():
         say("data: recording" if source.spec().simulator else "data: reading")
         write_source(out / "data", source)

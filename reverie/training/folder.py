@@ -134,9 +134,23 @@ def begin(folder: Path, keeps: Callable[[Path], bool]) -> Path:
         if keeps(item):
             _copy(folder / item, half / item, item, keeps)
     if (folder / "data").exists():
-        (half / "data").symlink_to(Path("..") / "data", target_is_directory=(folder / "data").is_dir())
+        link(half / "data", Path("..") / "data")
     os.replace(half, new)
     return new
+
+
+def link(place: Path, target: Path) -> None:
+    """Let ``place`` lead to ``target``, a path as links have it; where no link can be made, it is a copy of a file.
+
+    Windows makes links for administrators only.
+    """
+    there = place.parent / target
+    try:
+        place.symlink_to(target, target_is_directory=there.is_dir())
+    except OSError:
+        if not there.is_file():
+            raise
+        shutil.copy2(there, place)
 
 
 def named(folder: Path) -> Path:
