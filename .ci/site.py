@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: the pages of the site that do not lie in docs/, and one of the API for each folder of the package."""
+"""Hooks of mkdocs: pages of the site that do not lie in docs/, and one of the API for each folder of the package."""
 
 import re
 from pathlib import Path

@@ -51,7 +51,12 @@ def test_the_wheel_carries_what_the_package_needs_and_no_more(wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         about = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
         entries = archive.read(next(name for name in archive.namelist() if name.endswith("/entry_points.txt"))).decode()
-    kept = subprocess.run(["git", "ls-files", "reverie"], cwd=ROOT, capture_output=True, text=True)
+    kept = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "reverie"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     if kept.returncode == 0 and kept.stdout:
         assert names == {name for name in kept.stdout.split("\n") if name and (ROOT / name).is_file()}
     assert {"reverie/play/page/index.html", "reverie/catalogue.json", "reverie/worlds/platformer/starts.npz"} <= names
