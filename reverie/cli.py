@@ -303,10 +303,15 @@ def _tools(add: Callable[..., Parser]) -> None:
               "reverie show runs/demo", "reverie show toy-maskgit")  # fmt: skip
     text = "the folder of a world or of one of its stages, or a preset's name (./NAME for a folder named like one)"
     completed(one.add_argument("run", metavar="RUN", help=text), presets_known)
-    one = add("export", commands.export, "Write what is needed to play, and no more, to a folder.",
-              "reverie export runs/demo worlds/demo", "reverie export runs/demo demo.zip --licence MIT")  # fmt: skip
+    one = add("export", commands.export, "Write what is needed to play, and no more: a folder, an archive or a page.",
+              "reverie export runs/demo worlds/demo", "reverie export runs/demo demo.zip --licence MIT",
+              "reverie export runs/demo --web demo.html")  # fmt: skip
     one.add_argument("run", metavar="RUN", help=WHICH)
-    one.add_argument("out", type=Path, metavar="OUT", help="the folder to write, or one file NAME.zip")
+    one.add_argument("out", type=Path, nargs="?", metavar="OUT", help="the folder to write, or one file NAME.zip")
+    text = "write a page with the world inside, which needs no server: a file NAME.html, or a folder for a static host"
+    one.add_argument("--web", type=Path, metavar="OUT", help=text)
+    text = "a folder with the files of onnxruntime-web for --web; without it, npm fetches them once"
+    one.add_argument("--runtime", type=Path, metavar="DIR", help=text)
     one.add_argument("--licence", default="", metavar="TEXT", help="the licence of the world, to note in it")
 
 

@@ -208,6 +208,11 @@ def worlds(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
+    if (args.out is None) == (args.web is None):
+        raise ReverieError("say where to export to: OUT for a folder or an archive, --web OUT for a page.")
+    if args.web is not None:
+        export_web(args)
+        return
     from reverie.download import sha256
     from reverie.library import place
     from reverie.training.archive import is_archive, write_archive
@@ -218,6 +223,16 @@ def export(args: argparse.Namespace) -> None:
     print(f"{args.out}: 'reverie play {args.out}' plays it")
     if is_archive(args.out):
         print(f"on the web: 'reverie play https://ADDRESS/{args.out.name}#sha256={sha256(args.out)}'")
+
+
+def export_web(args: argparse.Namespace) -> None:
+    from reverie.library import place
+    from reverie.web.export import export_web
+
+    out = export_web(place(args.run), args.web, args.runtime, args.licence)
+    print(
+        f"{out}: {out.stat().st_size / 1e6:.2f} MB, open it in a browser" if out.is_file() else f"{out}: a static site"
+    )
 
 
 def sources_named() -> dict[str, str]:

@@ -165,7 +165,7 @@ class Session:
         self.actions = world.config.actions
         if world not in _players:
             player = unstack_layers(world)
-            _players[world] = compiled(player, begin), compiled(player, _continue, donate=(0,), few_rows=True)
+            _players[world] = compiled(player, begin), compiled(player, advance, donate=(0,), few_rows=True)
         self._begin, self._continue = _players[world]
         self._cache = None
         self._time = 0
@@ -185,27 +185,7 @@ class Session:
         ``actions`` (T, ...) led to the frames; None: they are unlabelled. A world of latent actions infers its own.
         Only the last ``config.context`` frames are used. Raises ReverieError for frames or actions of another shape.
         """
-        c = self.world.config
-        frames = np.asarray(frames)
-        if frames.ndim != 4 or frames.shape[1:] != tuple(c.frame) or frames.dtype != np.uint8 or not len(frames):
-            raise ReverieError(
-                f"a session begins from uint8 frames (T, {', '.join(map(str, c.frame))}), "
-                f"not {frames.dtype} {frames.shape}."
-            )
-        space = self.actions
-        if actions is None or self.world.lam is not None:
-            actions = space.unlabelled((len(frames),))
-        actions = space.array(actions)
-        if actions.shape[:1] != (len(frames),):
-            raise ReverieError(f"{len(frames)} frames need as many actions, not {actions.shape}.")
-        space.refuse(actions, "a start")
-        frames, actions = frames[-c.context :], actions[-c.context :]
-        length = len(frames)
-        spare = c.context - length
-        # Padded at the end to one shape, so that a start of any length runs the same compiled program.
-        frames = np.pad(frames, ((0, spare), (0, 0), (0, 0), (0, 0)), mode="edge")
-        actions = np.concatenate([actions, space.unlabelled((spare,))])
-        self._cache, picture = self._begin(frames[None], actions[None], np.int32(length))
+        self._cache, picture = self._begin(*initial(self.world, frames, actions))
         self._time = 0
         return np.asarray(picture)
 
@@ -220,6 +200,33 @@ class Session:
         return np.asarray(frame)
 
 
+def initial(
+    world: WorldModel, frames: np.ndarray, actions: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.int32]:
+    """Return initial frames and actions, as ``Session.reset`` takes them, as inputs of ``begin``.
+
+    They are padded at the end to one shape, so that a start of any length runs the same compiled program.
+    """
+    c, space = world.config, world.config.actions
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[1:] != tuple(c.frame) or frames.dtype != np.uint8 or not len(frames):
+        raise ReverieError(
+            f"a session begins from uint8 frames (T, {', '.join(map(str, c.frame))}), "
+            f"not {frames.dtype} {frames.shape}."
+        )
+    if actions is None or world.lam is not None:
+        actions = space.unlabelled((len(frames),))
+    actions = space.array(actions)
+    if actions.shape[:1] != (len(frames),):
+        raise ReverieError(f"{len(frames)} frames need as many actions, not {actions.shape}.")
+    space.refuse(actions, "a start")
+    frames, actions = frames[-c.context :], actions[-c.context :]
+    length = len(frames)
+    spare = c.context - length
+    frames = np.pad(frames, ((0, spare), (0, 0), (0, 0), (0, 0)), mode="edge")
+    return frames[None], np.concatenate([actions, space.unlabelled((spare,))])[None], np.int32(length)
+
+
 def begin(world: WorldModel, frames_1THWC: Array, actions_1T: Array, length: Array | int) -> tuple[WorldKVCache, Array]:
     """Take in the first ``length`` real frames of one row: (cache, the reconstruction uint8 (H, W, C) of the last)."""
     cache = world.prefill(frames_1THWC, world.actions_of(frames_1THWC, actions_1T), length)
@@ -227,7 +234,8 @@ def begin(world: WorldModel, frames_1THWC: Array, actions_1T: Array, length: Arr
     return cache, to_uint8(jax.lax.dynamic_index_in_dim(seen[0], length - 1, keepdims=False))
 
 
-def _continue(world: WorldModel, cache, action, clock, temperature):
+def advance(world: WorldModel, cache: WorldKVCache, action: Array, clock: Array, temperature: Array | float) -> Any:
+    """Generate one frame: (cache, frame uint8 (H, W, C)); ``clock`` is (seed, frames since the start), uint32."""
     key = jax.random.fold_in(jax.random.key(clock[0]), clock[1])
     cache, frames, _, _ = world.imagine(cache, action[None], key, temperature)
     return cache, to_uint8(frames[0])

@@ -41,16 +41,21 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Open the page in a window of its own; what it writes to the console fails the test."""
+    """Open the page in a window of its own; what it writes to the console fails the test.
+
+    The addresses it requests are added to ``asked``.
+    """
     windows, wrong = [], []
 
-    def open_page(address, **options):
+    def open_page(address, asked=None, **options):
         window = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
         windows.append(window)
         page = window.new_page()
         page.set_default_timeout(30_000)
         page.on("console", lambda message: wrong.append(message.text) if matters(message) else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
+        if asked is not None:
+            page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
         page.wait_for_selector("#veil", state="hidden")
         return page

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from reverie import cli
+from reverie.errors import ReverieError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,6 +28,7 @@ TYPED_ELSEWHERE = {ROOT / "docs" / "add-a-dynamics.md"}  # into a copy of the pa
 
 MINIATURE = shlex.join([sys.executable, str(ROOT / "tests" / "rehearsal.py")])
 REHEARSED = [  # (how a command begins, what becomes of it)
+    ("reverie export platformer --web", "web"),  # needs a file of 33 MB from npm
     ("reverie play", "serve"),  # waits for a player: the page is fetched, then it is interrupted
     ("reverie record", "serve"),
     ("reverie demo", "miniature --no-play --minutes 1"),
@@ -78,6 +80,13 @@ def rehearse(command: str, place: Path, env: dict[str, str]) -> None:
     how = next((how for start, how in REHEARSED if f"{command} ".startswith(f"{start} ")), "")
     if how == "leave":
         return
+    if how == "web":
+        from reverie.web.runtime import runtime
+
+        try:
+            runtime()
+        except ReverieError:  # tests/test_web_browser.py says so when it skips
+            return
     if how == "serve":
         serve(command, cwd=place, env=env)
         return

@@ -1,5 +1,10 @@
-"""The converter from JAX to ONNX: every primitive of its table, on arrays of random shapes, against JAX."""
+"""The converter from JAX to ONNX: every primitive of its table, on arrays of random shapes, against JAX.
 
+The models run natively, and all of them once more in a browser, whose runtime is stricter.
+"""
+
+import base64
+import functools
 import zlib
 from typing import Any
 
@@ -8,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
+from browsing import browser, needed  # noqa: F401  (a fixture)
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from primitives import CASES
 
+from reverie.errors import ReverieError
 from reverie.onnx.convert import convert
 from reverie.onnx.graph import Constants
 from reverie.onnx.table import CALLS, PRIMITIVES, Unsupported
+from reverie.web.runtime import runtime
 
 
 def model(program, arrays):
@@ -45,15 +53,74 @@ def primitives(jaxpr, found):
     return found
 
 
+@functools.cache
+def drawn(name):
+    """Return (ONNX model, inputs by name, what JAX computes) of a case."""
+    program, arrays = CASES[name](np.random.default_rng(zlib.crc32(name.encode())))
+    expected = [*map(np.asarray, jax.tree.leaves(jax.jit(program)(*map(jnp.asarray, arrays))))]
+    made, constants, ins, outs = model(program, arrays)
+    assert not constants.data
+    return made, dict(zip(ins, map(np.asarray, arrays), strict=True)), dict(zip(outs, expected, strict=True))
+
+
+def same(name, got, want):
+    assert got.dtype == want.dtype and got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_primitive_computes_what_jax_does(name):
-    program, arrays = CASES[name](np.random.default_rng(zlib.crc32(name.encode())))
-    expected = jax.tree.leaves(jax.jit(program)(*map(jnp.asarray, arrays)))
-    made, constants, ins, outs = model(program, arrays)
-    found = run(made, constants, dict(zip(ins, arrays, strict=True)), outs)
-    for at, (got, want) in enumerate(zip(found, expected, strict=True)):
-        assert got.dtype == want.dtype and got.shape == want.shape
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6, err_msg=f"output {at}")
+    made, feed, expected = drawn(name)
+    for (out, want), got in zip(expected.items(), run(made, Constants(), feed, list(expected)), strict=True):
+        same(out, got, want)
+
+
+IN_A_BROWSER = """async ([runtime, wasm, models]) => {
+    const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const kinds = {float32: Float32Array, int32: Int32Array, uint32: Uint32Array, uint8: Uint8Array, bool: Uint8Array};
+    const ort = await import(URL.createObjectURL(new Blob([runtime], {type: "text/javascript"})));
+    Object.assign(ort.env.wasm, {wasmBinary: bytes(wasm), numThreads: 1});
+    const found = {};
+    for (const [name, [model, inputs]] of Object.entries(models)) {
+        try {
+            const session = await ort.InferenceSession.create(bytes(model), {executionProviders: ["wasm"]});
+            const feed = {};
+            for (const [id, [type, data, shape]] of Object.entries(inputs))
+                feed[id] = new ort.Tensor(type, new kinds[type](bytes(data).buffer), shape);
+            const out = await session.run(feed);
+            found[name] = Object.fromEntries(Object.entries(out).map(([id, {type, data, dims}]) =>
+                [id, [type, Array.from(data, (value) => Object.is(value, -0) ? "-0" : String(value)), dims]]));
+        } catch (problem) { found[name] = String(problem); }
+    }
+    return found;
+}"""
+
+
+@needed
+def test_every_primitive_computes_the_same_in_a_browser(browser, tmp_path):  # noqa: F811
+    try:
+        files = runtime()
+    except ReverieError as error:
+        pytest.skip(str(error))
+
+    def text(array):
+        return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+    models = {
+        name: [base64.b64encode(made).decode(), {k: [v.dtype.name, text(v), v.shape] for k, v in feed.items()}]
+        for name, (made, feed, _) in ((name, drawn(name)) for name in CASES)
+    }
+    page = browser.new_page()
+    (tmp_path / "page.html").write_text("<!doctype html>")
+    page.goto((tmp_path / "page.html").as_uri())
+    found = page.evaluate(IN_A_BROWSER, [files.script.decode(), base64.b64encode(files.wasm).decode(), models])
+    page.close()
+    assert {name: why for name, why in found.items() if isinstance(why, str)} == {}
+    for name, outs in found.items():
+        for out, want in drawn(name)[2].items():
+            kind, values, dims = outs[out]
+            numbers = [value == "1" for value in values] if kind == "bool" else [float(value) for value in values]
+            same(f"{name} {out}", np.array(numbers).astype(kind).reshape(dims), want)
 
 
 def test_no_primitive_is_left_out():

@@ -23,7 +23,7 @@ class compiled:
 
     def __init__(self, model: nnx.Module, fn: Callable, donate: Sequence[int] = (), few_rows: bool = False):
         graph, state = nnx.split(unstack_layers(model))
-        self._leaves, tree = jax.tree.flatten(state)
+        self.weights, tree = jax.tree.flatten(state)
 
         def run(leaves: list[jax.Array], *args: Any) -> Any:
             return fn(nnx.merge(graph, jax.tree.unflatten(tree, leaves)), *args)
@@ -32,11 +32,11 @@ class compiled:
         self._call: Any = jax.jit(run, donate_argnums=donated, compiler_options=compiler_options(few_rows))
 
     def __call__(self, *args: Any) -> Any:
-        return self._call(self._leaves, *args)
+        return self._call(self.weights, *args)
 
     def traced(self, *args: Any) -> Any:
-        """Return the program of a call as a closed jaxpr; nothing is computed."""
-        return self._call.trace(self._leaves, *args).jaxpr
+        """Return the program of a call as a closed jaxpr, whose first inputs are ``weights``; nothing is computed."""
+        return self._call.trace(self.weights, *args).jaxpr
 
     @property
     def compilations(self) -> int:

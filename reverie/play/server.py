@@ -46,11 +46,17 @@ def play(run: str | Path, players: int | None = None, **options: Any) -> None:
         if players < 1:
             raise ReverieError(f"at least one player needs a seat, not {players}.")
         options["limits"] = Limits(players=players)
+    world, about = load_for_play(run)
+    serve(world, **{**about, **options})
+
+
+def load_for_play(run: str | Path) -> tuple[WorldModel, dict[str, Any]]:
+    """Load a world whose latent actions have names: (world, {name, starts})."""
     run = Path(run)
     world = load(run)
-    if isinstance(world, WorldModel):  # else ``serve`` raises
+    if isinstance(world, WorldModel):  # else ``Session`` raises
         world.config = replace(world.config, actions=named_actions(world.config.actions, run))
-    serve(world, **{"name": run.resolve().name, "starts": initial_frames(run), **options})
+    return world, {"name": run.resolve().name, "starts": initial_frames(run)}
 
 
 def serve(world: Any, *, name: str = "a world", open_browser: bool = False, **options: Any) -> None:
@@ -93,7 +99,8 @@ def prepare(
     listening = _listen(host, port, expose)
     try:
         taken_seats = seats(world, starts, limits or Limits())
-        app = Guard(_application(taken_seats, _card(world, name, note, seed, len(starts))), host, allow_hosts)
+        pictures = [f"start-{number}.png" for number in range(len(starts))]
+        app = Guard(_application(taken_seats, card(world, name, note, seed, pictures)), host, allow_hosts)
     except BaseException:
         listening.close()
         raise
@@ -117,12 +124,8 @@ def prepare(
 
 
 def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
-    folder = resources.files("reverie.play") / "page"
-    files = {item.name: item.read_bytes() for item in folder.iterdir() if f".{item.name.rpartition('.')[2]}" in _TYPES}
-    for number, (frames, _) in enumerate(seats.starts):
-        picture = io.BytesIO()
-        write_png(picture, frames[-1])
-        files[f"start-{number}.png"] = picture.getvalue()
+    files = page_files("reverie.play")
+    files |= {name: picture(start) for name, start in zip(card["pictures"], seats.starts, strict=True)}
 
     async def page(request: Request) -> Response:
         name = request.path_params.get("name") or "index.html"
@@ -152,8 +155,23 @@ def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
     return app
 
 
-def _card(world: Any, name: str, note: str, seed: int, starts: int) -> dict[str, Any]:
-    """Return the description of the world that the page receives first."""
+def page_files(package: str) -> dict[str, bytes]:
+    """Return what a browser loads of a package's folder ``page``, by file name."""
+    folder = resources.files(package) / "page"
+    return {item.name: item.read_bytes() for item in folder.iterdir() if f".{item.name.rpartition('.')[2]}" in _TYPES}
+
+
+def picture(start: Start) -> bytes:
+    """Return the last of the initial frames as PNG."""
+    file = io.BytesIO()
+    write_png(file, start[0][-1])
+    return file.getvalue()
+
+
+def card(
+    world: Any, name: str, note: str, seed: int, pictures: Sequence[str], formats: Sequence[str] = ("gif", "mp4")
+) -> dict[str, Any]:
+    """Return the description of the world that the page receives first; ``pictures``: an address for each start."""
     height, width, channels = world.config.frame
     actions = world.config.actions
     notes = {
@@ -170,7 +188,9 @@ def _card(world: Any, name: str, note: str, seed: int, starts: int) -> dict[str,
         "fps": world.config.fps,
         **buttons.card(actions),
         "temperature": round(100 * world.dynamics.temperature) if hasattr(world, "dynamics") else None,
-        "starts": starts,
+        "starts": len(pictures),
+        "pictures": list(pictures),
+        "formats": list(formats),
         "seed": seed,
         "notes": [text for text in (notes.get(actions.kind), note) if text],
     }

@@ -39,12 +39,12 @@ export function fit() {
   Object.assign(view.style, { width: `${view.width * size}px`, height: `${view.height * size}px` });
 }
 
-// choose(start): called with the number of a start; -1: the player's own picture.
-export function drawStarts(count, choose) {
-  const tiles = Array.from({ length: count }, (_, start) => {
+// pictures: an address each; choose(start): called with the number of a start; -1: the player's own picture.
+export function drawStarts(pictures, choose) {
+  const tiles = pictures.map((src, start) => {
     const tile = document.createElement("button");
     const picture = new Image();
-    Object.assign(picture, { src: `start-${start}.png`, alt: `start ${start + 1}`, draggable: false });
+    Object.assign(picture, { src, alt: `start ${start + 1}`, draggable: false });
     tile.append(picture);
     return tile;
   });
@@ -52,8 +52,8 @@ export function drawStarts(count, choose) {
   Object.assign(own, { textContent: "+", title: "a picture of yours: choose, drop or paste one" });
   own.setAttribute("aria-label", "a picture of yours");
   [...tiles, own].forEach((tile, at) => {
-    tile.dataset.start = at < count ? at : -1;
-    tile.onclick = () => choose(at < count ? at : -1);
+    tile.dataset.start = at < pictures.length ? at : -1;
+    tile.onclick = () => choose(at < pictures.length ? at : -1);
   });
   $("starts").replaceChildren(...tiles, own);
 }

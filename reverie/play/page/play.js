@@ -56,7 +56,8 @@ const wire = new Wire({
     showRecorder(Boolean(world.recorder));
     input = new Input(world, $("pad"), pressed);
     dream.start = world.starts ? Math.min(Math.max(dream.start, 0), world.starts - 1) : -1;
-    drawStarts(world.starts, choose);
+    drawStarts(world.pictures, choose);
+    for (const format of ["gif", "mp4"]) $(format).hidden = !world.formats.includes(format);
     drawKeys(world, input, shortcuts());
     setLive(live);
     fit();
@@ -91,6 +92,7 @@ const wire = new Wire({
   busy: ({ text }) => (goodbye = { text, again: 5 }),
   bye: ({ text }) => (goodbye = { text }),
   error: ({ text }) => tell(text),
+  note: ({ text }) => ($("note").textContent = [...world.notes, text].join(" ")),
   closed() {
     const { text, again } = goodbye ?? { text: outOfReach(met), again: 2 };
     goodbye = null;
@@ -103,7 +105,7 @@ const wire = new Wire({
 });
 
 function reconnect() {
-  if (wire.socket.readyState === WebSocket.CLOSED) wire.open();
+  if (wire.closed) wire.open();
 }
 
 // ---- a dream -------------------------------------------------------------------------------------------------------

@@ -36,6 +36,10 @@ export class Wire {
     return this.socket.readyState === WebSocket.OPEN;
   }
 
+  get closed() {
+    return this.socket.readyState === WebSocket.CLOSED;
+  }
+
   // Returns the id that the answer will carry.
   send(command) {
     this.socket.send(JSON.stringify({ ...command, id: ++this.id }));
