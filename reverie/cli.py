@@ -128,6 +128,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     _worlds(add)
     _use(add)
     _tools(add)
+    _looks(add)
     return top, subparsers.choices
 
 
@@ -252,7 +253,7 @@ def _use(add: Callable[..., Parser]) -> None:
 
 
 def _tools(add: Callable[..., Parser]) -> None:
-    """Add the commands for data, comparisons and files."""
+    """Add the commands for data and comparisons."""
     one = add("data", commands.data, "Record or convert episodes into a store, or work on stores.",
               "reverie data platformer data/platformer --count 64", "reverie data videos data/clips --path clips/",
               "reverie data show data/platformer", "reverie data merge data/both data/clips data/platformer",
@@ -287,6 +288,9 @@ def _tools(add: Callable[..., Parser]) -> None:
     one.add_argument("--seeds", **of(int), default=3, help="how often each row is trained (3)")
     one.add_argument("--jobs", **of(int), default=2, help="rows at a time (2)")
 
+
+def _looks(add: Callable[..., Parser]) -> None:
+    """Add the commands that look at worlds, and hand them on."""
     one = add("atlas", commands.atlas, "Show what each action of a world does, and name latent actions.",
               "reverie atlas runs/clips", "reverie atlas runs/clips --name 3=jump --name 1=left")  # fmt: skip
     one.add_argument("run", metavar="RUN", help=WHICH)
