@@ -74,7 +74,7 @@ class SimulatorGame:
 
 def game_of(source: Any) -> Game:
     """Return the game of a source; ReverieError if it has none."""
-    if hasattr(source, "game"):
+    if callable(getattr(source, "game", None)):
         return source.game()
     if hasattr(source, "make"):
         return SimulatorGame(source)

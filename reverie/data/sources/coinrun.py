@@ -130,7 +130,7 @@ class CoinRunGame:
         self._env.close()
 
     def _picture(self, pictures: np.ndarray) -> np.ndarray:
-        return _resized(pictures[0].copy(), self._config.size)  # envpool reuses the buffer
+        return shrunk_to(pictures[0].copy(), self._config.size)  # envpool reuses the buffer
 
 
 class _Take:
@@ -148,7 +148,7 @@ class _Take:
 
     def episode(self, size: int) -> Episode:
         return Episode(
-            frames=np.stack([_resized(frame, size) for frame in self.frames]),
+            frames=np.stack([shrunk_to(frame, size) for frame in self.frames]),
             actions=np.array(self.actions, np.int32),
             rewards=np.array(self.rewards, np.float32),
             ends=np.array(self.ends, np.bool_),
@@ -157,29 +157,27 @@ class _Take:
         )
 
 
-def _resized(frame: np.ndarray, size: int) -> np.ndarray:
+def shrunk_to(frame: np.ndarray, size: int) -> np.ndarray:
+    """Return a frame of Procgen at another size."""
     return frame if size == SIDE else np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BOX))
 
 
 def _make(config: CoinRunConfig) -> Any:
-    """Return the vector environment; ReverieError if the extra is not installed."""
+    levels = {"num_levels": config.levels, "start_level": config.first_level}
+    return make_envs("CoinrunHard-v0", num_envs=config.num_envs, seed=config.seed, **levels)
+
+
+def make_envs(task: str, **options: Any) -> Any:
+    """Return envpool's vector environment of a Procgen game; ReverieError if the extra is not installed."""
     try:
         _load_qt()
         envpool, procgen = importlib.import_module("envpool"), importlib.import_module("envpool.procgen")
         if "ProcgenEnvSpec" not in vars(procgen):  # envpool was imported before Qt was there
             importlib.reload(procgen)
-        return envpool.make(
-            "CoinrunHard-v0",
-            env_type="gymnasium",
-            num_envs=config.num_envs,
-            channel_first=False,
-            seed=config.seed,
-            num_levels=config.levels,
-            start_level=config.first_level,
-        )
+        return envpool.make(task, env_type="gymnasium", channel_first=False, **options)
     except (ImportError, OSError) as error:
         raise ReverieError(
-            f"CoinRun is not installed ({error}); on Linux run: pip install 'reverie-worlds[coinrun]'"
+            f"Procgen is not installed ({error}); on Linux run: pip install 'reverie-worlds[coinrun]'"
         ) from None
 
 

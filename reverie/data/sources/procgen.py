@@ -1,0 +1,114 @@
+"""The sixteen games of Procgen (Cobbe et al. 2020), simulated by envpool; CoinRun has a source of its own beside it.
+
+Each episode plays one level, whose number is noted, from its start. An episode depends on nothing but the config and
+its own number, so parts of an array job give the episodes of one job, to the bit. Needs the extra ``coinrun``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from reverie.actions import ActionSpace
+from reverie.data.episode import Action, Episode, Spec, numbers_of
+from reverie.data.sources.coinrun import ACTIONS, FPS, SIDE, TIMEOUT, make_envs, shrunk_to
+from reverie.data.takes import Moment, Take
+from reverie.errors import ReverieError
+
+Name = Literal[
+    "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
+    "heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
+]  # fmt: skip
+HELD = 0.75  # probability that a policy repeats its action, unless it is "random"
+SPACE = ActionSpace("discrete", 15, tuple(name.replace("jump", "up") for name in ACTIONS.names), ACTIONS.keys)
+# Where a scripted player mostly goes: the goal of these games is there. Key d fires, and key w jumps far.
+GOALS = {
+    "climber": ("up", "left up", "right up"),
+    "coinrun": ("right", "right up", "up"),
+    "dodgeball": ("key d", "up", "down", "left", "right"),
+    "fruitbot": ("left", "right", "stay", "key d"),
+    "jumper": ("up", "left up", "right up"),
+    "leaper": ("up", "stay"),
+    "ninja": ("right", "right up", "key w"),
+    "plunder": ("left", "right", "key d"),
+    "starpilot": ("right", "up", "down", "key d"),
+    "bossfight": ("left", "right", "key d"),
+    "caveflyer": ("up", "left", "right", "key d"),
+}
+WALKS = ("left", "right", "up", "down")  # in the others, whose four ways are alike
+GOAL_SHARE = 0.8  # of a scripted player's choices
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcgenConfig:
+    """A game of Procgen, one level an episode, played at random or towards its goal."""
+
+    game: Name = "starpilot"  # which game
+    count: int = 500  # episodes to record
+    frames: int = 512  # most frames per episode; a level ends by itself at its goal, or in death
+    size: int = SIDE  # pixels of a side; the games draw 64, other sizes are resampled
+    policy: Literal["sticky", "random", "scripted"] = "sticky"  # hold actions, draw each anew, or head for the goal
+    levels: int = 0  # different levels to play; 0: every episode has its own
+    first_level: int = 0  # number of the first level
+    mode: Literal["hard", "easy"] = "hard"  # the game as published, or with few backgrounds
+    seed: int = 0  # seed of the policy
+
+    def __post_init__(self):
+        if min(self.count, self.size) < 1 or not 2 <= self.frames <= TIMEOUT:
+            raise ReverieError(f"procgen needs count and size >= 1, and 2 <= frames <= {TIMEOUT}.")
+        if min(self.levels, self.first_level, self.seed) < 0 or self.first_level + self.count >= 2**31:
+            raise ReverieError("procgen needs levels, first_level and seed >= 0, and levels below 2^31.")
+
+    def spec(self) -> Spec:
+        """Return what its episodes have in common."""
+        return Spec((self.size, self.size, 3), SPACE, FPS, self.game)
+
+    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
+        """Yield ``count`` episodes; ``source`` is "GAME, level NUMBER"."""
+        game = ProcgenGame(self)
+        for index in numbers_of(shard, self.count):
+            level = self.first_level + (index % self.levels if self.levels else index)
+            rng = np.random.default_rng((self.seed, index))
+            take, action = Take(game.spec, level, game.reset(level)), -1
+            while len(take.moments) < self.frames and not take.moments[-1][1].over:
+                action = self._next(rng, action)
+                take.add(action, game.step(action))
+            yield take.episode(self.game)
+        game.close()
+
+    def _next(self, rng: np.random.Generator, last: int) -> int:
+        """Return the next action of the policy, after another or at the start (-1)."""
+        if self.policy != "random" and last >= 0 and rng.random() < HELD:
+            return last
+        if self.policy == "scripted" and rng.random() < GOAL_SHARE:
+            return SPACE.names.index(str(rng.choice(GOALS.get(self.game, WALKS))))
+        return int(rng.integers(SPACE.size))
+
+
+class ProcgenGame:
+    """A game of Procgen, played step by step; see ``reverie.data.takes.Game``."""
+
+    def __init__(self, config: ProcgenConfig):
+        self.spec, self._config, self._env = config.spec(), config, None
+
+    def reset(self, seed: int) -> Moment:
+        """Begin the level of this number."""
+        self.close()
+        task = f"{self._config.game.capitalize()}{self._config.mode.capitalize()}-v0"
+        self._env = make_envs(task, num_envs=1, num_threads=1, seed=0, num_levels=1, start_level=seed)
+        return Moment(self._picture(self._env.reset()[0]))
+
+    def step(self, action: Action) -> Moment:
+        """Play one step; a level ends at its goal, in death, or after ``TIMEOUT`` steps."""
+        assert self._env is not None
+        pictures, rewards, ended, timed_out, _ = self._env.step(np.array([action], np.int32))
+        return Moment(self._picture(pictures), float(rewards[0]), bool(ended[0]), bool(ended[0] or timed_out[0]))
+
+    def close(self) -> None:
+        """Close the environment."""
+        if self._env is not None:
+            self._env.close()
+
+    def _picture(self, pictures: np.ndarray) -> np.ndarray:
+        return shrunk_to(pictures[0].copy(), self._config.size)  # envpool reuses the buffer
