@@ -304,18 +304,25 @@ def _looks(add: Callable[..., Parser]) -> None:
     add("worlds", commands.worlds, "List the worlds that came with Reverie.", "reverie worlds")
     add("list", commands.list_, "Name every preset, source and comparison.", "reverie list")
     one = add("show", commands.show, "Show a run and write its report.html, or what a preset will take.",
-              "reverie show runs/demo", "reverie show toy-maskgit")  # fmt: skip
-    text = "the folder of a world or of one of its stages, or a preset's name (./NAME for a folder named like one)"
-    completed(one.add_argument("run", metavar="RUN", help=text), presets_known)
+              "reverie show runs/demo", "reverie show toy-maskgit", "reverie show runs/demo --tree",
+              "reverie show runs/one runs/two --page both.html")  # fmt: skip
+    text = "a world's folder or a stage's, or a preset's name (./NAME for a folder of that name); several: side by side"
+    completed(one.add_argument("run", nargs="+", metavar="RUN", help=text), presets_known)
+    one.add_argument("--tree", action="store_true", help="the model as a tree: parameters, shapes, bytes, shardings")
+    text = "the page of several runs (side-by-side.html)"
+    one.add_argument("--page", type=Path, default=Path("side-by-side.html"), metavar="FILE", help=text)
     one = add("export", commands.export, "Write what is needed to play, and no more: a folder, an archive or a page.",
               "reverie export runs/demo worlds/demo", "reverie export runs/demo demo.zip --licence MIT",
-              "reverie export runs/demo --web demo.html")  # fmt: skip
+              "reverie export runs/demo --web demo.html",
+              "reverie export runs/demo --weights demo.safetensors")  # fmt: skip
     one.add_argument("run", metavar="RUN", help=WHICH)
     one.add_argument("out", type=Path, nargs="?", metavar="OUT", help="the folder to write, or one file NAME.zip")
     text = "write a page with the world inside, which needs no server: a file NAME.html, or a folder for a static host"
     one.add_argument("--web", type=Path, metavar="OUT", help=text)
     text = "a folder with the files of onnxruntime-web for --web; without it, npm fetches them once"
     one.add_argument("--runtime", type=Path, metavar="DIR", help=text)
+    text = "write plain weights: a file NAME.safetensors, and their configs beside it, NAME.json"
+    one.add_argument("--weights", type=Path, metavar="FILE", help=text)
     one.add_argument("--licence", default="", metavar="TEXT", help="the licence of the world, to note in it")
 
 

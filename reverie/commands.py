@@ -187,18 +187,31 @@ def list_(args: argparse.Namespace) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    if args.run in catalogue()["presets"]:
+    run, *others = args.run
+    if run in catalogue()["presets"] and not others and not args.tree:
         from reverie.forecast import forecast
         from reverie.presets import preset
 
-        recipe = preset(args.run)
-        print(forecast(args.run, recipe, recipe.source.spec()))
+        recipe = preset(run)
+        print(forecast(run, recipe, recipe.source.spec()))
         return
-    if not Path(args.run).exists() and (hint := did_you_mean(args.run, catalogue()["presets"])).startswith(" Did"):
-        raise ReverieError(f"there is no run and no preset '{args.run}'.{hint}")
-    from reverie.show import show
+    if not Path(run).exists() and (hint := did_you_mean(run, catalogue()["presets"])).startswith(" Did"):
+        raise ReverieError(f"there is no run and no preset '{run}'.{hint}")
+    if others and args.tree:
+        raise ReverieError("--tree shows the model of one run.")
+    if args.tree:
+        from rich import print as print_tree
 
-    print(table(show(Path(args.run)).items()))
+        from reverie.tree import tree
+
+        print_tree(tree(run))
+        return
+    from reverie.show import show, side_by_side
+
+    if others:
+        print(f"{len(args.run)} runs side by side: {side_by_side([Path(each) for each in args.run], args.page)}")
+    else:
+        print(table(show(Path(run)).items()))
 
 
 def worlds(args: argparse.Namespace) -> None:
@@ -208,16 +221,21 @@ def worlds(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    if (args.out is None) == (args.web is None):
-        raise ReverieError("say where to export to: OUT for a folder or an archive, --web OUT for a page.")
+    if [args.out, args.web, args.weights].count(None) != 2:
+        raise ReverieError(
+            "say where to export to: OUT for a folder or an archive, --web OUT for a page, or --weights FILE."
+        )
     if args.web is not None:
         export_web(args)
         return
     from reverie.download import sha256
     from reverie.library import place
     from reverie.training.archive import is_archive, write_archive
-    from reverie.training.export import export
+    from reverie.training.export import export, export_weights
 
+    if args.weights is not None:
+        print(f"{export_weights(place(args.run), args.weights)}: reverie.load('{args.weights}') loads it")
+        return
     write = write_archive if is_archive(args.out) else export
     write(place(args.run), args.out, args.licence)
     print(f"{args.out}: 'reverie play {args.out}' plays it")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from xml.etree.ElementTree import Element
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -26,15 +27,22 @@ from reverie.evaluation.report import PAGE as EVALUATION
 from reverie.evaluation.verdict import verdict
 from reverie.training import checkpoint
 from reverie.training.folder import STAGES
-from reverie.training.log import read_log, si
+from reverie.training.log import INCIDENT, REPORT, read_log, si
 from reverie.training.record import RECORD, Record, find_run, read_record
 
 PAGE = "report.html"
 HEADS = ("stage", "step", "loss", "time", "weights", "on disk")
-REPORT = "report/"  # before the numbers of a report, as ``training.log`` names them
 FIRST = ("loss", "psnr", "delta_psnr")  # of the curves of a stage; the others follow by name
 CURVES, POINTS = 24, 400  # of a stage, and of a curve: the files have them all
 LARGEST = 1e30  # of a value on a curve: axes of larger ones overflow
+INCIDENTS = 100  # of a stage, the last ones
+SPEEDS = {
+    "frames_per_s": "frames/s",
+    "flops_per_s": "FLOP/s",
+    "mfu": "MFU",
+    "goodput": "goodput: share of the time in steps",
+    "data_wait": "share of the time waiting for data",
+}
 MOMENTS, PICTURE_BYTES = 6, 2**24  # pictures over time, of each name
 PICTURE = re.compile(r"(\d{1,18})-([\w.-]{1,100})\.png", re.ASCII)  # as ``training.log`` names them
 ROWS = {  # what a stage's own pictures show
@@ -44,6 +52,7 @@ ROWS = {  # what a stage's own pictures show
 }
 
 Value = TypeVar("Value")
+Log = dict[str, dict[str, list[tuple[int, float]]]]  # numbers by name, then "training" or "report": (step, value)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Stage:
     bytes: int | None
     seconds: float | None
     metrics: list[dict[str, Any]]
+    times: list[dict[str, Any]]
     faults: list[str]
 
     @property
@@ -145,7 +155,7 @@ def _stage(folder: Path) -> Stage:
         return lines
 
     if not (folder / RECORD).is_file():
-        return Stage(folder, None, None, None, None, None, [], ["not begun yet."])
+        return Stage(folder, None, None, None, None, None, [], [], ["not begun yet."])
     record = tried(lambda: read_record(folder), None)
     steps = checkpoint.steps(folder)
     if not steps:
@@ -156,13 +166,16 @@ def _stage(folder: Path) -> Stage:
         metrics, times = logged("metrics.jsonl"), logged("timing.jsonl")
     else:
         faults.append("there is no metrics.jsonl, so no curves; an export has none.")
-    return Stage(folder, record, steps[-1] if steps else None, weights, taken, _seconds(times), metrics, faults)
+    newest = steps[-1] if steps else None
+    return Stage(folder, record, newest, weights, taken, _seconds(times), metrics, times, faults)
 
 
 def _seconds(times: list[dict[str, Any]]) -> float:
     """How long training steps took, without what came between: reports, saves, and breaks."""
     total, before = 0.0, 0
     for line in times:
+        if INCIDENT in line:
+            continue
         rate = number(line.get("steps_per_s"))
         total += max(line["step"] - before, 0) / rate if rate and rate > 0 else 0.0
         before = line["step"]
@@ -201,20 +214,25 @@ def _parts(path: Path, stages: list[Stage], said: list[str], faults: list[str]) 
     if evaluation:
         yield page.section("Evaluation", *evaluation)
     for stage in stages:
-        yield page.section(stage.name, *_curves(stage), *_pictures(stage), *_config(stage))
+        yield page.section(stage.name, *_curves(stage), *_pictures(stage), *_health(stage), *_config(stage))
 
 
-def _curves(stage: Stage) -> Iterator[Element]:
-    """A chart for each number of the log, in training and in reports on held-out clips."""
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+def _logged(stage: Stage) -> Log:
+    """Return the numbers of a stage's log by name, in training and in reports: (step, value)."""
+    found: Log = {}
     for line in stage.metrics:
         for name, value in line.items():
             if name != "step" and (value := number(value)) is not None and abs(value) < LARGEST:
                 label = "report" if name.startswith(REPORT) else "training"
                 found.setdefault(name.removeprefix(REPORT), {}).setdefault(label, []).append((line["step"], value))
     names = sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-    figures = {}
-    for name in names[:CURVES]:
+    return {name: found[name] for name in names}
+
+
+def _curves(stage: Stage) -> Iterator[Element]:
+    """A chart for each number of the log, in training and in reports on held-out clips."""
+    found, figures = _logged(stage), {}
+    for name in [*found][:CURVES]:
         lines = {label: _thinned(points) for label, points in found[name].items()}
         figures[name if "training" in lines else f"{name} (report)"] = plots.trace(lines)
     if figures:
@@ -222,13 +240,72 @@ def _curves(stage: Stage) -> Iterator[Element]:
     if splits := sorted({str(line["split"]) for line in stage.metrics if "split" in line}):
         text = f"Reports use the same clips every time (split {', '.join(splits)})."
         yield page.node("p", text, class_="dim")
-    if len(names) > CURVES:
-        yield page.node("p", f"metrics.jsonl has {len(names) - CURVES} more.", class_="dim")
+    if len(found) > CURVES:
+        yield page.node("p", f"metrics.jsonl has {len(found) - CURVES} more.", class_="dim")
+
+
+def side_by_side(paths: list[Path], out: Path) -> Path:
+    """Write one page about several runs or worlds: their stages, where their configs differ, and shared charts."""
+    names = [path.name if [each.name for each in paths].count(path.name) == 1 else str(path) for path in paths]
+    runs = {name: look(Path(os.path.abspath(path))) for name, path in zip(names, paths, strict=True)}
+    if len(runs) < len(paths):
+        raise ReverieError("each run can be named once only.")
+    page.write_page(out, "Runs side by side", _together(runs))
+    return out
+
+
+def _together(runs: dict[str, list[Stage]]) -> Iterator[Element]:
+    yield page.table(("run", *HEADS), [(name, *stage.cells) for name, stages in runs.items() for stage in stages])
+    kinds: dict[str, dict[str, Stage]] = {}
+    single = all(len(stages) == 1 for stages in runs.values())  # stages, whose folders have names of their own
+    for name, stages in runs.items():
+        for stage in stages:
+            kinds.setdefault("Training" if single else stage.name, {})[name] = stage
+    for kind, shared in kinds.items():
+        configs = {name: config.flatten(stage.record.run) if stage.record else {} for name, stage in shared.items()}
+        fields = dict.fromkeys(field for flat in configs.values() for field in flat)
+        differ = [field for field in fields if len({repr(flat.get(field)) for flat in configs.values()}) > 1]
+        rows = [(field, *(str(flat.get(field, "")) for flat in configs.values())) for field in differ]
+        parts = [page.table(("config", *configs), rows)] if rows else []
+        if figures := _shared_curves({name: _logged(stage) for name, stage in shared.items()}):
+            parts.append(page.charts(figures))
+        yield page.section(kind, *parts)
+
+
+def _shared_curves(logs: dict[str, Log]) -> dict[str, Figure]:
+    """Return a chart for each number of several logs, with a line for each: of reports if there are any."""
+    figures = {}
+    for name in [*dict.fromkeys(each for log in logs.values() for each in log)][:CURVES]:
+        found = {run: log[name] for run, log in logs.items() if name in log}
+        label = "report" if any("report" in each for each in found.values()) else "training"
+        lines = {run: _thinned(each[label]) for run, each in found.items() if label in each}
+        figures[name if label == "training" else f"{name} (report)"] = plots.trace(lines)
+    return figures
 
 
 def _thinned(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
     kept = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int))
     return [points[at][0] for at in kept], [points[at][1] for at in kept]
+
+
+def _health(stage: Stage) -> Iterator[Element]:
+    """How fast a stage was trained, how much of the time went into steps, and what went wrong."""
+    figures, found = {}, {}
+    for name, text in SPEEDS.items():
+        points = [(line["step"], value) for line in stage.times if (value := number(line.get(name))) is not None]
+        if points:
+            median = float(np.median([value for _, value in points]))
+            found[text] = si(median).strip() if name.endswith("_per_s") else f"{median:.0%}"
+            figures[text] = plots.trace({"training": _thinned(points)})
+    if found:
+        yield page.node("h3", "Speed")
+        yield page.table(("median", *found), [("", *found.values())])
+        yield page.charts(figures)
+    incidents = [(line["step"], str(line[INCIDENT])) for line in (*stage.metrics, *stage.times) if INCIDENT in line]
+    if incidents:
+        shown = [f"step {step}: {text[:300]}" for step, text in sorted(incidents)[-INCIDENTS:]]
+        yield page.node("h3", f"Incidents: {len(incidents)}")
+        yield page.node("ul", *(page.node("li", text) for text in shown), class_="bad")
 
 
 def _pictures(stage: Stage) -> Iterator[Element]:

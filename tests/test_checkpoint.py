@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from toy_objective import ToyObjective, toy_dataset, toy_run
 
-from reverie.checksums import check_manifest
+from reverie.checksums import check_manifest, checked, crc, write_json
 from reverie.errors import ReverieError
-from reverie.training import checkpoint, sharding
+from reverie.training import checkpoint, plain, sharding
+from reverie.training.blueprint import Blueprint
 from reverie.training.checkpoint import Writer, load
 from reverie.training.engine import fit
-from reverie.training.export import export
+from reverie.training.export import export, export_weights
+from reverie.training.partial import take
 
 DATA = toy_dataset()
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -145,7 +148,7 @@ def test_a_checkpoint_is_sealed_as_soon_as_it_has_its_name(tmp_path):
             at = tmp_path / "checkpoints" / str(step)
             while not at.exists():
                 time.sleep(1e-4)
-            assert check_manifest(at)["step"] == step, "whoever kills it now leaves a protected checkpoint"
+            assert (check_manifest(at) or {})["step"] == step, "whoever kills it now leaves a protected checkpoint"
     assert checkpoint.steps(tmp_path) == [1, 2, 3, 4]
 
 
@@ -349,3 +352,104 @@ def test_a_full_disk_is_one_line_and_spares_the_last_checkpoint(tmp_path, capfd)
     step, found = checkpoint.restore(tmp_path, lambda *_: HERE, ("weights",))
     assert step == 1
     np.testing.assert_array_equal(found["weights"]["w"], item["weights"]["w"])
+
+
+def test_the_newest_the_regular_and_the_best_are_kept(tmp_path):
+    with Writer(tmp_path, keep=2, always=[4], every=5) as writer:
+        for step in range(1, 13):
+            writer.best = lambda found: 3 if 3 in found else None
+            writer.save(step, {"weights": {"w": jax.device_put(np.float32(step), HERE)}})
+    assert checkpoint.steps(tmp_path) == [3, 4, 5, 10, 11, 12]
+
+
+def test_the_best_report_is_kept_and_loads_by_its_step(tmp_path, capsys):
+    """Of a number that only rises, the least is the first; also after a restart, which reads it from the log."""
+    run = toy_run(8, keep=1, save_every=100, report_every=2, keep_best="min:psnr")
+    out = fit(run, tmp_path / "run", dataset=DATA)
+    assert checkpoint.steps(out) == [2, 6, 8] and int(load(out, step=2).calls[...]) == 2
+    with pytest.raises(ReverieError, match="has no checkpoint of step 3, but of 2, 6, 8"):
+        load(out, step=3)
+    for step in (6, 8):
+        shutil.rmtree(out / "checkpoints" / str(step))
+    fit(run, out, dataset=DATA)
+    assert checkpoint.steps(out) == [2, 6, 8]
+    fit(toy_run(2, keep_best="pnsr"), tmp_path / "wrong", dataset=DATA)
+    assert "no number 'pnsr' for keep_best. Did you mean 'psnr'?" in capsys.readouterr().err
+    with pytest.raises(ReverieError, match="set report_every"):
+        fit(toy_run(2, keep_best="psnr", report_every=0), tmp_path / "none", dataset=DATA)
+
+
+def test_a_run_starts_with_the_weights_of_another_that_fit(tmp_path, trained, capsys):
+    shutil.copytree(trained, tmp_path / "toy")
+    run = toy_run(1, ToyObjective(frozen=()), report_every=0, start_from="../toy")
+    out = fit(run, tmp_path / "run", dataset=DATA)
+    said = "8 of 10 weights are from '{}', step 4; 2 new (projection.linear.bias, projection.linear.kernel)"
+    assert said.format(tmp_path / "toy") in capsys.readouterr().out
+    (_, old), (_, new) = (checkpoint.restore(place, lambda *_: HERE, ("weights", "ema")) for place in (trained, out))
+    assert int(new["weights"]["calls"]) == 5, "statistics go on"
+    for name, averaged in old["ema"].items():  # the first update has a rate of zero
+        np.testing.assert_array_equal(new["weights"][name], averaged, err_msg=name)
+    report = checked(json.loads((out / "start.json").read_text()), "it")
+    assert report["taken"]["out.kernel"] == [16, 48] and [*report["new"].values()] == [[16], [48, 16]]
+
+
+def test_weights_that_do_not_fit_are_listed_with_their_shapes(tmp_path, trained):
+    def taken(width):
+        blueprint = Blueprint(ToyObjective(width=width), DATA.spec, 0, tmp_path)
+        return take(trained, blueprint, lambda *_: HERE)
+
+    narrow = taken(8)
+    assert {*narrow.weights} == {"calls", "out.bias"} and not narrow.report["new"] and not narrow.report["not used"]
+    assert narrow.report["another shape"]["out.kernel"] == [(16, 48), (8, 48)]
+    assert len(taken(16).weights) == 8
+    with pytest.raises(ReverieError, match="there is nothing at"):
+        fit(toy_run(1, start_from="../nowhere"), tmp_path / "run", dataset=DATA)
+    assert not (tmp_path / "run").exists()
+
+
+def test_plain_weights_load_as_the_same_model_wherever_they_lie(tmp_path):
+    """Of a run on top of another run, neither of which is there any more."""
+    fit(toy_run(2, ToyObjective(frozen=()), report_every=0), tmp_path / "runs" / "first", dataset=DATA)
+    run = fit(toy_run(2, ToyObjective(other="../first"), report_every=0), tmp_path / "runs" / "second", dataset=DATA)
+    truth = weights_of(load(run))
+    with pytest.raises(ReverieError, match="cannot write"):
+        export_weights(run, tmp_path / "nowhere" / "toy.safetensors")
+    file = export_weights(run, tmp_path / "toy.safetensors")
+    with pytest.raises(ReverieError, match="exists already"):
+        export_weights(run, file)
+    text = (tmp_path / "toy.json").read_text("utf-8")
+    assert str(tmp_path) not in text and len(json.loads(text)["others"]) == 1
+    (tmp_path / "elsewhere").mkdir()
+    shutil.rmtree(tmp_path / "runs")
+    for name in ("toy.safetensors", "toy.json"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    moved = tmp_path / "elsewhere" / "toy.safetensors"
+    found = weights_of(load(moved))
+    assert found.keys() == truth.keys() and any(name.startswith("projection") for name in found)
+    for name, array in truth.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    good = moved.read_bytes()
+    for broken in (good[:-1], good[:100] + bytes([good[100] ^ 1]) + good[101:], b""):
+        moved.write_bytes(broken)
+        with pytest.raises(ReverieError, match="not what was written"):
+            load(moved)
+    moved.write_bytes(good)
+    hostile(moved)
+
+
+def hostile(file):
+    """Headers that are made to be wrong, with right checksums: an error of one line, and no memory is taken."""
+    about = checked(json.loads(plain.beside(file).read_text()), "it")
+    entry = {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}
+    for header in ({"x": entry}, {"x": {**entry, "dtype": "O"}}, {"x": {**entry, "data_offsets": [0, 8]}}, {}):
+        raw = json.dumps(header).encode()
+        file.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(8 if header else 0))
+        write_json(plain.beside(file), {**about, "bytes": file.stat().st_size, "crc": crc(file)})
+        with pytest.raises(ReverieError, match="no file of plain weights|does not fit this version") as error:
+            load(file)
+        assert "\n" not in str(error.value)
+
+
+def weights_of(model) -> dict[str, np.ndarray]:
+    return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}

@@ -278,6 +278,13 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path):
     assert [file for file in (out / "tensorboard").iterdir() if file.stat().st_size > 100]
 
 
+@pytest.mark.parametrize("steps", [8, 5], ids=["two of them", "the run ends before"])
+def test_a_profile_of_a_few_steps_is_written(tmp_path, capsys, steps):
+    out = fit(toy_run(steps, profile=2, report_every=0, save_every=0), tmp_path / "run", dataset=DATA)
+    assert [file for file in (out / "profile").rglob("*.xplane.pb") if file.stat().st_size > 1000]
+    assert capsys.readouterr().out.count("A profile is in") == 1
+
+
 def test_a_missing_logger_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ReverieError, match=r"pip install 'reverie-worlds\[wandb\]'"):

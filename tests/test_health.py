@@ -160,7 +160,7 @@ def test_a_watchdog_names_the_phase_and_the_place_that_hangs(tmp_path, capfd):
         while not ended:
             time.sleep(0.01)
 
-    with Watch(tmp_path, 0.2 / 60, ended.append) as watch:
+    with Watch(tmp_path, 0.2 / 60, end=ended.append) as watch:
         for step in range(8):  # half a second altogether, but never long in one place
             watch.at("step", step)
             time.sleep(0.06)

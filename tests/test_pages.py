@@ -10,6 +10,7 @@ from pathlib import Path
 import golden
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from test_verdict import GOOD, SHIPPED, verdict
 
@@ -19,6 +20,8 @@ from reverie.errors import ReverieError
 from reverie.evaluation.meaning import HEADLINES, MEANING
 from reverie.evaluation.page import picture
 from reverie.evaluation.report import PICTURES, write_report
+from reverie.training.checkpoint import load
+from reverie.training.log import si
 from reverie.training.record import read_record, write_record
 
 EVIL = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>&amp;"
@@ -210,3 +213,42 @@ def test_what_is_no_picture_is_refused(tmp_path):
     for bad in (b"", b"GIF89a", data[:40], data[:-20], data.replace(b"IDAT", b"IDAU"), b"<svg/>"):
         with pytest.raises(ReverieError, match="no picture"):
             picture(bad, "alt", "caption")
+
+
+def test_a_stage_shows_its_speed_and_its_incidents(world):
+    stage = world / "tokenizer"
+    with (stage / "timing.jsonl").open("a") as timing, (stage / "metrics.jsonl").open("a") as log:
+        for step in (5, 6):
+            line = {"step": step, "frames_per_s": 2500, "mfu": 0.41, "goodput": 0.93, "data_wait": 0.04}
+            timing.write(json.dumps(line) + "\n")
+        timing.write(json.dumps({"step": 9, "incident": "stalled in phase 'data'"}) + "\n")
+        log.write(json.dumps({"step": 7, "incident": f"skipped: {EVIL}"}) + "\n")
+    assert cli.main(["show", str(stage)]) == 0
+    seen = read(stage / "report.html")
+    for text in ("41%", "93%", "4%", "Incidents: 2", "step 9: stalled in phase 'data'", f"step 7: skipped: {EVIL}"):
+        assert text in seen.text, text
+
+
+def test_runs_side_by_side_are_one_page(world, tmp_path, capfd):
+    other = shutil.copytree(world, tmp_path / "other")
+    record = read_record(other / "lam")
+    write_record(other / "lam", dataclasses.replace(record, run=dataclasses.replace(record.run, batch=77)))
+    both = tmp_path / "both.html"
+    assert cli.main(["show", str(world), str(other), "--page", str(both)]) == 0
+    seen = read(both)
+    assert "2 runs side by side" in capfd.readouterr().out and "77" in seen.text and "batch" in seen.texts
+    assert {"world", "other", "tokenizer", "lam", "dynamics", "loss"} <= {*seen.texts}
+    assert cli.main(["show", str(world / "lam"), str(other / "dynamics"), "--page", str(both)]) == 0
+    assert "Training" in read(both).texts and not (world / "report.html").exists()
+    assert cli.main(["show", str(world), str(world), "--page", str(both)]) == 2
+
+
+def test_a_tree_shows_every_weight_once(world, capfd):
+    """Of dynamics: its own, and those of the tokenizer, which are frozen."""
+    assert cli.main(["show", str(world), "--tree"]) == 0
+    out = capfd.readouterr().out
+    leaves = nnx.to_flat_state(nnx.state(load(world)))
+    total = si(sum(leaf[...].size for _, leaf in leaves)).strip()
+    assert f"dynamics: {total} numbers" in out and "mesh data" in out
+    assert out.count("replicated") == len(leaves) and "tokenizer: " in out and ", frozen" in out
+    assert cli.main(["show", str(world), str(world), "--tree"]) == 2

@@ -1,7 +1,7 @@
 """The structure of a model before its weights exist: names, shapes, and the part of training of each weight."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,9 @@ class Blueprint:
         weights = dict(zip(self.names, leaves, strict=True))
         return {name: weights[name] for name in self.parts[part]}
 
-    def check(self, folder: Path, weights: Weights) -> None:
-        """Raise ReverieError unless saved ``weights`` are those this code expects."""
-        expected = {name: self.shapes[name].shape for name in self.saved}
+    def check(self, folder: Path, weights: Mapping[str, Any], names: Sequence[str] | None = None) -> None:
+        """Raise ReverieError unless saved ``weights`` are those this code expects: those ``names``."""
+        expected = {name: self.shapes[name].shape for name in (self.saved if names is None else names)}
         found = {name: leaf.shape for name, leaf in weights.items()}
         if wrong := sorted(n for n in expected | found if expected.get(n) != found.get(n)):
             name = wrong[0]

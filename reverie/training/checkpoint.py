@@ -33,6 +33,7 @@ from reverie import config
 from reverie.bounded import read_json
 from reverie.checksums import check_manifest, write_manifest
 from reverie.errors import Damaged, ReverieError, first_line
+from reverie.training import plain
 from reverie.training.blueprint import Blueprint, Place, Weights
 from reverie.training.record import RECORD, Record, find_run, identity, read_record
 from reverie.training.sharding import from_first
@@ -64,13 +65,14 @@ def is_done(folder: Path, run: Any) -> bool:
 
 
 # Models that ``load`` returns, by folder, for runs that are not trained yet, while recipes are checked.
-untrained: ContextVar[dict[Path, Callable[[], nnx.Module]] | None] = ContextVar("untrained", default=None)
+Models = dict[Path, Callable[[], nnx.Module]]
+untrained: ContextVar[Models | None] = ContextVar("untrained", default=None)
 
 
 @contextmanager
-def untrained_models() -> Iterator[dict[Path, Callable[[], nnx.Module]]]:
-    """Return a dict of models by folder, to be filled: inside, ``load`` gives these for runs yet to be made."""
-    models: dict[Path, Callable[[], nnx.Module]] = {}
+def untrained_models(models: Models | None = None) -> Iterator[Models]:
+    """Return a dict of models by folder, to be filled: inside, ``load`` gives these and reads no run."""
+    models = {} if models is None else models
     token = untrained.set(models)
     try:
         yield models
@@ -78,21 +80,24 @@ def untrained_models() -> Iterator[dict[Path, Callable[[], nnx.Module]]]:
         untrained.reset(token)
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, *, step: int | None = None) -> Any:
     """Return the trained model of a run, with the averaged weights if the run kept them.
 
-    ``path``: a run's folder, or a world's folder (then its dynamics: a WorldModel). Creates nothing. Raises
+    ``path``: a run's folder, a world's folder (then its dynamics: a WorldModel), or a file of plain weights, which
+    ``reverie export --weights`` writes. ``step``: of the checkpoint; the newest by default. Creates nothing. Raises
     ReverieError if there is no such run, or if it cannot be read.
     """
-    if make := (untrained.get() or {}).get(Path(os.path.abspath(path))):
+    models = untrained.get()
+    if models is not None and (make := models.get(Path(os.path.abspath(path)))):
         return make()
-    folder, above = find_run(path), _loading.get()
+    whole = Path(path).suffix == plain.SUFFIX
+    folder, above = Path(os.path.abspath(path)) if whole else find_run(path), _loading.get()
     if folder in above:
         raise ReverieError(f"'{folder}' is trained on top of itself: the {RECORD} of another run is in its place.")
 
     def work() -> Any:
         _loading.set((*above, folder))
-        return _load(folder)
+        return _load_plain(folder) if whole else _load(folder, step)
 
     # An objective's `init` loads other runs while it is being traced. Traces belong to a thread, so a thread of its own
     # returns arrays and not tracers.
@@ -100,14 +105,35 @@ def load(path: str | Path) -> Any:
         return thread.submit(copy_context().run, work).result()
 
 
-def _load(folder: Path) -> Any:
+def _load(folder: Path, step: int | None) -> Any:
     record = read_record(folder)
     device = SingleDeviceSharding(jax.local_devices()[0])
     blueprint = Blueprint(record.run.objective, record.spec, record.run.seed, folder)
-    _, found = restore(folder, lambda *_: device, ("weights", "ema"))
+    if step is not None and step not in steps(folder):
+        raise ReverieError(f"'{folder}' has no checkpoint of step {step}, but of {', '.join(map(str, steps(folder)))}.")
+    at, found = restore(folder, lambda *_: device, ("weights", "ema"), step)
+    if step not in (None, at):
+        raise ReverieError(f"the checkpoint of step {step} in '{folder}' cannot be read.")
     blueprint.check(folder, found["weights"])
     check_frozen(folder, record, blueprint)
     return blueprint.merge(blueprint.build(lambda *_: device, found["weights"] | found["ema"]))
+
+
+def _load_plain(file: Path) -> Any:
+    found, folder = plain.read(file), file.with_suffix("")  # as if the run were there, and the others beside it
+    with untrained_models() as models:
+        for path, record in found.others.items():
+            at = Path(os.path.abspath(folder / path))
+            models[at] = structure(record, at)
+        blueprint = Blueprint(found.record.run.objective, found.record.spec, found.record.run.seed, folder)
+    blueprint.check(file, found.weights, blueprint.names)
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    return blueprint.merge({name: jax.device_put(array, device) for name, array in found.weights.items()})
+
+
+def structure(record: Record, folder: Path) -> Callable[[], nnx.Module]:
+    """Return a function that makes the model of a run in ``folder``, untrained."""
+    return lambda: record.run.objective.init(nnx.Rngs(0), record.spec, folder)
 
 
 def check_frozen(folder: Path, record: Record, blueprint: Blueprint) -> None:
@@ -120,18 +146,26 @@ def check_frozen(folder: Path, record: Record, blueprint: Blueprint) -> None:
 
 
 class Writer:
-    """Saves in the background; keeps the newest ``keep`` checkpoints and those at the steps ``always``.
+    """Saves in the background; keeps the newest ``keep`` checkpoints, those at the steps ``always``, and the ``best``.
 
-    ``start``, ``end``: first and last step of this training. Checkpoints after ``start`` (of a shorter run, or damaged
-    ones) stay until a new one is complete that is at least as late, or is the last. No earlier one is saved, so a run
-    never falls behind its previous state.
+    ``every``: those of every so many steps are kept as well. ``start``, ``end``: first and last step of this training.
+    Checkpoints after ``start`` (of a shorter run, or damaged ones) stay until a new one is complete that is at least as
+    late, or is the last. No earlier one is saved, so a run never falls behind its previous state.
     """
 
     def __init__(
-        self, folder: Path, keep: int = 1, always: Sequence[int] = (), start: int | None = None, end: int | None = None
+        self,
+        folder: Path,
+        keep: int = 1,
+        always: Sequence[int] = (),
+        *,
+        every: int = 0,
+        start: int | None = None,
+        end: int | None = None,
     ):
         self._run, self._folder = folder, folder / CHECKPOINTS
-        self._keep, self._always = max(keep, 1), set(always)
+        self._keep, self._always, self._every = max(keep, 1), set(always), every
+        self.best: Callable[[list[int]], int | None] = lambda found: None  # of some steps, by their reports
         self._later = {step for step in steps(folder) if start is not None and step > start}
         self._first = min(max(self._later, default=0), sys.maxsize if end is None else end)
         self._step: int | None = None  # the step being saved
@@ -174,9 +208,13 @@ class Writer:
                 replaced, self._later, self._first = self._later - {step}, set(), 0
                 if jax.process_index() == 0:
                     found = [each for each in steps(self._run) if each not in replaced]
-                    kept = {*found[-self._keep :], *self._always.intersection(found)}
-                    self._tidy(set(steps(self._run)) - kept)
+                    self._tidy(set(steps(self._run)) - self._kept(found))
         return steps(self._run)
+
+    def _kept(self, found: list[int]) -> set[int]:
+        """Which of the steps ``found``, oldest first, are kept."""
+        regular = [step for step in found if self._every and step % self._every == 0]
+        return {*found[-self._keep :], *regular, *({*self._always, self.best(found)} & {*found})}
 
     def _seal(self) -> None:
         """Write the checksum manifest, in orbax's thread, after all files and before the folder gets its name."""

@@ -33,7 +33,7 @@ from reverie.nn import placement
 from reverie.nn.batch import Loss, gradient, row_keys, settle
 from reverie.nn.compiled import cache_compilations, compiler_options
 from reverie.nn.step import made_with
-from reverie.training import checkpoint, folder, health, sharding
+from reverie.training import checkpoint, folder, health, partial, sharding
 from reverie.training.blueprint import Blueprint, Weights
 from reverie.training.checkpoint import Writer
 from reverie.training.log import Log, Logger, LoggerName, announce, check_loggers, open_loggers
@@ -102,10 +102,14 @@ class Run:
     report_every: int = 1000  # steps between two reports on held-out clips; 0: never
     report_clips: int = 16  # held-out clips in a report
     save_every: int = 1000  # steps between two checkpoints; 0: only the last
-    keep: int = 2  # checkpoints that are kept, besides the one from which the run can be extended
+    keep: int = 2  # newest checkpoints that are kept, besides the one from which the run can be extended
+    keep_every: int = 0  # keep the checkpoint of every so many steps as well; 0: of none
+    keep_best: str = ""  # keep that of the best report as well: psnr, or min:NAME where less is better
+    start_from: str = ""  # another run (relative to this one's folder) whose weights are taken where they fit
     loggers: tuple[LoggerName, ...] = ()  # services that get metrics and pictures besides the run's folder
     max_skipped: int = 10  # steps in a row with a loss or gradient that is not finite; then training stops
     stall_minutes: float = 30.0  # without progress, after which training ends with its stacks on disk; 0: never
+    profile: int = 0  # steps of which JAX's profiler writes a profile, from the fifth on; 0: none
 
     def __post_init__(self):
         sharding.axes_of(self.mesh)
@@ -197,7 +201,7 @@ def fit(
     with folder.owned(out):
         source, place, newest = places(run, out, dataset, fresh)
         blueprint = Blueprint(run.objective, dataset.spec, run.seed, out)
-        state, frozen = _state(run, source, blueprint, mesh, newest)
+        state, frozen, taken = _state(run, source, blueprint, mesh, newest)
         record = Record(run, dataset.spec, dataset.fingerprint, blueprint.fingerprint())
         # Everything that can fail before the first step has run: the folder changes only now.
         if place != source:
@@ -209,6 +213,7 @@ def fit(
         def begin() -> None:
             loggers.extend(open_loggers(run.loggers, place, config.to_json(run)))
             write_record(place, record)
+            taken.write(place)
             if said := health.unused_accelerator():
                 print(said, file=sys.stderr, flush=True)
             if progress:
@@ -260,8 +265,9 @@ def _train(
     shard, everywhere = sharding.rows_here(mesh), sharding.everywhere(mesh)
     stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=reads)
     step, report = compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
-    log, watch = _open_log(run, out, start, held_out.split, loggers, progress), Watch(out, run.stall_minutes)
-    writer = Writer(out, run.keep, always=[fall], start=start, end=run.steps)
+    log = _open_log(run, out, start, held_out.split, loggers, progress)
+    watch = Watch(out, run.stall_minutes, run.profile)
+    writer = Writer(out, run.keep, always=[fall], every=run.keep_every, start=start, end=run.steps)
     monitor = health.Monitor(run, state, _saved, everywhere, writer, log, watch)
     previous: Scalars = {}  # metrics of the step in flight
     with watch, stop_signals() as stop, writer, log, with_peers(), jax.transfer_guard("disallow"):
@@ -269,21 +275,21 @@ def _train(
             watch.at("collective", n)
             last, logs, signum = n == run.steps, n % run.log_every == 0, stop(n % run.log_every == 0)
             reports = n > start and run.report_every and (n % run.report_every == 0 or last)
-            saves = n > start and (n == fall or last or signum or (run.save_every and n % run.save_every == 0))
+            regular = (run.save_every and n % run.save_every == 0) or (reports and run.keep_best)
+            saves = n > start and (n == fall or last or signum or regular)
             logs = logs or n == 1 or last
             if reports or saves:
                 monitor.read(n, previous if logs else {}, state)
             if reports:
                 watch.at("report", n)
-                log.report(n, report(state))
+                monitor.report(n, report(state))
             if saves:
                 watch.at("checkpoint", n)
                 saved = monitor.save(n, state)
             if reports or saves:
                 log.pause(n)
             if signum:
-                writer.wait()
-                raise _interrupted(signum, n, run.steps, f"step {n if saved else start}")
+                raise _interrupted(writer, signum, n, run.steps, f"step {n if saved else start}")
             if last:
                 break
             watch.at("data", n)
@@ -304,7 +310,8 @@ def _train(
             log.tick(n)
 
 
-def _interrupted(signum: int, step: int, steps: int, saved: str) -> Interrupted:
+def _interrupted(writer: Writer, signum: int, step: int, steps: int, saved: str) -> Interrupted:
+    writer.wait()
     if jax.process_index() == 0:
         print(f"Stopped at step {step} of {steps}; the same command resumes from {saved}.", flush=True)
     return Interrupted(128 + signum)
@@ -354,8 +361,10 @@ def _compile_report(
     return lambda state: jax.device_get(compiled(batch, state.ema or state.params, state.rest, frozen))
 
 
-def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | None) -> tuple[TrainState, Weights]:
-    """Return the initial or restored state and the frozen weights, with their shardings."""
+def _state(
+    run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | None
+) -> tuple[TrainState, Weights, partial.Taken]:
+    """Return the initial or restored state and the frozen weights, with their shardings; what another run gave."""
     place = functools.partial(sharding.sharding, mesh)
     step, found = 0, {}
     if newest is not None:
@@ -364,7 +373,8 @@ def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | 
         blueprint.check(out, found["weights"])
         if not found["optimizer"]:
             raise ReverieError(f"'{out}' holds weights only, as an export does: it can be played, not trained on.")
-    weights = blueprint.build(place, found.get("weights"))
+    taken = partial.take(out / run.start_from, blueprint, place) if run.start_from and not found else partial.NOTHING
+    weights = blueprint.build(place, found.get("weights", taken.weights))
     params, rest, frozen = ({name: weights[name] for name in blueprint.parts[part]} for part in blueprint.parts)
     tx = run.optimizer.make()
     shapes = jax.eval_shape(tx.init, params)
@@ -376,7 +386,7 @@ def _state(run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | 
     ema = (found.get("ema") or jax.tree.map(jnp.copy, params)) if run.optimizer.ema else {}
     row = min(int(found["optimizer"].get(SKIPPED, 0)) if found else 0, run.max_skipped - 1)
     made, skipped = (sharding.put(np.int32(number), sharding.everywhere(mesh)) for number in (step, row))
-    return TrainState(made, params, rest, ema, opt, skipped), frozen
+    return TrainState(made, params, rest, ema, opt, skipped), frozen, taken
 
 
 def _saved(state: TrainState) -> dict[str, Weights]:

@@ -21,9 +21,11 @@ from reverie.bounded import read_json
 from reverie.checksums import checked, write_json
 from reverie.data.arrays import ArrayDataset
 from reverie.errors import ReverieError
-from reverie.training.checkpoint import CHECKPOINTS, Writer, restore
+from reverie.training import plain
+from reverie.training.blueprint import Blueprint
+from reverie.training.checkpoint import CHECKPOINTS, Writer, load, restore, structure, untrained_models
 from reverie.training.folder import LOCK, owned
-from reverie.training.record import RECORD, find_run, read_record, write_record
+from reverie.training.record import RECORD, Record, find_run, read_record, write_record
 
 NOTES = ("world.json", "eval.json", "actions.json")  # beside the stages of a world
 STARTS, STARTS_BYTES = "starts.npz", 2**28
@@ -65,6 +67,49 @@ def export(run: str | Path, out: str | Path, licence: str = "") -> Path:
         finally:
             shutil.rmtree(half, ignore_errors=True)
     return out
+
+
+def export_weights(run: str | Path, file: str | Path) -> Path:
+    """Write every weight of a run's model to a .safetensors ``file``, and its configs to a JSON file beside it.
+
+    ``load(file)`` returns the same model. ReverieError if one of the files exists, or if the config of a run that the
+    model is made of has an absolute path.
+    """
+    source, file = find_run(run), Path(file).absolute()
+    if file.suffix != plain.SUFFIX:
+        raise ReverieError(f"'{file.name}' must end in {plain.SUFFIX}.")
+    for each in (file, plain.beside(file)):
+        if each.exists():
+            raise ReverieError(f"'{each}' exists already: choose another place for the weights.")
+    record, others = _portable(source), _Others()
+    with untrained_models(others):
+        blueprint = Blueprint(record.run.objective, record.spec, record.run.seed, source)
+    model = load(source)
+    weights = {name: leaf for part in blueprint.parts for name, leaf in blueprint.split(model, part).items()}
+    records = {Path(os.path.relpath(folder, source)).as_posix(): each for folder, each in others.records.items()}
+    plain.write(file, plain.Plain(record, records, jax.device_get(weights)))
+    return file
+
+
+class _Others(dict):
+    """Untrained models of the runs that a run is trained on top of, which notes their records as they are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: dict[Path, Record] = {}
+
+    def get(self, folder: Path, default: Any = None) -> Any:
+        self.records[folder] = _portable(find_run(folder))
+        return structure(self.records[folder], folder)
+
+
+def _portable(folder: Path) -> Record:
+    """Return a run's record without paths of this machine."""
+    record = read_record(folder)
+    run = config.from_json(_without_places(config.to_json(record.run)))
+    if run.objective != record.run.objective:
+        raise ReverieError(f"the config of '{folder}' names other files by absolute paths, which no other machine has.")
+    return replace(record, run=run, spec=_spec_without_places(record.spec))
 
 
 def _export_stage(stage: Path, source: Path, out: Path) -> None:

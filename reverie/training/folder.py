@@ -29,8 +29,8 @@ RECORD = "run.json"
 # The files of a run and of a world. Anything else in their folders is the user's and is never touched. RECORD comes
 # last, since a folder with it counts as a run and needs the other files.
 RUN = (
-    *("checkpoints", "report", "report.html", "cache", "stalls", "tensorboard", "wandb", "wandb-id"),
-    *("metrics.jsonl", "timing.jsonl", RECORD),
+    *("checkpoints", "report", "report.html", "cache", "stalls", "profile", "tensorboard", "wandb", "wandb-id"),
+    *("metrics.jsonl", "timing.jsonl", "start.json", RECORD),
 )
 WORLD = (
     "starts.npz",

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Sharding
 
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, did_you_mean
 from reverie.training import sharding
 from reverie.training.checkpoint import Writer
 from reverie.training.log import Log
@@ -26,6 +26,7 @@ from reverie.training.watch import Watch
 
 CHECK = 50  # steps, at most, until the host looks for skipped ones
 FAULTS = {1: "loss", 2: "gradient"}  # what was not finite, as steps number it; 0: nothing
+LOWEST = "min:"  # before the name of a number of which less is better
 LINES = 5  # of the log, in a row, in which the cause of a warning must hold
 WAITING = 0.5  # share of the time without a batch
 COLLAPSED = 1.2  # perplexity of codes that are nearly all the same
@@ -55,6 +56,8 @@ def check(run: Any) -> None:
             f"max_skipped must be at least 1, not {run.max_skipped}, and stall_minutes at least 0, "
             f"not {run.stall_minutes:g}."
         )
+    if run.keep_best and not run.report_every:
+        raise ReverieError(f"keep_best {run.keep_best} needs reports: set report_every.")
 
 
 class Monitor:
@@ -79,6 +82,8 @@ class Monitor:
         self._faults: dict[int, Array] = {}
         self._finite = jax.jit(_all_finite, out_shardings=place)
         self._warnings = Warnings()
+        self._scores = log.reported(run.keep_best.removeprefix(LOWEST)) if run.keep_best else {}
+        writer.best = self._best
 
     def note(self, step: int, metrics: dict[str, Array]) -> dict[str, Array]:
         """Take down whether a step was skipped, to be read later; return its other metrics."""
@@ -105,6 +110,20 @@ class Monitor:
             metrics.clear()
             for text in self._warnings.judge(numbers):
                 self._log.warn(step, text)
+
+    def report(self, step: int, values: dict[str, Any]) -> None:
+        """Log a report, and note whether its checkpoint is the best so far."""
+        numbers = self._log.report(step, values)
+        if numbers and (name := self._run.keep_best.removeprefix(LOWEST)):
+            if name in numbers:
+                self._scores[step] = numbers[name]
+            else:
+                self._log.warn(step, f"reports have no number '{name}' for keep_best.{did_you_mean(name, numbers)}")
+
+    def _best(self, steps: list[int]) -> int | None:
+        """Return which of some steps has the best report; None if none of them has one."""
+        sign = 1 if self._run.keep_best.startswith(LOWEST) else -1
+        return min(self._scores.keys() & {*steps}, key=lambda step: (sign * self._scores[step], step), default=None)
 
     def save(self, step: int, state: Any) -> bool:
         """Save the state after ``step`` unless an old checkpoint is later; ReverieError if a weight is not finite."""

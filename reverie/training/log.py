@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from reverie.bounded import parse_json, read_bytes
+from reverie.bounded import number, parse_json, read_bytes
 from reverie.errors import Damaged, ReverieError, first_line
 from reverie.training import flops
 
@@ -31,6 +31,7 @@ LoggerName = Literal["tensorboard", "wandb"]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 UNITS = {"frames": "frames", "steps": "steps", "flops": "FLOP"}  # rates per second, and their format
 WANDB = "wandb-id"  # the file with the id of a run at Weights & Biases
+REPORT = "report/"  # before the numbers of a report
 INCIDENT = "incident"  # the key of a text in a line of either file: what happened
 LOG_BYTES = 2**27  # 300,000 lines of 400 bytes: 15 million steps, one of 50 logged
 QUIET = 10.0  # seconds between lines if the output is no terminal
@@ -126,15 +127,18 @@ class Log:
             self._time(step, {INCIDENT: what})
             self._warn(f"step {step}: {what}")
 
-    def report(self, step: int, values: dict[str, Any]) -> None:
-        """Log a report: its numbers as ``report/...``, its pictures as files."""
+    def report(self, step: int, values: dict[str, Any]) -> dict[str, float]:
+        """Log a report: its numbers as ``report/...``, its pictures as files. Return the finite numbers.
+
+        Empty in a process that does not write.
+        """
         if not self._writes:
-            return
+            return {}
         numbers = {}
         for name, value in values.items():
             value = np.asarray(value)
             if value.ndim == 0:
-                numbers[f"report/{name}"] = float(value)
+                numbers[REPORT + name] = float(value)
             else:
                 self._picture(step, name, value)
         self._write(step, numbers, {"split": self._split} if self._split else {})
@@ -143,6 +147,13 @@ class Log:
         if numbers and (self._bar or self._plain):
             said = f"step {step:>7}  {self._split}  " + "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
             self._bar.console.print(said, highlight=False) if self._bar else print(said, flush=True)
+        return {name.removeprefix(REPORT): value for name, value in numbers.items() if math.isfinite(value)}
+
+    def reported(self, name: str) -> dict[int, float]:
+        """Return a number of the reports so far, by step; empty in a process that does not write."""
+        lines = read_log(self._folder / "metrics.jsonl")[0] if self._writes else []
+        found = {line["step"]: number(line.get(REPORT + name)) for line in lines}
+        return {step: value for step, value in found.items() if value is not None}
 
     def tick(self, step: int) -> None:
         """Advance the progress bar."""
@@ -179,7 +190,7 @@ class Log:
         print(json.dumps({"step": step, "time": round(time.time(), 3), **values}), file=self._timing, flush=True)
 
     def _warn(self, text: str) -> None:
-        line = f"{self._name}: {text}."
+        line = f"{self._name}: {text}{'' if text.endswith(('.', '?')) else '.'}"
         self._bar.console.print(line, highlight=False) if self._bar else print(line, file=sys.stderr, flush=True)
 
     def _picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -41,8 +42,13 @@ def versions() -> dict[str, str]:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write ``run.json`` atomically, with the versions of here and now unless the record has its own."""
-    data = {
+    """Write ``run.json`` atomically."""
+    write_json(folder / RECORD, record_to(record))
+
+
+def record_to(record: Record) -> dict[str, Any]:
+    """Return a record as plain JSON data, with the versions of here and now unless it has its own."""
+    return {
         "format": FORMAT,
         **(record.versions or versions()),
         "data": record.fingerprint,
@@ -50,35 +56,36 @@ def write_record(folder: Path, record: Record) -> None:
         "spec": config.to_json(record.spec),
         "run": config.to_json(record.run),
     }
-    write_json(folder / RECORD, data)
 
 
 def read_record(folder: Path) -> Record:
-    """Read ``run.json``; ReverieError when it is damaged, or newer than this code.
+    """Read ``run.json``; ReverieError when it is damaged, or newer than this code."""
+    return record_from(lambda: read_json(folder / RECORD), f"'{folder / RECORD}'")
 
-    Config fields that are newer than the file get their defaults; its checksum proves that nothing else is missing.
-    Files of format 1 have no checksum.
+
+def record_from(read: Callable[[], Any], where: str) -> Record:
+    """Return the record in the JSON data that ``read`` returns; ReverieError as of ``read_record``.
+
+    Config fields that are newer than the data get their defaults; its checksum proves that nothing else is missing.
+    Data of format 1 have no checksum.
     """
-    path = folder / RECORD
     try:
-        data = read_json(path)
+        data = read()
         version = data["format"] if isinstance(data, dict) else None
         if not isinstance(version, int) or version < 1:
             raise Damaged("it has no format")
         if version > FORMAT:
-            raise ReverieError(
-                f"'{folder}' was made by Reverie {data.get('reverie')}, newer than this one: upgrade to use it."
-            )
+            raise ReverieError(f"{where} was made by Reverie {data.get('reverie')}, newer than this one: upgrade.")
         data = checked(data, "it", required=version > 1)
         made = {name: str(data.get(name, "")) for name in VERSIONS}
         run, spec = (config.from_json(data[name]) for name in ("run", "spec"))
         record = Record(run, spec, data["data"], data["frozen"], made)
     except (Damaged, KeyError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
-        raise ReverieError(f"'{path}' cannot be read ({why}): it is damaged or not Reverie's.") from error
+        raise ReverieError(f"{where} cannot be read ({why}): it is damaged or not Reverie's.") from error
     texts = isinstance(record.fingerprint, str) and isinstance(record.frozen, str)
     if not (texts and hasattr(record.run, "objective") and hasattr(record.spec, "frame")):
-        raise ReverieError(f"'{path}' cannot be read: what it holds is no run of Reverie's.")
+        raise ReverieError(f"{where} cannot be read: what it holds is no run of Reverie's.")
     return record
 
 

@@ -15,7 +15,7 @@ from reverie.training.record import read_record
 # Fields that may differ when a run resumes. (The fingerprint identifies the data, wherever they lie.)
 MAY_CHANGE = {
     *("steps", "data", "log_every", "report_every", "report_clips", "save_every", "keep", "loggers"),
-    *("max_skipped", "stall_minutes"),
+    *("max_skipped", "stall_minutes", "keep_every", "keep_best", "profile"),
 }
 # Fields that change how the result is computed, not what: they may differ anywhere in a config, with a line printed.
 HOW = {"mesh", "accumulate", "remat", "scan", "dtype", "attention_parts"}

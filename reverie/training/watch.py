@@ -22,6 +22,7 @@ from reverie.errors import first_line
 
 Phase = Literal["start", "data", "compilation", "step", "collective", "report", "checkpoint"]
 AGAIN = 75  # exit status of a training that could not go on and can be resumed: EX_TEMPFAIL
+PROFILE, SETTLING = "profile", 4  # folder of the profile, and steps before it, of which the first compiles
 STALLS = "stalls"  # folder of the stacks, in the run's folder
 LOOKS = 20  # of the watchdog, in the time after which it acts
 SLOWER = 4  # times as long may compiling take, which large models do for an hour
@@ -31,12 +32,13 @@ WRITING = 10.0  # seconds for writing stacks, since the disk may be what hangs
 class Watch:
     """Measures the time in each phase, and ends the process after ``minutes`` in one (0: never).
 
-    ``folder``: of the run. ``end``: ends the process with a status. Only time in which the process runs counts, so one
-    that was stopped (Ctrl-Z) does not hang.
+    ``folder``: of the run. ``profile``: steps of which a profile is written, after the first few. ``end``: ends the
+    process with a status. Only time in which the process runs counts, so one that was stopped (Ctrl-Z) does not hang.
     """
 
-    def __init__(self, folder: Path, minutes: float, end: Callable[[int], Any] = os._exit):
+    def __init__(self, folder: Path, minutes: float, profile: int = 0, end: Callable[[int], Any] = os._exit):
         self._folder, self._limit, self._end = folder, 60 * minutes, end
+        self._begun, self._profile = 0, profile  # steps; the profile is 0 once it is written
         self._phase: Phase = "start"
         self._step, self._beats, self._since = 0, 0, time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
@@ -48,6 +50,22 @@ class Watch:
         now = time.perf_counter()
         self._spent[self._phase if idle else "step"] += now - self._since
         self._phase, self._step, self._since, self._beats = phase, step, now, self._beats + 1
+        if phase == "data" and self._profile:
+            self._trace()
+
+    def _trace(self) -> None:
+        """Begin or end the profile, between two steps."""
+        self._begun += 1
+        if self._begun == SETTLING + 1:
+            jax.profiler.start_trace(str(self._folder / PROFILE))
+        elif self._begun == SETTLING + 1 + self._profile:
+            self._end_trace()
+
+    def _end_trace(self) -> None:
+        self._profile = 0
+        jax.profiler.stop_trace()
+        if jax.process_index() == 0:
+            print(f"A profile is in '{self._folder / PROFILE}': xprof or TensorBoard shows it.", flush=True)
 
     def shares(self) -> dict[str, float]:
         """Return the share of the time in steps (goodput), and that of waiting for data since the last call."""
@@ -64,6 +82,8 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
+        if self._profile and self._begun > SETTLING:
+            self._end_trace()
 
     def _look(self) -> None:
         quiet, seen = 0, self._beats

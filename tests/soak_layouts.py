@@ -1,0 +1,31 @@
+"""Every stage of every kind: written on four devices under fsdp, continued on two under data and on one. Minutes."""
+
+import json
+
+import numpy as np
+import pytest
+from miniature import miniature
+from test_presets import RECIPES, noise
+
+from reverie.config import replace
+from reverie.training import checkpoint
+from reverie.training.engine import fit
+
+pytestmark = pytest.mark.soak
+
+
+@pytest.mark.parametrize("name", ["toy-maskgit-latent", "square-agent"])
+def test_a_stage_goes_on_under_other_layouts_on_other_devices(name, tmp_path, devices):
+    data = noise(RECIPES[name].source.spec())
+    for stage, run in miniature(RECIPES[name], data.spec.frame).items():
+        run = replace(run, batch=4, save_every=1, **{"optimizer.schedule": "constant"})
+        losses = {}
+        for place, moves in (("alone", [(1, "data", 4)]), ("moved", [(4, "fsdp", 2), (2, "data", 3), (1, "fsdp", 4)])):
+            folder = tmp_path / place / stage
+            for count, mesh, steps in moves:
+                devices(count)
+                fit(replace(run, mesh=mesh, steps=steps), folder, dataset=data, progress=False)
+                assert checkpoint.steps(folder)[-1] == steps
+            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+            losses[place] = [line["loss"] for line in lines if "loss" in line]
+        np.testing.assert_allclose(losses["moved"], losses["alone"], rtol=1e-4, err_msg=f"{name}: {stage}")
