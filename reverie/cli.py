@@ -23,7 +23,7 @@ from reverie.interrupts import heeded
 from reverie.parsing import Named, Parser, completed, dashed
 
 # The same as in ``reverie.training``, which loads JAX.
-Logger, AXES = Literal["tensorboard", "wandb"], ("data", "fsdp", "tensor", "sequence")
+Logger, AXES = Literal["tensorboard", "wandb", "terminal"], ("data", "fsdp", "tensor", "sequence")
 
 WHICH = "the folder of a world, an archive of one (.zip), its https address, or a name from 'reverie worlds'"
 STORE_TOOLS = ("merge", "append", "subset", "doctor", "show")  # those of ``reverie.stores``, not loaded for their names
@@ -144,7 +144,7 @@ def add_dry_run(to: Parser) -> None:
 
 
 def add_log(to: Any, dest: str = "log") -> None:
-    text = "also log to this service; may be repeated"
+    text = "also log to this service; terminal prints every number; may be repeated"
     default: Any = [] if dest == "log" else argparse.SUPPRESS
     to.add_argument("--log", action="append", dest=dest, default=default, help=text, **of(Logger))
 
@@ -216,7 +216,7 @@ def _worlds(add: Callable[..., Parser]) -> None:
 
 def _use(add: Callable[..., Parser]) -> None:
     """Add the commands that measure and play worlds."""
-    one = add("eval", commands.evaluate, "Measure a world: how sharp it is, and whether it obeys.",
+    one = add("eval", commands.evaluate, "Measure a world: how sharp it is, and whether it follows its actions.",
               "reverie eval runs/demo", "reverie eval runs/demo --json > numbers.json",
               "reverie eval runs/demo --horizon 64 --clips 32",
               "reverie eval worlds/demo --data data/platformer")  # fmt: skip

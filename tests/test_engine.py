@@ -273,6 +273,13 @@ def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
             assert word in last, f"a terminal of {columns} columns does not show '{word}': {last}"
 
 
+def test_every_number_is_printed_on_request(tmp_path, capsys):
+    out = fit(toy_run(2, log_every=1, report_every=0, loggers=("terminal",)), tmp_path / "run", dataset=DATA)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 2: ")]
+    numbers = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf8").splitlines()][-1]
+    assert len(printed) == 1 and all(f"{name} {numbers[name]:.4g}" in printed[0] for name in numbers if name != "step")
+
+
 def test_tensorboard_gets_numbers_and_pictures(tmp_path):
     out = fit(toy_run(2, loggers=("tensorboard",)), tmp_path / "run", dataset=DATA)
     assert [file for file in (out / "tensorboard").iterdir() if file.stat().st_size > 100]

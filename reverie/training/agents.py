@@ -52,7 +52,7 @@ class BehaviourObjective:
         return _features
 
     def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
-        """Features and the actions the world obeys, computed once; rewards and ends as they were recorded."""
+        """Features and the actions that condition the world, computed once; rewards and ends as they were recorded."""
         return Joined(dataset, cached(model, self.encoder, dataset, LEAD, cache, ("world",)))
 
     def loss(self, model: Agent, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
@@ -151,7 +151,7 @@ class ImaginationObjective:
         return _latents
 
     def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
-        """Latents and the actions the world obeys, computed once; rewards as they were recorded."""
+        """Latents and the actions that condition the world, computed once; rewards as they were recorded."""
         return Joined(dataset, cached(model, self.encoder, dataset, LEAD, cache, ("world",)))
 
     def loss(self, model: Agent, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:

@@ -27,7 +27,7 @@ from reverie.bounded import number, parse_json, read_bytes
 from reverie.errors import Damaged, ReverieError, first_line
 from reverie.training import flops
 
-LoggerName = Literal["tensorboard", "wandb"]
+LoggerName = Literal["tensorboard", "wandb", "terminal"]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 UNITS = {"frames": "frames", "steps": "steps", "flops": "FLOP"}  # rates per second, and their format
 WANDB = "wandb-id"  # the file with the id of a run at Weights & Biases
@@ -258,7 +258,8 @@ def read_log(file: Path) -> tuple[list[dict[str, Any]], int]:
 def check_loggers(names: Sequence[LoggerName]) -> None:
     """Raise ReverieError if the package of a logger is not installed."""
     for name in names:
-        _need(PACKAGES[name], name)
+        if name in PACKAGES:
+            _need(PACKAGES[name], name)
 
 
 def open_loggers(names: Sequence[LoggerName], folder: Path, config: dict[str, Any]) -> list[Logger]:
@@ -268,7 +269,7 @@ def open_loggers(names: Sequence[LoggerName], folder: Path, config: dict[str, An
 
 def _opened(name: LoggerName, folder: Path, config: dict[str, Any]) -> Logger:
     try:
-        return {"tensorboard": _TensorBoard, "wandb": _Wandb}[name](folder, config)
+        return {"tensorboard": _TensorBoard, "wandb": _Wandb, "terminal": _Terminal}[name](folder, config)
     except (ReverieError, OSError):
         raise
     except Exception as error:  # no login, a service that does not answer, ...
@@ -337,6 +338,22 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class _Terminal:
+    """Prints every number of every line of the log, above the progress bar."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        pass
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        print(f"step {step}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}", flush=True)
+
+    def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _need(module: str, extra: str) -> Any:
