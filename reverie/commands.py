@@ -206,12 +206,14 @@ def show(args: argparse.Namespace) -> None:
 
         print_tree(tree(run))
         return
-    from reverie.show import show, side_by_side
-
     if others:
-        print(f"{len(args.run)} runs side by side: {side_by_side([Path(each) for each in args.run], args.page)}")
-    else:
-        print(table(show(Path(run)).items()))
+        from reverie.side_by_side import trainings
+
+        print(f"{len(args.run)} runs side by side: {trainings([Path(each) for each in args.run], args.page)}")
+        return
+    from reverie.show import show
+
+    print(table(show(Path(run)).items()))
 
 
 def worlds(args: argparse.Namespace) -> None:

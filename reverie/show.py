@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from xml.etree.ElementTree import Element
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -217,7 +216,7 @@ def _parts(path: Path, stages: list[Stage], said: list[str], faults: list[str]) 
         yield page.section(stage.name, *_curves(stage), *_pictures(stage), *_health(stage), *_config(stage))
 
 
-def _logged(stage: Stage) -> Log:
+def logged(stage: Stage) -> Log:
     """Return the numbers of a stage's log by name, in training and in reports: (step, value)."""
     found: Log = {}
     for line in stage.metrics:
@@ -231,9 +230,9 @@ def _logged(stage: Stage) -> Log:
 
 def _curves(stage: Stage) -> Iterator[Element]:
     """A chart for each number of the log, in training and in reports on held-out clips."""
-    found, figures = _logged(stage), {}
+    found, figures = logged(stage), {}
     for name in [*found][:CURVES]:
-        lines = {label: _thinned(points) for label, points in found[name].items()}
+        lines = {label: thinned(points) for label, points in found[name].items()}
         figures[name if "training" in lines else f"{name} (report)"] = plots.trace(lines)
     if figures:
         yield page.charts(figures)
@@ -244,46 +243,8 @@ def _curves(stage: Stage) -> Iterator[Element]:
         yield page.node("p", f"metrics.jsonl has {len(found) - CURVES} more.", class_="dim")
 
 
-def side_by_side(paths: list[Path], out: Path) -> Path:
-    """Write one page about several runs or worlds: their stages, where their configs differ, and shared charts."""
-    names = [path.name if [each.name for each in paths].count(path.name) == 1 else str(path) for path in paths]
-    runs = {name: look(Path(os.path.abspath(path))) for name, path in zip(names, paths, strict=True)}
-    if len(runs) < len(paths):
-        raise ReverieError("each run can be named once only.")
-    page.write_page(out, "Runs side by side", _together(runs))
-    return out
-
-
-def _together(runs: dict[str, list[Stage]]) -> Iterator[Element]:
-    yield page.table(("run", *HEADS), [(name, *stage.cells) for name, stages in runs.items() for stage in stages])
-    kinds: dict[str, dict[str, Stage]] = {}
-    single = all(len(stages) == 1 for stages in runs.values())  # stages, whose folders have names of their own
-    for name, stages in runs.items():
-        for stage in stages:
-            kinds.setdefault("Training" if single else stage.name, {})[name] = stage
-    for kind, shared in kinds.items():
-        configs = {name: config.flatten(stage.record.run) if stage.record else {} for name, stage in shared.items()}
-        fields = dict.fromkeys(field for flat in configs.values() for field in flat)
-        differ = [field for field in fields if len({repr(flat.get(field)) for flat in configs.values()}) > 1]
-        rows = [(field, *(str(flat.get(field, "")) for flat in configs.values())) for field in differ]
-        parts = [page.table(("config", *configs), rows)] if rows else []
-        if figures := _shared_curves({name: _logged(stage) for name, stage in shared.items()}):
-            parts.append(page.charts(figures))
-        yield page.section(kind, *parts)
-
-
-def _shared_curves(logs: dict[str, Log]) -> dict[str, Figure]:
-    """Return a chart for each number of several logs, with a line for each: of reports if there are any."""
-    figures = {}
-    for name in [*dict.fromkeys(each for log in logs.values() for each in log)][:CURVES]:
-        found = {run: log[name] for run, log in logs.items() if name in log}
-        label = "report" if any("report" in each for each in found.values()) else "training"
-        lines = {run: _thinned(each[label]) for run, each in found.items() if label in each}
-        figures[name if label == "training" else f"{name} (report)"] = plots.trace(lines)
-    return figures
-
-
-def _thinned(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+def thinned(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """Return the steps and values of a curve, with no more points than a chart shows."""
     kept = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int))
     return [points[at][0] for at in kept], [points[at][1] for at in kept]
 
@@ -296,7 +257,7 @@ def _health(stage: Stage) -> Iterator[Element]:
         if points:
             median = float(np.median([value for _, value in points]))
             found[text] = si(median).strip() if name.endswith("_per_s") else f"{median:.0%}"
-            figures[text] = plots.trace({"training": _thinned(points)})
+            figures[text] = plots.trace({"training": thinned(points)})
     if found:
         yield page.node("h3", "Speed")
         yield page.table(("median", *found), [("", *found.values())])

@@ -1,9 +1,14 @@
-"""``reverie compare RUN RUN ...``: trained worlds side by side on one page, from what their folders hold."""
+"""Several runs on one page, from what their folders hold.
+
+``reverie compare RUN RUN ...`` shows what evaluations found, ``reverie show RUN RUN ...`` how the runs were trained.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
+
+from matplotlib.figure import Figure
 
 from reverie import config
 from reverie.bounded import read_bytes
@@ -14,7 +19,7 @@ from reverie.evaluation.meaning import HEADLINES, MEANING, Numbers, is_readable,
 from reverie.evaluation.pool import RULES
 from reverie.evaluation.report import CHARTS, PICTURES
 from reverie.evaluation.verdict import verdict
-from reverie.show import PICTURE_BYTES, Stage, look
+from reverie.show import CURVES, HEADS, PICTURE_BYTES, Log, Stage, logged, look, thinned
 
 PAGE = "compare.html"
 SHOWN = ("dream.gif", "actions.png")  # of an evaluation's pictures
@@ -75,7 +80,11 @@ def _parts(worlds: list[World]) -> Iterator[Element]:
         pictures = [page.picture(read_bytes(path, PICTURE_BYTES), alt, world.name) for world, path in found]
         if pictures:
             yield page.section(caption, node("div", *pictures, class_="pictures"))
-    heads, differences = _differences(worlds)
+    configs = {
+        world.name: config.flatten({stage.name: stage.record.run for stage in world.stages if stage.record})
+        for world in worlds
+    }
+    heads, differences = _differences(configs)
     yield page.section("Configs", page.folded(f"{len(differences)} fields differ", page.table(heads, differences)))
 
 
@@ -103,13 +112,44 @@ def _numbers(worlds: list[World]) -> tuple[tuple[str, ...], list[tuple[str, ...]
     return ("number", *found, "meaning"), cells
 
 
-def _differences(worlds: list[World]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return the heads and the rows of a table of the configs' fields that are not the same in all worlds."""
-    flat: list[dict[str, Any]] = [
-        config.flatten({stage.name: stage.record.run for stage in world.stages if stage.record}) for world in worlds
-    ]
-    fields = dict.fromkeys(name for each in flat for name in each)
-    differ = [field for field in fields if len({repr(each.get(field)) for each in flat}) > 1]
-    return ("field", *(world.name for world in worlds)), [
-        (field, *(str(each.get(field, "")) for each in flat)) for field in differ
-    ]
+def _differences(flat: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the heads and the rows of a table of the fields that are not the same in all of these flat configs."""
+    fields = dict.fromkeys(name for each in flat.values() for name in each)
+    differ = [field for field in fields if len({repr(each.get(field)) for each in flat.values()}) > 1]
+    return ("field", *flat), [(field, *(str(each.get(field, "")) for each in flat.values())) for field in differ]
+
+
+def trainings(runs: Sequence[Path], out: Path) -> Path:
+    """Write a page that shows how runs, finished or not, were trained: their configs and curves; return its path."""
+    looked = {name: look(run.absolute()) for name, run in zip(_names(runs), runs, strict=True)}
+    if len(looked) < len(runs):
+        raise ReverieError("name each run once.")
+    page.write_page(out, "Runs side by side", _trainings(looked))
+    return out
+
+
+def _trainings(runs: dict[str, list[Stage]]) -> Iterator[Element]:
+    yield page.table(("run", *HEADS), [(name, *stage.cells) for name, stages in runs.items() for stage in stages])
+    kinds: dict[str, dict[str, Stage]] = {}
+    single = all(len(stages) == 1 for stages in runs.values())  # stages, whose folders have names of their own
+    for name, stages in runs.items():
+        for stage in stages:
+            kinds.setdefault("Training" if single else stage.name, {})[name] = stage
+    for kind, shared in kinds.items():
+        configs = {name: config.flatten(stage.record.run) if stage.record else {} for name, stage in shared.items()}
+        heads, rows = _differences(configs)
+        parts = [page.table(heads, rows)] if rows else []
+        if figures := _curves({name: logged(stage) for name, stage in shared.items()}):
+            parts.append(page.charts(figures))
+        yield page.section(kind, *parts)
+
+
+def _curves(logs: dict[str, Log]) -> dict[str, Figure]:
+    """Return a chart for each number of several logs, with a line for each: of reports if there are any."""
+    figures = {}
+    for name in [*dict.fromkeys(each for log in logs.values() for each in log)][:CURVES]:
+        found = {run: log[name] for run, log in logs.items() if name in log}
+        label = "report" if any("report" in each for each in found.values()) else "training"
+        lines = {run: thinned(each[label]) for run, each in found.items() if label in each}
+        figures[name if label == "training" else f"{name} (report)"] = plots.trace(lines)
+    return figures
