@@ -73,7 +73,7 @@ def _card(run: Path, stages: list[Stage], folder: Path) -> Card:
         said=verdict(numbers),
         facts={
             "Data": _data(run, stages, noted),
-            "Training": [fact for stage in stages for fact in _training(stage)],
+            "Training": [("recipe", _recipe(noted)), *(fact for stage in stages for fact in _training(stage))],
             "Code and machine": _code(stages, numbers),
         },
         measured=measured,
@@ -108,6 +108,12 @@ def _data(run: Path, stages: list[Stage], noted: dict[str, Any]) -> list[tuple[s
     if not noted.get("data_licence") and getattr(dataset, "licence", ""):
         facts[1] = (facts[1][0], dataset.licence)  # pyright: ignore[reportAttributeAccessIssue]
     return [*facts, ("amount", amount)]
+
+
+def _recipe(noted: dict[str, Any]) -> str:
+    minutes = noted.get("minutes")
+    time = f"; {minutes:g} minutes were given" if isinstance(minutes, int | float) else ""
+    return f"{noted.get('about') or UNKNOWN}{time}"
 
 
 def _training(stage: Stage) -> Iterator[tuple[str, str]]:

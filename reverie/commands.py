@@ -116,7 +116,7 @@ def record(args: argparse.Namespace) -> None:
     made = changed(args.config, settings(args))
     page = {"port": args.port, "open_browser": args.browser}
     out = record(made if not isinstance(made, type) else made(), args.out, val=args.val, licence=args.licence, **page)
-    print(f"{out}: learn a world from it with 'reverie learn {out}'" if out else "no take was kept")
+    print(f"{args.out}: learn a world from it with 'reverie learn {args.out}'" if out else "no take was kept")
 
 
 def data(args: argparse.Namespace) -> None:

@@ -44,10 +44,23 @@ def test_a_world_of_recorded_actions_has_one_too(tmp_path):
     world = shipped()["platformer"]
     page = atlas.write_atlas(world, out=tmp_path).read_text("utf8")
     assert all(f": {name}</h2>" in page for name in ("stay", "left", "right", "jump"))
-    assert "right 100%" in page and "The recorded action follows" not in page
+    assert "recorded actions" not in page and "The recorded action follows" not in page
     found, starts = atlas._moments(load(world), world, 64), initial_frames(world)
     assert (found.after == np.concatenate([frames[1:] for frames, _ in starts])).all()
     assert (found.codes == np.concatenate([np.asarray(actions)[1:] for _, actions in starts])).all(), "that led there"
+
+
+def test_a_map_from_a_hundred_labels_is_as_right_as_the_codes_are(tiny):
+    rng, count = np.random.default_rng(0), 4000
+    recorded, frames = rng.integers(4, size=count), np.zeros((count, 1, 1, 3), np.uint8)
+    noisy = np.where(rng.random(count) < 0.8, (recorded + 1) % 4, rng.integers(4, size=count))
+    for codes, expected in ((noisy, 0.85), (rng.integers(4, size=count), 0.25)):
+        found = atlas.mapped(atlas.Moments(frames, frames, codes, recorded, np.arange(count) // 8))
+        assert found is not None
+        right, (low, high) = found
+        assert low <= expected + 0.01 and expected - 0.03 <= high and low < right < high and high - low < 0.06
+    few = atlas.Moments(frames, frames, noisy, recorded, np.arange(count))
+    assert atlas.mapped(atlas.Moments(*(array[:199] for array in few))) is None
 
 
 def test_names_are_on_the_buttons_and_travel(tiny, tmp_path):
