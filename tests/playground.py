@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -24,6 +25,7 @@ from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
 from reverie.play import protocol
 from reverie.play.connection import Limits, cores
+from reverie.play.recorder import GameSeats, RealGame
 from reverie.play.server import prepare
 from reverie.world import WorldConfig, WorldModel
 
@@ -78,6 +80,12 @@ def playing(world: WorldModel, **options) -> Iterator[tuple[str, object]]:
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive(), "the server did not stop"
+
+
+def recording(source, out: Path):
+    """Return a real game whose takes make the store ``out``, and its server, to be entered."""
+    real = RealGame(source, out)
+    return real, playing(real, seats=GameSeats, starts=(), name="the real game")  # pyright: ignore[reportArgumentType]
 
 
 class Player:

@@ -292,7 +292,7 @@ def test_an_endless_and_a_slow_answer_end(server, own_cache, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(own_cache.parents[1]))
     monkeypatch.setattr(download, "SLOW", (0.2, 2**30))
-    server.how, server.tag = "drips", ""  # without a tag it is not continued
+    server.how, server.tag, server.content = "drips", "", bytes(2**21)  # without a tag it is not continued
     with pytest.raises(ReverieError, match="it sent"):
         library.place(server.address)
 

@@ -1,16 +1,24 @@
 """The page in a real browser: seen, pressed, touched, recorded, and replayed from a link."""
 
 import io
+import time
+from dataclasses import replace
 
 import browsing
 import numpy as np
 import pytest
 from browsing import at_step, picture, says
+from miniature import miniature
 from PIL import Image
-from playground import playing, some_starts, tiny_world
+from playground import FPS, playing, recording, some_starts, tiny_world
 
 from reverie.actions import ActionSpace
+from reverie.data.sources.platformer import PlatformerConfig
 from reverie.data.sources.square import SPACES
+from reverie.data.store import open_dataset
+from reverie.presets import preset
+from reverie.training.checkpoint import steps
+from reverie.training.engine import fit
 
 browser, open_page = browsing.browser, browsing.open_page
 world, place, address = browsing.world, browsing.place, browsing.address
@@ -188,3 +196,155 @@ def test_without_a_server_the_page_says_so_and_comes_back(open_page, world):
     with playing(world, port=port):
         page.wait_for_selector("#veil", state="hidden")
         page.goto("about:blank")
+
+
+# ---- controls besides the keys --------------------------------------------------------------------------------------
+
+PAD = """
+() => {
+  const buttons = Array.from({ length: 17 }, () => ({ pressed: false }));
+  window.pad = { index: 0, connected: true, axes: [0, 0, 0, 0], buttons };
+  navigator.getGamepads = () => [null, window.pad];
+}
+"""
+
+
+def lit(page) -> str:
+    at_step(page, int(page.inner_text("#step")) + 4)
+    return page.locator("#pad button.on").get_attribute("aria-label")
+
+
+def test_wasd_are_arrows_where_the_world_has_no_other_use_for_them(open_page, address):
+    page = open_page(address)
+    for key, name in (("d", "right"), ("a", "left"), ("ArrowRight", "right")):
+        page.keyboard.down(key)
+        assert lit(page) == name
+        page.keyboard.up(key)
+    assert "D" in page.inner_text("#keys")
+    keys = ("", "ArrowLeft", "ArrowRight", "d")
+    own = tiny_world(ActionSpace("discrete", 4, ("stay", "left", "right", "dig"), keys))
+    with playing(own) as (there, _):
+        page = open_page(there)
+        page.keyboard.down("d")
+        assert lit(page) == "dig"
+        page.goto("about:blank")
+
+
+def test_a_gamepad_plays(open_page, address):
+    page = open_page(address)
+    page.evaluate(PAD)
+    for press, name, release in [
+        ("pad.axes[0] = 1", "right", "pad.axes[0] = 0.2"),
+        ("pad.buttons[14].pressed = true", "left", "pad.buttons[14].pressed = false"),
+        ("pad.buttons[0].pressed = true", "stay", "pad.buttons[0].pressed = false"),
+        ("pad.buttons[1].pressed = true", "jump", "pad.buttons[1].pressed = false"),
+    ]:
+        page.evaluate(f"() => {{ {press} }}")
+        assert lit(page) == name
+        page.evaluate(f"() => {{ {release} }}")
+        assert lit(page) == "stay"
+
+
+def test_what_is_taken_back_never_was(open_page, address):
+    page = open_page(address)
+    page.keyboard.press("t")
+    seen = [picture(page)]
+    for step, key in enumerate(("ArrowRight", "ArrowLeft", " ", "ArrowRight"), 1):
+        page.keyboard.press(key)
+        at_step(page, step)
+        page.wait_for_timeout(50)
+        seen.append(picture(page))
+    assert len(set(seen)) == 5
+    page.keyboard.press("u")
+    says(page, "badge", "Taken back")
+    assert page.inner_text("#step") == "3" and picture(page) == seen[3]
+    page.keyboard.press("ArrowRight")
+    says(page, "step", "4")
+    page.wait_for_timeout(50)
+    assert picture(page) == seen[4], "the same key leads to the same frame"
+    page.click("#undo")
+    says(page, "step", "3")
+    page.click("#share")
+    page.wait_for_selector("#link", state="visible")
+    again = open_page(page.input_value("#link"))
+    again.wait_for_selector("#badge.good")
+    assert again.inner_text("#step") == "3" and picture(again) == seen[3]
+    page.keyboard.press("t")  # in real time, a second at once
+    page.keyboard.down("ArrowRight")
+    at_step(page, 40)
+    page.keyboard.up("ArrowRight")
+    page.keyboard.press("u")
+    says(page, "badge", "Taken back")
+    assert 5 <= int(page.inner_text("#step")) < 40
+    page.keyboard.press("r")
+    says(page, "step", "0")
+    page.keyboard.press("u")
+    assert picture(page) == seen[0]
+
+
+def test_slow_motion_is_slow(open_page, address):
+    page = open_page(address)
+    page.click("#slow")
+    page.keyboard.press("m")
+    says(page, "slow", "0.25")
+    page.keyboard.press("ArrowRight")
+    at_step(page, 1)
+    first, began = int(page.inner_text("#step")), time.monotonic()
+    at_step(page, first + 6)
+    taken = time.monotonic() - began
+    assert taken > 5 / (FPS / 4), f"6 frames in {taken:.2f} s"
+    page.keyboard.press("m")
+    says(page, "slow", "1×")
+
+
+def test_full_screen_and_back(open_page, address, tmp_path):
+    page = open_page(address)
+    page.keyboard.press("f")
+    page.wait_for_function("() => document.fullscreenElement?.id === 'stage'")
+    page.keyboard.press("ArrowRight")
+    at_step(page, 2)
+    assert page.locator("#pad .ArrowRight").is_visible() and page.screenshot(path=tmp_path / "full.png")
+    page.keyboard.press("f")
+    page.wait_for_function("() => !document.fullscreenElement")
+    assert page.screenshot(path=tmp_path / "page.png")
+
+
+# ---- a real game ----------------------------------------------------------------------------------------------------
+
+
+def test_a_played_session_ends_in_a_store_that_trains(open_page, tmp_path):
+    game = PlatformerConfig(tiles=6, tile=8)
+    real, server = recording(game, tmp_path / "out")
+    with server as (address, _):
+        page = open_page(address)
+        assert page.is_visible("#take") and not page.is_visible("#share") and not page.is_visible("#beginning")
+        says(page, "badge", "the game begins")
+        assert page.is_disabled("#keep")
+        seeds = set()
+        for take in (1, 2, 3):
+            before = picture(page)
+            page.keyboard.down("ArrowRight")
+            at_step(page, 6)
+            page.keyboard.up("ArrowRight")
+            assert picture(page) != before
+            says(page, "taken", f"{take - 1} take")
+            seeds.add(page.input_value("#seed"))
+            if take == 2:
+                page.click("#discard")
+                page.keyboard.down("ArrowLeft")
+                at_step(page, 6)
+                page.keyboard.up("ArrowLeft")
+            page.keyboard.press("k")
+            says(page, "taken", f"{take} take")
+            page.wait_for_function("() => document.getElementById('step').textContent === '0'")
+        assert len(seeds) == 3
+        assert page.screenshot(path=tmp_path / "recording.png")
+        page.goto("about:blank")
+    store = real.takes.write()
+    train = open_dataset(store, "train")
+    assert train.spec.simulator == game and len(real.takes.files()) == 3
+    recorded = np.concatenate([train.read(i, 0, int(n))["actions"] for i, n in enumerate(train.lengths)])
+    assert {2} <= set(recorded.tolist()) and len(recorded) >= 15
+    run = replace(miniature(preset("toy-maskgit"), train.spec.frame)["tokenizer"], steps=1, length=2)
+    fit(run, tmp_path / "run", dataset=train, progress=False)
+    assert steps(tmp_path / "run") == [1]

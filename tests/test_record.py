@@ -1,15 +1,10 @@
 """People play a real game: what they keep becomes a store that trains, what they discard is gone."""
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import browsing
 import numpy as np
 import pytest
-from browsing import at_step, picture, says
-from miniature import miniature
-from playground import Player, playing
+from playground import Player, recording
 
 from reverie import cli
 from reverie.data.sources.platformer import PlatformerConfig
@@ -19,18 +14,8 @@ from reverie.data.store import open_dataset
 from reverie.data.takes import Take, Takes, game_of
 from reverie.errors import ReverieError
 from reverie.play import protocol
-from reverie.play.recorder import GameSeats, RealGame
-from reverie.presets import preset
-from reverie.training.checkpoint import steps
-from reverie.training.engine import fit
 
-browser, open_page = browsing.browser, browsing.open_page
 GAME = PlatformerConfig(tiles=6, tile=8)
-
-
-def recording(source, out: Path):
-    real = RealGame(source, out)
-    return real, playing(real, seats=GameSeats, starts=(), name="the real game")  # pyright: ignore[reportArgumentType]
 
 
 def played(source, actions, seed: int = 3) -> Take:
@@ -153,41 +138,3 @@ def test_over_the_socket_only_what_is_kept_stays(tmp_path):
     dataset = open_dataset(real.takes.write(val=0))
     assert dataset.lengths.tolist() == [3, 4]
     assert [source.partition(", ")[2] for source in dataset.sources] == ["level 2", "level 5"]  # pyright: ignore
-
-
-@browsing.needed
-def test_a_played_session_ends_in_a_store_that_trains(open_page, tmp_path):
-    real, server = recording(GAME, tmp_path / "out")
-    with server as (address, _):
-        page = open_page(address)
-        assert page.is_visible("#take") and not page.is_visible("#share") and not page.is_visible("#beginning")
-        says(page, "badge", "the game begins")
-        assert page.is_disabled("#keep")
-        seeds = set()
-        for take in (1, 2, 3):
-            before = picture(page)
-            page.keyboard.down("ArrowRight")
-            at_step(page, 6)
-            page.keyboard.up("ArrowRight")
-            assert picture(page) != before
-            says(page, "taken", f"{take - 1} take")
-            seeds.add(page.input_value("#seed"))
-            if take == 2:
-                page.click("#discard")
-                page.keyboard.down("ArrowLeft")
-                at_step(page, 6)
-                page.keyboard.up("ArrowLeft")
-            page.keyboard.press("k")
-            says(page, "taken", f"{take} take")
-            page.wait_for_function("() => document.getElementById('step').textContent === '0'")
-        assert len(seeds) == 3
-        assert page.screenshot(path=tmp_path / "recording.png")
-        page.goto("about:blank")
-    store = real.takes.write()
-    train = open_dataset(store, "train")
-    assert train.spec.simulator == GAME and len(real.takes.files()) == 3
-    recorded = np.concatenate([train.read(i, 0, int(n))["actions"] for i, n in enumerate(train.lengths)])
-    assert {2} <= set(recorded.tolist()) and len(recorded) >= 15
-    run = replace(miniature(preset("toy-maskgit"), train.spec.frame)["tokenizer"], steps=1, length=2)
-    fit(run, tmp_path / "run", dataset=train, progress=False)
-    assert steps(tmp_path / "run") == [1]

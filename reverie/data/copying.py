@@ -1,7 +1,6 @@
 """Episodes of stores on their way into other stores: which there are, and a place to write that survives a kill."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -95,7 +94,7 @@ def workplace(path: Path, key: str) -> Iterator[Path]:
     lock = part.with_suffix(".lock")
     with lock.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except OSError:
             raise ReverieError(f"another process is writing '{path}'; wait for it.") from None
         try:

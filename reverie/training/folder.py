@@ -15,13 +15,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from reverie.checksums import read_signed, write_json
 from reverie.errors import ReverieError
+from reverie.locks import lock
 from reverie.training.sharding import by_first
 
 LOCK, NEXT, COMMIT, OLD, PLAN = ".lock", ".next", ".commit", ".old", ".plan"
@@ -109,8 +105,7 @@ def _lock(folder: Path) -> IO:
         except FileNotFoundError:
             continue  # its last owner removed the folder
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
             if os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
                 return file
         except FileNotFoundError:
