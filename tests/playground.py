@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -75,7 +76,8 @@ def playing(world: WorldModel, **options) -> Iterator[tuple[str, object]]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        yield address, server.config.app.app.state.seats
+        app: Any = server.config.app
+        yield address, app.app.state.seats
     finally:
         server.should_exit = True
         thread.join(10)

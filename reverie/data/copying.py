@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reverie import locks
 from reverie.data.episode import Spec
 from reverie.data.filling import MANIFEST, About, Entry, copy_of, fill
 from reverie.data.store import NoSplit, begin, finish, open_dataset, refuse_existing
@@ -94,7 +95,7 @@ def workplace(path: Path, key: str) -> Iterator[Path]:
     lock = part.with_suffix(".lock")
     with lock.open("w") as file:
         try:
-            lock(file)
+            locks.lock(file)
         except OSError:
             raise ReverieError(f"another process is writing '{path}'; wait for it.") from None
         try:
