@@ -163,6 +163,10 @@ def add_every(to: Parser) -> None:
         flag = group.add_argument(name, dest=EVERY + field, default=argparse.SUPPRESS, help=text, **of(kind))
         if field == "mesh":
             completed(flag, lambda: AXES)
+    text = "the same bits on 1, 2, 4 or 8 devices; slower"
+    group.add_argument(
+        "--exact", dest=EVERY + "exact", action="store_const", const=True, default=argparse.SUPPRESS, help=text
+    )
     add_log(group, EVERY + "loggers")
 
 

@@ -59,7 +59,11 @@ def train(args: argparse.Namespace) -> None:
         print(forecast(args.preset, recipe, recipe.source.spec()))
         return
     from reverie.pipeline import train
+    from reverie.presets.recipe import stages
+    from reverie.training.exact import pin_threads
 
+    if any(getattr(recipe, stage).exact for stage in stages(recipe)):
+        pin_threads()
     train(recipe, args.out or Path("runs") / args.preset, args.minutes, fresh=args.fresh)
 
 

@@ -45,7 +45,7 @@ def trained(kind: str, name: str, layout: str, devices: int) -> Trained:
     mesh = sharding.make_mesh(layout, jax.devices()[:devices])
     run = Run(objective=objective, batch=ROWS, length=LENGTH, mesh=layout, optimizer=ADAM)
     blueprint = Blueprint(objective, Spec(FRAME, ACTIONS, 7.0, "noise"), 0, Path())
-    state, frozen = engine._state(run, Path(), blueprint, mesh, None)
+    state, frozen, *_ = engine._state(run, Path(), blueprint, mesh, None)
     batch = sharding.put_batch(mesh, rows_of(objective, run.batch))
     paces = [sharding.put(engine.pace_of(run, n), sharding.everywhere(mesh)) for n in range(2)]
     step = engine.compile_step(run, blueprint, mesh, state).lower(state, frozen, batch, paces[0]).compile()

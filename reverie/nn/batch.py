@@ -8,7 +8,7 @@ were before it.
 Shapes: B rows of a batch or of a part of it; ... any axes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -123,16 +123,36 @@ def gradient(loss: Callable[[Any, Any], Loss], params: Any, batch: Any, parts: i
     totals = [jnp.sum(each) for each in jax.lax.map(_pruned(weights), cut)]
 
     def part(sums: Any, rows: Any):
-        def share(params: Any):
-            found = loss(params, rows)
-            shares = (Mean(term.total, total).value for term, total in zip(found.terms, totals, strict=True))
-            return sum(shares, jnp.zeros(())), found
-
-        grads, found = jax.grad(share, has_aux=True)(params)
+        grads, found = jax.grad(share_of(loss, rows, totals), has_aux=True)(params)
         return jax.tree.map(jnp.add, sums, grads), found
 
     grads, found = jax.lax.scan(part, jax.tree.map(jnp.zeros_like, params), cut)
     return grads, jax.tree.map(_gathered, found, is_leaf=lambda leaf: isinstance(leaf, Rows))
+
+
+def share_of(loss: Callable[[Any, Any], Loss], rows: Any, totals: Sequence[Array]) -> Callable:
+    """Return the function of params whose sum over all parts of a batch is its loss, with the ``Loss`` of this part.
+
+    ``totals``: the weight of each term over the whole batch.
+    """
+
+    def share(params: Any):
+        found = loss(params, rows)
+        shares = (Mean(term.total, total).value for term, total in zip(found.terms, totals, strict=True))
+        return sum(shares, jnp.zeros(())), found
+
+    return share
+
+
+def combined(parts: Sequence[Loss]) -> Loss:
+    """Return the loss of a batch from those of its parts, each of which is rows that follow each other."""
+
+    def whole(*leaves: Any) -> Any:
+        if isinstance(leaves[0], Rows):
+            return Rows(jnp.concatenate([leaf.array for leaf in leaves]))
+        return jnp.sum(jnp.stack(leaves), axis=0)
+
+    return jax.tree.map(whole, *parts, is_leaf=lambda leaf: isinstance(leaf, Rows))
 
 
 def _pruned(fn: Callable) -> Callable:
@@ -160,9 +180,9 @@ def _gathered(leaf: Any) -> Any:
 # -- a key for each row ----------------------------------------------------------------------------------------------
 
 
-def row_keys(key: Array, rows: int) -> Array:
-    """Return a key for each row of a batch, (B,)."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+def row_keys(key: Array, rows: int, first: int | Array = 0) -> Array:
+    """Return a key for each row of a batch, (B,), from row ``first`` on."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
 
 
 def split_keys(keys_B: Array, number: int) -> tuple[Array, ...]:

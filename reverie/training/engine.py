@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
@@ -30,20 +29,19 @@ from reverie.data.loader import batches, clips
 from reverie.data.shifted import enlarged
 from reverie.errors import ReverieError
 from reverie.nn import placement
-from reverie.nn.batch import Loss, gradient, row_keys, settle
+from reverie.nn.batch import Loss
 from reverie.nn.compiled import cache_compilations, compiler_options
-from reverie.nn.step import made_with
-from reverie.training import checkpoint, folder, health, partial, sharding
+from reverie.training import checkpoint, exact, folder, health, partial, sharding
 from reverie.training.blueprint import Blueprint, Weights
 from reverie.training.checkpoint import Writer
 from reverie.training.log import Log, Logger, LoggerName, announce, check_loggers, open_loggers
-from reverie.training.optim import OptimConfig, average
+from reverie.training.optim import OptimConfig
 from reverie.training.record import Record, write_record
 from reverie.training.resume import places
 from reverie.training.signals import stop_signals
+from reverie.training.update import Scalars, loss_of, rows_of, train_step, update
 from reverie.training.watch import Watch, ready, with_peers
 
-Scalars = dict[str, Array]
 SKIPPED = "skipped"  # a number of the training state, beside the optimiser's in checkpoints
 
 
@@ -98,6 +96,7 @@ class Run:
     optimizer: OptimConfig = field(default_factory=OptimConfig)
     accumulate: int = 1  # parts in which a batch is computed, to save memory; the result is the same
     mesh: str = "data"  # axes of the mesh of devices and their sizes: data (copies of weights), fsdp (parts of them)
+    exact: bool = False  # the same bits on 1, 2, 4 or 8 devices; slower
     log_every: int = 50  # steps between two lines of the log
     report_every: int = 1000  # steps between two reports on held-out clips; 0: never
     report_clips: int = 16  # held-out clips in a report
@@ -135,40 +134,6 @@ class Pace(NamedTuple):
 
     rate: Any
     progress: Any
-
-
-def train_step(
-    run: Run,
-    blueprint: Blueprint,
-    tx: optax.GradientTransformation,
-    state: TrainState,
-    frozen: Weights,
-    batch: dict,
-    pace: Pace,
-) -> tuple[TrainState, Scalars]:
-    """Return the state after one update, and metrics; pure. The program does not depend on the number of steps."""
-    step_key = jax.random.fold_in(jax.random.key(run.seed), state.step)
-    key, key_settle = jax.random.split(step_key)
-
-    def loss(params: Weights, rows: tuple[dict, Array]) -> Loss:
-        model = blueprint.merge(*map(placement.gathered_but_stacks, (frozen, params, state.rest)))
-        part, keys_B = placement.by_rows(rows)
-        return run.objective.loss(model, part, keys_B, pace.progress)
-
-    rows = (batch, row_keys(key, run.batch))
-    grads, found = gradient(made_with(step_key, loss), state.params, rows, run.accumulate)
-    metrics = {name: each.value for name, each in found.metrics.items()} | {"loss": found.value}
-    model = blueprint.merge(frozen, state.params, state.rest)
-    settle(model, found.notes, key_settle, pace.progress)
-    rest = blueprint.split(model, "rest")
-    norm = optax.tree.norm(grads)
-    updates, opt = tx.update(grads, state.opt, state.params)
-    params: Any = optax.apply_updates(state.params, optax.tree.scale(pace.rate, updates))
-    step = state.step + 1
-    ema = average(state.ema, params, run.optimizer.ema, step)
-    updated = TrainState(step, params, rest, ema, opt, state.skipped)
-    state, fault = health.guarded(state, updated, metrics["loss"], norm, run.max_skipped)
-    return state, metrics | {"grad_norm": norm, "learning_rate": pace.rate, "fault": fault}
 
 
 def pace_of(run: Run, step: int) -> Pace:
@@ -220,12 +185,13 @@ def fit(
                 announce(folder.named(place).name, int(state.step), run.steps)
 
         sharding.by_first(begin)
-        model = blueprint.merge(sharding.whole(mesh, frozen), state.params, state.rest)
+        weights = (sharding.whole(mesh, frozen), state.params, state.rest)
+        model = blueprint.merge(*(exact.alone(weights) if run.exact else weights))
         split, alike = held_out.split, held_out.fingerprint == dataset.fingerprint
         dataset = run.objective.prepare(model, dataset, place / "cache" / "train")
         held_out = dataset if alike else run.objective.prepare(model, held_out, place / "cache" / "val")
         held_out.split = split
-        del model  # its weights will be donated
+        del model, weights  # its weights will be donated
         _train(run, place, blueprint, mesh, state, frozen, dataset, held_out, progress, loggers)
         if place != out:
             sharding.by_first(lambda: folder.commit(out))
@@ -244,6 +210,8 @@ def check_all(runs: dict[Path, Run], dataset: Dataset) -> None:
 def _check(run: Run, mesh: Mesh, dataset: Dataset) -> None:
     sharding.check_batch(mesh, run.batch, run.accumulate)
     health.check(run)
+    if run.exact:
+        exact.check(mesh, run.batch)
     batches(dataset, batch=run.batch, length=run.length, seed=run.seed)
     sharding.by_first(lambda: check_loggers(run.loggers))
 
@@ -332,9 +300,13 @@ def _open_log(run: Run, out: Path, start: int, split: str, loggers: Sequence[Log
 
 
 def compile_step(run: Run, blueprint: Blueprint, mesh: Mesh, state: TrainState) -> Any:
-    same = jax.tree.map(lambda leaf: leaf.sharding, state)
+    tx, same = run.optimizer.make(), jax.tree.map(lambda leaf: leaf.sharding, state)
+    if run.exact:
+        parts = functools.partial(loss_of, run, blueprint), functools.partial(rows_of, run)
+        wholes = (functools.partial(each, run, blueprint, tx) for each in (update, train_step))
+        return exact.Step(mesh, *parts, *wholes)
     return jax.jit(
-        placement.traced_on(sharding.place(mesh), train_step, run, blueprint, run.optimizer.make()),
+        placement.traced_on(sharding.place(mesh), train_step, run, blueprint, tx),
         donate_argnums=0,
         out_shardings=(same, sharding.everywhere(mesh)),
         compiler_options=compiler_options(),
@@ -347,6 +319,7 @@ def _compile_report(
     """Return the objective's report on fixed clips with a fixed key, so that reports can be compared."""
     if not run.report_every:
         return lambda state: {}
+    mesh = sharding.make_mesh("data", list(mesh.devices.flat)[:1]) if run.exact else mesh
     places = int(np.maximum(held_out.lengths - run.length + 1, 0).sum())
     batch = clips(held_out, length=run.length, count=min(run.report_clips, places), seed=run.seed)
     batch = sharding.put(batch, sharding.rows(mesh, len(next(iter(batch.values())))))
@@ -358,7 +331,12 @@ def _compile_report(
 
     report = placement.traced_on(sharding.place(mesh), report)
     compiled: Any = jax.jit(report, out_shardings=sharding.everywhere(mesh), compiler_options=compiler_options())
-    return lambda state: jax.device_get(compiled(batch, state.ema or state.params, state.rest, frozen))
+
+    def measured(state: TrainState) -> Scalars:
+        weights = (state.ema or state.params, state.rest, frozen)
+        return jax.device_get(compiled(batch, *(exact.alone(weights) if run.exact else weights)))
+
+    return measured
 
 
 def _state(

@@ -148,6 +148,15 @@ def make_mesh(layout: str = "data", devices: Sequence[Any] | None = None) -> Mes
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def mesh_of(tree: Any) -> Mesh:
+    """Return the mesh "data" over all devices that have parts of these arrays."""
+    where = next((leaf.sharding for leaf in jax.tree.leaves(tree)), None)
+    if where is None:
+        return make_mesh()
+    found = where.mesh.devices if isinstance(where, NamedSharding) else list(where.device_set)
+    return make_mesh("data", list(np.ravel(np.asarray(found))))
+
+
 def sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
     """Return the sharding of an array of the training state, by its dotted name and its shape.
 

@@ -97,12 +97,12 @@ def cached(
 
 
 def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
-    """Encode in all processes, sharded over all devices; process 0 writes.
+    """Encode in all processes, sharded over the devices that have the model; process 0 writes.
 
     Files are written from start to end, in the order of the arrays. So a full disk raises an OSError; with a
     memory-mapped file it would be a bus error.
     """
-    call, mesh = compiled(model, encode), sharding.make_mesh()
+    call, mesh = compiled(model, encode), sharding.mesh_of(nnx.state(model))
     total, at = int(dataset.lengths.sum()), 0
     pieces, together = list(_segments(dataset.lengths, lead)), -(-TOGETHER // mesh.size) * mesh.size
     longest = max((stop - start for _, start, stop, _ in pieces), default=0)  # all are padded to it: one program
