@@ -152,7 +152,10 @@ def test_fits_a_phone_and_plays_by_touch(open_page, address, tmp_path):
     at_step(page, 2)
     box = page.locator("#pad .ArrowRight").bounding_box()
     assert box["height"] >= 44 and box["y"] + box["height"] < 844, "large enough for a thumb, and in sight"
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing sticks out at the side"
+    page.evaluate(
+        "for (const [id, text] of [['p50', '1655'], ['p95', '11066']]) document.getElementById(id).textContent = text"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing sticks out, on a slow machine either"
     assert page.screenshot(path=tmp_path / "phone.png")
 
 
