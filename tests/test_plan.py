@@ -157,6 +157,8 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %picked = f32[8,4]{1,0} conditional(%pred, %a, %a), true_computation=%large, false_computation=%small
   %conv = f32[8,6]{1,0} convolution(%a, %k), dim_labels=bf_io->bf
   %start = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%a), channel_id=2, replica_groups=[1,4]<=[4]
+  %go = (f32[8,4]{1,0}, f32[8,4]{1,0}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,2},{2,0}}
+  %part = ((f32[8,4]{1,0}), (f32[4,4]{1,0})) reduce-scatter-start(%a), channel_id=9, replica_groups={{0,2},{1,3}}
   %sum = f32[2,4]{1,0} reduce-scatter(%a), channel_id=3, replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_1'}
   ROOT %all = bf16[8,4]{1,0} all-reduce(%a), replica_groups={{0,2},{1,3}}, metadata={op_name="jit(step)/sum"}
 }
@@ -167,12 +169,15 @@ def test_a_compiled_program_is_read_with_its_loops_and_branches():
     found = hlo.read(TEXT)
     assert found.flops == 5 * 2 * 8 * 16 * 4 + 2 * 8 * 4 * 4 + 2 * 8 * 6 * 4
     mesh: Any = SimpleNamespace(devices=np.arange(4).reshape(2, 2), axis_names=("data", "fsdp"))
-    sent = {each.kind: (each.bytes, axis_of(mesh, each)) for each in found.collectives}
-    assert sent == {
-        "collective-permute": (5 * 128, "fsdp"),
-        "all-gather": (64, "data+fsdp"),
-        "reduce-scatter": (64, "fsdp"),
-        "all-reduce": (64, "data"),
-    }
+    sent = sorted((each.kind, each.bytes, axis_of(mesh, each)) for each in found.collectives)
+    assert sent == [
+        ("all-gather", 64, "data+fsdp"),
+        ("all-reduce", 64, "data"),
+        ("collective-permute", 128, "data"),
+        ("collective-permute", 5 * 128, "fsdp"),
+        ("reduce-scatter", 64, "fsdp"),
+        ("reduce-scatter", 128, "data"),
+    ]
+    assert {each.sizes for each in found.collectives if each.kind == "reduce-scatter"} == {(16,), (32,)}
     assert found.arrays[0] == hlo.Large(512, "f32[8,16]", "")
     assert hlo.Large(64, "bf16[8,4]", "jit(step)/sum") in found.arrays

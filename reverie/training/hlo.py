@@ -47,13 +47,14 @@ class Collective(NamedTuple):
 
     Bytes are those of the whole array: what a device has after an all-gather, or before a reduce-scatter. ``group``:
     positions in the mesh, in its order; for a permutation, pairs one after the other. ``shapes``: of the result.
-    ``made_by``: the path of our code's operation, as JAX names it.
+    ``sizes``: how many numbers the whole arrays have. ``made_by``: the path of our code's operation, as JAX names it.
     """
 
     kind: str
     bytes: float
     group: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
     made_by: str
 
 
@@ -210,14 +211,14 @@ def _convolution(line: str, lhs: tuple[int, ...], rhs: tuple[int, ...], out: tup
 
 def _collective(line: str, kind: str, arrays: list[tuple[str, str]], starts: bool, made_by: str) -> Collective:
     group, size = _group(line)
-    total = float(sum(_size(*each) for each in arrays))
-    if kind == "reduce-scatter":
-        total *= size / (size + 1) if starts else size  # (what a device has, what it gets), or the latter alone
-    elif starts and kind == "all-gather":  # (what a device has, what it gets)
-        total *= size / (size + 1)
-    elif starts and kind != "all-reduce":
-        total /= 2
-    return Collective(kind, total, group, tuple(dims(shape) for _, shape in arrays), made_by)
+    whole, scale = arrays, size if kind == "reduce-scatter" else 1
+    if starts and kind != "all-reduce":  # what each device has, what it gets, perhaps counters
+        arrays = [each for each in arrays if each[1]]
+        half = len(arrays) // 2
+        whole, scale = arrays[:half] if kind != "all-gather" else arrays[half:], 1
+    sizes = tuple(scale * math.prod(dims(shape)) for _, shape in whole)
+    total = float(scale * sum(_size(*each) for each in whole))
+    return Collective(kind, total, group, tuple(dims(shape) for _, shape in whole), sizes, made_by)
 
 
 def _group(line: str) -> tuple[tuple[int, ...], int]:

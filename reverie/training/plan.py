@@ -119,10 +119,7 @@ def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topo
 def _of_weights(each: hlo.Collective, state: Any) -> bool:
     """Whether a collective moves weights or sums gradients: its arrays have as many numbers as one of these, or few."""
     sizes = {size for leaf in jax.tree.leaves(state) for size in (leaf.size, leaf.size // max(leaf.shape[:1] or (1,)))}
-    of_weights = {
-        leaf * (len(each.group) if each.kind == "reduce-scatter" else 1) for leaf in map(math.prod, each.shapes)
-    }
-    return all(size <= FEW or (size in sizes and each.kind not in hlo.MOVES) for size in of_weights)
+    return all(size <= FEW or (size in sizes and each.kind not in hlo.MOVES) for size in each.sizes)
 
 
 def _size(item: tuple[Any, float]) -> float:
