@@ -26,7 +26,14 @@ from reverie.parsing import Named, Parser, completed, dashed
 Logger, AXES = Literal["tensorboard", "wandb", "terminal"], ("data", "fsdp", "tensor", "sequence")
 
 WHICH = "the folder of a world, an archive of one (.zip), its https address, or a name from 'reverie worlds'"
-STORE_TOOLS = ("merge", "append", "subset", "doctor", "show")  # those of ``reverie.stores``, not loaded for their names
+STORE_TOOLS = (
+    "merge",
+    "append",
+    "subset",
+    "doctor",
+    "show",
+    "fetch",
+)  # those of ``reverie.stores``, not loaded for their names
 OFTEN = {"steps", "batch", "length", "rate", "width", "depth", "patch", "codes", "actions", "passes", "temperature"}
 
 
@@ -265,8 +272,8 @@ def _tools(add: Callable[..., Parser]) -> None:
     text = f"a source's name from 'reverie list', or {', '.join(STORE_TOOLS)}"
     completed(one.add_argument("source", metavar="SOURCE", help=text), sources_known)
     one.add_argument("path", type=Path, metavar="PATH", help="the store to write, or to work on")
-    text = "further stores: of merge, append and subset"
-    one.add_argument("others", type=Path, nargs="*", metavar="MORE", help=text)
+    text = "further stores, of merge, append and subset; the index, of fetch"
+    one.add_argument("others", nargs="*", metavar="MORE", help=text)
     add_store(one)
     text = "write part I of N, counted from 0, for an array job; 'merge' joins them"
     one.add_argument("--shard", type=shard_of, metavar="I/N", help=text)
@@ -342,7 +349,7 @@ def dispatch(argv: list[str]) -> None:
     args, rest = top.parse_known_args(argv)
     one = known.get(args.command, top)
     if rest and "others" in args and not any(word.startswith("-") for word in rest):
-        args.others, rest = [*args.others, *map(Path, rest)], []  # argparse does not take them behind a flag
+        args.others, rest = [*args.others, *rest], []  # argparse does not take them behind a flag
     if rest:
         one.refuse(rest)
     elif not args.command:

@@ -30,6 +30,14 @@ class Lost(Exception):
     """The connection broke; what has arrived is kept, and the next request continues there."""
 
 
+class Refused(ReverieError):
+    """The server answered with an error. code: that of HTTP."""
+
+    def __init__(self, text: str, code: int):
+        super().__init__(text)
+        self.code = code
+
+
 def is_address(text: str) -> bool:
     """Whether a text is the address of something on the web, not a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
@@ -104,7 +112,8 @@ def _receive(address: str, part: Path, note: Path, limit: int) -> None:
         if error.code == 416 and start:  # the file has become shorter
             part.unlink()
             raise Lost("it changed meanwhile") from None
-        raise ReverieError(f"'{address}' cannot be fetched: the server answers {error.code} {error.reason}.") from None
+        text = f"'{address}' cannot be fetched: the server answers {error.code} {error.reason}."
+        raise Refused(text, error.code) from None
     except (http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as error:
         raise Lost(first_line(getattr(error, "reason", error)) if str(error) else type(error).__name__) from None
 

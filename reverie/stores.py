@@ -28,7 +28,7 @@ class Merge:
 
     def run(self, args: argparse.Namespace) -> None:
         """Merge, and say what was done."""
-        print(merge(args.path, args.others, args.licence))
+        print(merge(args.path, [Path(other) for other in args.others], args.licence))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,22 @@ class Show:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Fetch OpenAI's Minecraft recordings (VPT): reverie data fetch FOLDER INDEX, an index file or its address."""
+
+    count: int = 0  # recordings to fetch, at most; 0: all of the index
+    first: int = 0  # number of the first one
+    workers: int = 4  # files that are fetched at a time
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Fetch, and say what to do next."""
+        from reverie.data.fetching import fetch
+
+        print(fetch(_one(args, "fetch", "INDEX"), args.path, **dataclasses.asdict(self)))
+        print(f"'reverie data vpt OUT --path {args.path}' makes a store of them")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Look for what is wrong with a store: copies, frozen or black clips, cuts, actions beside their frames, leaks."""
 
@@ -116,12 +132,12 @@ class Doctor:
             print(f"{count} episodes set aside; 'reverie data doctor {args.path} --release' puts them back")
 
 
-TOOLS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (Merge, Append, Subset, Doctor, Show)}
+TOOLS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (Merge, Append, Subset, Doctor, Show, Fetch)}
 
 
 def run(args: argparse.Namespace, tool: Any) -> None:
     """Run a tool; ReverieError if it takes no further paths and some were given."""
-    if args.shard or (args.others and not isinstance(tool, Merge | Append | Subset)):
+    if args.shard or (args.others and not isinstance(tool, Merge | Append | Subset | Fetch)):
         raise ReverieError(f"'reverie data {args.source}' takes one store, and no --shard.")
     tool.run(args)
 
@@ -129,7 +145,7 @@ def run(args: argparse.Namespace, tool: Any) -> None:
 def _one(args: argparse.Namespace, name: str, what: str) -> str:
     if len(args.others) != 1:
         raise ReverieError(f"'reverie data {name}' takes two paths: 'reverie data {name} DIR {what}'.")
-    return str(args.others[0])
+    return args.others[0]
 
 
 @contextlib.contextmanager

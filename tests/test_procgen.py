@@ -27,7 +27,8 @@ def test_every_game_is_recorded_on_numbered_levels(envpool, game):
     for episode in episodes:
         episode.validate(config.spec())
         assert len(episode.frames) == 30 or episode.ends[-1]
-        assert not episode.ends[:-1].any() and (episode.frames[1:] != episode.frames[:-1]).any()
+        assert not episode.ends[:-1].any()
+    assert any((episode.frames[1:] != episode.frames[:-1]).any() for episode in episodes)  # a maze may block one
 
 
 def test_parts_are_what_one_job_records(envpool):
