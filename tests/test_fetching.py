@@ -17,7 +17,7 @@ TABLE = "\n".join(json.dumps({"mouse": {"dx": 0, "dy": 0}, "keyboard": {"keys": 
 class Server(http.server.BaseHTTPRequestHandler):
     """Serves ``files``; a part of the path says how it misbehaves, once or always."""
 
-    files, asked = {}, []
+    files, asked, address = {}, [], ""
 
     def log_message(self, *_) -> None: ...
 

@@ -123,3 +123,9 @@ def test_a_game_whose_package_is_missing_is_one_line(config, monkeypatch):
     monkeypatch.setitem(sys.modules, config().package, None)
     with pytest.raises(ReverieError, match="needs a package that is not installed"):
         config().spec()
+
+
+def test_vizdoom_leaves_no_files_in_the_current_folder(tmp_path):
+    pytest.importorskip("vizdoom", reason="needs the extra 'vizdoom'", exc_type=ImportError)
+    (episode,) = ViZDoomConfig(count=1, frames=4, size=(24, 32)).episodes()
+    assert len(episode.frames) == 4 and not list(tmp_path.iterdir())

@@ -1,6 +1,10 @@
 """ViZDoom's scenarios through its Gymnasium environments: pip install 'reverie-worlds[vizdoom]'."""
 
+import contextlib
+import functools
+import tempfile
 from dataclasses import dataclass
+from typing import Any
 
 from reverie.data.sources.gymnasium import GymnasiumConfig
 
@@ -11,3 +15,16 @@ class ViZDoomConfig(GymnasiumConfig):
 
     path: str = "VizdoomBasic-v1"  # the id of the scenario's environment
     package: str = "vizdoom.gymnasium_wrapper"  # the package that registers it
+
+    def _made(self) -> Any:
+        """Return the environment; its engine starts at the first reset, in a folder of its own, where it writes."""
+        with contextlib.chdir(_folder().name):
+            env = super()._made()
+            env.reset()
+        return env
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """Return a folder that is there until Python ends: the engine writes its settings when it is closed."""
+    return tempfile.TemporaryDirectory(prefix="vizdoom-")
