@@ -1,9 +1,10 @@
 """An agent: heads over the features of a world's dynamics.
 
 What an agent reads is one thing everywhere: ``h``, the features (N, M) that ``dynamics.observe`` and
-``dynamics.imagine`` return for a finished frame. Training reads it of recorded clips (``world.features``), imagination
-of rollouts, evaluation and play of real frames. ``h`` of frame t has seen the action that led to t. So the policy at t
-predicts the action taken *from* t, and reward and end are those that *arrived with* t.
+``dynamics.imagine`` return for a finished frame, or agent tokens (A, M) in their place. Training reads it of recorded
+clips (``world.features``), imagination of rollouts, evaluation and play of real frames. ``h`` of frame t has seen the
+action that led to t. So the policy at t predicts the action taken *from* t, and reward and end are those that *arrived
+with* t.
 
 Shapes: ... any leading axes, N tokens per frame, M model width, P numbers that describe a policy.
 """
@@ -17,6 +18,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from reverie.errors import ReverieError
+from reverie.nn.agent_tokens import AgentTokens
 from reverie.nn.batch import Rows
 from reverie.nn.heads import ActionDistribution, Head, HeadConfig, TwoHot
 from reverie.nn.running import RunningMoments, RunningRMS, Statistics
@@ -30,6 +33,7 @@ class AgentConfig:
     """The heads of an agent. Each has a network of its own: none moves another's features."""
 
     head: HeadConfig = field(default_factory=HeadConfig)  # the network of each head
+    tokens: int = 0  # agent tokens that the world's transformer runs (A); 0: the heads read the tokens of the frame
     ahead: int = 8  # L: policy, reward and end are predicted for this frame and the L - 1 after it
     rewards: TwoHot = field(default_factory=TwoHot)  # bins of rewards
     values: TwoHot = field(default_factory=TwoHot)  # bins of values
@@ -39,7 +43,14 @@ class AgentConfig:
             raise ValueError(f"an agent predicts 1 step ahead at least, not {self.ahead}")
 
     def make(self, world: Any, rngs: nnx.Rngs) -> "Agent":
-        """Return an agent that has learned nothing, in a world that has."""
+        """Return an agent that has learned nothing, in a world that has.
+
+        Agent tokens are put into the world's dynamics; ReverieError if these are of a family that has none.
+        """
+        if self.tokens:
+            if not hasattr(world.dynamics, "agents"):
+                raise ReverieError(f"{type(world.dynamics).__name__} dynamics have no agent tokens: let tokens be 0.")
+            world.dynamics.agents = AgentTokens(self.tokens, world.dynamics.transformer, rngs=rngs)
         features, size = feature_shape(world), ActionDistribution(world.config.actions).parameters
         outputs = {"policy": (self.ahead, size), "reward": (self.ahead, self.rewards.bins), "ends": (self.ahead,)}
         heads = {name: Head(self.head, features, shape, rngs=rngs) for name, shape in outputs.items()}
@@ -68,9 +79,12 @@ class Agent(nnx.Module):
         value: Any = None,
     ):  # fmt: skip
         self.config, self.world = config, world
+        # While it clones, the agent tokens are a part of the agent, which learns. Later they are the frozen world's.
+        self.tokens: Any = getattr(world.dynamics, "agents", None) if prior is None else None
         self.actions = ActionDistribution(world.config.actions)
         self.policy, self.reward, self.ends = policy, reward, ends
-        self.prior, self.value = prior, value
+        self.prior: Any = prior
+        self.value: Any = value
         # Statistics of training: by cloning, and in imagination.
         self.scales: Any = LossScales() if prior is None else None
         self.returns: Any = None if prior is None else Returns()

@@ -154,13 +154,13 @@ class SpaceTimeTransformer(nnx.Module):
             time_mask = jnp.repeat(time_mask, self.tokens + c.registers, axis=0)  # time attention has B*N rows
         at = jnp.arange(x_BTNM.shape[1], dtype=jnp.uint32) if times is None else times.positions
         x, space_mask, rotation = self._embed(x_BTNM, mask_NN)
-        x = self._run(x, AttentionInputs(c, rotation, rotary_time(at, c.head), space_mask, time_mask), None)[0]
+        x = self.run_layers(x, AttentionInputs(c, rotation, rotary_time(at, c.head), space_mask, time_mask), None)[0]
         return x[:, :length] if size("sequence") > 1 else x
 
     def step(self, x_BNM: Array, cache: KVCache, mask_NN: Array | None = None) -> tuple[Array, NewKV]:
         """Run one frame, with past frames from the KV cache: (B, N, M), and its keys and values to append."""
         x, mask, rotation = self._embed(x_BNM[:, None], mask_NN)
-        x, new, _ = self._run(x, self._cached_inputs(cache, rotation, mask), cache)
+        x, new, _ = self.run_layers(x, self._cached_inputs(cache, rotation, mask), cache)
         return x[:, 0], new
 
     def step_tokens(
@@ -177,16 +177,16 @@ class SpaceTimeTransformer(nnx.Module):
         own = jax.tree.map(
             lambda ring: jax.lax.dynamic_slice_in_dim(ring, first, x_BnM.shape[1], axis=ring.ndim - 4), cache.layers
         )
-        x, _, frame_kv = self._run(x, inputs, cache._replace(layers=own), frame_kv)
+        x, _, frame_kv = self.run_layers(x, inputs, cache._replace(layers=own), frame_kv)
         return x[:, 0], frame_kv
 
-    def empty_frame_kv(self, batch: int) -> FrameKV:
-        """Return zeros (B, N, G, D) for a frame's keys and values, for ``step_tokens``."""
+    def empty_frame_kv(self, batch: int, more: int = 0) -> FrameKV:
+        """Return zeros (B, N + more, G, D) for a frame's keys and values, for ``step_tokens``."""
         c = self.config
         if self.groups is None:
             return ()
         groups, one = c.depth // c.group, self.groups if isinstance(self.groups, Group) else self.groups[0]
-        shape = (batch, self.tokens, c.kv_heads or c.heads, c.head)
+        shape = (batch, self.tokens + more, c.kv_heads or c.heads, c.head)
         zeros = jnp.zeros((groups, *shape) if c.scan else shape, compute_dtype(c.dtype))
         layers = tuple((zeros, zeros) if layer.space is not None else () for layer in one.layers)
         return (layers,) * (1 if c.scan else groups)
@@ -243,7 +243,7 @@ class SpaceTimeTransformer(nnx.Module):
         valid = valid_slots(c.window - 1, cache.time)
         return AttentionInputs(c, rotation, rotary_time(cache.time[None], c.head), mask, time_mask=valid)
 
-    def _run(self, x: Array, inputs: AttentionInputs, cache: KVCache | None, frame_kv: FrameKV = ()):
+    def run_layers(self, x: Array, inputs: AttentionInputs, cache: KVCache | None, frame_kv: FrameKV = ()):
         """Run all groups: (tokens, their new keys and values, updated ``frame_kv``)."""
         c, count = self.config, self.config.depth // self.config.group
         if self.groups is None:

@@ -34,12 +34,19 @@ LEAD = 32  # frames observed before a segment of a long episode, so that feature
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourObjective:
-    """Clone recorded play, and predict rewards and ends, from the features of a frozen world."""
+    """Clone recorded play, and predict rewards and ends, from the features of a frozen world.
+
+    Agent tokens (``agent.tokens``) learn with the heads. Then features change in every step and cannot be cached.
+    """
 
     agent: AgentConfig = field(default_factory=AgentConfig)  # the heads
     world: str = "../dynamics"  # folder of the world's dynamics, relative to this run's folder
     frozen: tuple[str, ...] = ("world",)  # parts that do not learn
-    reads = "features", "actions", "rewards", "ends"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Arrays of a batch."""
+        return ("latents" if self.agent.tokens else "features"), "actions", "rewards", "ends"
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Agent:
         """Return a new agent in the world that was trained before."""
@@ -48,11 +55,11 @@ class BehaviourObjective:
 
     @property
     def encoder(self) -> Encode:
-        """The world's features."""
-        return _features
+        """The world's features, or its latents if agent tokens learn to read them."""
+        return _latents if self.agent.tokens else _features
 
     def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
-        """Features and the actions that condition the world, computed once; rewards and ends as they were recorded."""
+        """Features or latents, and the actions that condition the world, computed once; the rest as recorded."""
         return Joined(dataset, cached(model, self.encoder, dataset, LEAD, cache, ("world",)))
 
     def loss(self, model: Agent, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
@@ -77,8 +84,9 @@ def behaviour_losses(model: Agent, batch: dict[str, Array]) -> dict[str, tuple[A
     the policy is trained on ``actions[t + 1 + n]``, and reward and end on those of t + n. "error" is that of rewards
     predicted where they arrive, in units of reward.
     """
-    h, actions, rewards, ends = (batch[name] for name in BehaviourObjective.reads)
+    actions, rewards, ends = (batch[name] for name in ("actions", "rewards", "ends"))
     space, count = model.world.config.actions, model.config.ahead
+    h = batch["features"] if "features" in batch else _read(model, batch["latents"], actions)
     known = (~space.is_start(actions) & ~space.is_unlabelled(actions)).astype(jnp.float32)
     (taken, when), (now, arrived) = (_ahead(known, first, count) for first in (1, 0))
     policy, reward = model.policy(h), model.reward(h)
@@ -235,5 +243,8 @@ def _latents(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
 
 def _features(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
     found = _latents(agent, batch)
-    start = from_start(found["actions"], agent.world.config.actions)
-    return {"features": features(agent.world.dynamics, found["latents"], start), "actions": found["actions"]}
+    return {"features": _read(agent, found["latents"], found["actions"]), "actions": found["actions"]}
+
+
+def _read(agent: Agent, latents: Array, actions: Array) -> Array:
+    return features(agent.world.dynamics, latents, from_start(actions, agent.world.config.actions))

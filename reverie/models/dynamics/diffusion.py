@@ -64,10 +64,14 @@ class DiffusionConfig:
 
 
 class LatentState(NamedTuple):
-    """The state of dynamics over vectors: the transformer's KV cache, and the last finished frame with its noise."""
+    """The state of dynamics over vectors: the transformer's KV cache, and the last finished frame with its noise.
+
+    ``agents``: the KV cache of agent tokens; None if there are none.
+    """
 
     cache: KVCache
     last_BNL: Array
+    agents: KVCache | None = None
 
 
 class Context(NamedTuple):
@@ -89,6 +93,7 @@ class Diffusion(nnx.Module):
     """A space-time transformer over noisy latents, their noise level and the actions."""
 
     labels = 1  # how many numbers describe a frame's noise to the network
+    agents: Any = None  # AgentTokens, if an agent has put them here
 
     def __init__(self, config: DiffusionConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -197,13 +202,21 @@ class Diffusion(nnx.Module):
 
     def empty(self, batch: int) -> LatentState:
         """Return the state before the first frame."""
-        return LatentState(self.transformer.empty(batch), jnp.zeros((batch, self.tokens, self.config.width)))
+        agents = None if self.agents is None else self.agents.empty(self.transformer, batch)
+        return LatentState(self.transformer.empty(batch), jnp.zeros((batch, self.tokens, self.config.width)), agents)
 
     def observe(self, state: LatentState, latents_BNL: Array, actions_B: Array) -> tuple[LatentState, Array]:
-        """Append a finished frame and the action that led to it; returns features (B, N, M) too."""
+        """Append a finished frame and the action that led to it; returns features too.
+
+        These are the frame's tokens (B, N, M), or agent tokens (B, A, M) where there are any.
+        """
         frame = self._with_context_noise(latents_BNL, state.cache.time)
-        h, new_kv = self._step(state, frame, self._label(jnp.float32(self.config.context_level)), actions_B)
-        return LatentState(state.cache.append(new_kv), frame), h
+        x = self._tokens(state, frame, self._label(jnp.float32(self.config.context_level)), actions_B)
+        h, new_kv = self.transformer.step(x, state.cache)
+        h, agents = h[:, : self.tokens], None
+        if self.agents is not None:
+            agents, h = self.agents.read(self.transformer, x, state.cache, state.agents)
+        return LatentState(state.cache.append(new_kv), frame, agents), h
 
     def imagine(
         self, state: LatentState, actions_B: Array, key: Array, temperature: float | Array | None = None
@@ -212,7 +225,8 @@ class Diffusion(nnx.Module):
 
         def predict(point, level):
             label = self._label(level, 1 / self.config.passes)
-            return self._data(self._step(state, point, label, actions_B)[0], point, level)
+            h, _ = self.transformer.step(self._tokens(state, point, label, actions_B), state.cache)
+            return self._data(h, point, level)
 
         latents = denoise(predict, self._noise(key, len(actions_B), temperature), self.config.passes)
         state, h = self.observe(state, latents, actions_B)
@@ -248,11 +262,10 @@ class Diffusion(nnx.Module):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), time), latents_BNL.shape[1:])
         return noised(latents_BNL, noise[None], jnp.float32(self.config.context_level))
 
-    def _step(self, state, point_BNL, label, actions_B):
+    def _tokens(self, state, point_BNL, label, actions_B):
+        """The tokens of a frame as they enter the transformer."""
         labels = jnp.broadcast_to(label, (len(point_BNL), 1, label.shape[-1]))
-        x = self._embed(point_BNL[:, None], labels, actions_B[:, None], state.last_BNL[:, None])[:, 0]
-        h, new_kv = self.transformer.step(x, state.cache)
-        return h[:, : self.tokens], new_kv
+        return self._embed(point_BNL[:, None], labels, actions_B[:, None], state.last_BNL[:, None])[:, 0]
 
     def _label(self, level: Array, size: Array | float = 0.0) -> Array:
         """How a frame's noise is described to the network, (..., 1): by its level, not by the sampler's step size."""

@@ -1,0 +1,57 @@
+"""Agent tokens: what an agent reads of a world, in tokens that the world's transformer runs and nothing else reads.
+
+In every frame they read all of the frame's tokens and each other, and over time each reads itself in earlier frames.
+They have keys and values of their own, so a world with them generates the same frames as without. Source: Dreamer 4
+(arXiv 2509.24527, section 3.3); others found that with a single token the critic's error is five times that of eight.
+
+Shapes: B batch, N tokens per frame, A agent tokens, M model width, S window.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from reverie.nn.attention import rotary_time
+from reverie.nn.kv_cache import KVCache, empty_cache, valid_slots
+from reverie.nn.layers import AttentionInputs, learned_tokens
+from reverie.nn.precision import compute_dtype
+
+
+class AgentTokens(nnx.Module):
+    """A learned tokens, run through the layers of a transformer one frame at a time."""
+
+    def __init__(self, count: int, transformer: Any, *, rngs: nnx.Rngs):
+        if transformer.config.registers or count > transformer.tokens:
+            raise ValueError(f"agents have at most the {transformer.tokens} tokens of a frame, and it has no registers")
+        self.tokens = learned_tokens(rngs, count, transformer.config.width)
+
+    def empty(self, transformer: Any, batch: int) -> KVCache:
+        """Return the empty KV cache of these tokens."""
+        c = transformer.config
+        layers = c.depth // c.group if c.time_every else 0
+        shape = (batch, len(self.tokens[...]), c.kv_heads or c.heads, c.head)
+        return empty_cache(layers, c.scan, shape, c.window - 1, compute_dtype(c.dtype))
+
+    def read(self, transformer: Any, x_BNM: Array, past: KVCache, own: KVCache) -> tuple[KVCache, Array]:
+        """Read a finished frame: (their cache with it, features (B, A, M)).
+
+        ``x_BNM``: the frame's tokens as they enter the transformer; ``past``: its KV cache before that frame.
+        """
+        c, batch, (frame, count) = transformer.config, len(x_BNM), (x_BNM.shape[1], len(self.tokens[...]))
+        seen = jnp.asarray([True] * frame + [False] * count)
+        mask = jnp.broadcast_to(seen[None], (frame, frame + count))
+        kept = transformer.empty_frame_kv(batch, more=count)
+        _, kept = transformer.step_tokens(x_BNM, jnp.int32(0), mask, past, kept)
+        inputs = AttentionInputs(
+            c,
+            (jnp.ones((count, c.head // 2)), jnp.zeros((count, c.head // 2))),  # they have no place in the image
+            rotary_time(own.time[None], c.head),
+            jnp.ones((count, frame + count), bool),
+            valid_slots(c.window - 1, own.time),
+            offset=jnp.int32(frame),
+        )
+        x = jnp.broadcast_to(self.tokens[...].astype(x_BNM.dtype)[None, None], (batch, 1, count, c.width))
+        h, new, _ = transformer.run_layers(x, inputs, own, kept)
+        return own.append(new), h[:, 0]
