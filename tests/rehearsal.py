@@ -18,7 +18,7 @@ from reverie.presets.recipe import Recipe
 def train(recipe: Recipe, out: Path, minutes: float | None = None, **options: Any) -> Path:
     """Follow a recipe as ``reverie.pipeline.train`` would, on a few episodes, with small networks, for a few steps."""
     source: Any = recipe.source
-    if hasattr(source, "count"):
+    if not isinstance(source, str) and hasattr(source, "count"):
         source = replace(source, count=min(source.count, 12))
     spec = open_dataset(Path(source)).spec if isinstance(source, str) else source.spec()
     recipe = shrunk(replace(recipe, source=source), spec)

@@ -106,7 +106,7 @@ for name in ("fcntl", "array_record", "grain"):
     sys.modules[name] = None
 from pathlib import Path
 from reverie.cli import main
-assert main(["data", "square", "x.npz", "--count", "3", "--frames", "6"]) == 0
+assert main(["data", "square", "x.npz", "--count", "12", "--frames", "16"]) == 0
 assert main(["data", "square", "store", "--count", "2", "--frames", "4"]) == 2
 def refused(*_, **__):
     raise OSError(1314, "A required privilege is not held by the client")

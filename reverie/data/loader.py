@@ -8,6 +8,7 @@ from epoch to epoch. Windows that would stick out at an end are moved inside, so
 often as others. A permutation orders the windows of all episodes, without repetition.
 """
 
+import importlib.util
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ def batches(
         episode, first = order.window(row // rows * batch + index * rows + row % rows)
         return dataset.read(episode, first, length, names)
 
-    if prefetch == 0 or isinstance(dataset, ArrayDataset):
+    # Windows has no Grain: there the same batches are read when they are needed.
+    if prefetch == 0 or isinstance(dataset, ArrayDataset) or importlib.util.find_spec("grain") is None:
         return _read_here(read, start, rows)
     return _read_ahead(read, start, rows, prefetch)
 

@@ -16,6 +16,7 @@ import struct
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,8 @@ def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = Fa
     if not path.exists():
         near = [p.name for p in path.parent.glob("*") if _is_dataset(p)] if path.parent.is_dir() else []
         raise ReverieError(f"there is no dataset at '{path}'.{did_you_mean(path.name, near)}")
-    if path.resolve().suffix == ".npz":  # a link to one may have any name
+    # A link to one may have any name, and so may a copy, which takes a link's place where none can be made.
+    if path.resolve().suffix == ".npz" or (path.is_file() and zipfile.is_zipfile(path)):
         whole = ArrayDataset.load(path)
         every = division(whole, whole.sources, VAL)
         pieces = [piece for piece in every if piece.split == split]
