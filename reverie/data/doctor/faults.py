@@ -20,6 +20,7 @@ from reverie.errors import ReverieError
 STILL, STILL_PIXEL = 0.25, 8  # mean and largest change, of 255, of frames that show the same (but for noise)
 FROZEN, FROZEN_SHARE, WHOLE = 16, 0.4, 0.9  # frames; share of an episode that is frozen in part, and as a whole
 BLACK, BLANK, DARK_SHARE = 24, 6, 0.5  # brightest pixel of black frames, contrast of blank ones, share of an episode
+LIKE_A_CUT = 0.7  # share of a cut's change from which on other changes are like it
 JITTER, JITTER_LEAST = 0.12, 3  # share of single repeats amid motion, and how many
 MOVING = 0.4  # an action that moves things leaves fewer frames as they are
 ONE_ACTION, LONG = 0.9, 48  # share of one action in all steps; steps of an episode with one action only
@@ -150,7 +151,12 @@ def _black(store: Store, seen: Sequence[Looked]) -> Iterator[Fault]:
 
 
 def _cuts(store: Store, seen: Sequence[Looked]) -> Iterator[Fault]:
-    yield from _each("cuts", _episodes(seen, lambda one: bool(one.cuts)), "change to another scene in their middle")
+    def bad(one: Looked) -> bool:
+        """Whether its cuts stand out: where frames often change so much, that is how they look."""
+        cuts = list(one.cuts)
+        return bool(cuts) and (np.delete(one.change, cuts) > LIKE_A_CUT * one.change[cuts].min()).sum() <= len(cuts)
+
+    yield from _each("cuts", _episodes(seen, bad), "change to another scene in their middle")
 
 
 def _jitter(store: Store, seen: Sequence[Looked]) -> Iterator[Fault]:
