@@ -18,8 +18,8 @@ import numpy as np
 from reverie import config
 from reverie.actions import ActionSpace
 from reverie.data.copying import Recorded, Store, about_of, key_of, made_of, notes_of, opened, workplace, write_new
-from reverie.data.episode import Spec
-from reverie.data.filling import CHUNK, MANIFEST, About, Entry, Kinds, copy_of, fill
+from reverie.data.episode import CHUNK, Spec
+from reverie.data.filling import MANIFEST, About, Entry, Kinds, copy_of, fill
 from reverie.data.splits import content
 from reverie.data.store import divided_entries
 from reverie.errors import ReverieError

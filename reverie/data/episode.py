@@ -17,6 +17,9 @@ Action = Any  # an int, or a vector: one entry of an array of actions
 Policy = Callable[[np.ndarray, np.random.Generator, Action], Action]  # (state, rng, last action) -> action
 
 
+CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
+
+
 class Simulator(Protocol):
     """A simulator whose state can be set: the state determines everything, so any moment can be replayed.
 
@@ -165,6 +168,12 @@ def numbers_of(shard: tuple[int, int], count: int) -> range:
     """Return which of ``count`` things belong to part i of n: (i, n). All parts in order are all things in order."""
     part, parts = shard
     return range(part * count // parts, (part + 1) * count // parts)
+
+
+def windows(length: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of consecutive windows of at most ``size`` frames."""
+    for start in range(0, length, size):
+        yield start, min(start + size, length)
 
 
 def record(

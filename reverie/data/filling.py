@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ import numpy as np
 
 from reverie import config
 from reverie.checksums import read_signed, write_json
-from reverie.data.episode import Episode, Spec
+from reverie.data.episode import CHUNK, Episode, Spec, windows
 from reverie.data.records import array_record
 from reverie.errors import ReverieError
 
 MANIFEST, FORMAT, SCHEMA = "manifest.json", "reverie-store", 1
-CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
 FILE_BYTES = 1 << 30  # size at which a file is closed, before compression
 NOTES = 1000  # lines about its data that a manifest keeps
 ASIDE = "aside"  # of a split in a manifest: the numbers of episodes in quarantine, and why they are there
@@ -235,9 +234,3 @@ def sha256(file: Path) -> str:
     """Return the checksum of a file, as a manifest keeps it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def windows(length: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of consecutive windows of at most ``size`` frames."""
-    for start in range(0, length, size):
-        yield start, min(start + size, length)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reverie.data.episode import Dataset
-from reverie.data.filling import CHUNK
+from reverie.data.episode import CHUNK, Dataset
 from reverie.data.store import NoSplit, open_dataset
 
 NEAR = 16  # of 255: frames whose pixels all differ by no more count as equal

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reverie.data.episode import Dataset
-from reverie.data.filling import CHUNK, windows
+from reverie.data.episode import CHUNK, Dataset, windows
 
 log = logging.getLogger(__name__)
 

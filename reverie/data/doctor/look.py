@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from reverie.data.cuts import cuts
-from reverie.data.episode import Dataset
-from reverie.data.filling import CHUNK, windows
+from reverie.data.episode import CHUNK, Dataset, windows
 from reverie.errors import ReverieError
 
 SIDE, THUMB = 96, 16  # pixels of the longer side that is looked at, and of a thumbnail
