@@ -181,3 +181,21 @@ def test_a_compiled_program_is_read_with_its_loops_and_branches():
     assert {each.sizes for each in found.collectives if each.kind == "reduce-scatter"} == {(16,), (32,)}
     assert found.arrays[0] == hlo.Large(512, "f32[8,16]", "")
     assert hlo.Large(64, "bf16[8,4]", "jit(step)/sum") in found.arrays
+
+
+@pytest.mark.parametrize(
+    ("groups", "axis"),
+    [
+        ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_0'}", "fsdp"),
+        ("mesh['axis_0'=2,'axis_1'=2] {'axis_0'}", "data"),
+        ("mesh['axis_0'=4] {'axis_0':(1)2}", "data"),
+        ("mesh['axis_0'=4] {'axis_0':(2)2}", "fsdp"),
+        ("[2,2]<=[2,2]T(1,0)", "data"),
+        ("{{0,1},{2,3}}", "fsdp"),
+    ],
+)
+def test_the_axis_of_a_group_of_devices(groups, axis):
+    """On a mesh of data=2,fsdp=2, whose devices are numbered along fsdp first."""
+    line = f"  ROOT %all = f32[8]{{0}} all-reduce(%a), channel_id=1, replica_groups={groups}"
+    mesh: Any = SimpleNamespace(devices=np.arange(4).reshape(2, 2), axis_names=("data", "fsdp"))
+    assert axis_of(mesh, hlo.read(f"ENTRY %main () -> f32[8] {{\n{line}\n}}").collectives[0]) == axis

@@ -24,9 +24,9 @@ LOOP = re.compile(rf"condition={NAME}, body={NAME}")
 CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-NAMED = re.compile(
-    r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}"
-)  # \'axis_0\'=2,\'axis_1\'=4 and those along which it runs
+# mesh['axis_0'=4,'axis_1'=2], perhaps with the order of its devices, and the axes along which a collective runs, or
+# parts of them: 'axis_0':(1)2 is its first half.
+NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
 LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}")
 MADE_BY = re.compile(r'op_name="([^"]*)"')
 NO_ARRAYS = {
@@ -224,19 +224,30 @@ def _collective(line: str, kind: str, arrays: list[tuple[str, str]], starts: boo
 def _group(line: str) -> tuple[tuple[int, ...], int]:
     """Return the first group of devices of a collective and its size; for a permutation, its pairs."""
     if named := NAMED.search(line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        along = re.findall(r"'(\w+)'", named[2])
-        numbers = np.arange(math.prod(map(int, sizes.values()))).reshape([int(size) for size in sizes.values()])
-        group = numbers[tuple(slice(None) if name in along else 0 for name in sizes)].ravel()
+        along = {name: (before, size) for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named[4])}
+        shape, taken = [], []
+        for name, size in re.findall(r"'(\w+)'=(\d+)", named[1]):
+            before, part = (
+                int(number or default) for number, default in zip(along.get(name, ("1", "")), (1, size), strict=True)
+            )
+            shape += [before, part, int(size) // (before * part)]
+            taken += [0, slice(None) if name in along else 0, 0]
+        numbers = _numbers(dims(named[2] or str(math.prod(shape))), dims(named[3] or "")).reshape(shape)
+        group = numbers[tuple(taken)].ravel()
         return tuple(map(int, group)), len(group)
     if iota := IOTA.search(line):
-        groups, size, of, axes = int(iota[1]), int(iota[2]), dims(iota[3]), dims(iota[4] or "")
-        numbers = np.arange(math.prod(of)).reshape(of)
-        numbers = numbers.transpose(axes) if axes else numbers
-        return tuple(int(number) for number in numbers.reshape(groups, size)[0]), size
+        groups, size = int(iota[1]), int(iota[2])
+        group = _numbers(dims(iota[3]), dims(iota[4] or "")).reshape(groups, size)[0]
+        return tuple(map(int, group)), size
     if listed := LISTED.search(line):
         groups = [dims(each) for each in re.findall(r"\{([\d,]*)\}", listed[1])]
         if "source_target_pairs" in line:
             return tuple(number for pair in groups for number in pair), 2
         return groups[0], len(groups[0])
     return (), 1
+
+
+def _numbers(shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
+    """Return 0, 1, 2, ... in a shape whose axes are then transposed."""
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    return numbers.transpose(axes) if axes else numbers
