@@ -201,9 +201,10 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
     recorded = None
     if (run / "data").exists():
         data = open_dataset(run / "data", "train")
-        each = enumerate(data.lengths.tolist())
-        recorded = np.array([data.read(i, 0, length, ("rewards",))["rewards"].sum() for i, length in each])
-        found |= {"data": _summary(recorded), "blind": played(Blind(data, seed))}
+        clips = [data.read(i, 0, length, ("rewards", "ends")) for i, length in enumerate(data.lengths.tolist())]
+        recorded = np.array([clip["rewards"].sum() for clip in clips])
+        ended = np.array([clip["ends"].any() for clip in clips]) if hasattr(simulator, "solved") else None
+        found |= {"data": _summary(recorded, ended), "blind": played(Blind(data, seed))}
     for name, agent in agents.items():
         found[name] = played(Actor(agent, episodes, seed))
         found[f"{name}_greedy"] = played(Actor(agent, episodes, seed, greedy))
