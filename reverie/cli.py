@@ -334,6 +334,8 @@ def _looks(add: Callable[..., Parser]) -> None:
     one.add_argument("--runtime", type=Path, metavar="DIR", help=text)
     text = "write plain weights: a file NAME.safetensors, and their configs beside it, NAME.json"
     one.add_argument("--weights", type=Path, metavar="FILE", help=text)
+    text = "with --web: bits of the weights of the dynamics (32); fewer make a smaller page, and the cost is printed"
+    one.add_argument("--bits", type=int, choices=(32, 16, 8), default=32, help=text)
     one.add_argument("--licence", default="", metavar="TEXT", help="the licence of the world, to note in it")
 
 

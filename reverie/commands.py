@@ -253,7 +253,7 @@ def export_web(args: argparse.Namespace) -> None:
     from reverie.library import place
     from reverie.web.export import export_web
 
-    out = export_web(place(args.run), args.web, args.runtime, args.licence)
+    out = export_web(place(args.run), args.web, args.runtime, args.licence, args.bits)
     print(
         f"{out}: {out.stat().st_size / 1e6:.2f} MB, open it in a browser" if out.is_file() else f"{out}: a static site"
     )

@@ -21,6 +21,7 @@ from primitives import CASES
 from reverie.errors import ReverieError
 from reverie.onnx.convert import convert
 from reverie.onnx.graph import Constants
+from reverie.onnx.narrow import eighths, halves, narrow
 from reverie.onnx.table import CALLS, PRIMITIVES, Unsupported
 from reverie.web.runtime import runtime
 
@@ -142,6 +143,21 @@ def test_large_constants_are_stored_once_for_several_models():
     assert max(map(len, made)) < 1000
     for program, each in zip(programs, made, strict=True):
         np.testing.assert_allclose(run(each, constants, {"x": x}, ["y"])[0], program(weights, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rounding", "bytes_each"), [(halves, 2), (eighths, 1)])
+def test_rounded_weights_are_stored_in_their_few_bits(rounding, bytes_each):
+    weights = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
+    weights[:, 3] = 0
+    few, scale = rounding(weights)
+    close = few.astype(np.float32) * scale
+    assert 0 < np.abs(close - weights).max() <= np.abs(weights).max() / (2000 if bytes_each == 2 else 250)
+    constants = Constants()
+    x = np.ones((2, 64), np.float32)
+    made = convert(jax.make_jaxpr(lambda w, x: x @ w)(close, x), [close, "x"], ["y"], constants)
+    assert len(constants.data) == bytes_each * weights.size
+    np.testing.assert_allclose(run(made, constants, {"x": x}, ["y"])[0], x @ close, rtol=1e-5, atol=1e-5)
+    assert narrow(weights) is None, "what is not rounded stays whole"
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
-from onnx import helper
+from onnx import NodeProto, TensorProto, helper
 
 from reverie.onnx import elementwise, indices, loops, randomness, shapes  # noqa: F401  (they fill the table)
-from reverie.onnx.graph import Constants, Graph, Value, info
+from reverie.onnx.graph import INLINE, Constants, Graph, Value, info
+from reverie.onnx.narrow import narrow
 from reverie.onnx.table import run
 
 OPSET, IR = 21, 10  # of November 2024: every runtime that has bitwise operators has these
@@ -35,9 +36,26 @@ def convert(
         value = Value(name, aval.shape, np.dtype(aval.dtype))
         graph.nodes.append(helper.make_node("Identity", [graph.name(graph.full(operand, aval.shape))], [name]))
         results.append(value)
-    tensors = [constants.tensor(array, name) for name, array in graph.constants.values()]
-    made = helper.make_graph(graph.nodes, "program", [*map(info, graph.inputs)], [*map(info, results)], tensors)
+    tensors, widened = _constants(graph, constants)
+    made = helper.make_graph(
+        [*widened, *graph.nodes], "program", [*map(info, graph.inputs)], [*map(info, results)], tensors
+    )
     model = helper.make_model(
         made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="reverie"
     )
     return model.SerializeToString()
+
+
+def _constants(graph: Graph, constants: Constants) -> tuple[list[TensorProto], list[NodeProto]]:
+    """Return a graph's constants, and the nodes that widen those that are stored in fewer bits."""
+    tensors, nodes = [], []
+    for name, array in graph.constants.values():
+        found = narrow(array) if array.nbytes > INLINE else None
+        if found is None:
+            tensors.append(constants.tensor(array, name))
+            continue
+        few, scale, wide = graph.fresh(), graph.fresh(), graph.fresh()
+        tensors += [constants.tensor(found[0], few), constants.tensor(found[1], scale)]
+        nodes.append(helper.make_node("Cast", [few], [wide], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Mul", [wide, scale], [name]))
+    return tensors, nodes

@@ -29,11 +29,13 @@ GREY = 128  # every pixel of a picture to begin from, where a world has no start
 SPEED, OVERHEAD = 8e9, 0.005
 
 
-def export_web(run: str | Path, out: str | Path, runtime_folder: Path | None = None, licence: str = "") -> Path:
+def export_web(
+    run: str | Path, out: str | Path, runtime_folder: Path | None = None, licence: str = "", bits: int = 32
+) -> Path:
     """Write the world in a folder as a page, with its own initial frames; see ``export_world``."""
     _free(Path(out))
     world, about = load_for_play(run)
-    return export_world(world, out, **about, runtime_folder=runtime_folder, licence=licence)
+    return export_world(world, out, **about, runtime_folder=runtime_folder, licence=licence, bits=bits)
 
 
 def export_world(
@@ -44,19 +46,25 @@ def export_world(
     starts: Sequence[Start] = (),
     runtime_folder: Path | None = None,
     licence: str = "",
+    bits: int = 32,
 ) -> Path:
     """Write a page with a world inside: one file if ``out`` ends in .html, else a folder for a static host.
 
-    ``licence``: of the world, noted in the page. Warns on stderr about a world too large for its pace. Raises
-    ReverieError if ``out`` exists, the converter lacks an operation of the world, or the runtime is missing.
+    ``licence``: of the world, noted in the page. ``bits``: of the weights of its dynamics, 32, 16 or 8; what fewer
+    cost is measured and printed. Warns on stderr about a world too large for its pace. Raises ReverieError if ``out``
+    exists, the converter lacks an operation of the world, or the runtime is missing.
     """
     out = Path(out)
     _free(out)
     if importlib.util.find_spec("onnx") is None:
         raise ReverieError("a page is written with the package onnx: pip install 'reverie-worlds[web]'.")
     from reverie.web.programs import models, trace
+    from reverie.web.weights import cost, rounded
 
     runner = runtime(runtime_folder)
+    if bits != 32:
+        full, world = world, rounded(world, bits)
+        print(cost(full, world, starts))
     session = Session(world)
     traced = trace(world)
     warn(traced.flops, world.config.fps)

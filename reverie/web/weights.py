@@ -1,0 +1,51 @@
+"""Weights of a dynamics model in fewer bits: a page half or a quarter as large, at a cost that is measured."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from reverie.nn.image import psnr
+from reverie.onnx.narrow import eighths, halves
+from reverie.world import Session, WorldModel
+from reverie.world_folder import Start
+
+
+def rounded(world: WorldModel, bits: int) -> WorldModel:
+    """Return a world whose dynamics has its matrices rounded to float16, or to 8-bit integers times a number a column.
+
+    The tokenizer stays as it is: its decoder draws every pixel.
+    """
+    dynamics: Any = nnx.clone(world.dynamics)
+    for _, weight in nnx.to_flat_state(nnx.state(dynamics, nnx.Param)):
+        found = np.asarray(weight[...])
+        if found.ndim > 1 and found.dtype == np.float32:
+            narrow, scale = halves(found) if bits == 16 else eighths(found)
+            weight[...] = narrow.astype(np.float32) * scale
+    return WorldModel(world.config, world.tokenizer, world.lam, dynamics)
+
+
+def cost(full: WorldModel, other: WorldModel, starts: Sequence[Start]) -> str:
+    """Return in one line what rounding costs: PSNR of rollouts from the first half of each start to its second half."""
+    numbers = [[found for start in starts if (found := _psnr(world, start))] for world in (full, other)]
+    if not numbers[0]:
+        return "What rounding costs was not measured: no start has two frames and their actions."
+    before, after = (np.mean([value for each in found for value in each]) for found in numbers)
+    frames = sum(map(len, numbers[0]))
+    return f"PSNR over {frames} frames of {len(numbers[0])} starts: {before:.2f} dB in full, {after:.2f} dB rounded."
+
+
+def _psnr(world: WorldModel, start: Start) -> list[float]:
+    frames, actions = start
+    space = world.config.actions
+    half = len(frames) // 2
+    given = space.unlabelled((len(frames),)) if actions is None else actions
+    codes = np.asarray(world.actions_of(jnp.asarray(frames[None]), jnp.asarray(given[None])))[0]
+    if half == 0 or not (space.kind == "none" or np.all(space.is_action(codes[half:]))):
+        return []
+    session = Session(world, temperature=0)
+    session.reset(frames[:half], actions if actions is None else actions[:half])
+    found = [session.step(codes[t] if space.size else 0) for t in range(half, len(frames))]
+    return np.asarray(psnr(frames[half:], np.stack(found))).tolist()
