@@ -1,6 +1,7 @@
 """Every stage of every kind: written on four devices under fsdp, continued on two under data and on one. Minutes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -29,3 +30,6 @@ def test_a_stage_goes_on_under_other_layouts_on_other_devices(name, tmp_path, de
             lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
             losses[place] = [line["loss"] for line in lines if "loss" in line]
         np.testing.assert_allclose(losses["moved"], losses["alone"], rtol=1e-4, err_msg=f"{name}: {stage}")
+        # Later stages read codes, and rounding moves a code now and then: both go on from the same stage.
+        shutil.rmtree(tmp_path / "moved" / stage)
+        shutil.copytree(tmp_path / "alone" / stage, tmp_path / "moved" / stage)

@@ -154,7 +154,8 @@ def test_fsdp_spreads_the_large_and_copies_the_small(one_device):
     assert len(devices) == 4
 
     def spread(*shape, layout="fsdp"):
-        return tuple(sharding.sharding(sharding.make_mesh(layout, devices), "w", shape).spec)
+        spec = tuple(sharding.sharding(sharding.make_mesh(layout, devices), "w", shape).spec)
+        return spec + (None,) * (len(shape) - len(spec))
 
     assert spread(2, 128, 256) == (None, None, "fsdp") == spread(2, 128, 256, layout="data=2,fsdp=2")
     assert spread(256, 128, 3) == ("fsdp", None, None)
