@@ -376,7 +376,7 @@ def test_the_share_of_a_peak_is_logged_where_the_peak_is_known(tmp_path, capsys)
     ],
 )
 def test_a_mesh_is_laid_over_all_devices(one_device, layout, devices, sizes):
-    assert tuple(sharding.make_mesh(layout, one_device()[:devices]).shape.values()) == sizes
+    assert tuple(sharding.make_mesh(layout, one_device()[:devices]).shape.values()) == (*sizes, 1, 1)
 
 
 @pytest.mark.parametrize(
