@@ -1,5 +1,6 @@
 """Recipes made small: every stage and pattern of the real one, in nets that compile and train in seconds."""
 
+import os
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -38,7 +39,8 @@ def miniature(recipe: Recipe, frame: tuple[int, int, int]) -> dict[str, Run]:
         if run := getattr(recipe, stage):
             often = {"steps": 4, "log_every": 1, "report_every": 0, "save_every": 2}
             run = replace(run, objective=small(run.objective, frame), optimizer=replace(run.optimizer, warmup=1))
-            runs[stage] = replace(run, batch=2, length=4, **often)
+            many = run.exact or int(os.environ.get("JAX_NUM_CPU_DEVICES", "1")) > 2  # rows for every device
+            runs[stage] = replace(run, batch=8 if many else 2, length=4, **often)
     return runs
 
 
