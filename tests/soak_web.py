@@ -1,0 +1,82 @@
+"""Pages without a server: every family, every kind of latents and actions, and 256 frames of the world that ships."""
+
+from collections.abc import Callable
+from functools import partial
+
+import browsing
+import numpy as np
+import pytest
+from contracts import tiny
+from flax import nnx
+from playground import tiny_world
+from test_web_browser import (  # noqa: F401  (fixtures)
+    RUN,
+    browser,
+    exported,
+    frames_in_page,
+    frames_of_session,
+    needs_runtime,
+    open_page,
+)
+
+from reverie.actions import ActionSpace
+from reverie.data.sources.square import SPACES
+from reverie.models.dynamics import families
+from reverie.models.tokenizers.dreamer4 import Dreamer4Config
+from reverie.training.checkpoint import load
+from reverie.web.export import export_world
+from reverie.world import WorldConfig, WorldModel
+from reverie.world_folder import initial_frames
+
+pytestmark = [browsing.needed, pytest.mark.soak]
+SEED = 5
+
+
+def worlds() -> dict[str, Callable[[], WorldModel]]:
+    found: dict[str, Callable] = {name: partial(tiny.world, config) for name, config in families().items()}
+    found |= {f"{kind} actions": partial(tiny_world, SPACES[kind]) for kind in ("binary", "continuous")}
+    found["no actions"] = partial(tiny_world, ActionSpace())
+    found["latent actions"] = partial(tiny.world, latent=True)
+    found["Dreamer 4's tokenizer"] = dreamer4
+    return found
+
+
+def dreamer4():
+    tokenizer = tiny.tokenizer(Dreamer4Config)
+    dynamics = tiny.tiny(families()["shortcut"]()).fitted(tokenizer, tiny.ACTIONS).make(nnx.Rngs(1))
+    config = WorldConfig(frame=tiny.FRAME, actions=tiny.ACTIONS, context=4)
+    return WorldModel(config, tokenizer, None, tiny.awake(dynamics))
+
+
+@pytest.mark.parametrize("name", worlds())
+def test_every_world_plays_in_a_page_as_in_a_session(open_page, needs_runtime, tmp_path, name):  # noqa: F811
+    """A pixel whose value lies between two may round the other way."""
+    world = worlds()[name]()
+    space = world.config.actions
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, *world.config.frame), np.uint8)
+    starts = [(frames[:2], None), (frames, None if world.lam or not space.size else space.nth([0, 1, 0]))]
+    out = export_world(world, tmp_path / "x.html", name=name, starts=starts)
+    page = open_page(out.as_uri(), offline=True)
+    page.wait_for_function("() => /Checked|differ/.test(document.getElementById('note').textContent)")
+    actions = rng.integers(0, space.count, 16).tolist()
+    for temperature in (0, 100):
+        how = (SEED, temperature, actions)
+        pairs = zip(
+            frames_in_page(page, world.config.frame, 1, *how),
+            frames_of_session(world, starts[1], *how),
+            strict=True,
+        )
+        for at, (got, want) in enumerate(pairs):
+            most = np.abs(got.astype(int) - want).max()
+            assert most <= 1, f"frame {at} at temperature {temperature} differs by {most}"
+
+
+def test_256_frames_of_the_world_that_ships_are_the_same_bits(open_page, exported):  # noqa: F811
+    page = open_page(exported.as_uri(), offline=True)
+    world, starts = load(RUN), initial_frames(RUN)
+    actions = np.random.default_rng(2).integers(0, 4, 256).tolist()
+    for temperature in (0, 100):
+        how = (SEED, temperature, actions)
+        expected = frames_of_session(world, starts[1], *how)
+        np.testing.assert_array_equal(frames_in_page(page, world.config.frame, 1, *how), expected)
