@@ -84,9 +84,9 @@ class Seats:
 
     def __init__(self, world: Any, starts: Sequence[Start], limits: Limits):
         self.world, self.starts, self.limits = world, starts, limits
-        self.known = self.commands()
         self.thread = ThreadPoolExecutor(self.threads(), thread_name_prefix="world")
         self.free = [self.thread.submit(self.session).result()]  # compiles here, before the first key
+        self.known = self.commands()
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="recording")
         self.taken = 0
 
