@@ -21,8 +21,10 @@ from reverie import config
 from reverie.data.loader import batches
 from reverie.errors import ReverieError
 from reverie.nn.batch import mean
-from reverie.training import checkpoint, health
-from reverie.training.engine import fit
+from reverie.training import checkpoint, health, sharding
+from reverie.training.blueprint import Blueprint
+from reverie.training.cost import batch_of, state_of
+from reverie.training.engine import compile_step, fit, pace_of
 from reverie.training.watch import AGAIN, Phase, Watch
 
 config.packages.add(__name__)
@@ -52,6 +54,22 @@ def poisoned_run(steps=12, **changes):
 def skipping(tmp_path_factory):
     """A run over poisoned data with a checkpoint of every step."""
     return fit(poisoned_run(), tmp_path_factory.mktemp("skipping") / "run", dataset=DATA, held_out=DATA)
+
+
+@pytest.mark.usefixtures("optimised")
+def test_skipping_needs_no_second_copy_of_the_weights(tmp_path):
+    """4.0 times the weights where new weights are chosen beside old ones, 3.1 times as it is, 2.1 without skipping."""
+    run = toy_run(4, ToyObjective(width=512))
+    blueprint = Blueprint(run.objective, DATA.spec, run.seed, tmp_path)
+    state, mesh = state_of(run, blueprint), sharding.make_mesh("data", jax.devices()[:1])
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.everywhere(mesh)), state
+    )
+    frozen = {name: blueprint.shapes[name] for name in blueprint.parts["frozen"]}
+    step = compile_step(run, blueprint, mesh, state)
+    taken = step.lower(state, frozen, batch_of(run, DATA.spec, blueprint), pace_of(run, 0)).compile().memory_analysis()
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in state.params.values())
+    assert taken.temp_size_in_bytes < 3.5 * weights
 
 
 def incidents(out, file="metrics.jsonl"):

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,19 +34,39 @@ ACCELERATORS = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/kfd": "an AMD GPU", "/dev
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "libtpu")
 
 
-def guarded(state: Any, updated: Any, loss: Array, norm: Array, patience: int) -> tuple[Any, Array]:
-    """Return ``updated``, or ``state`` if the loss or the norm of the gradient is not finite, and which was not.
+class Guard(NamedTuple):
+    """Whether a step has an effect (``fine``), what was not finite in it, and the counts after it."""
 
-    Both are a ``TrainState``; the step number goes on either way. After ``patience`` skipped steps in a row nothing
-    changes any more. New weights are not checked: until that was done, the old ones would need room beside them.
+    fine: Array
+    fault: Array
+    step: Array
+    skipped: Array
+
+    def choose(self, new: Any, old: Any) -> Any:
+        """Return the new arrays of a tree, or the old ones with all their bits if the step is skipped."""
+        return jax.tree.map(lambda new, old: jnp.where(self.fine, new, old), new, old)
+
+    def updates(self, updates: Any) -> Any:
+        """Return updates to add to weights, or -0.0, which changes no bit of any number.
+
+        Choosing between weights instead would need room for a second copy of them: 4.2 MB more temporaries in a step
+        of AdamW with 4.2 MB of weights, against 1.0 MB more this way (XLA on a CPU).
+        """
+        return jax.tree.map(lambda update: jnp.where(self.fine, update, jnp.full_like(update, -0.0)), updates)
+
+
+def guard(state: Any, loss: Array, norm: Array, patience: int) -> Guard:
+    """Judge the next step of a ``TrainState`` by its loss and the norm of its gradient.
+
+    The step number goes on either way. After ``patience`` skipped steps in a row nothing changes any more. New weights
+    are not checked: until that was done, the old ones would need room beside them.
     """
     fault = jnp.where(jnp.isfinite(loss), jnp.where(jnp.isfinite(norm), 0, 2), 1).astype(jnp.int32)
     halted = state.skipped >= patience
     fine = (fault == 0) & ~halted
-    chosen = jax.tree.map(lambda new, old: jnp.where(fine, new, old), updated, state)
     step = jnp.where(halted, state.step, state.step + 1)
     skipped = jnp.where(fine, 0, jnp.where(halted, state.skipped, state.skipped + 1))
-    return chosen._replace(step=step, skipped=skipped), fault
+    return Guard(fine, fault, step, skipped)
 
 
 def check(run: Any) -> None:

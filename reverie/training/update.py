@@ -72,12 +72,12 @@ def update(
     metrics = {name: each.value for name, each in found.metrics.items()} | {"loss": found.value}
     model = blueprint.merge(frozen, state.params, state.rest)
     settle(model, found.notes, jax.random.split(step_key_of(run, state))[1], pace.progress)
-    rest = blueprint.split(model, "rest")
     norm = optax.tree.norm(grads)
+    guard = health.guard(state, metrics["loss"], norm, run.max_skipped)
+    rest = guard.choose(blueprint.split(model, "rest"), state.rest)
     updates, opt = tx.update(grads, state.opt, state.params)
-    params: Any = optax.apply_updates(state.params, optax.tree.scale(pace.rate, updates))
-    step = state.step + 1
-    ema = average(state.ema, params, run.optimizer.ema, step)
-    updated = state._replace(step=step, params=params, rest=rest, ema=ema, opt=opt)
-    state, fault = health.guarded(state, updated, metrics["loss"], norm, run.max_skipped)
-    return state, metrics | {"grad_norm": norm, "learning_rate": pace.rate, "fault": fault}
+    params: Any = optax.apply_updates(state.params, guard.updates(optax.tree.scale(pace.rate, updates)))
+    ema = guard.choose(average(state.ema, params, run.optimizer.ema, state.step + 1), state.ema)
+    opt = guard.choose(opt, state.opt)
+    state = state._replace(step=guard.step, params=params, rest=rest, ema=ema, opt=opt, skipped=guard.skipped)
+    return state, metrics | {"grad_norm": norm, "learning_rate": pace.rate, "fault": guard.fault}
