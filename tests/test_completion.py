@@ -43,7 +43,7 @@ def complete(tmp_path):
         ("reverie tr", ["train"]),
         ("reverie train toy-maskgit-s", ["toy-maskgit-shipped", "toy-maskgit-smooth"]),
         ("reverie train toy-causal --st", ["--steps"]),
-        ("reverie train toy-causal --mesh ", ["data", "fsdp"]),
+        ("reverie train toy-causal --mesh ", ["data", "fsdp", "sequence", "tensor"]),
         ("reverie demo --log w", ["wandb"]),
         ("reverie data sq", ["square"]),
         ("reverie compare coi", ["coinrun"]),
