@@ -76,7 +76,8 @@ def update(
     guard = health.guard(state, metrics["loss"], norm, run.max_skipped)
     rest = guard.choose(blueprint.split(model, "rest"), state.rest)
     updates, opt = tx.update(grads, state.opt, state.params)
-    params: Any = optax.apply_updates(state.params, guard.updates(optax.tree.scale(pace.rate, updates)))
+    # Chosen before averages read them: chosen afterwards, old and new weights would need room beside each other.
+    params = guard.choose(optax.apply_updates(state.params, optax.tree.scale(pace.rate, updates)), state.params)
     ema = guard.choose(average(state.ema, params, run.optimizer.ema, state.step + 1), state.ema)
     opt = guard.choose(opt, state.opt)
     state = state._replace(step=guard.step, params=params, rest=rest, ema=ema, opt=opt, skipped=guard.skipped)
