@@ -188,7 +188,7 @@ def test_long_play_is_the_same_world_that_is_played(dataset, films):
 def test_the_preset_still_makes_the_shipped_world():
     recipe = preset("toy-maskgit-shipped")
     noted = json.loads((SHIPPED / "world.json").read_text("utf-8"))
-    assert noted["source"] == json.loads(json.dumps(config.to_json(recipe.source)))
+    assert config.from_json(noted["source"]) == recipe.source  # fields that came later have their defaults
     for name, run in (("tokenizer", recipe.tokenizer), ("dynamics", recipe.dynamics)):
         assert read_record(SHIPPED / name).run == run, name
     numbers = json.loads((SHIPPED / "eval.json").read_text("utf-8"))
