@@ -25,7 +25,7 @@ from reverie.world_folder import Start
 CHECKED = 8  # frames played at export and again in the page, at each of two temperatures
 GREY = 128  # every pixel of a picture to begin from, where a world has no starts; the same in the page
 # FLOPs in a second of one core, in Chromium 150 with onnxruntime-web 1.30.0 (wasm): 16e9 on a quiet machine, 4e9 on a
-# busy one (0.28 GFLOP took 17 to 38 ms, 8.4 GFLOP 1.3 to 1.9 s on the busy one). Small frames have an overhead beside it.
+# busy one. There 0.28 GFLOP took 17 and 38 ms, 8.4 GFLOP 1.3 to 1.9 s. Small frames have an overhead beside it.
 SPEED, OVERHEAD = 8e9, 0.005
 
 
