@@ -315,6 +315,11 @@ def test_full_screen_and_back(open_page, address, tmp_path):
 # ---- a real game ----------------------------------------------------------------------------------------------------
 
 
+def begun(page):
+    """Wait for the first frame of a take: until it comes, the page shows the step of the last one."""
+    page.wait_for_function("() => document.getElementById('step').textContent === '0'")
+
+
 def test_a_played_session_ends_in_a_store_that_trains(open_page, tmp_path):
     game = PlatformerConfig(tiles=6, tile=8)
     real, server = recording(game, tmp_path / "out")
@@ -334,12 +339,13 @@ def test_a_played_session_ends_in_a_store_that_trains(open_page, tmp_path):
             seeds.add(page.input_value("#seed"))
             if take == 2:
                 page.click("#discard")
+                begun(page)
                 page.keyboard.down("ArrowLeft")
                 at_step(page, 6)
                 page.keyboard.up("ArrowLeft")
             page.keyboard.press("k")
             says(page, "taken", f"{take} take")
-            page.wait_for_function("() => document.getElementById('step').textContent === '0'")
+            begun(page)
         assert len(seeds) == 3
         assert page.screenshot(path=tmp_path / "recording.png")
         page.goto("about:blank")
