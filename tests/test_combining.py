@@ -15,6 +15,7 @@ from reverie.actions import ActionSpace
 from reverie.data.combining import merge
 from reverie.data.copying import opened
 from reverie.data.episode import Episode, Spec
+from reverie.data.sources.platformer import PlatformerConfig
 from reverie.data.sources.square import SquareConfig
 from reverie.data.store import open_dataset, write_store
 from reverie.data.writing import write_source
@@ -93,6 +94,9 @@ def test_merge_of_simulators_keeps_the_game_and_drops_states_of_others(tmp_path)
     keys = write_source(tmp_path / "keys", SquareConfig(count=4, frames=5, actions="binary"))
     with pytest.raises(ReverieError, match="binary actions.*not discrete actions.*import both from one folder"):
         merge(tmp_path / "no", [a, keys])
+    other = write_source(tmp_path / "other", PlatformerConfig(count=2, frames=5))
+    with pytest.raises(ReverieError, match="no --size, so only stores of the same game"):
+        merge(tmp_path / "no", [a, other])
     assert not (tmp_path / "no").exists()
 
 

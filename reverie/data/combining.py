@@ -74,12 +74,12 @@ def _common(stores: Sequence[Store]) -> tuple[Spec, Kinds, list[str]]:
     for store in stores[1:]:
         ours, theirs = specs[0], store.any.spec
         height, width, _ = ours.frame
-        differ, way = "", f"write '{store.path}' again with --size {height} {width}"
+        differ, way = "", _again(store, "size", f"{height} {width}")
         if theirs.frame != ours.frame:
             differ = f"frames {theirs.frame}, not {ours.frame}"
         elif theirs.fps != ours.fps:
             differ = f"{theirs.fps:g} frames per second, not {ours.fps:g}"
-            way = f"write it again with --fps {ours.fps:g}"
+            way = _again(store, "fps", f"{ours.fps:g}")
         elif _values(theirs.actions) != _values(ours.actions):
             differ = f"{_words(theirs.actions)}, not {_words(ours.actions)}"
             way = "import both from one folder, so that they share one action space"
@@ -94,6 +94,14 @@ def _common(stores: Sequence[Store]) -> tuple[Spec, Kinds, list[str]]:
         spec, kinds = replace(spec, simulator=None), [kind for kind in kinds if kind[0] != "states"]
         notes.append("the stores come from different simulators, or from none: states are left out")
     return replace(spec, actions=named), kinds, notes
+
+
+def _again(store: Store, field: str, value: str) -> str:
+    """Return how to write a store again with another value of a field; a simulator may not have this field."""
+    simulator = store.any.spec.simulator
+    if simulator is None or hasattr(simulator, field):
+        return f"write '{store.path}' again with --{field} {value}"
+    return f"its game has no --{field}, so only stores of the same game can be merged with it"
 
 
 def _values(space: ActionSpace) -> tuple:
