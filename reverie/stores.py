@@ -114,7 +114,7 @@ class Doctor:
         if self.release:
             print(f"{release(store)} episodes put back", file=sys.stderr)
             store = opened(args.path)
-        found, _ = examine(store)
+        found = examine(store)
         if self.html:
             from reverie.doctor_page import write
 

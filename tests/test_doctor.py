@@ -88,15 +88,18 @@ OF_EPISODES = {
     "mixed sizes": (9, letterboxed),
 }
 OF_ALL = {
-    "misaligned": lambda: [shifted_back(one) for one in CLEAN],
-    "constant actions": lambda: only(2),
-    "unused actions": lambda: [replace(one, actions=np.where(one.actions == 3, 0, one.actions)) for one in CLEAN],
-    "imbalance": mostly_up,
+    "misaligned": (lambda: [shifted_back(one) for one in CLEAN], "stored 1 frames too early"),
+    "constant actions": (lambda: only(2), "every action is the same in all episodes"),
+    "unused actions": (
+        lambda: [replace(one, actions=np.where(one.actions == 3, 0, one.actions)) for one in CLEAN],
+        "1 of 4 actions never occur (action 3)",
+    ),
+    "imbalance": (mostly_up, "97% of all actions are 'action 0'"),
 }
 
 
 def faults(path):
-    return {fault.fault: fault for fault in examine(opened(path))[0]}
+    return {fault.fault: fault for fault in examine(opened(path))}
 
 
 def test_every_planted_fault_of_an_episode_is_found_there_and_nowhere_else(tmp_path):
@@ -113,8 +116,10 @@ def test_every_planted_fault_of_an_episode_is_found_there_and_nowhere_else(tmp_p
 
 
 @pytest.mark.parametrize("fault", OF_ALL)
-def test_every_planted_fault_of_all_actions_is_found(tmp_path, fault):
-    assert fault in faults(write_store(tmp_path / "store", SPEC, OF_ALL[fault](), val=0))
+def test_every_planted_fault_of_all_actions_is_found_for_what_it_is_and_no_other(tmp_path, fault):
+    episodes, text = OF_ALL[fault]
+    (found,) = examine(opened(write_store(tmp_path / "store", SPEC, episodes(), val=0)))
+    assert (found.fault, found.episodes, found.aside) == (fault, (), ()) and text in found.text
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,7 @@ def test_every_planted_fault_of_all_actions_is_found(tmp_path, fault):
 )
 def test_clean_data_have_no_fault(tmp_path, source):
     spec, episodes = (source.spec(), source.episodes()) if source else (SPEC, CLEAN)
-    assert [fault.text for fault in examine(opened(write_store(tmp_path / "store", spec, episodes)))[0]] == []
+    assert [fault.text for fault in examine(opened(write_store(tmp_path / "store", spec, episodes)))] == []
 
 
 @pytest.fixture

@@ -45,8 +45,8 @@ class Fault(NamedTuple):
     aside: tuple[tuple[str, int], ...] = ()
 
 
-def examine(store: Store) -> tuple[list[Fault], list[Looked]]:
-    """Return the faults of a store and what was seen of its episodes."""
+def examine(store: Store) -> list[Fault]:
+    """Return the faults of a store."""
     total = sum(int(dataset.lengths.sum()) for dataset in store.splits.values())
     every = -(-total // THUMBS)
     seen = [
@@ -54,10 +54,7 @@ def examine(store: Store) -> tuple[list[Fault], list[Looked]]:
         for split, dataset in store.splits.items()
         for episode in range(len(dataset.lengths))
     ]
-    found: list[Fault] = []
-    for check in CHECKS:
-        found += check(store, seen)
-    return found, seen
+    return [fault for check in CHECKS for fault in check(store, seen)]
 
 
 def _episodes(seen: Sequence[Looked], bad: Callable[[Looked], bool]) -> list[Looked]:

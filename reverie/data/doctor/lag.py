@@ -33,12 +33,12 @@ def lag_of(seen: Sequence[Looked], space: ActionSpace) -> tuple[int, dict[int, f
         return 0, {}, []
     parts = {place: (_features(seen[place].motion), _values(seen[place].actions, space)) for place in usable}
     parts = {place: part for place, part in parts.items() if np.isfinite(part[1]).any()}
-    left = [(lag, _errors(parts, lag)) for lag in LAGS]
-    scores = {lag: _explained(list(errors.values())) for lag, errors in left}
+    errors = {lag: _errors(parts, lag) for lag in LAGS}
+    scores = {lag: _explained(list(found.values())) for lag, found in errors.items()}
     best = max(scores, key=scores.__getitem__)
     if scores[best] < max(scores[0] + CLEAR, 1.33 * scores[0]):
         best = 0
-    return best, scores, _odd(dict(left), best) if scores[best] > EPISODE else []
+    return best, scores, _odd(errors, best) if scores[best] > EPISODE else []
 
 
 def _odd(errors: dict[int, dict[int, tuple]], best: int) -> list[int]:
