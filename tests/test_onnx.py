@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnxruntime
+import primitives_at_run_time  # noqa: F401  (adds its cases)
 import pytest
 from browsing import browser, needed  # noqa: F401  (a fixture)
 from jax import lax
