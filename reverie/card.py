@@ -14,7 +14,6 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from reverie.bounded import read_bytes
-from reverie.checksums import read_signed
 from reverie.data.store import open_dataset
 from reverie.errors import ReverieError, first_line
 from reverie.evaluation import page
@@ -22,7 +21,7 @@ from reverie.evaluation.meaning import HEADLINES, basis, is_readable, rows, titl
 from reverie.evaluation.report import PICTURES
 from reverie.evaluation.verdict import verdict
 from reverie.evaluation.video import contact_sheet, scale_of, write_png
-from reverie.show import PICTURE_BYTES, Stage, look
+from reverie.show import PICTURE_BYTES, Stage, look, noted
 from reverie.training.blueprint import Blueprint
 from reverie.training.cost import flops_of
 from reverie.training.log import si
@@ -64,16 +63,16 @@ def write_card(run: Path, out: Path | None = None) -> Path:
 
 
 def _card(run: Path, stages: list[Stage], folder: Path) -> Card:
-    numbers, noted = (_read(run / name) for name in ("eval.json", "world.json"))
+    numbers, world = (noted(run / name) for name in ("eval.json", "world.json"))
     numbers = numbers if is_readable(numbers) else {}
     measured = f"{title(numbers)}, {basis(numbers)}" if numbers else "not measured: 'reverie eval' does"
     return Card(
         name=run.name,
-        licence=str(noted.get("licence") or UNKNOWN),
+        licence=str(world.get("licence") or UNKNOWN),
         said=verdict(numbers),
         facts={
-            "Data": _data(run, stages, noted),
-            "Training": [("recipe", _recipe(noted)), *(fact for stage in stages for fact in _training(stage))],
+            "Data": _data(stages, world),
+            "Training": [("recipe", _recipe(world)), *(fact for stage in stages for fact in _training(stage))],
             "Code and machine": _code(stages, numbers),
         },
         measured=measured,
@@ -82,19 +81,12 @@ def _card(run: Path, stages: list[Stage], folder: Path) -> Card:
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return read_signed(file)
-    except (ReverieError, OSError):
-        return {}
-
-
-def _data(run: Path, stages: list[Stage], noted: dict[str, Any]) -> list[tuple[str, str]]:
+def _data(stages: list[Stage], world: dict[str, Any]) -> list[tuple[str, str]]:
     record = next(stage.record for stage in stages if stage.record)
     height, width, _ = record.spec.frame
     facts = [
         ("source", record.spec.source or UNKNOWN),
-        ("licence of the data", str(noted.get("data_licence") or UNKNOWN)),
+        ("licence of the data", str(world.get("data_licence") or UNKNOWN)),
         ("frames", f"{width} x {height} pixels, {record.spec.fps:g} per second"),
         ("recorded actions", f"{record.spec.actions.kind}, {', '.join(record.spec.actions.names) or 'without names'}"),
         ("fingerprint", record.fingerprint),
@@ -105,15 +97,15 @@ def _data(run: Path, stages: list[Stage], noted: dict[str, Any]) -> list[tuple[s
         return [*facts, ("amount", UNKNOWN)]
     minutes = dataset.lengths.sum() / record.spec.fps / 60
     amount = f"{len(dataset.lengths)} episodes, {int(dataset.lengths.sum())} frames ({minutes:.1f} minutes) to train on"
-    if not noted.get("data_licence") and getattr(dataset, "licence", ""):
+    if not world.get("data_licence") and getattr(dataset, "licence", ""):
         facts[1] = (facts[1][0], dataset.licence)  # pyright: ignore[reportAttributeAccessIssue]
     return [*facts, ("amount", amount)]
 
 
-def _recipe(noted: dict[str, Any]) -> str:
-    minutes = noted.get("minutes")
+def _recipe(world: dict[str, Any]) -> str:
+    minutes = world.get("minutes")
     time = f"; {minutes:g} minutes were given" if isinstance(minutes, int | float) else ""
-    return f"{noted.get('about') or UNKNOWN}{time}"
+    return f"{world.get('about') or UNKNOWN}{time}"
 
 
 def _training(stage: Stage) -> Iterator[tuple[str, str]]:

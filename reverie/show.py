@@ -130,11 +130,16 @@ def look(path: Path) -> list[Stage]:
 
 def _planned(path: Path) -> set[str]:
     """The stages that a world is to have, as its note says."""
+    found = noted(path / "world.json")
+    return {name for name in STAGES if found.get(name) is not None}
+
+
+def noted(file: Path) -> dict[str, Any]:
+    """Return what a world's JSON file says; nothing if it is damaged or missing."""
     try:
-        noted = read_signed(path / "world.json")
+        return read_signed(file)
     except (ReverieError, OSError):
-        return set()
-    return {name for name in STAGES if noted.get(name) is not None}
+        return {}
 
 
 def _stage(folder: Path) -> Stage:

@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from reverie.training import sharding
 from reverie.training.blueprint import Blueprint
+from reverie.training.cost import size_of
 from reverie.training.log import si
 from reverie.training.record import find_run, read_record
 
@@ -52,7 +53,7 @@ def _total(leaves: Any) -> str:
 
 
 def _bytes(leaves: list[Any]) -> str:
-    return f"{si(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves))}B"
+    return f"{si(size_of(leaves))}B"
 
 
 def _shape(leaf: jax.ShapeDtypeStruct) -> str:

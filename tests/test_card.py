@@ -14,6 +14,7 @@ from reverie.card import UNKNOWN, write_card
 from reverie.catalogue import shipped
 from reverie.checksums import read_signed, write_json
 from reverie.errors import ReverieError
+from reverie.evaluation.meaning import HEADLINES, rows
 from reverie.side_by_side import side_by_side
 from reverie.training.export import export
 from reverie.training.record import read_record, versions, write_record
@@ -87,7 +88,8 @@ def test_worlds_side_by_side(tiny, tmp_path, capsys):
     assert cli.main(["compare", "platformer", str(tiny), "--out", "both.html"]) == 0
     text = Path("both.html").read_text("utf8")
     assert "platformer and tiny, side by side" in text and "not measured alike" in text
-    assert ">9.5 .. 7.8" not in text and "0.250 .. 0.250" in text
+    ours = {name: value for name, value, *_ in rows(read_signed(SHIPPED / "eval.json"), HEADLINES)}["delta_psnr"]
+    assert text.index(f">{ours} (") < text.index(">0.250 .. 0.250 ("), "a column for each, in their order"
     assert "dynamics.objective.dynamics.transformer.width" in text and "<svg" in text
     assert cli.main(["compare", str(tiny), "--out", "one.html"]) == 2
     assert "two worlds or more" in capsys.readouterr().err

@@ -23,8 +23,8 @@ from reverie.errors import ReverieError
 from reverie.nn.batch import mean
 from reverie.training import checkpoint, health, sharding
 from reverie.training.blueprint import Blueprint
-from reverie.training.cost import batch_of, state_of
-from reverie.training.engine import compile_step, fit, pace_of
+from reverie.training.engine import compile_step, fit
+from reverie.training.plan import arguments
 from reverie.training.watch import AGAIN, Phase, Watch
 
 config.packages.add(__name__)
@@ -61,13 +61,9 @@ def test_skipping_needs_no_second_copy_of_the_weights(tmp_path):
     """Temporaries are 3.1 times the weights: 2.1 without skipping, 4.0 if averages read weights not chosen yet."""
     run = toy_run(4, ToyObjective(width=512))
     blueprint = Blueprint(run.objective, DATA.spec, run.seed, tmp_path)
-    state, mesh = state_of(run, blueprint), sharding.make_mesh("data", jax.devices()[:1])
-    state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.everywhere(mesh)), state
-    )
-    frozen = {name: blueprint.shapes[name] for name in blueprint.parts["frozen"]}
-    step = compile_step(run, blueprint, mesh, state)
-    taken = step.lower(state, frozen, batch_of(run, DATA.spec, blueprint), pace_of(run, 0)).compile().memory_analysis()
+    mesh = sharding.make_mesh("data", jax.devices()[:1])
+    state, *others = arguments(run, DATA.spec, blueprint, mesh)
+    taken = compile_step(run, blueprint, mesh, state).lower(state, *others).compile().memory_analysis()
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in state.params.values())
     assert taken.temp_size_in_bytes < 3.5 * weights
 

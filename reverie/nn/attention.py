@@ -37,14 +37,14 @@ def attend(
     On NVIDIA GPUs cuDNN's flash attention is used where it has a kernel (``why_no_flash``). It has none for capped
     logits, so that case is written out here.
     """
+    if parts > 1:
+        how: Any = {"causal": causal, "window": window, "soft_cap": soft_cap}
+        return _in_parts(parts, q_BQKD, k_BSGD, v_BSGD, mask_QS, how)
     flash = False
     if (machine := target()).platform == "gpu":
         reason = why_no_flash(q_BQKD, k_BSGD, mask_QS is not None, soft_cap, machine.capability)
         flash = not reason
         _warn(reason)
-    if parts > 1:
-        how: Any = {"causal": causal, "window": window, "soft_cap": soft_cap}
-        return _in_parts(parts, q_BQKD, k_BSGD, v_BSGD, mask_QS, how)
     if soft_cap:
         return _capped(q_BQKD, k_BSGD, v_BSGD, _combine(mask_QS, causal, window, q_BQKD.shape[1]), soft_cap)
     band = (window - 1, 0) if causal and window is not None and window < q_BQKD.shape[1] else None

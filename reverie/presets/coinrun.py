@@ -13,6 +13,7 @@ from reverie.models.tokenizers.mae import MAEConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.quantise import VQConfig
 from reverie.nn.transformer import TransformerConfig
+from reverie.presets.published import DREAMER4
 from reverie.presets.recipe import Recipe, stage
 from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
 from reverie.training.optim import OptimConfig
@@ -66,10 +67,7 @@ def shortcut() -> Recipe:
     tokenizer = Dreamer4Config(patch=8, latents=32, bottleneck=16, packing=2, encoder=look, decoder=look)
     dynamics = ShortcutConfig(
         transformer=net,
-        conditioning="prepend",
-        context="forcing",
-        previous=False,
-        image_share=0.3,
+        **DREAMER4,
         short_length=16,
         long_share=0.1,
     )

@@ -15,6 +15,8 @@ from reverie.presets.recipe import Recipe, stage
 from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
 from reverie.training.optim import OptimConfig
 
+# Dreamer 4's dynamics as its paper (arXiv 2509.24527) has them, at any size.
+DREAMER4: Any = {"conditioning": "prepend", "context": "forcing", "previous": False, "image_share": 0.3}
 # What lets them fit a chip of 16 GB. Tokens between groups are as exact as the inputs of matmuls.
 SAVING: Any = {"remat": "layers", "attention_parts": 8, "stream": "bfloat16"}
 PLANNED = "not trained by us: see docs/scaling.md"
@@ -37,10 +39,7 @@ def dreamer4() -> Recipe:
     tokenizer = Dreamer4Config(patch=16, latents=512, bottleneck=16, packing=2, encoder=see, decoder=see)
     dynamics = ShortcutConfig(
         transformer=net,
-        conditioning="prepend",
-        context="forcing",
-        previous=False,
-        image_share=0.3,
+        **DREAMER4,
         short_length=64,
     )
     objective = DynamicsObjective(dynamics=dynamics, context=192)

@@ -60,7 +60,7 @@ def export(run: str | Path, out: str | Path, licence: str = "") -> Path:
                     write_json(half / name, _without_places(data))
             if _is_plain(source / STARTS):
                 starts = ArrayDataset.load(source / STARTS, STARTS_BYTES)
-                spec = _spec_without_places(starts.spec)
+                spec = _config_without_places(starts.spec)
                 ArrayDataset(spec, starts.lengths, starts.arrays).save(half / STARTS)
             (half / LOCK).unlink()
             os.replace(half, out)
@@ -106,22 +106,21 @@ class _Others(dict):
 def _portable(folder: Path) -> Record:
     """Return a run's record without paths of this machine."""
     record = read_record(folder)
-    run = config.from_json(_without_places(config.to_json(record.run)))
-    if run.objective != record.run.objective:
+    found = _record_without_places(record)
+    if found.run.objective != record.run.objective:
         raise ReverieError(f"the config of '{folder}' names other files by absolute paths, which no other machine has.")
-    return replace(record, run=run, spec=_spec_without_places(record.spec))
+    return found
 
 
 def _export_stage(stage: Path, source: Path, out: Path) -> None:
     read = [stage / RECORD, stage / CHECKPOINTS, *(stage / CHECKPOINTS).rglob("*")]
     if links := [path for path in (*read, *({stage} - {source})) if path.is_symlink()]:
         raise ReverieError(f"'{links[0]}' is a link: an export follows none. Put there what it points to.")
-    record = read_record(stage)
-    run = config.from_json(_without_places(config.to_json(record.run)))
+    record = _record_without_places(read_record(stage))
     device = SingleDeviceSharding(jax.local_devices()[0])
     step, found = restore(stage, lambda *_: device, ("weights", "ema"))
     out.mkdir(parents=True, exist_ok=True)
-    write_record(out, replace(record, run=run, spec=_spec_without_places(record.spec)))
+    write_record(out, record)
     with Writer(out) as writer:
         writer.save(step, {"weights": found["weights"] | found["ema"]})
     for note in out.rglob("commit_success.txt"):
@@ -135,8 +134,12 @@ def _is_plain(file: Path) -> bool:
     return file.is_file() and not file.is_symlink()
 
 
-def _spec_without_places(spec: Any) -> Any:
-    return config.from_json(_without_places(config.to_json(spec)))
+def _record_without_places(record: Record) -> Record:
+    return replace(record, run=_config_without_places(record.run), spec=_config_without_places(record.spec))
+
+
+def _config_without_places(value: Any) -> Any:
+    return config.from_json(_without_places(config.to_json(value)))
 
 
 def _without_places(data: Any) -> Any:

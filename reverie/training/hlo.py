@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 MOVES = ("all-to-all", "collective-permute", "ragged-all-to-all")  # what moves activations, never weights or gradients
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", *MOVES)
 NAME = r"%?([\w.-]+)"
 HEAD = re.compile(rf"(ENTRY )?{NAME} .*\{{$")
 INSTRUCTION = re.compile(rf"\s+(?:ROOT )?{NAME} = (\(.*?\)|\S+) ([a-z][\w-]*)\(")

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jax
 
 from reverie.errors import first_line
+from reverie.training.log import INCIDENT
 
 Phase = Literal["start", "data", "compilation", "step", "collective", "report", "checkpoint"]
 AGAIN = 75  # exit status of a training that could not go on and can be resumed: EX_TEMPFAIL
@@ -104,7 +105,7 @@ class Watch:
             with file.open("w", encoding="utf-8") as stacks:
                 faulthandler.dump_traceback(stacks)
             if jax.process_index() == 0:
-                line = {"step": self._step, "time": round(time.time(), 3), "incident": stalled}
+                line = {"step": self._step, "time": round(time.time(), 3), INCIDENT: stalled}
                 with (self._folder / "timing.jsonl").open("a", encoding="utf-8") as timing:
                     print(json.dumps(line), file=timing)
             written.set()
