@@ -8,7 +8,6 @@ the package costs nothing, so the command line answers at once.
 import importlib
 import importlib.util
 import sys
-from importlib.abc import MetaPathFinder
 from typing import Any
 
 __version__ = "0.1.0"
@@ -35,7 +34,7 @@ def _register() -> None:
     sys.modules["gymnasium"].register("reverie/World-v0", **where)
 
 
-class _WithGymnasium(MetaPathFinder):
+class _WithGymnasium:
     """Registers as soon as Gymnasium is imported: it has no plugins since 1.0, and importing it here takes 0.2 s."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:

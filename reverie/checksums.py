@@ -5,6 +5,7 @@ folder is (for a checkpoint: its step and its items). So missing, added or mispl
 bit. Checksums detect accidents; they are no signature against an attacker.
 """
 
+import hashlib
 import json
 import os
 import zlib
@@ -96,6 +97,12 @@ def crc(file: Path) -> int:
         while block := stream.read(2**22):
             value = zlib.crc32(block, value)
     return value
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _of(data: dict[str, Any]) -> str:

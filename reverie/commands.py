@@ -82,18 +82,17 @@ def plan(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     from reverie.evaluation.environment import judge
     from reverie.evaluation.run import evaluate_run
-    from reverie.library import is_ours, place
+    from reverie.library import place, results
 
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         run = place(args.run)
-        out = Path("runs") / run.name if is_ours(run) else None  # what ships or is cached stays as it is
         horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
         how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
         if args.env:
             numbers = judge(run, args.episodes, args.seed, args.plan)
             print(table((name, _with_interval(value)) for name, value in numbers.items()))
         else:
-            numbers = evaluate_run(run, args.clips, **horizon, features=args.features, out=out, **how)
+            numbers = evaluate_run(run, args.clips, **horizon, features=args.features, out=results(run), **how)
     if args.json:
         print(json.dumps(numbers))
 
@@ -139,16 +138,16 @@ def data(args: argparse.Namespace) -> None:
 
 def card(args: argparse.Namespace) -> None:
     from reverie.card import PAGE, write_card
-    from reverie.library import is_ours, place
+    from reverie.library import place, results
 
     run = place(args.run)
-    out = write_card(run, args.out or (Path("runs") / run.name if is_ours(run) else None))
+    out = write_card(run, args.out or results(run))
     print(f"{out}\n{out.with_name(PAGE)}")
 
 
 def atlas(args: argparse.Namespace) -> None:
     from reverie.evaluation.atlas import write_atlas
-    from reverie.library import is_ours, place
+    from reverie.library import place, results
 
     run, names = place(args.run), {}
     for text in args.name:
@@ -156,7 +155,7 @@ def atlas(args: argparse.Namespace) -> None:
         if not (equals and code.isdecimal()):
             raise ReverieError(f"--name takes NUMBER=NAME, such as 3=jump, not '{text}'.")
         names[int(code) - 1] = name
-    print(write_atlas(run, args.clips, names, Path("runs") / run.name if is_ours(run) else None))
+    print(write_atlas(run, args.clips, names, results(run)))
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -234,7 +233,7 @@ def export(args: argparse.Namespace) -> None:
     if args.web is not None:
         export_web(args)
         return
-    from reverie.download import sha256
+    from reverie.checksums import sha256
     from reverie.library import place
     from reverie.training.archive import is_archive, write_archive
     from reverie.training.export import export, export_weights

@@ -3,7 +3,6 @@
 The server is not trusted: its claims are limits for what it sends, and what it sends is counted.
 """
 
-import hashlib
 import http.client
 import ipaddress
 import json
@@ -19,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from reverie.bounded import read_json
+from reverie.checksums import sha256
 from reverie.errors import Damaged, ReverieError, first_line
 
 SILENCE = 30.0  # seconds without a byte after which a connection counts as lost
@@ -78,12 +78,6 @@ def download(address: str, out: Path, limit: int) -> Path:
         raise ReverieError(f"'{address}' is another file than its address says: its SHA-256 is {found}.")
     part.replace(out)
     return out
-
-
-def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _receive(address: str, part: Path, note: Path, limit: int) -> None:

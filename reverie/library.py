@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from reverie.bounded import number
 from reverie.cache import cache
 from reverie.catalogue import WORLDS, shipped
-from reverie.checksums import read_signed
-from reverie.download import download, is_address, sha256
+from reverie.checksums import read_signed, sha256
+from reverie.download import download, is_address
 from reverie.errors import Damaged, ReverieError, did_you_mean
 from reverie.training import checkpoint
 from reverie.training.archive import BYTES, is_archive, unpack
@@ -53,7 +53,12 @@ def place(world: str | Path) -> Path:
 
 def is_ours(folder: Path) -> bool:
     """Whether a world's folder is not the user's to write to: it ships with the package, or lies in the cache."""
-    return folder.parent in (WORLDS, cache(CACHED)) or cache(CACHED) in folder.parents
+    return folder.parent == WORLDS or cache(CACHED) in folder.parents
+
+
+def results(folder: Path) -> Path | None:
+    """Return where what is found out about a world goes, None for its own folder: ours stays as it is."""
+    return Path("runs") / folder.name if is_ours(folder) else None
 
 
 def described() -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from golden import unpack as unpack_golden
 import reverie
 from reverie import cli, config, download, library
 from reverie.catalogue import shipped
-from reverie.checksums import read_signed, write_manifest
+from reverie.checksums import read_signed, sha256, write_manifest
 from reverie.errors import ReverieError
 from reverie.training import archive as archives
 from reverie.training.archive import unpack, write_archive
@@ -70,7 +70,7 @@ def test_the_report_on_a_world_that_ships_is_written_elsewhere(capsys, monkeypat
 def test_an_archive_is_made_and_opened_by_the_command_line(tmp_path, capsys, own_cache):
     world = unpack_golden(tmp_path / "tiny")
     assert cli.main(["export", str(world), "again.zip", "--licence", "CC0-1.0"]) == 0
-    assert f"#sha256={download.sha256(Path('again.zip'))}'" in capsys.readouterr().out
+    assert f"#sha256={sha256(Path('again.zip'))}'" in capsys.readouterr().out
     assert cli.main(["export", str(world), "again.zip"]) == 2
     assert "exists already" in capsys.readouterr().err
     folder = library.place("again.zip")
@@ -227,7 +227,7 @@ def server(archive):
 
 
 def test_a_world_on_the_web_is_fetched_once(server, archive, own_cache, capsys):
-    pinned = f"{server.address}#sha256={download.sha256(archive)}"
+    pinned = f"{server.address}#sha256={sha256(archive)}"
     assert isinstance(reverie.load(pinned), WorldModel)
     assert library.place(pinned).name == "tiny" and len(server.asked) == 1
     assert not [name for name in left(own_cache) if "zip" in name or "part" in name]

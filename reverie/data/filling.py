@@ -5,7 +5,6 @@ frames of it are in memory. A folder that a killed process began is gone on with
 """
 
 import contextlib
-import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ import msgpack
 import numpy as np
 
 from reverie import config
-from reverie.checksums import read_signed, write_json
+from reverie.checksums import read_signed, sha256, write_json
 from reverie.data.episode import CHUNK, Episode, Spec, windows
 from reverie.data.records import array_record
 from reverie.errors import ReverieError
@@ -228,9 +227,3 @@ def bytes_of(kind: str, shape: Iterable[int]) -> int:
 def file_name(split: str, index: int) -> str:
     """Return the name of a split's file."""
     return f"{split}-{index:05d}.array_record"
-
-
-def sha256(file: Path) -> str:
-    """Return the checksum of a file, as a manifest keeps it."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -26,7 +26,7 @@ import numpy as np
 
 from reverie import config
 from reverie.bounded import parse_json, read_bytes
-from reverie.checksums import checked
+from reverie.checksums import checked, sha256
 from reverie.data.arrays import ArrayDataset, whole_lengths
 from reverie.data.episode import Dataset, Episode, Spec
 from reverie.data.filling import (
@@ -42,7 +42,6 @@ from reverie.data.filling import (
     file_name,
     fill,
     header_of,
-    sha256,
 )
 from reverie.data.records import array_record
 from reverie.data.splits import division
