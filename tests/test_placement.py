@@ -18,8 +18,10 @@ from reverie.models import dynamics, lams, tokenizers
 from reverie.nn.transformer import TransformerConfig
 from reverie.training import engine, flops, hlo, sharding
 from reverie.training.blueprint import Blueprint
+from reverie.training.cost import state_of
 from reverie.training.engine import Run
 from reverie.training.optim import OptimConfig
+from reverie.training.plan import placed, shard_bytes
 
 LENGTH = 6
 NET = TransformerConfig(width=32, depth=2, heads=2, hidden=128, window=3, scan=True)
@@ -78,25 +80,15 @@ class Step:
             objective=objective, batch=rows * devices, length=LENGTH, mesh=layout, **{"optimizer": ADAM, **changes}
         )
         blueprint = Blueprint(objective, Spec(FRAME, ACTIONS, 7.0, "noise"), 0, Path())
-
-        def placed(tree: Any, where: Any) -> Any:
-            return jax.tree.map(lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree, where)
-
-        shapes: Any = blueprint.shapes
-        self.params, rest = ({name: shapes[name] for name in blueprint.parts[part]} for part in ("params", "rest"))
-        number: Any = jax.ShapeDtypeStruct((), jnp.int32)
-        opt = jax.eval_shape(run.optimizer.make().init, self.params)
-        whole: Any = engine.TrainState(number, self.params, rest, self.params, opt, number)
-        state, batch = placed(whole, sharding.shardings(mesh, whole)), batch_of(objective, run.batch)
+        whole, batch = state_of(run, blueprint), batch_of(objective, run.batch)
+        state = placed(whole, sharding.shardings(mesh, whole))
         batch = placed(batch, dict.fromkeys(batch, sharding.rows(mesh)))
         pace = engine.Pace(*[jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.everywhere(mesh))] * 2)
         traced = engine.compile_step(run, blueprint, mesh, state).trace(state, {}, batch, pace)
         compiled = traced.lower().compile()
         self.flops = flops.count(traced.jaxpr, costliest=True)
         self.devices, self.memory = devices, compiled.memory_analysis()
-        self.arguments = sum(
-            math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves(state, batch)
-        )
+        self.params, self.arguments = whole.params, shard_bytes((state, batch))
         self.weights = {no_ones(shape) for a in leaves(state) for shape in (a.shape, a.shape[1:])}
         self.program = hlo.read(compiled.as_text())
 

@@ -51,7 +51,7 @@ def cost(run: Run, spec: Spec, folder: Path) -> Cost:
         weights=size_of((params, rest, frozen)),
         optimiser=size_of((state.opt, state.ema)),
         gradients=size_of(params),
-        activations=_activations(run, blueprint, params, rest, frozen, batch),
+        activations=activations(run, blueprint, params, rest, frozen, batch),
     )
 
 
@@ -93,8 +93,8 @@ def state_of(run: Run, blueprint: Blueprint) -> TrainState:
     return TrainState(number, params, rest, params if run.optimizer.ema else {}, opt, number)
 
 
-def _activations(run: Run, blueprint: Blueprint, params: dict, rest: dict, frozen: dict, batch: dict) -> int:
-    """Bytes that the backward pass reads and the forward pass computes, for one part of a batch."""
+def activations(run: Run, blueprint: Blueprint, params: dict, rest: dict, frozen: dict, batch: dict) -> int:
+    """Return the bytes that the backward pass reads and the forward pass computes, for one part of a batch."""
     rows = run.batch // run.accumulate
     part = {name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
 

@@ -18,7 +18,7 @@ from reverie.nn.target import traced_for
 from reverie.training import flops, hlo, sharding
 from reverie.training.blueprint import Blueprint
 from reverie.training.chips import Topology
-from reverie.training.cost import batch_of, cost, size_of, state_of
+from reverie.training.cost import activations, batch_of, size_of, state_of
 from reverie.training.engine import Pace, Run, compile_step
 
 # Without a GPU no kernel can be timed, and Triton's matmuls fail without ("Couldn't find output tile sizes").
@@ -54,8 +54,8 @@ def plan_step(run: Run, spec: Spec, folder: Path, where: Topology, quick: bool) 
         }
         held = sum(facts["parts"].values())
         if quick:
-            taken = cost(run, spec, folder)
-            passing = taken.gradients / mesh.shape["fsdp"] + taken.activations / mesh.size
+            kept = activations(run, blueprint, state.params, state.rest, frozen, batch)
+            passing = size_of(state.params) / mesh.shape["fsdp"] + kept / mesh.size
             return facts | _memory(held, passing, limit) | {"compile_seconds": 0.0, "collectives": [], "quick": True}
         try:
             compiled = traced.lower().compile(OPTIONS.get(where.chip.platform))
@@ -71,10 +71,6 @@ def plan_step(run: Run, spec: Spec, folder: Path, where: Topology, quick: bool) 
 
 def arguments(run: Run, spec: Spec, blueprint: Blueprint, mesh: Mesh) -> tuple[Any, Any, Any, Any]:
     """Return shapes with shardings of what a step takes: state, frozen weights, batch, pace."""
-
-    def placed(tree: Any, where: Any) -> Any:
-        return jax.tree.map(lambda a, at: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), tree, where)
-
     state, batch = state_of(run, blueprint), batch_of(run, spec, blueprint)
     frozen = {name: blueprint.shapes[name] for name in blueprint.parts["frozen"]}
     number: Any = jax.ShapeDtypeStruct((), np.float32, sharding=sharding.everywhere(mesh))
@@ -84,6 +80,11 @@ def arguments(run: Run, spec: Spec, blueprint: Blueprint, mesh: Mesh) -> tuple[A
         placed(batch, dict.fromkeys(batch, sharding.rows(mesh))),
         Pace(number, number),
     )
+
+
+def placed(tree: Any, where: Any) -> Any:
+    """Return the shapes of a tree with these shardings."""
+    return jax.tree.map(lambda a, at: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), tree, where)
 
 
 def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topology) -> dict[str, Any]:
