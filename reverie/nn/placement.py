@@ -22,8 +22,6 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 STACKED = "groups"  # weights of a module of this name are stacked: its transformer gathers them group by group
-
-
 ROWS = ("data", "fsdp")  # the axes of the mesh over which rows are divided
 
 
