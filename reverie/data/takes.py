@@ -87,10 +87,12 @@ class Take:
     def __init__(self, spec: Spec, seed: int, first: Moment):
         self.spec, self.seed = spec, seed
         self.moments = [(spec.actions.start(), first)]
+        self.reward = first.reward  # of all moments
 
     def add(self, action: Action, moment: Moment) -> None:
         """Add a step and the action that led to it."""
         self.moments.append((np.asarray(action, self.spec.actions.dtype), moment))
+        self.reward += moment.reward
 
     @property
     def full(self) -> bool:

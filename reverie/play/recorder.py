@@ -30,6 +30,7 @@ class RealGame:
         spec = self.game.spec
         self.config = WorldConfig(frame=spec.frame, actions=spec.actions, context=1, fps=spec.fps)
         self.takes = Takes(spec, out)
+        self.kept = len(self.takes.files())  # the page shows it with every frame
 
 
 class GameSession:
@@ -66,16 +67,16 @@ class GameSession:
         if self.take is None:
             raise ReverieError("That take was kept already: begin another.")
         self.real.takes.keep(self.take)
+        self.real.kept = len(self.real.takes.files())
         self.take = None
 
     def state(self) -> dict[str, Any]:
         """Return what the page shows of the take: its frames, its reward, whether it is over; and how many are kept."""
-        kept = {"kept": len(self.real.takes.files())}
+        kept = {"kept": self.real.kept}
         if self.take is None:
             return {"frames": 0, "reward": 0.0, "over": True, **kept}
-        total = float(sum(moment.reward for _, moment in self.take.moments))
-        over = self.last.over or self.take.full
-        return {"frames": len(self.take.moments), "reward": round(total, 3), "over": over, **kept}
+        over, reward = self.last.over or self.take.full, round(float(self.take.reward), 3)
+        return {"frames": len(self.take.moments), "reward": reward, "over": over, **kept}
 
 
 class GameSeats(Seats):
