@@ -103,8 +103,11 @@ def initial_frames(run: str | Path, count: int = COUNT) -> list[Start]:
     folder = find_run(run)
     places = (folder.parent / STARTS, folder.parent / read_record(folder).run.data)
     dataset = next((found for place in places if place.exists() and (found := _held_out(place))), None)
-    if dataset is None:
-        return []
+    return [] if dataset is None else spread(dataset, count)
+
+
+def spread(dataset: Dataset, count: int) -> list[Start]:
+    """Return up to ``count`` clips of ``LENGTH`` frames, or of the longest episode's, spread over a dataset."""
     length = int(min(LENGTH, dataset.lengths.max()))
     found = clips(dataset, length=length, count=min(count, int((dataset.lengths >= length).sum())), seed=0)
     return list(zip(found["frames"], found["actions"], strict=True))

@@ -16,7 +16,6 @@ import numpy as np
 
 from reverie.actions import ActionSpace
 from reverie.data.held_out import held_out
-from reverie.data.loader import clips
 from reverie.errors import ReverieError
 from reverie.evaluation import control, page
 from reverie.evaluation.video import contact_sheet, scale_of, write_png
@@ -25,7 +24,7 @@ from reverie.training.checkpoint import load
 from reverie.training.folder import named
 from reverie.training.record import find_run, read_record
 from reverie.world import WorldModel
-from reverie.world_folder import LENGTH, initial_frames, name_actions, named_actions
+from reverie.world_folder import initial_frames, name_actions, named_actions, spread
 
 PAGE = "atlas.html"
 SHOWN = 8  # moments of an action
@@ -74,17 +73,12 @@ def _moments(world: WorldModel, run: Path, count: int) -> Moments:
     """Return the moments of a world's held-out clips, or of its initial frames where its data is gone."""
     folder = find_run(run)
     place = folder.parent / read_record(folder).run.data
-    if place.exists():
-        dataset = held_out(place)
-        length = int(min(LENGTH, dataset.lengths.max()))
-        found = clips(dataset, length=length, count=min(count, int((dataset.lengths >= length).sum())), seed=0)
-        pairs = list(zip(found["frames"], found["actions"], strict=True))
-    else:
-        pairs = [(frames, np.asarray(actions)) for frames, actions in initial_frames(run, count)]
+    pairs = spread(held_out(place), count) if place.exists() else initial_frames(run, count)
     infer = compiled(world, lambda world, frames, actions: world.actions_of(frames, actions))
     empty = np.zeros((0, *world.config.frame), np.uint8)
     parts = [Moments(empty, empty, *[np.zeros(0, int)] * 3)]
     for clip, (frames, actions) in enumerate(pairs):
+        actions = np.asarray(actions)
         codes = np.asarray(infer(frames[None], actions[None]))[0]
         recorded = actions[1:] if actions.ndim == 1 else np.full(len(actions) - 1, -1)
         parts.append(Moments(frames[:-1], frames[1:], codes[1:], recorded, np.full(len(recorded), clip)))
