@@ -53,10 +53,7 @@ def _place(g: Graph, x: Operand, update: Operand, places: list[tuple[int, Operan
 
 def _inside(g: Graph, start: Operand, last: int) -> Operand:
     """Return a start as an int64 vector of one number in 0..last."""
-    if isinstance(start, np.ndarray):
-        return whole(np.clip(int(start), 0, last))
-    place = g.value(g.reshape(g.cast(start, np.int64), [1]))
-    return g.elementwise("Min", g.elementwise("Max", place, whole(0)), whole(last))
+    return _clip(g, g.reshape(g.cast(start, np.int64), [1]), [last + 1])
 
 
 def _plus(g: Graph, place: Operand, size: int) -> Operand:

@@ -10,7 +10,8 @@ def narrow(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (few-bit numbers, scale) whose product is exactly this float32 matrix; None if there are none."""
     if array.dtype != np.float32 or array.ndim < 2:
         return None
-    for few, scale in (eighths(array), halves(array)):
+    for rounding in (eighths, halves):
+        few, scale = rounding(array)
         if np.array_equal(few.astype(np.float32) * scale, array):
             return few, scale
     return None
