@@ -7,16 +7,22 @@ import json
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from contracts import tiny
+from flax import nnx
 
 from reverie.actions import ActionSpace
 from reverie.cli import main
 from reverie.data.sources.square import SPACES
 from reverie.errors import ReverieError
+from reverie.onnx.narrow import narrow
 from reverie.web import runtime
 from reverie.web.export import export_web, values, warn
 from reverie.web.page import page
+from reverie.web.weights import cost, rounded
+from reverie.world import Session
 
 DATA = {"card": {"name": "</script><script>alert(1)</script>"}, "setup": {}}
 PARTS = {"wasm": bytes(range(256)) * 9, "weights": b""}
@@ -113,8 +119,29 @@ def test_the_runtime_is_verified_and_npm_is_asked_once(tmp_path, monkeypatch):
     assert runtime.runtime(tmp_path) == (b"other", b"other"), "from an unpacked package"
 
 
-def test_only_worlds_are_exported(tmp_path):
+@pytest.mark.parametrize("bits", [32, 8])
+def test_only_worlds_are_exported(tmp_path, bits):
     from golden import unpack
 
     with pytest.raises(ReverieError, match="only a world can be played"):
-        export_web(unpack(tmp_path / "world") / "tokenizer", tmp_path / "x.html")
+        export_web(unpack(tmp_path / "world") / "tokenizer", tmp_path / "x.html", bits=bits)
+
+
+def test_rounding_is_of_the_dynamics_alone():
+    world = tiny.world()
+    small = rounded(world, 8)
+    for name, array in nnx.to_flat_state(nnx.state(small.dynamics, nnx.Param)):
+        assert np.ndim(array[...]) < 2 or narrow(np.asarray(array[...])) is not None, name
+    for old, new in zip(*(jax.tree.leaves(nnx.state(each.tokenizer)) for each in (world, small)), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.soak
+def test_what_rounding_costs_is_measured_on_the_starts():
+    full, small = Session(tiny.world()), Session(rounded(tiny.world(), 8))
+    frames = np.random.default_rng(0).integers(0, 256, (4, *tiny.FRAME), np.uint8)
+    starts = [(frames, tiny.ACTIONS.nth([0, 1, 0, 1]))]
+    said = r"PSNR over 2 frames of 1 starts: ([\d.]+) dB in full, ([\d.]+) dB rounded."
+    same, other = (re.fullmatch(said, cost(full, each, starts)) for each in (full, small))
+    assert same and other and same[1] == same[2] == other[1]
+    assert "was not measured" in cost(full, small, [(frames, None)])

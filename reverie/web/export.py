@@ -62,10 +62,11 @@ def export_world(
     from reverie.web.weights import cost, rounded
 
     runner = runtime(runtime_folder)
-    if bits != 32:
-        full, world = world, rounded(world, bits)
-        print(cost(full, world, starts))
     session = Session(world)
+    if bits != 32:
+        full, session = session, Session(rounded(world, bits))
+        world = session.world
+        print(cost(full, session, starts))
     traced = trace(world)
     warn(traced.flops, world.config.fps)
     made = models(traced)

@@ -27,9 +27,9 @@ def rounded(world: WorldModel, bits: int) -> WorldModel:
     return WorldModel(world.config, world.tokenizer, world.lam, dynamics)
 
 
-def cost(full: WorldModel, other: WorldModel, starts: Sequence[Start]) -> str:
+def cost(full: Session, other: Session, starts: Sequence[Start]) -> str:
     """Return in one line what rounding costs: PSNR of rollouts from the first half of each start to its second half."""
-    numbers = [[found for start in starts if (found := _psnr(world, start))] for world in (full, other)]
+    numbers = [[found for start in starts if (found := _psnr(session, start))] for session in (full, other)]
     if not numbers[0]:
         return "What rounding costs was not measured: no start has two frames and their actions."
     before, after = (np.mean([value for each in found for value in each]) for found in numbers)
@@ -37,15 +37,15 @@ def cost(full: WorldModel, other: WorldModel, starts: Sequence[Start]) -> str:
     return f"PSNR over {frames} frames of {len(numbers[0])} starts: {before:.2f} dB in full, {after:.2f} dB rounded."
 
 
-def _psnr(world: WorldModel, start: Start) -> list[float]:
+def _psnr(session: Session, start: Start) -> list[float]:
     frames, actions = start
-    space = world.config.actions
+    world, space = session.world, session.actions
     half = len(frames) // 2
     given = space.unlabelled((len(frames),)) if actions is None else actions
     codes = np.asarray(world.actions_of(jnp.asarray(frames[None]), jnp.asarray(given[None])))[0]
     if half == 0 or not (space.kind == "none" or np.all(space.is_action(codes[half:]))):
         return []
-    session = Session(world, temperature=0)
+    session.temperature = 0
     session.reset(frames[:half], actions if actions is None else actions[:half])
     found = [session.step(codes[t] if space.size else 0) for t in range(half, len(frames))]
     return np.asarray(psnr(frames[half:], np.stack(found))).tolist()
