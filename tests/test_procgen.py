@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reverie.data.sources.procgen import GOALS, SPACE, Name, ProcgenConfig
+from reverie.data.takes import Take, game_of
 from reverie.errors import ReverieError
 
 
@@ -29,6 +30,16 @@ def test_every_game_is_recorded_on_numbered_levels(envpool, game):
         assert len(episode.frames) == 30 or episode.ends[-1]
         assert not episode.ends[:-1].any()
     assert any((episode.frames[1:] != episode.frames[:-1]).any() for episode in episodes)  # a maze may block one
+
+
+def test_a_game_can_be_played_and_gives_what_is_recorded(envpool):
+    config = ProcgenConfig(game="maze", count=1, frames=12, size=32, first_level=7)
+    (episode,), game = config.episodes(), game_of(config)
+    take = Take(game.spec, 7, game.reset(7))
+    for action in episode.actions[1:]:
+        take.add(action, game.step(int(action)))
+    game.close()
+    assert same(take.episode("maze"), episode)
 
 
 def test_parts_are_what_one_job_records(envpool):

@@ -86,7 +86,7 @@ def test_what_cannot_be_played_is_one_line(words, why, capsys, tmp_path):
 class Short(PlatformerConfig):
     """A game that ends after three steps."""
 
-    def game(self):
+    def as_game(self):
         game = game_of(GAME)
         step, count = game.step, iter(range(100))
         game.step = lambda action: step(action)._replace(over=next(count) % 3 == 2)

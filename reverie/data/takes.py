@@ -34,7 +34,7 @@ class Moment(NamedTuple):
 
 
 class Game(Protocol):
-    """A real environment that is played step by step. A source that has one returns it from ``game()``."""
+    """A real environment that is played step by step. A source that has one returns it from ``as_game()``."""
 
     spec: Spec
 
@@ -74,8 +74,8 @@ class SimulatorGame:
 
 def game_of(source: Any) -> Game:
     """Return the game of a source; ReverieError if it has none."""
-    if callable(getattr(source, "game", None)):
-        return source.game()
+    if hasattr(source, "as_game"):
+        return source.as_game()
     if hasattr(source, "make"):
         return SimulatorGame(source)
     raise ReverieError(f"'{type(source).__name__}' reads recordings: there is no game to play.")

@@ -8,7 +8,7 @@ import contextlib
 import ctypes
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,9 @@ class CoinRunConfig:
                     for row, e in enumerate(full):
                         takes[e] = _Take(pictures[row], int(info["level_seed"][row]))
 
-    def game(self) -> "CoinRunGame":
+    def as_game(self) -> "ProcgenGame":
         """Return the game as people can play it."""
-        return CoinRunGame(self)
+        return ProcgenGame(self.spec(), lambda seed: _make(replace(self, num_envs=1, seed=seed)))
 
     def _policy(self, rng: np.random.Generator, last: np.ndarray) -> np.ndarray:
         """Return the next action (E,) int32 of each environment, given its last one."""
@@ -107,21 +107,23 @@ class CoinRunConfig:
         return np.where((rng.random(len(last)) < self.hold) & (last != START), last, fresh).astype(np.int32)
 
 
-class CoinRunGame:
-    """CoinRun, played step by step; see ``reverie.data.takes.Game``."""
+class ProcgenGame:
+    """A game of Procgen, played step by step; see ``reverie.data.takes.Game``.
 
-    def __init__(self, config: CoinRunConfig):
-        self.spec, self._config = config.spec(), replace(config, num_envs=1)
-        self._env = _make(self._config)
+    ``make``: returns one environment for a seed; a fresh one is made for each level, since envpool fixes levels then.
+    """
+
+    def __init__(self, spec: Spec, make: Callable[[int], Any]):
+        self.spec, self._make, self._env = spec, make, make(0)
 
     def reset(self, seed: int) -> Moment:
-        """Begin a level that follows from ``seed``."""
+        """Begin the level of this seed."""
         self._env.close()
-        self._env = _make(replace(self._config, seed=seed))  # envpool draws levels from the seed it was made with
+        self._env = self._make(seed)
         return Moment(self._picture(self._env.reset()[0]))
 
     def step(self, action: Action) -> Moment:
-        """Play one step; a level ends at the coin, in death, or after ``TIMEOUT`` steps."""
+        """Play one step; a level ends at its goal, in death, or after ``TIMEOUT`` steps."""
         pictures, rewards, ended, timed_out, _ = self._env.step(np.array([action], np.int32))
         return Moment(self._picture(pictures), float(rewards[0]), bool(ended[0]), bool(ended[0] or timed_out[0]))
 
@@ -130,7 +132,7 @@ class CoinRunGame:
         self._env.close()
 
     def _picture(self, pictures: np.ndarray) -> np.ndarray:
-        return shrunk_to(pictures[0].copy(), self._config.size)  # envpool reuses the buffer
+        return shrunk_to(pictures[0].copy(), self.spec.frame[0])  # envpool reuses the buffer
 
 
 class _Take:

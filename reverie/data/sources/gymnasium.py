@@ -54,7 +54,7 @@ class GymnasiumConfig:
 
     def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Play and yield ``count`` episodes of at most ``frames`` frames."""
-        game = self.game()
+        game = self.as_game()
         try:
             for index in numbers_of(shard, self.count):
                 yield self._episode(game, self.seed + index)
@@ -70,7 +70,7 @@ class GymnasiumConfig:
             take.add(action, game.step(action))
         return replace(take.episode(self.path), source=f"{self.path}, seed {seed}")
 
-    def game(self) -> "GymnasiumGame":
+    def as_game(self) -> "GymnasiumGame":
         """Return the environment as a game that people can play."""
         return GymnasiumGame(self)
 

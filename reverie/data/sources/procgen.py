@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from reverie.actions import ActionSpace
-from reverie.data.episode import Action, Episode, Spec, numbers_of
-from reverie.data.sources.coinrun import ACTIONS, FPS, SIDE, TIMEOUT, make_envs, shrunk_to
-from reverie.data.takes import Moment, Take
+from reverie.data.episode import Episode, Spec, numbers_of
+from reverie.data.sources.coinrun import ACTIONS, FPS, SIDE, TIMEOUT, ProcgenGame, make_envs
+from reverie.data.takes import Take
 from reverie.errors import ReverieError
 
 Name = Literal[
@@ -66,16 +66,23 @@ class ProcgenConfig:
 
     def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield ``count`` episodes; ``source`` is "GAME, level NUMBER"."""
-        game = ProcgenGame(self)
-        for index in numbers_of(shard, self.count):
-            level = self.first_level + (index % self.levels if self.levels else index)
-            rng = np.random.default_rng((self.seed, index))
-            take, action = Take(game.spec, level, game.reset(level)), -1
-            while len(take.moments) < self.frames and not take.moments[-1][1].over:
-                action = self._next(rng, action)
-                take.add(action, game.step(action))
-            yield take.episode(self.game)
-        game.close()
+        game = self.as_game()
+        try:
+            for index in numbers_of(shard, self.count):
+                level = self.first_level + (index % self.levels if self.levels else index)
+                rng = np.random.default_rng((self.seed, index))
+                take, action = Take(game.spec, level, game.reset(level)), -1
+                while len(take.moments) < self.frames and not take.moments[-1][1].over:
+                    action = self._next(rng, action)
+                    take.add(action, game.step(action))
+                yield take.episode(self.game)
+        finally:
+            game.close()
+
+    def as_game(self) -> ProcgenGame:
+        """Return the game as people can play it; a seed is the number of a level."""
+        task, one = f"{self.game.capitalize()}{self.mode.capitalize()}-v0", {"num_envs": 1, "num_threads": 1, "seed": 0}
+        return ProcgenGame(self.spec(), lambda level: make_envs(task, **one, num_levels=1, start_level=level))
 
     def _next(self, rng: np.random.Generator, last: int) -> int:
         """Return the next action of the policy, after another or at the start (-1)."""
@@ -84,31 +91,3 @@ class ProcgenConfig:
         if self.policy == "scripted" and rng.random() < GOAL_SHARE:
             return SPACE.names.index(str(rng.choice(GOALS.get(self.game, WALKS))))
         return int(rng.integers(SPACE.size))
-
-
-class ProcgenGame:
-    """A game of Procgen, played step by step; see ``reverie.data.takes.Game``."""
-
-    def __init__(self, config: ProcgenConfig):
-        self.spec, self._config, self._env = config.spec(), config, None
-
-    def reset(self, seed: int) -> Moment:
-        """Begin the level of this number."""
-        self.close()
-        task = f"{self._config.game.capitalize()}{self._config.mode.capitalize()}-v0"
-        self._env = make_envs(task, num_envs=1, num_threads=1, seed=0, num_levels=1, start_level=seed)
-        return Moment(self._picture(self._env.reset()[0]))
-
-    def step(self, action: Action) -> Moment:
-        """Play one step; a level ends at its goal, in death, or after ``TIMEOUT`` steps."""
-        assert self._env is not None
-        pictures, rewards, ended, timed_out, _ = self._env.step(np.array([action], np.int32))
-        return Moment(self._picture(pictures), float(rewards[0]), bool(ended[0]), bool(ended[0] or timed_out[0]))
-
-    def close(self) -> None:
-        """Close the environment."""
-        if self._env is not None:
-            self._env.close()
-
-    def _picture(self, pictures: np.ndarray) -> np.ndarray:
-        return shrunk_to(pictures[0].copy(), self._config.size)  # envpool reuses the buffer
