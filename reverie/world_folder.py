@@ -21,9 +21,8 @@ from reverie.data.loader import clips
 from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
 from reverie.training.checkpoint import find_run, read_record
+from reverie.training.folder import STARTS, STARTS_BYTES
 
-STARTS = "starts.npz"  # beside a world's runs: a small dataset of initial frames, for a world without its data
-STARTS_BYTES = 2**28  # limit on the memory that it takes
 NAMES, LONGEST = "actions.json", 40  # names that a person gave to latent actions; characters of one
 COUNT, LENGTH = 8, 8  # initial clips; frames of each: enough to show what moves, and where to
 

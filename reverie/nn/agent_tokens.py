@@ -13,10 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from reverie.nn.attention import rotary_time
-from reverie.nn.kv_cache import KVCache, empty_cache, valid_slots
-from reverie.nn.layers import AttentionInputs, learned_tokens
-from reverie.nn.precision import compute_dtype
+from reverie.nn.kv_cache import KVCache
+from reverie.nn.layers import learned_tokens
 
 
 class AgentTokens(nnx.Module):
@@ -29,10 +27,7 @@ class AgentTokens(nnx.Module):
 
     def empty(self, transformer: Any, batch: int) -> KVCache:
         """Return the empty KV cache of these tokens."""
-        c = transformer.config
-        layers = c.depth // c.group if c.time_every else 0
-        shape = (batch, len(self.tokens[...]), c.kv_heads or c.heads, c.head)
-        return empty_cache(layers, c.scan, shape, c.window - 1, compute_dtype(c.dtype))
+        return transformer.empty(batch, len(self.tokens[...]))
 
     def read(self, transformer: Any, x_BNM: Array, past: KVCache, own: KVCache) -> tuple[KVCache, Array]:
         """Read a finished frame: (their cache with it, features (B, A, M)).
@@ -44,14 +39,9 @@ class AgentTokens(nnx.Module):
         mask = jnp.broadcast_to(seen[None], (frame, frame + count))
         kept = transformer.empty_frame_kv(batch, more=count)
         _, kept = transformer.step_tokens(x_BNM, jnp.int32(0), mask, past, kept)
-        inputs = AttentionInputs(
-            c,
-            (jnp.ones((count, c.head // 2)), jnp.zeros((count, c.head // 2))),  # they have no place in the image
-            rotary_time(own.time[None], c.head),
-            jnp.ones((count, frame + count), bool),
-            valid_slots(c.window - 1, own.time),
-            offset=jnp.int32(frame),
-        )
+        still = jnp.ones((count, c.head // 2)), jnp.zeros((count, c.head // 2))  # they have no place in the image
+        inputs = transformer.cached_inputs(own, still, jnp.ones((count, frame + count), bool))
+        inputs = inputs._replace(offset=jnp.int32(frame))
         x = jnp.broadcast_to(self.tokens[...].astype(x_BNM.dtype)[None, None], (batch, 1, count, c.width))
         h, new, _ = transformer.run_layers(x, inputs, own, kept)
         return own.append(new), h[:, 0]

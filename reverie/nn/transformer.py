@@ -129,11 +129,11 @@ class SpaceTimeTransformer(nnx.Module):
         self.groups: Any = nnx.vmap(lambda r: Group(config, rngs=r))(rngs.split(groups)) if groups else None
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
 
-    def empty(self, batch: int) -> KVCache:
-        """Return an empty KV cache for ``batch`` rows."""
+    def empty(self, batch: int, tokens: int = 0) -> KVCache:
+        """Return an empty KV cache for ``batch`` rows of a frame's tokens, or of so many others."""
         c = self.config
         layers = c.depth // c.group if c.time_every else 0
-        shape = (batch, self.tokens + c.registers, c.kv_heads or c.heads, c.head)
+        shape = (batch, tokens or self.tokens + c.registers, c.kv_heads or c.heads, c.head)
         return empty_cache(layers, c.scan, shape, c.window - 1, compute_dtype(c.dtype))
 
     def __call__(
@@ -160,7 +160,7 @@ class SpaceTimeTransformer(nnx.Module):
     def step(self, x_BNM: Array, cache: KVCache, mask_NN: Array | None = None) -> tuple[Array, NewKV]:
         """Run one frame, with past frames from the KV cache: (B, N, M), and its keys and values to append."""
         x, mask, rotation = self._embed(x_BNM[:, None], mask_NN)
-        x, new, _ = self.run_layers(x, self._cached_inputs(cache, rotation, mask), cache)
+        x, new, _ = self.run_layers(x, self.cached_inputs(cache, rotation, mask), cache)
         return x[:, 0], new
 
     def step_tokens(
@@ -173,7 +173,7 @@ class SpaceTimeTransformer(nnx.Module):
         """
         positions = first + jnp.arange(x_BnM.shape[1])
         x, _, rotation = self._embed(x_BnM[:, None], None, positions)
-        inputs = self._cached_inputs(cache, rotation, mask_nN)._replace(offset=first)
+        inputs = self.cached_inputs(cache, rotation, mask_nN)._replace(offset=first)
         own = jax.tree.map(
             lambda ring: jax.lax.dynamic_slice_in_dim(ring, first, x_BnM.shape[1], axis=ring.ndim - 4), cache.layers
         )
@@ -238,7 +238,8 @@ class SpaceTimeTransformer(nnx.Module):
             mask = jnp.pad(mask, [(0, more), (0, 0), (0, 0)], constant_values=True)
         return x, times, clips, mask
 
-    def _cached_inputs(self, cache: KVCache, rotation, mask) -> AttentionInputs:
+    def cached_inputs(self, cache: KVCache, rotation: Any, mask: Array | None) -> AttentionInputs:
+        """Return what attention to a KV cache needs: ``rotation`` of space, and the ``mask`` within the frame."""
         c = self.config
         valid = valid_slots(c.window - 1, cache.time)
         return AttentionInputs(c, rotation, rotary_time(cache.time[None], c.head), mask, time_mask=valid)

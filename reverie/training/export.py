@@ -24,11 +24,10 @@ from reverie.errors import ReverieError
 from reverie.training import plain
 from reverie.training.blueprint import Blueprint
 from reverie.training.checkpoint import CHECKPOINTS, Writer, load, restore, structure, untrained_models
-from reverie.training.folder import LOCK, owned
+from reverie.training.folder import LOCK, STARTS, STARTS_BYTES, owned
 from reverie.training.record import RECORD, Record, find_run, read_record, write_record
 
 NOTES = ("world.json", "eval.json", "actions.json")  # beside the stages of a world
-STARTS, STARTS_BYTES = "starts.npz", 2**28
 ABSOLUTE = re.compile(r"(/.|~[\\/]|[A-Za-z]:[\\/]|\\\\|file:)")
 WITHIN = re.compile(r"(?<![\w./\\])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s'\",;:()]+)+[/\\]([^/\\\s'\",;:()]+)")  # a text
 

@@ -22,6 +22,8 @@ from reverie.training.sharding import by_first
 
 LOCK, NEXT, COMMIT, OLD, PLAN = ".lock", ".next", ".commit", ".old", ".plan"
 RECORD = "run.json"
+# A small dataset of initial frames, for a world without its data, and the limit on the memory that it takes.
+STARTS, STARTS_BYTES = "starts.npz", 2**28
 # The files of a run and of a world. Anything else in their folders is the user's and is never touched. RECORD comes
 # last, since a folder with it counts as a run and needs the other files.
 RUN = (
@@ -29,7 +31,7 @@ RUN = (
     *("metrics.jsonl", "timing.jsonl", "start.json", RECORD),
 )
 WORLD = (
-    "starts.npz",
+    STARTS,
     "eval",
     "eval.json",
     "report.html",
