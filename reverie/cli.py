@@ -26,14 +26,8 @@ from reverie.parsing import Named, Parser, completed, dashed
 Logger, AXES = Literal["tensorboard", "wandb", "terminal"], ("data", "fsdp", "tensor", "sequence")
 
 WHICH = "the folder of a world, an archive of one (.zip), its https address, or a name from 'reverie worlds'"
-STORE_TOOLS = (
-    "merge",
-    "append",
-    "subset",
-    "doctor",
-    "show",
-    "fetch",
-)  # those of ``reverie.stores``, not loaded for their names
+# Those of ``reverie.stores``, which is not loaded for their names.
+STORE_TOOLS = ("merge", "append", "subset", "doctor", "show", "fetch")
 OFTEN = {"steps", "batch", "length", "rate", "width", "depth", "patch", "codes", "actions", "passes", "temperature"}
 
 

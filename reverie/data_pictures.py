@@ -1,6 +1,5 @@
 """Pictures of a store's episodes: contact sheets and GIFs with the actions drawn in."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from reverie.data.copying import Store
-from reverie.evaluation.video import captioned, contact_sheet, scale_of, write_gif, write_png
+from reverie.evaluation.video import captioned, contact_sheet, png, scale_of, write_gif, write_png
 
 COLUMNS = 8  # moments of an episode on a sheet
 LONGEST = 256  # frames of a GIF
@@ -26,10 +25,7 @@ def moments(dataset: Any, episode: int, count: int = COLUMNS) -> tuple[np.ndarra
 
 def sheet(clips: Sequence[tuple[str, np.ndarray]]) -> bytes:
     """Return a PNG of clips in rows."""
-    memory = io.BytesIO()
-    scale = scale_of(clips[0][1])
-    write_png(memory, contact_sheet(clips, columns=len(clips[0][1]), scale=scale))
-    return memory.getvalue()
+    return png(contact_sheet(clips, columns=len(clips[0][1]), scale=scale_of(clips[0][1])))
 
 
 def draw(store: Store, folder: Path, count: int) -> list[Path]:

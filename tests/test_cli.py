@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 import reverie
-from reverie import cli, commands, interrupts
+from reverie import cli, commands, interrupts, stores
 from reverie.catalogue import catalogue
 from reverie.config import flatten
 from reverie.errors import ReverieError
@@ -162,7 +162,11 @@ def test_a_short_flag_is_for_every_stage_and_a_full_one_wins():
         assert [run.optimizer.rate for run in runs] == [0.5, 0.01, 0.01]
         assert all((run.batch, run.seed, run.mesh, run.loggers) == (4, 3, "fsdp", ("wandb",)) for run in runs)
     assert made("--steps", "9", "toy-maskgit") == made("toy-maskgit", "--steps", "9")
+
+
+def test_names_that_are_kept_to_start_at_once_are_those_there_are():
     assert get_args(cli.Logger) == get_args(LoggerName) and cli.AXES == sharding.AXES
+    assert tuple(stores.TOOLS) == cli.STORE_TOOLS
 
 
 @pytest.mark.parametrize("name", catalogue()["presets"])

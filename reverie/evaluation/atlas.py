@@ -7,7 +7,6 @@ Legend: B clips, T frames, H W C image, N moments.
 """
 
 from collections.abc import Iterator, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element
@@ -18,7 +17,7 @@ from reverie.actions import ActionSpace
 from reverie.data.held_out import held_out
 from reverie.errors import ReverieError
 from reverie.evaluation import control, page
-from reverie.evaluation.video import contact_sheet, scale_of, write_png
+from reverie.evaluation.video import contact_sheet, png, scale_of
 from reverie.nn.compiled import cache_compilations, compiled
 from reverie.training.checkpoint import load
 from reverie.training.folder import named
@@ -146,7 +145,6 @@ def _action(
     before, after = moments.before[at], moments.after[at]
     change = np.abs(after.astype(int) - before).astype(np.uint8)
     rows = [("before", before), ("after", after), ("difference", change)]
-    picture = BytesIO()
-    write_png(picture, contact_sheet(rows, columns=len(at), scale=2 * scale_of(before)))
+    sheet = contact_sheet(rows, columns=len(at), scale=2 * scale_of(before))
     alt = f"Frames before and after action {code + 1}, and their difference"
-    yield page.picture(picture.getvalue(), alt, "Each column is a moment, drawn evenly from the clips.", wide=True)
+    yield page.picture(png(sheet), alt, "Each column is a moment, drawn evenly from the clips.", wide=True)

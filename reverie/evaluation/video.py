@@ -5,6 +5,7 @@ Frames are uint8, (T, H, W, C) with C 1 or 3. Sizes grow by whole numbers and ne
 Legend: T time, H W C image, B batch (here: clips shown together).
 """
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -94,6 +95,13 @@ def write_png(out: Out, picture_HWC: np.ndarray, scale: int = 1) -> None:
     """Write one uint8 picture (H, W, C) to a path or binary file."""
     picture = Image.fromarray(enlarge(np.asarray(picture_HWC)[None], scale)[0])
     write_file(out, lambda file: picture.save(file, "PNG", optimize=True))
+
+
+def png(picture_HWC: np.ndarray) -> bytes:
+    """Return one uint8 picture (H, W, C) as PNG."""
+    file = io.BytesIO()
+    write_png(file, picture_HWC)
+    return file.getvalue()
 
 
 def side_by_side(clips: Sequence[Clip], scale: int = 4, gap: int = 6) -> np.ndarray:

@@ -8,7 +8,6 @@ Legend: T time, H W C image.
 
 import contextlib
 import errno
-import io
 import socket
 import sys
 import threading
@@ -28,7 +27,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from reverie.errors import ReverieError
-from reverie.evaluation.video import write_png
+from reverie.evaluation.video import png
 from reverie.play import buttons, protocol
 from reverie.play.connection import TRY_LATER, Limits, Seats, say
 from reverie.play.guard import Guard, loopback
@@ -163,9 +162,7 @@ def page_files(package: str) -> dict[str, bytes]:
 
 def picture(start: Start) -> bytes:
     """Return the last of the initial frames as PNG."""
-    file = io.BytesIO()
-    write_png(file, start[0][-1])
-    return file.getvalue()
+    return png(start[0][-1])
 
 
 def card(
