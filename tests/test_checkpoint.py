@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from contracts.tiny import state
 from toy_objective import ToyObjective, toy_dataset, toy_run
 
 from reverie.checksums import checked, crc, write_json
@@ -301,7 +301,7 @@ def test_plain_weights_load_as_the_same_model_wherever_they_lie(tmp_path):
     """Of a run on top of another run, neither of which is there any more."""
     fit(toy_run(2, ToyObjective(frozen=()), report_every=0), tmp_path / "runs" / "first", dataset=DATA)
     run = fit(toy_run(2, ToyObjective(other="../first"), report_every=0), tmp_path / "runs" / "second", dataset=DATA)
-    truth = weights_of(load(run))
+    truth = state(load(run))
     with pytest.raises(ReverieError, match="cannot write"):
         export_weights(run, tmp_path / "nowhere" / "toy.safetensors")
     file = export_weights(run, tmp_path / "toy.safetensors")
@@ -314,7 +314,7 @@ def test_plain_weights_load_as_the_same_model_wherever_they_lie(tmp_path):
     for name in ("toy.safetensors", "toy.json"):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     moved = tmp_path / "elsewhere" / "toy.safetensors"
-    found = weights_of(load(moved))
+    found = state(load(moved))
     assert found.keys() == truth.keys() and any(name.startswith("projection") for name in found)
     for name, array in truth.items():
         assert found[name].dtype == array.dtype
@@ -339,7 +339,3 @@ def hostile(file):
         with pytest.raises(ReverieError, match="no file of plain weights|does not fit this version") as error:
             load(file)
         assert "\n" not in str(error.value)
-
-
-def weights_of(model) -> dict[str, np.ndarray]:
-    return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
