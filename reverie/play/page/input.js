@@ -85,11 +85,7 @@ export class Input {
   // Light the buttons of an action; -1: of none.
   show(action) {
     const { levels, buttons } = this.actions;
-    const set = [];
-    for (let component = levels.length - 1, rest = action; component >= 0; component--) {
-      set[component] = rest % levels[component];
-      rest = Math.floor(rest / levels[component]);
-    }
+    const set = levelsOf(action, levels);
     const lit = (index) => !buttons[index] || set[buttons[index][0]] === buttons[index][1];
     this.buttons.forEach((button, index) => button.classList.toggle("on", action >= 0 && lit(index)));
   }
@@ -134,6 +130,16 @@ export class Input {
     pad.replaceChildren(...[cross, others].filter((part) => part.childElementCount));
     return buttons;
   }
+}
+
+// The level of each component in the action of a number; counts: how many levels each has.
+export function levelsOf(number, counts) {
+  const found = [];
+  for (let component = counts.length - 1, rest = number; component >= 0; component--) {
+    found[component] = rest % counts[component];
+    rest = Math.floor(rest / counts[component]);
+  }
+  return found;
 }
 
 // Whether a key is for the control that has the focus, and not for the world.

@@ -27,8 +27,8 @@ let image = null; // ImageData of one frame
 let met = false; // greeted once: what the player chose since then is kept through reconnections
 let goodbye = null; // why the server closed, when it said
 const gamepads = new Gamepads();
-// played: its steps; marks: the hash of all frames up to each of them; seen: the last of these
-const dream = { seed: 0, start: 0, picture: null, packed: "", played: [], marks: [], seen: EMPTY, from: 0, shown: false };
+// played: its steps; marks: the hash of all frames up to each of them
+const dream = { seed: 0, start: 0, picture: null, packed: "", played: [], marks: [], from: 0, shown: false };
 const sent = new Map(); // id of a step not yet answered -> {action, temperature, since}
 const stillness = new Stillness();
 let stuck = false; // the badge says that nothing moves
@@ -71,7 +71,7 @@ const wire = new Wire({
     const asked = sent.get(id);
     for (const other of sent.keys()) if (other <= id) sent.delete(other); // the server merges steps that come too fast
     if (asked) dream.played.push({ action, temperature: asked.temperature });
-    dream.seen = dream.marks[dream.played.length] = hash(bytes, dream.seen);
+    dream.marks[dream.played.length] = hash(bytes, seen());
     paint.putImageData(pixels(bytes, world.frame, image), 0, 0);
     $("step").textContent = step;
     meter.drawn(asked?.since);
@@ -116,7 +116,7 @@ function begin() {
   input.releaseAll();
   stillness.clear();
   stuck = over = false;
-  Object.assign(dream, { played: [], marks: [], seen: EMPTY, shown: false, seed: Number($("seed").value) });
+  Object.assign(dream, { played: [], marks: [], shown: false, seed: Number($("seed").value) });
   if (dream.start === -1) wire.sendPicture(dream.picture);
   dream.from = wire.send({ type: "reset", seed: dream.seed, start: dream.start });
   document.querySelectorAll("#starts button").forEach((tile) =>
@@ -224,27 +224,30 @@ async function openLink() {
 }
 
 function replayed() {
-  const same = hex(dream.seen) === replay.end;
+  const end = hex(seen());
+  const same = end === replay.end;
   const { back, temperature } = replay;
   replay = null;
   still = true;
   if (temperature !== null) setTemperature(temperature);
   badge(
     !same
-      ? `✗ Another dream: ${hex(dream.seen)}. The link is of another world, or of another kind of machine.`
+      ? `✗ Another dream: ${end}. The link is of another world, or of another kind of machine.`
       : back
         ? `${back[1]} Press a key to play on.`
-        : `✓ The same dream, bit for bit (${hex(dream.seen)}). Press a key to play on.`,
+        : `✓ The same dream, bit for bit (${end}). Press a key to play on.`,
     same ? "good" : "bad",
   );
 }
 
-const linked = () => encoded(dream.played, dream.seen);
+// The hash of all frames so far.
+const seen = () => dream.marks.at(-1) ?? EMPTY;
+const linked = () => encoded(dream.played, seen());
 
-function encoded(played, seen) {
+function encoded(played, mark) {
   const { seed, start, packed } = dream;
   const picture = start === -1 ? packed : "";
-  return encode({ seed, start, picture, played, temperature: Number($("temperature").value), end: hex(seen) });
+  return encode({ seed, start, picture, played, temperature: Number($("temperature").value), end: hex(mark) });
 }
 
 function keepDream() {

@@ -1,6 +1,7 @@
 // The page's other end where there is no server: the same interface as the websocket, and the model in the page.
 
 import { gif } from "./gif.js";
+import { levelsOf } from "./input.js";
 import { json, Model, part } from "./model.js";
 
 const RECORDED = 600; // newest frames that a GIF can hold
@@ -99,11 +100,8 @@ export class Wire {
 
   async #step(player, number, step, seed, temperature) {
     const { type, shape, values } = this.setup.action;
-    const action = [];
-    for (let component = values.length - 1, rest = number; component >= 0; component--) {
-      action[component] = values[component][rest % values[component].length];
-      rest = Math.floor(rest / values[component].length);
-    }
+    const levels = levelsOf(number, values.map((each) => each.length));
+    const action = levels.map((level, component) => values[component][level]);
     return this.#run("step", player, {
       action: [type, numbers(type, action), shape],
       clock: ["uint32", Uint32Array.of(seed, step - 1), [2]],
