@@ -280,7 +280,7 @@ def test_what_is_taken_back_never_was(open_page, address):
     says(page, "badge", "Taken back")
     assert 5 <= int(page.inner_text("#step")) < 40
     page.keyboard.press("r")
-    says(page, "step", "0")
+    page.wait_for_function("() => document.getElementById('step').textContent === '0'")  # 30 would also say "0"
     page.keyboard.press("u")
     assert picture(page) == seen[0]
 
