@@ -97,7 +97,8 @@ def _data(world: World) -> str:
 
 
 def _sizes(world: World) -> str:
-    return "; ".join(f"{stage.name}: {stage.cells[4] or '?'} weights, {stage.step} steps" for stage in world.stages)
+    at = HEADS.index("weights")
+    return "; ".join(f"{stage.name}: {stage.cells[at] or '?'} weights, {stage.step} steps" for stage in world.stages)
 
 
 def _numbers(worlds: list[World]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -215,8 +215,7 @@ class Log:
         return {name: float(f"{value:.4g}") for name, value in speed.items()}
 
     def _say(self, step: int, numbers: dict[str, float], speed: dict[str, float]) -> None:
-        known = {name: f"{unit}_per_s" for unit, name in UNITS.items() if f"{unit}_per_s" in speed}
-        rates = [f"{si(speed[key])}{name}/s" for name, key in known.items()]
+        rates = [f"{si(speed[key])}{name}/s" for unit, name in UNITS.items() if (key := f"{unit}_per_s") in speed]
         rates += [f"{speed['mfu']:.0%} MFU"] if "mfu" in speed else []
         others = [name for name in numbers if name not in ("loss", "grad_norm", "learning_rate")][:3]
         said = [f"{name} {numbers[name]:.4g}" for name in ("loss", *others)]
