@@ -47,7 +47,7 @@ def checked_address(address: str) -> str:
     """Return an address; ReverieError unless it is https, or http on this machine."""
     parts = urlsplit(address)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and _is_here(parts.hostname))):
-        raise ReverieError(f"'{address[:200]}' is no https address: worlds are fetched over https only.")
+        raise ReverieError(f"'{address[:200]}' is no https address: files are fetched over https only.")
     return address
 
 

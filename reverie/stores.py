@@ -109,7 +109,7 @@ class Doctor:
         from reverie.data.doctor.quarantine import release, set_aside
 
         store = opened(args.path)
-        if (self.quarantine or self.release) and args.path.suffix == ".npz":
+        if (self.quarantine or self.release) and args.path.is_file():
             raise ReverieError(f"'{args.path}' is one file: nothing can be set aside in it; write a folder.")
         if self.release:
             print(f"{release(store)} episodes put back", file=sys.stderr)

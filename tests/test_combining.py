@@ -195,8 +195,8 @@ def test_a_killed_merge_goes_on_from_its_complete_files(tmp_path):
     stored(tmp_path / "a", [episode_of(seed, 400) for seed in range(4)])
     stored(tmp_path / "b", [episode_of(seed, 400) for seed in range(4, 12)], [episode_of(20)])
     code = (
-        "import time; from pathlib import Path; from reverie.data import combining, filling, copying, store\n"
-        "filling.FILE_BYTES = 1; read = store.StoreDataset.read; calls = []\n"
+        "import time; from pathlib import Path; from reverie.data import combining, filling, store\n"
+        "read = store.StoreDataset.read; calls = []\n"
         "def slow(self, *a, **k):\n"
         "    calls.append(a); time.sleep(PAUSE); return read(self, *a, **k)\n"
         "store.StoreDataset.read = slow\n"

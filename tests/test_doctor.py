@@ -181,6 +181,19 @@ def test_appending_and_copying_leave_the_quarantine_as_it_is(ill, tmp_path):
     assert len(open_dataset(tmp_path / "part", checksums=True).lengths) == 12
 
 
+def test_a_dataset_in_one_file_stays_as_it_is_whatever_its_name(tmp_path, capsys):
+    whole = write_store(tmp_path / "whole.npz", SPEC, CLEAN)
+    (tmp_path / "link").symlink_to(whole)
+    before = whole.read_bytes()
+    for path in (str(whole), str(tmp_path / "link")):
+        for flag in ("--quarantine", "--release"):
+            assert cli.main(["data", "doctor", path, flag]) == 2
+            assert "nothing can be set aside" in capsys.readouterr().err
+        assert cli.main(["data", "append", path, str(whole)]) == 2
+        assert "is one file" in capsys.readouterr().err
+    assert whole.read_bytes() == before
+
+
 def test_a_split_is_never_emptied(tmp_path, capsys):
     black = [replace(one, frames=one.frames // 40) for one in CLEAN[:3]]
     path = write_store(tmp_path / "black", SPEC, black, val=0)

@@ -48,7 +48,7 @@ def merge(out: Path, paths: Sequence[Path], licence: str = "") -> str:
 def append(path: Path, other: Store) -> str:
     """Add the episodes of another store to the one at ``path``, whose own files stay as they are."""
     store = opened(path)
-    if path.suffix == ".npz" or store.any.shard:
+    if path.is_file() or store.any.shard:
         raise ReverieError(f"'{path}' is one file, or part of an array job, which is not added to; use 'data merge'.")
     spec, kinds, _ = _common([store, other])
     if kinds != store.any.kinds or spec.simulator != store.any.spec.simulator:
@@ -89,7 +89,7 @@ def _common(stores: Sequence[Store]) -> tuple[Spec, Kinds, list[str]]:
             raise ReverieError(f"'{store.path}' has {differ} as '{first.path}' has; {way}.")
     spec = replace(specs[0], source=" + ".join(dict.fromkeys(spec.source for spec in specs)))
     named = next((one.actions for one in specs if one.actions.names), specs[0].actions)
-    kinds = [tuple(kind) for kind in first.any.kinds if all(kind in store.any.kinds for store in stores)]
+    kinds = [kind for kind in first.any.kinds if all(kind in store.any.kinds for store in stores)]
     if len({_game(one.simulator) for one in specs}) > 1:
         spec, kinds = replace(spec, simulator=None), [kind for kind in kinds if kind[0] != "states"]
         notes.append("the stores come from different simulators, or from none: states are left out")
@@ -114,7 +114,7 @@ def _words(space: ActionSpace) -> str:
 
 def _game(simulator: Any) -> str:
     """Return a text that is the same for configs of the same game."""
-    values = {**config.to_json(simulator)} if simulator is not None else {}
+    values = config.to_json(simulator) or {}
     return json.dumps({name: value for name, value in values.items() if name not in RECORDED}, sort_keys=True)
 
 

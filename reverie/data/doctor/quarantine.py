@@ -12,7 +12,7 @@ from reverie.errors import ReverieError
 def set_aside(store: Store, found: Sequence[Fault]) -> int:
     """Set aside the episodes of faults that single episodes have; return how many there were.
 
-    ReverieError if that left a split without episodes, or the store is one file.
+    The store is a folder. ReverieError if that left a split without episodes.
     """
     reasons: dict[str, dict[str, str]] = {}
     for fault in found:
