@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from reverie import config
 from reverie.budget import seconds_for
@@ -29,7 +28,7 @@ def costs(recipe: Recipe, spec: Spec) -> dict[str, Cost]:
     with checkpoint.untrained_models() as models:
         for name, run in stages(recipe).items():
             found[name] = cost(run, spec, out / name)
-            models[out / name] = lambda run=run, name=name: run.objective.init(nnx.Rngs(0), spec, out / name)
+            models[out / name] = checkpoint.structure(run, spec, out / name)
     return found
 
 

@@ -13,8 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from reverie import config
 from reverie.errors import ReverieError, did_you_mean
 from reverie.forecast import duration
@@ -74,7 +72,7 @@ def child() -> None:
                 if name == asked["stage"]:
                     found = plan_step(run, spec, out / name, topology(asked["topology"]), asked["quick"])
                     break
-                models[out / name] = lambda run=run, name=name: run.objective.init(nnx.Rngs(0), spec, out / name)
+                models[out / name] = checkpoint.structure(run, spec, out / name)
     except ReverieError as error:
         found = {"error": str(error)}
     Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")

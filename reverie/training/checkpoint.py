@@ -124,16 +124,16 @@ def _load_plain(file: Path) -> Any:
     with untrained_models() as models:
         for path, record in found.others.items():
             at = Path(os.path.abspath(folder / path))
-            models[at] = structure(record, at)
+            models[at] = structure(record.run, record.spec, at)
         blueprint = Blueprint(found.record.run.objective, found.record.spec, found.record.run.seed, folder)
     blueprint.check(file, found.weights, blueprint.names)
     device = SingleDeviceSharding(jax.local_devices()[0])
     return blueprint.merge({name: jax.device_put(array, device) for name, array in found.weights.items()})
 
 
-def structure(record: Record, folder: Path) -> Callable[[], nnx.Module]:
-    """Return a function that makes the model of a run in ``folder``, untrained."""
-    return lambda: record.run.objective.init(nnx.Rngs(0), record.spec, folder)
+def structure(run: Any, spec: Any, folder: Path) -> Callable[[], nnx.Module]:
+    """Return a function that makes the model of a run in ``folder`` on data like ``spec``, untrained."""
+    return lambda: run.objective.init(nnx.Rngs(0), spec, folder)
 
 
 def check_frozen(folder: Path, record: Record, blueprint: Blueprint) -> None:

@@ -204,7 +204,7 @@ def check_all(runs: dict[Path, Run], dataset: Dataset) -> None:
         for out, run in runs.items():
             _check(run, sharding.make_mesh(run.mesh), enlarged(dataset, run.augment_below))
             Blueprint(run.objective, dataset.spec, run.seed, out)
-            models[out] = lambda run=run, out=out: run.objective.init(nnx.Rngs(0), dataset.spec, out)
+            models[out] = checkpoint.structure(run, dataset.spec, out)
 
 
 def _check(run: Run, mesh: Mesh, dataset: Dataset) -> None:

@@ -98,8 +98,8 @@ class _Others(dict):
         self.records: dict[Path, Record] = {}
 
     def get(self, folder: Path, default: Any = None) -> Any:
-        self.records[folder] = _portable(find_run(folder))
-        return structure(self.records[folder], folder)
+        record = self.records[folder] = _portable(find_run(folder))
+        return structure(record.run, record.spec, folder)
 
 
 def _portable(folder: Path) -> Record:
