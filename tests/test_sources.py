@@ -168,10 +168,14 @@ def test_npy_files_belong_together_by_name(tmp_path, store):
     ],
 )
 def test_every_kind_of_action(tmp_path, store, rows, kind, same):
-    np.savez(tmp_path / "a.npz", video=frames(6), act=rows)
-    found = store("arrays", tmp_path / "a.npz")
+    root = tmp_path / "files"
+    root.mkdir()
+    np.savez(root / "a.npz", video=frames(6), act=rows)
+    np.savez(root / "b.npz", video=frames(1, 1), act=rows[:0])  # no step in it
+    found = store("arrays", root)
     assert found.spec.actions.kind == kind
-    check(found, [6], [rows if same else rows.argmax(1)])
+    rows = rows if same else rows.argmax(1)
+    check(found, [6, 1], [rows, rows[:0]])
 
 
 def test_odd_numbers_cost_actions_and_not_frames(tmp_path, store, caplog):

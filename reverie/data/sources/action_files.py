@@ -16,7 +16,7 @@ import numpy as np
 
 from reverie import bounded
 from reverie.data.sources import tables
-from reverie.data.sources.spaces import Declared
+from reverie.data.sources.spaces import Declared, flat
 from reverie.errors import Damaged, ReverieError
 
 ENDINGS = (".npy", ".csv", ".jsonl", ".npz")
@@ -122,7 +122,7 @@ def _vectors(path: Path) -> ActionRows:
     places = np.arange(len(rows), dtype=np.float64) if by == "row" else columns[by].astype(np.float64).reshape(-1)
     if len(places) != len(rows) or not np.isfinite(places).all() or (np.diff(places) <= 0).any():
         raise ReverieError(f"{path.name} has a column '{by}' that does not ascend from row to row")
-    return ActionRows(rows.reshape(len(rows), -1), places, by, declared)
+    return ActionRows(flat(rows), places, by, declared)
 
 
 def _whole(action, where: str) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from reverie.data.sources import roles
 from reverie.data.sources.pictures import decoded, is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, Found, Recording
+from reverie.data.sources.spaces import flat
 from reverie.errors import Damaged, ReverieError
 
 Alignment = Literal["at", "to"]
@@ -159,7 +160,7 @@ def _rows(columns: dict[str, Column], actions: str, length: int, found: Found) -
             found.say(f"an action has the parts {', '.join(keys)[:200]}: read as one vector; --actions takes some")
     if keys:
         parts = [columns[key].all() for key in keys]
-        rows["actions"] = parts[0] if len(parts) == 1 else np.concatenate([p.reshape(len(p), -1) for p in parts], 1)
+        rows["actions"] = parts[0] if len(parts) == 1 else np.concatenate(list(map(flat, parts)), 1)
     if (key := ",".join(keys) or roles.find(fits, roles.ACTIONS)) and roles.last(key) in roles.HELD:
         found.declared = replace(found.declared, held=True)
     return rows

@@ -19,6 +19,7 @@ from reverie.data.sources import files, roles
 from reverie.data.sources.examples import example, tfrecords
 from reverie.data.sources.pictures import decoded, is_encoded, is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at, to
+from reverie.data.sources.spaces import flat
 from reverie.errors import Damaged, ReverieError, first_line
 
 FEATURES = "features.json"
@@ -172,7 +173,7 @@ def _actions(steps: dict[str, np.ndarray], key: str, found: Found) -> np.ndarray
     parts = [steps[name] for name in keys]
     if len(parts) < 2:
         return parts[0] if parts else None
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    return np.concatenate(list(map(flat, parts)), axis=1)
 
 
 def _origin(features: dict[str, np.ndarray | list[memoryview]]) -> str:

@@ -3,6 +3,7 @@
 Rows are one a step. A components; S steps of an episode.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Coding:
         found = self.space.unlabelled((steps,))
         if rows is None or self.space.kind == "none":
             return found
-        rows = _flat(np.asarray(rows))
+        rows = flat(np.asarray(rows))
         width = len(self.first) or self.space.size
         if rows.shape[1] != width:
             return found
@@ -96,12 +97,12 @@ def coding(parts: Sequence[np.ndarray | None], declared: Declared, say: Callable
     if rows.dtype.kind not in "biuf" or rows.size == 0:
         say(f"actions of type {rows.dtype} are not numbers: all are unlabelled")
         return Coding(ActionSpace())
-    flat = _flat(rows)
+    wide = flat(rows)
     if len(shape) > 1:
-        say(f"an action of shape {shape} is read as {flat.shape[1]} numbers in a row")
-    good = flat[np.isfinite(flat).all(1)]
-    if len(good) < len(flat):
-        say(f"{len(flat) - len(good)} actions are not finite numbers: unlabelled")
+        say(f"an action of shape {shape} is read as {wide.shape[1]} numbers in a row")
+    good = wide[np.isfinite(wide).all(1)]
+    if len(good) < len(wide):
+        say(f"{len(wide) - len(good)} actions are not finite numbers: unlabelled")
     if not len(good):
         return Coding(ActionSpace())
     scalar = shape == () or (shape == (1,) and rows.dtype.kind in "biu")
@@ -114,8 +115,9 @@ def coding(parts: Sequence[np.ndarray | None], declared: Declared, say: Callable
     return _continuous(good, declared, say)
 
 
-def _flat(rows: np.ndarray) -> np.ndarray:
-    return rows.reshape(len(rows), -1)
+def flat(rows: np.ndarray) -> np.ndarray:
+    """Return rows (S, ...) as (S, A), also where there are none: an episode of one frame has no steps."""
+    return rows.reshape(len(rows), math.prod(rows.shape[1:]))
 
 
 def _whole(values: np.ndarray, low: float, high: float) -> bool:
