@@ -199,9 +199,14 @@ def _worlds(add: Callable[..., Parser]) -> None:
     add_log(one)
 
     one = add("train", commands.train, "Train a preset; every field of it is a flag.", "reverie list",
-              "reverie train PRESET --out runs/mine", "reverie train PRESET --help", named=PRESET)  # fmt: skip
+              "reverie train PRESET --out runs/mine", "reverie train PRESET --data data/a --data data/b --weights 3 1",
+              "reverie train PRESET --help", named=PRESET)  # fmt: skip
     completed(one.add_argument("preset", metavar="PRESET", help="a name from 'reverie list'"), presets_known)
     add_training(one, "as many steps as fit in this time, instead of the preset's")
+    text = "train on this store instead of the preset's source; repeat it to mix several"
+    one.add_argument("--data", action="append", default=[], metavar="STORE", help=text)
+    text = "share of the clips from each --data; without it, all episodes count alike"
+    one.add_argument("--weights", nargs="+", default=[], help=text, **of(float))
     add_dry_run(one)
     add_every(one)
 

@@ -53,10 +53,19 @@ def recipe_of(args: argparse.Namespace) -> Any:
 
 def train(args: argparse.Namespace) -> None:
     recipe = recipe_of(args)
+    if args.data or args.weights:
+        from dataclasses import replace
+
+        from reverie.recorded import stored
+
+        if fields := [name for name in settings(args) if name.startswith("source.")]:
+            raise ReverieError(f"--{fields[0]} changes the source of the preset, which --data replaces.")
+        recipe = replace(recipe, source=stored(args.data, args.weights))
     if args.dry_run:
         from reverie.forecast import forecast
+        from reverie.recorded import spec_of
 
-        print(forecast(args.preset, recipe, recipe.source.spec()))
+        print(forecast(args.preset, recipe, spec_of(recipe)))
         return
     from reverie.pipeline import train
     from reverie.presets.recipe import stages

@@ -3,16 +3,18 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reverie import config
 from reverie.checksums import read_signed, write_json
+from reverie.data.episode import Spec
 from reverie.data.sources import source_at, sources
 from reverie.data.sources.arrays import is_dataset
-from reverie.data.store import MANIFEST, open_dataset
+from reverie.data.sources.mixture import MixtureConfig
+from reverie.data.store import is_store, open_dataset
 from reverie.data.writing import write_source
 from reverie.errors import Damaged, ReverieError, did_you_mean
 from reverie.presets.recipe import Recipe
@@ -30,11 +32,11 @@ def source_of(source: str, out: Path) -> Any:
     ``out``: a world's folder. If its data are complete, the files that they were made from may be gone.
     """
     path = Path(source)
-    if (path.is_dir() and (path / MANIFEST).is_file()) or (path.suffix == ".npz" and _ours(path)):
+    if is_store(path) if path.suffix != ".npz" else _ours(path):
         return None
     if path.exists():
         return _small(source_at(path.resolve()))
-    known = {name: cls for name, cls in sources().items() if not hasattr(cls, "of")}  # those that need no files
+    known = {name: cls for name, cls in sources().items() if not hasattr(cls, "of") and not hasattr(cls, "write")}
     if source in known:
         return known[source]()
     noted = note(out)
@@ -42,6 +44,17 @@ def source_of(source: str, out: Path) -> Any:
         print(f"'{source}' does not exist any more: '{out}' uses its recorded data.", file=sys.stderr)
         return noted["source"] if isinstance(noted["source"], str) else config.from_json(noted["source"])
     raise ReverieError(f"there is no folder, video or source '{source}'.{did_you_mean(source, known)}")
+
+
+def stored(stores: Sequence[str], weights: Sequence[float] = ()) -> Any:
+    """Return the source of a recipe that reads stores: the path of the one, or a mixture of several."""
+    places = tuple(str(Path(store).resolve()) for store in stores)
+    return places[0] if len(places) == 1 and not weights else MixtureConfig(stores=places, weights=tuple(weights))
+
+
+def spec_of(recipe: Recipe) -> Spec:
+    """Return the spec of a recipe's data, recorded or not."""
+    return open_dataset(recipe.source).spec if isinstance(recipe.source, str) else recipe.source.spec()
 
 
 def _ours(path: Path) -> bool:

@@ -109,8 +109,8 @@ class Doctor:
         from reverie.data.doctor.quarantine import release, set_aside
 
         store = opened(args.path)
-        if (self.quarantine or self.release) and args.path.is_file():
-            raise ReverieError(f"'{args.path}' is one file: nothing can be set aside in it; write a folder.")
+        if (self.quarantine or self.release) and not (args.path / MANIFEST).is_file():
+            raise ReverieError(f"'{args.path}' is one file or a mixture: nothing can be set aside in it.")
         if self.release:
             print(f"{release(store)} episodes put back", file=sys.stderr)
             store = opened(args.path)

@@ -10,7 +10,8 @@ import pytest
 
 from reverie.actions import START
 from reverie.data.arrays import ArrayDataset
-from reverie.data.loader import _Order, _shuffled, batches, clips
+from reverie.data.loader import batches, clips
+from reverie.data.order import Tiles, shuffled
 from reverie.data.sources.platformer import TIME, PlatformerConfig
 from reverie.data.store import open_dataset, write_store
 from reverie.errors import ReverieError
@@ -78,9 +79,9 @@ def test_windows_are_whole_pieces_of_episodes_with_their_own_actions(memory):
 
 def counted(lengths, length, epochs=1, seed=0):
     """Which windows some epochs draw: [(episode, first frame), ...] of each."""
-    order = _Order.of(np.array(lengths), length, seed)
+    order = Tiles.of(np.array(lengths), length, seed)
     size = int(order.ends[-1])
-    return [[order.window(epoch * size + number) for number in range(size)] for epoch in range(epochs)]
+    return [[order.window(epoch * size + number)[:2] for number in range(size)] for epoch in range(epochs)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 16])
@@ -105,7 +106,7 @@ def test_epochs_differ_and_the_first_and_last_frames_are_seen_as_often_as_others
 
 
 def test_batches_draw_the_epochs_one_after_the_other(memory):
-    size = int(_Order.of(memory.lengths, 10, 3).ends[-1])
+    size = int(Tiles.of(memory.lengths, 10, 3).ends[-1])
     rows = np.concatenate([batch["states"][:, 0, [0, TIME]] for batch in take(memory, size, batch=8)])
     for epoch in np.split(rows, 8):
         assert len(np.unique(epoch, axis=0)) == size
@@ -113,7 +114,7 @@ def test_batches_draw_the_epochs_one_after_the_other(memory):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 17, 100, 1000])
 def test_a_shuffle_is_a_permutation_of_its_own_for_every_key(count):
-    orders = [[_shuffled(place, count, key) for place in range(count)] for key in range(10)]
+    orders = [[shuffled(place, count, key) for place in range(count)] for key in range(10)]
     assert all(sorted(order) == list(range(count)) for order in orders)
     assert len({tuple(order) for order in orders}) >= min(count, 8)
 

@@ -23,13 +23,14 @@ from reverie.errors import Damaged, ReverieError, first_line
 
 SCHEMA = 1
 HEAD, LENGTHS = "reverie", "lengths"  # entries of an .npz besides the arrays
+TEXTS = "sources", "tasks"  # of each episode, in the head
 FASTEST = 240  # frames per second
 
 
 class ArrayDataset:
     """A Dataset over arrays (sum of lengths, ...), which may be memory-mapped; windows are views, not copies.
 
-    sources: the source of each episode; "" or empty if unknown. The rest of what a store knows of itself is empty.
+    sources, tasks: of each episode; "" or empty if unknown. The rest of what a store knows of itself is empty.
     """
 
     licence, provenance, notes, shard = "", "", (), None
@@ -43,6 +44,7 @@ class ArrayDataset:
         *,
         split: str = "",
         sources: Sequence[str] = (),
+        tasks: Sequence[str] = (),
     ):
         self.spec, self.split = spec, split
         self.lengths = whole_lengths(lengths)
@@ -56,13 +58,8 @@ class ArrayDataset:
                 )
         if "frames" in self.arrays and self.arrays["frames"].shape[1:] != tuple(spec.frame):
             raise ReverieError(f"frames have shape {self.arrays['frames'].shape[1:]}, the dataset says {spec.frame}.")
-        self.sources = list(sources) or [""] * len(self.lengths)
+        self.sources, self.tasks = (list(texts) or [""] * len(self.lengths) for texts in (sources, tasks))
         self.fingerprint = fingerprint or _fingerprint(config.to_json(spec), self)
-
-    @property
-    def tasks(self) -> list[str]:
-        """What was to be done in each episode: not known."""
-        return [""] * len(self.lengths)
 
     @property
     def kinds(self) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -82,7 +79,8 @@ class ArrayDataset:
             raise ReverieError("some episodes have simulator states and others do not; give all or none.")
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         lengths = np.array([len(episode.frames) for episode in episodes])
-        return cls(spec, lengths, joined, sources=[episode.source for episode in episodes])
+        sources, tasks = zip(*((episode.source, episode.task) for episode in episodes), strict=True)
+        return cls(spec, lengths, joined, sources=sources, tasks=tasks)
 
     def read(
         self, episode: int, start: int, length: int, names: Collection[str] | None = None
@@ -98,7 +96,7 @@ class ArrayDataset:
         part, episodes = copy.copy(self), [piece.episode for piece in pieces]
         part.lengths = np.array([piece.stop - piece.start for piece in pieces], np.int64)
         part.starts = self.starts[episodes] + [piece.start for piece in pieces]
-        part.sources = [self.sources[episode] for episode in episodes]
+        part.sources, part.tasks = ([texts[i] for i in episodes] for texts in (self.sources, self.tasks))
         part.split, part.fingerprint = split, f"{self.fingerprint}-{split}"
         return part
 
@@ -108,7 +106,7 @@ class ArrayDataset:
         if path.suffix != ".npz":
             raise ReverieError(f"an array dataset is saved as one .npz file; '{path}' is not named so.")
         head = {"schema": SCHEMA, "spec": config.to_json(self.spec), "fingerprint": self.fingerprint}
-        head |= {"sources": self.sources} if any(self.sources) else {}
+        head |= {name: texts for name in TEXTS if any(texts := getattr(self, name))}
         content: dict[str, Any] = {HEAD: np.array(json.dumps(head)), LENGTHS: self.lengths, **self.arrays}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -180,10 +178,11 @@ class ArrayDataset:
         spec = config.from_json(head.get("spec"))
         if not isinstance(spec, Spec):
             raise ReverieError(f"'{path}' is not a dataset that Reverie wrote: it has no spec.")
-        sources = head.get("sources") or [""] * len(lengths)
-        if not isinstance(sources, list) or list(map(type, sources)) != [str] * len(lengths):
-            raise ReverieError(f"'{path}' is damaged: it names {len(sources)} sources of {len(lengths)} episodes.")
-        dataset = cls(spec, lengths, arrays, fingerprint=str(head.get("fingerprint")), sources=sources)
+        texts: dict[str, Any] = {name: head.get(name) or [""] * len(lengths) for name in TEXTS}
+        for name, each in texts.items():
+            if not isinstance(each, list) or list(map(type, each)) != [str] * len(lengths):
+                raise ReverieError(f"'{path}' is damaged: its {name} are not those of {len(lengths)} episodes.")
+        dataset = cls(spec, lengths, arrays, fingerprint=str(head.get("fingerprint")), **texts)
         for name, kind in (("frames", np.uint8), ("actions", spec.actions.dtype)):
             if name not in arrays or arrays[name].dtype != kind:
                 raise ReverieError(f"'{path}' has no array '{name}' of {np.dtype(kind).name}.")

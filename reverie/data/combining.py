@@ -7,7 +7,6 @@ one that is repeated after its end changes nothing.
 The parts of an array job (``--shard i/n``) become exactly the store that one job would have written.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from reverie import config
 from reverie.actions import ActionSpace
 from reverie.data.copying import Recorded, Store, about_of, key_of, made_of, notes_of, opened, workplace, write_new
-from reverie.data.episode import CHUNK, Spec
+from reverie.data.episode import CHUNK, Spec, game_of
 from reverie.data.filling import MANIFEST, About, Entry, Kinds, copy_of, fill
 from reverie.data.splits import content
 from reverie.data.store import divided_entries
 from reverie.errors import ReverieError
 
 NAMED = 3  # recordings that a note names
-RECORDED = ("count", "frames", "seed", "play")  # of a simulator's config: what was recorded, not which game it is
 
 
 def merge(out: Path, paths: Sequence[Path], licence: str = "") -> str:
@@ -48,8 +45,9 @@ def merge(out: Path, paths: Sequence[Path], licence: str = "") -> str:
 def append(path: Path, other: Store) -> str:
     """Add the episodes of another store to the one at ``path``, whose own files stay as they are."""
     store = opened(path)
-    if path.is_file() or store.any.shard:
-        raise ReverieError(f"'{path}' is one file, or part of an array job, which is not added to; use 'data merge'.")
+    if not (path / MANIFEST).is_file() or store.any.shard:
+        what = "one file, a mixture or part of an array job"
+        raise ReverieError(f"'{path}' is {what}, which is not added to; use 'data merge'.")
     spec, kinds, _ = _common([store, other])
     if kinds != store.any.kinds or spec.simulator != store.any.spec.simulator:
         raise ReverieError(f"'{other.path}' lacks what '{path}' has of a simulator's states; use 'data merge'.")
@@ -90,7 +88,7 @@ def _common(stores: Sequence[Store]) -> tuple[Spec, Kinds, list[str]]:
     spec = replace(specs[0], source=" + ".join(dict.fromkeys(spec.source for spec in specs)))
     named = next((one.actions for one in specs if one.actions.names), specs[0].actions)
     kinds = [kind for kind in first.any.kinds if all(kind in store.any.kinds for store in stores)]
-    if len({_game(one.simulator) for one in specs}) > 1:
+    if len({game_of(one.simulator) for one in specs}) > 1:
         spec, kinds = replace(spec, simulator=None), [kind for kind in kinds if kind[0] != "states"]
         notes.append("the stores come from different simulators, or from none: states are left out")
     return replace(spec, actions=named), kinds, notes
@@ -110,12 +108,6 @@ def _values(space: ActionSpace) -> tuple:
 
 def _words(space: ActionSpace) -> str:
     return "no actions" if space.kind == "none" else f"{space.kind} actions ({space.choices})"
-
-
-def _game(simulator: Any) -> str:
-    """Return a text that is the same for configs of the same game."""
-    values = config.to_json(simulator) or {}
-    return json.dumps({name: value for name, value in values.items() if name not in RECORDED}, sort_keys=True)
 
 
 def _settled(held: list[Recorded], fixed: Collection[Recorded] = ()) -> tuple[list[Recorded], list[str]]:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from reverie import locks
 from reverie.data.episode import Spec
 from reverie.data.filling import MANIFEST, About, Entry, copy_of, fill
-from reverie.data.store import NoSplit, begin, finish, open_dataset, refuse_existing
+from reverie.data.splits import NoSplit
+from reverie.data.store import begin, finish, open_dataset, refuse_existing
 from reverie.errors import ReverieError
 
 

@@ -4,12 +4,14 @@ T frames, H height, W width, C channels, S numbers in a simulator's state. ``act
 ``ends[t]`` belong to the step that led *to* frame ``t`` (see ``reverie.actions``), so ``rewards[0]`` is 0.
 """
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from reverie import config
 from reverie.actions import START, ActionSpace
 from reverie.errors import ReverieError
 
@@ -17,6 +19,7 @@ Action = Any  # an int, or a vector: one entry of an array of actions
 Policy = Callable[[np.ndarray, np.random.Generator, Action], Action]  # (state, rng, last action) -> action
 
 
+RECORDED = ("count", "frames", "seed", "play")  # of a simulator's config: what was recorded, not which game it is
 CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
 
 
@@ -162,6 +165,12 @@ class Dataset(Protocol):
         ``names``: return only these, and read no others from disk.
         """
         ...
+
+
+def game_of(simulator: Any) -> str:
+    """Return a text that is the same for configs of the same game, whatever was recorded of it."""
+    values = config.to_json(simulator) or {}
+    return json.dumps({name: value for name, value in values.items() if name not in RECORDED}, sort_keys=True)
 
 
 def numbers_of(shard: tuple[int, int], count: int) -> range:

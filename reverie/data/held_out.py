@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from reverie.data.episode import CHUNK, Dataset
-from reverie.data.store import NoSplit, open_dataset
+from reverie.data.splits import NoSplit
+from reverie.data.store import open_dataset
 
 NEAR = 16  # of 255: frames whose pixels all differ by no more count as equal
 

@@ -24,6 +24,10 @@ class Shifted:
     def __init__(self, dataset: Dataset):
         self.dataset, self.spec, self.split = dataset, dataset.spec, dataset.split
         self.lengths = np.tile(dataset.lengths, COPIES)
+        self.tasks = [*getattr(dataset, "tasks", ())] * COPIES
+        self.groups = getattr(dataset, "groups", None)
+        if self.groups:
+            self.groups = np.tile(self.groups[0], COPIES), self.groups[1]
         self.fingerprint = f"{dataset.fingerprint}-shifted{COPIES}"
         reach = np.array(self.spec.frame[:2]) // REACH
         self.moves = np.random.default_rng(0).integers(-reach, reach + 1, (len(self.lengths), 2))

@@ -6,18 +6,27 @@ memorised its training data would seem to generalise.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from reverie.data.episode import CHUNK, Dataset, windows
+from reverie.errors import ReverieError
 
 log = logging.getLogger(__name__)
 
 FEW = 5  # sources; with fewer, the end of each is held out instead of whole sources
 BLOCK = 32  # the fewest held-out frames at the end of a source, for clips and rollouts
 PARTS = 3  # a source is cut only if it has at least so many times BLOCK frames
+
+
+class NoSplit(ReverieError):
+    """The dataset has no split of this name. known: those that it has."""
+
+    def __init__(self, text: str, known: Iterable[str]):
+        super().__init__(text)
+        self.known = list(known)
 
 
 class Piece(NamedTuple):

@@ -43,8 +43,10 @@ from reverie.data.filling import (
     fill,
     header_of,
 )
+from reverie.data.mixture import FILE as MIXTURE
+from reverie.data.mixture import open_mixture
 from reverie.data.records import array_record
-from reverie.data.splits import division
+from reverie.data.splits import NoSplit, division
 from reverie.errors import Damaged, ReverieError, did_you_mean, first_line
 
 MANIFEST_BYTES = 2**28  # enough for names and lengths of millions of episodes
@@ -52,14 +54,6 @@ KINDS = ("uint8", "int32", "float32", "bool")  # of arrays
 AGAIN = "fetch or write the dataset again"
 LEFT = 24 * 3600.0  # seconds without a change after which a half-written folder counts as abandoned
 VAL = 0.1  # of the frames are held out unless said otherwise
-
-
-class NoSplit(ReverieError):
-    """The dataset has no split of this name. known: those that it has."""
-
-    def __init__(self, text: str, known: Iterable[str]):
-        super().__init__(text)
-        self.known = list(known)
 
 
 def write_store(
@@ -146,7 +140,7 @@ def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = Fa
     """
     path = Path(path)
     if not path.exists():
-        near = [p.name for p in path.parent.glob("*") if _is_dataset(p)] if path.parent.is_dir() else []
+        near = [p.name for p in path.parent.glob("*") if is_store(p)] if path.parent.is_dir() else []
         raise ReverieError(f"there is no dataset at '{path}'.{did_you_mean(path.name, near)}")
     # A link to one may have any name, and so may a copy, which takes a link's place where none can be made.
     if path.resolve().suffix == ".npz" or (path.is_file() and zipfile.is_zipfile(path)):
@@ -157,8 +151,10 @@ def open_dataset(path: str | Path, split: str = "train", *, checksums: bool = Fa
             known = dict.fromkeys(piece.split for piece in every)
             raise NoSplit(f"'{path}' has {len(whole.lengths)} episodes and no split '{split}': train or val.", known)
         return whole.part(pieces, split)
+    if (path / MIXTURE).is_file():
+        return open_mixture(path, split, lambda store, name: open_dataset(store, name, checksums=checksums))
     if not (path / MANIFEST).is_file():
-        inside = [p.name for p in path.glob("*") if _is_dataset(p)] if path.is_dir() else []
+        inside = [p.name for p in path.glob("*") if is_store(p)] if path.is_dir() else []
         hint = f" Did you mean '{path / inside[0]}'?" if inside else " `reverie learn` takes folders of videos."
         raise ReverieError(f"'{path}' is not a dataset: it has no {MANIFEST}.{hint}")
     return StoreDataset(path, split, checksums=checksums)
@@ -295,5 +291,6 @@ class StoreDataset:
             return self._readers[index]
 
 
-def _is_dataset(path: Path) -> bool:
-    return (path / MANIFEST).is_file() or path.suffix == ".npz"
+def is_store(path: Path) -> bool:
+    """Whether ``open_dataset`` is for what is there, by its name: a store, a mixture of them, or one file."""
+    return (path / MANIFEST).is_file() or (path / MIXTURE).is_file() or path.suffix == ".npz"

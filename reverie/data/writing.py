@@ -21,8 +21,11 @@ def write_source(
     """Write all episodes of a source, of which about a share ``val`` is held out; or part i of n of an array job.
 
     The store keeps the source's config, and what it said of files: what was left out, repaired or guessed. Parts are
-    divided into splits when they are merged (``data.combining``).
+    divided into splits when they are merged (``data.combining``). A source that has ``write`` writes itself.
     """
+    if hasattr(source, "write"):
+        source.write(Path(path))
+        return Path(path)
     provenance, said = json.dumps(config.to_json(source)), _Said()
     if shard and not 0 <= shard[0] < shard[1]:
         raise ReverieError(f"there is no part {shard[0]} of {shard[1]}; parts are counted from 0.")

@@ -9,7 +9,8 @@ from typing import Any
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset, Spec
 from reverie.data.held_out import held_out
-from reverie.data.store import NoSplit, open_dataset
+from reverie.data.splits import NoSplit
+from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
 from reverie.evaluation.frechet import user_features
 from reverie.evaluation.measure import Numbers, evaluate

@@ -10,7 +10,7 @@ B rows of a batch.
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -26,6 +26,7 @@ from reverie import config
 from reverie.data.episode import Dataset
 from reverie.data.held_out import train_and_held_out
 from reverie.data.loader import batches, clips
+from reverie.data.order import Order, order_of
 from reverie.data.shifted import enlarged
 from reverie.errors import ReverieError
 from reverie.nn import placement
@@ -91,6 +92,7 @@ class Run:
     augment_below: int = 0  # shift augmentation for a dataset of fewer frames
     batch: int = 16  # clips per step
     length: int = 16  # frames per clip
+    relevant: float = 0.0  # share of clips that contain a reward, an end or a task; others are drawn uniformly
     steps: int = 1000  # training steps
     seed: int = 0  # seed of the weights, the batches and all noise
     optimizer: OptimConfig = field(default_factory=OptimConfig)
@@ -188,11 +190,12 @@ def fit(
         weights = (sharding.whole(mesh, frozen), state.params, state.rest)
         model = blueprint.merge(*(exact.alone(weights) if run.exact else weights))
         split, alike = held_out.split, held_out.fingerprint == dataset.fingerprint
+        order = _order(run, dataset)
         dataset = run.objective.prepare(model, dataset, place / "cache" / "train")
         held_out = dataset if alike else run.objective.prepare(model, held_out, place / "cache" / "val")
         held_out.split = split
         del model, weights  # its weights will be donated
-        _train(run, place, blueprint, mesh, state, frozen, dataset, held_out, progress, loggers)
+        _train(run, place, blueprint, mesh, state, frozen, dataset, order, held_out, progress, loggers)
         if place != out:
             sharding.by_first(lambda: folder.commit(out))
     return out
@@ -212,8 +215,18 @@ def _check(run: Run, mesh: Mesh, dataset: Dataset) -> None:
     health.check(run)
     if run.exact:
         exact.check(mesh, run.batch)
-    batches(dataset, batch=run.batch, length=run.length, seed=run.seed)
+    batches(dataset, batch=run.batch, length=run.length, seed=run.seed, order=_order(run, dataset))
     sharding.by_first(lambda: check_loggers(run.loggers))
+
+
+def _order(run: Run, dataset: Dataset) -> Order:
+    return order_of(dataset, run.length, run.seed, run.relevant)
+
+
+def _stream(run: Run, dataset: Dataset, order: Order, mesh: Mesh, start: int) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches from step ``start`` on, of the rows that this process reads."""
+    sizes = {"batch": run.batch, "length": run.length, "seed": run.seed, "order": order}
+    return batches(dataset, start=start, shard=sharding.rows_here(mesh), names=run.objective.reads, **sizes)
 
 
 def _train(
@@ -224,14 +237,14 @@ def _train(
     state: TrainState,
     frozen: Weights,
     dataset: Dataset,
+    order: Order,
     held_out: Dataset,
     progress: bool,
     loggers: Sequence[Logger],
 ) -> None:
-    start, fall, reads = int(state.step), run.optimizer.fall(run.steps), run.objective.reads
+    start, fall, everywhere = int(state.step), run.optimizer.fall(run.steps), sharding.everywhere(mesh)
     sharding.say_copied(mesh, state.params)
-    shard, everywhere = sharding.rows_here(mesh), sharding.everywhere(mesh)
-    stream = batches(dataset, batch=run.batch, length=run.length, seed=run.seed, start=start, shard=shard, names=reads)
+    stream = _stream(run, dataset, order, mesh, start)
     step, report = compile_step(run, blueprint, mesh, state), _compile_report(run, blueprint, mesh, frozen, held_out)
     log = _open_log(run, out, start, held_out.split, loggers, progress)
     watch = Watch(out, run.stall_minutes, run.profile)

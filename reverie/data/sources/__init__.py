@@ -38,7 +38,8 @@ def sources() -> dict[str, type]:
 
 
 def _is_source(value: type) -> bool:
-    has = dataclasses.is_dataclass(value) and callable(getattr(value, "episodes", None))
+    """Whether a class yields episodes, or writes a dataset itself."""
+    has = dataclasses.is_dataclass(value) and (hasattr(value, "episodes") or hasattr(value, "write"))
     return has and not inspect.isabstract(value)
 
 
