@@ -166,6 +166,16 @@ class ActionSpace:
             level = np.array(self.low) + level / 2 * (np.array(self.high) - np.array(self.low))
         return (level if self.shape else level[..., 0]).astype(self.dtype)
 
+    def number(self, action: Any) -> int:
+        """Return the number of an action, as ``nth`` counts; continuous components are taken to the nearest level."""
+        if self.kind == "none":
+            return 0
+        level = np.reshape(action, -1)
+        if self.kind == "continuous":
+            low, high = np.array(self.low), np.array(self.high)
+            level = np.clip(np.rint(2 * (level - low) / (high - low)), 0, 2)
+        return int(np.ravel_multi_index(level.astype(np.int64).tolist(), self.levels))
+
     @property
     def named_levels(self) -> tuple[tuple[int, int], ...]:
         """(component, level) of each name: all levels, but 1 of binary ones and both ends of continuous ones."""

@@ -65,6 +65,12 @@ class WorldModel(nnx.Module):
 
         The first action led from a frame that is not given, so it counts as START, as in training.
         """
+        return self.prefill_with_features(frames_BTHWC, actions_BT, length)[0]
+
+    def prefill_with_features(
+        self, frames_BTHWC: Array, actions_BT: Array, length: Array | int | None = None
+    ) -> tuple[WorldKVCache, Array]:
+        """See ``prefill``; the second value are the features (B, N, M) of the last frame, for agents."""
         latents = self.encode(frames_BTHWC)
         actions = from_start(actions_BT, self.config.actions)
 
@@ -74,7 +80,8 @@ class WorldModel(nnx.Module):
 
         count = frames_BTHWC.shape[1] if length is None else length
         decoder = jax.lax.fori_loop(0, count, decode, self.tokenizer.empty(len(frames_BTHWC)))
-        return WorldKVCache(prefill(self.dynamics, latents, actions, count)[0], decoder)
+        dynamics, h = prefill(self.dynamics, latents, actions, count)
+        return WorldKVCache(dynamics, decoder), h
 
     def imagine(
         self, cache: WorldKVCache, actions_B: Array, key: Array, temperature: float | Array | None = None
@@ -146,7 +153,8 @@ def rollout(
     return state, steps
 
 
-_players: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # compiled once for all sessions of a world
+# Compiled once for all sessions of a world: world -> kind of session -> programs.
+_players: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class Session:
@@ -163,10 +171,10 @@ class Session:
         self.world, self.seed = world, seed
         self.temperature = world.dynamics.temperature if temperature is None else temperature
         self.actions = world.config.actions
-        if world not in _players:
-            player = unstack_layers(world)
-            _players[world] = compiled(player, begin), compiled(player, advance, donate=(0,), few_rows=True)
-        self._begin, self._continue = _players[world]
+        programs = _players.setdefault(world, {})
+        if type(self) not in programs:
+            programs[type(self)] = self._compiled()
+        self._begin, self._continue = programs[type(self)]
         self._cache = None
         self._time = 0
         blank = np.zeros((1, *world.config.frame), np.uint8)
@@ -185,9 +193,9 @@ class Session:
         ``actions`` (T, ...) led to the frames; None: they are unlabelled. A world of latent actions infers its own.
         Only the last ``config.context`` frames are used. Raises ReverieError for frames or actions of another shape.
         """
-        self._cache, picture = self._begin(*initial(self.world, frames, actions))
+        self._cache, *found = self._begin(*initial(self.world, frames, actions))
         self._time = 0
-        return np.asarray(picture)
+        return self._shown(*found)
 
     def step(self, action: Any) -> np.ndarray:
         """Return the frame that an action leads to, uint8 (H, W, C); the action is 0 in a world without actions."""
@@ -195,8 +203,17 @@ class Session:
         if self._cache is None:
             raise ReverieError("call reset(frames) before step(action): a session needs at least one initial frame.")
         clock = np.array([self.seed % 2**32, self._time % 2**32], np.uint32)
-        self._cache, frame = self._continue(self._cache, action, clock, np.float32(self.temperature))
+        self._cache, *found = self._continue(self._cache, action, clock, np.float32(self.temperature))
         self._time += 1
+        return self._shown(*found)
+
+    def _compiled(self) -> tuple[compiled, compiled]:
+        """Return the programs of ``reset`` and ``step``."""
+        player = unstack_layers(self.world)
+        return compiled(player, begin), compiled(player, advance, donate=(0,), few_rows=True)
+
+    def _shown(self, frame: Array) -> np.ndarray:
+        """Take in what a program returned beside the cache, and return the frame."""
         return np.asarray(frame)
 
 
@@ -229,13 +246,27 @@ def initial(
 
 def begin(world: WorldModel, frames_1THWC: Array, actions_1T: Array, length: Array | int) -> tuple[WorldKVCache, Array]:
     """Take in the first ``length`` real frames of one row: (cache, the reconstruction uint8 (H, W, C) of the last)."""
-    cache = world.prefill(frames_1THWC, world.actions_of(frames_1THWC, actions_1T), length)
+    return begin_with_features(world, frames_1THWC, actions_1T, length)[:2]
+
+
+def begin_with_features(
+    world: WorldModel, frames_1THWC: Array, actions_1T: Array, length: Array | int
+) -> tuple[WorldKVCache, Array, Array]:
+    """See ``begin``; the third value are the features (1, N, M) of the last frame, for agents."""
+    cache, h = world.prefill_with_features(frames_1THWC, world.actions_of(frames_1THWC, actions_1T), length)
     seen = world.tokenizer.decode(world.encode(frames_1THWC))
-    return cache, to_uint8(jax.lax.dynamic_index_in_dim(seen[0], length - 1, keepdims=False))
+    return cache, to_uint8(jax.lax.dynamic_index_in_dim(seen[0], length - 1, keepdims=False)), h
 
 
 def advance(world: WorldModel, cache: WorldKVCache, action: Array, clock: Array, temperature: Array | float) -> Any:
     """Generate one frame: (cache, frame uint8 (H, W, C)); ``clock`` is (seed, frames since the start), uint32."""
+    return advance_with_features(world, cache, action, clock, temperature)[:2]
+
+
+def advance_with_features(
+    world: WorldModel, cache: WorldKVCache, action: Array, clock: Array, temperature: Array | float
+) -> tuple[WorldKVCache, Array, Array]:
+    """See ``advance``; the third value are the features (1, N, M) of the frame, for agents."""
     key = jax.random.fold_in(jax.random.key(clock[0]), clock[1])
-    cache, frames, _, _ = world.imagine(cache, action[None], key, temperature)
-    return cache, to_uint8(frames[0])
+    cache, frames, _, h = world.imagine(cache, action[None], key, temperature)
+    return cache, to_uint8(frames[0]), h

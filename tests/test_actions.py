@@ -62,6 +62,7 @@ def test_an_action_has_a_number_and_a_name(space):
     index = np.unique(np.random.default_rng(0).integers(0, space.count, 100))
     actions = space.nth(index)
     assert actions.shape == (len(index), *space.shape) and actions.dtype == space.dtype
+    assert [space.number(action) for action in actions] == index.tolist()
     if space.size:
         assert space.is_action(actions).all()
         assert len(np.unique(actions.reshape(len(index), -1), axis=0)) == len(index)

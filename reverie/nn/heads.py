@@ -152,6 +152,18 @@ class ActionDistribution:
             return self._scaled((a - 1) / (a + b - 2))
         return self._flat(jnp.argmax(self._log_p(outputs), axis=-1))
 
+    def shares(self, outputs: Array) -> Array:
+        """Return the probability of each of the space's ``named_levels``: outputs (..., P) -> (..., buttons).
+
+        For continuous actions, how near the mean of a component lies to either end: two numbers that sum to 1.
+        """
+        component, level = np.array(self.space.named_levels).T
+        if self._continuous:
+            a, b = self._beta(outputs)
+            high = (a / (a + b))[..., component]
+            return jnp.where(jnp.asarray(level == 2), high, 1 - high)
+        return jnp.exp(self._log_p(outputs)[..., component, level])
+
     def log_prob(self, outputs: Array, actions: Array) -> Array:
         """Log-probability (density) of actions, (...). Codes (START, UNLABELLED) get some number: weight them by 0."""
         if self._continuous:

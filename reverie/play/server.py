@@ -12,8 +12,9 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from reverie.errors import ReverieError
 from reverie.evaluation.video import png
 from reverie.play import buttons, protocol
+from reverie.play.agent import AgentSeats, agent_of
 from reverie.play.connection import TRY_LATER, Limits, Seats, say
 from reverie.play.guard import Guard, loopback
 from reverie.play.transport import Http, Websocket
@@ -40,22 +42,28 @@ _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".
 
 
 def play(run: str | Path, players: int | None = None, **options: Any) -> None:
-    """Load a world from its folder and ``serve`` it from its own initial frames; ``options`` are those of ``serve``."""
+    """Load a world from its folder and ``serve`` it from its own initial frames; ``options`` are those of ``serve``.
+
+    If the world has an agent, the page shows what it would do, and can let it play.
+    """
     if players is not None:
         if players < 1:
             raise ReverieError(f"at least one player needs a seat, not {players}.")
         options["limits"] = Limits(players=players)
-    world, about = load_for_play(run)
+    agent = agent_of(Path(run))
+    world, about = load_for_play(run, agent and agent.world)
+    if agent is not None:
+        options["seats"] = partial(AgentSeats, agent)
     serve(world, **{**about, **options})
 
 
-def load_for_play(run: str | Path) -> tuple[WorldModel, dict[str, Any]]:
-    """Load a world whose latent actions have names: (world, {name, starts})."""
+def load_for_play(run: str | Path, world: WorldModel | None = None) -> tuple[WorldModel, dict[str, Any]]:
+    """Load a world, unless it is there already, and name its latent actions: (world, {name, starts})."""
     run = Path(run)
-    world = load(run)
-    if isinstance(world, WorldModel):  # else ``Session`` raises
-        world.config = replace(world.config, actions=named_actions(world.config.actions, run))
-    return world, {"name": run.resolve().name, "starts": initial_frames(run)}
+    found: Any = load(run) if world is None else world
+    if isinstance(found, WorldModel):  # else ``Session`` raises
+        found.config = replace(found.config, actions=named_actions(found.config.actions, run))
+    return found, {"name": run.resolve().name, "starts": initial_frames(run)}
 
 
 def serve(world: Any, *, name: str = "a world", open_browser: bool = False, **options: Any) -> None:
@@ -83,14 +91,14 @@ def prepare(
     seed: int = 0,
     limits: Limits | None = None,
     allow_hosts: Sequence[str] = (),
-    seats: type[Seats] = Seats,
+    seats: Callable[..., Seats] = Seats,
 ) -> tuple[uvicorn.Server, socket.socket, str]:
     """Bind the port, compile the world, and return (server, listening socket, address), ready to run.
 
     ``starts``: initial frames uint8 (T, H, W, C) and their actions (T, ...) or None. ``seed``: of the first session.
     ``note``: a sentence shown on the page. ``port``: 0 picks a free one. ``host``: if others can reach it, ``expose``
-    must be set. ``allow_hosts``: names of proxies or tunnels to the page. ``seats``: of what is played, for a ``world``
-    that is none (``play.recorder``).
+    must be set. ``allow_hosts``: names of proxies or tunnels to the page. ``seats``: of what is played: with an agent
+    (``play.agent``), or a ``world`` that is none (``play.recorder``).
     """
     if seed not in protocol.SEEDS:
         raise ReverieError(f"a seed is {protocol.SEEDS[0]} to {protocol.SEEDS[-1]}, not {seed}.")

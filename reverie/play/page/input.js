@@ -132,6 +132,17 @@ export class Input {
   }
 }
 
+// Release keys where a page hears that they were let go, and where it never will; input(): the Input, if there is one.
+export function releases(input) {
+  // A Mac says nothing of the keys that are let go while Command is down.
+  addEventListener("keyup", ({ key, code }) => (key === "Meta" ? input()?.releaseAll() : input()?.release(code)));
+  addEventListener("blur", () => input()?.releaseAll());
+  document.addEventListener("visibilitychange", () => input()?.releaseAll());
+  // While a menu is open, or something is dragged, no page hears that a key is let go.
+  for (const begins of ["contextmenu", "dragstart"])
+    addEventListener(begins, (event) => event.defaultPrevented || input()?.releaseAll());
+}
+
 // The level of each component in the action of a number; counts: how many levels each has.
 export function levelsOf(number, counts) {
   const found = [];

@@ -23,6 +23,13 @@ export function veil(text, button, click) {
   Object.assign($("veil-button"), { textContent: button, hidden: !button, onclick: click });
 }
 
+export function setTemperature(hundredths) {
+  $("temperature").value = hundredths;
+  $("temperature-shown").textContent = ($("temperature").value / 100).toFixed(2);
+}
+$("temperature").oninput = () => setTemperature($("temperature").value);
+$("temperature").onpointerup = () => $("temperature").blur(); // arrows are the world's again; by keyboard they are its own
+
 // Fill the screen with the picture and its buttons, or go back.
 export function fullScreen() {
   if (document.fullscreenElement) document.exitFullscreen();

@@ -29,3 +29,11 @@ export function pixels(bytes, [, , channels], image) {
   }
   return image;
 }
+
+// Call take(file) for what is chosen, dropped or pasted.
+export function onPicture(chooser, take) {
+  chooser.onchange = () => { take(chooser.files[0]); chooser.value = ""; };
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => { event.preventDefault(); take(event.dataTransfer.files[0]); });
+  addEventListener("paste", (event) => take(event.clipboardData.files[0]));
+}

@@ -1,12 +1,13 @@
 // The player: a clock at the world's own pace, a canvas, and the controls around it.
 
+import { Agent } from "./agent.js";
 import { EMPTY, decode, encode, hash, hex, packed } from "./link.js";
 import { Gamepads } from "./gamepad.js";
-import { Input, taken } from "./input.js";
+import { Input, releases, taken } from "./input.js";
 import { keep, kept } from "./kept.js";
 import { Meter } from "./meter.js";
-import { $, badge, drawKeys, drawStarts, fit, fullScreen, outOfReach, save, tell, veil } from "./panel.js";
-import { pixels, squeeze } from "./picture.js";
+import { $, badge, drawKeys, drawStarts, fit, fullScreen, outOfReach, save, setTemperature, tell, veil } from "./panel.js";
+import { onPicture, pixels, squeeze } from "./picture.js";
 import { showRecorder, showTake } from "./record.js";
 import { Stillness } from "./still.js";
 import { Wire } from "./wire.js";
@@ -27,6 +28,7 @@ let image = null; // ImageData of one frame
 let met = false; // greeted once: what the player chose since then is kept through reconnections
 let goodbye = null; // why the server closed, when it said
 const gamepads = new Gamepads();
+const agent = new Agent();
 // played: its steps; marks: the hash of all frames up to each of them
 const dream = { seed: 0, start: 0, picture: null, packed: "", played: [], marks: [], from: 0, shown: false };
 const sent = new Map(); // id of a step not yet answered -> {action, temperature, since}
@@ -55,6 +57,7 @@ const wire = new Wire({
     met = true;
     showRecorder(Boolean(world.recorder));
     input = new Input(world, $("pad"), pressed);
+    agent.greet(Boolean(world.agent), input.buttons);
     dream.start = world.starts ? Math.min(Math.max(dream.start, 0), world.starts - 1) : -1;
     drawStarts(world.pictures, choose);
     for (const format of ["gif", "mp4"]) $(format).hidden = !world.formats.includes(format);
@@ -68,6 +71,7 @@ const wire = new Wire({
   },
   frame({ step, action, id, bytes }) {
     if (id < dream.from) return; // of the dream before
+    agent.advice = null; // it was for the frame before
     const asked = sent.get(id);
     for (const other of sent.keys()) if (other <= id) sent.delete(other); // the server merges steps that come too fast
     if (asked) dream.played.push({ action, temperature: asked.temperature });
@@ -80,6 +84,7 @@ const wire = new Wire({
     else if (!replay) watch(bytes, action);
     if (replay && step === replay.played.length) replayed();
   },
+  agent: (advice) => advice.id < dream.from || agent.hear(advice),
   take(state) {
     if (state.id < dream.from) return; // of the take before
     showTake(state);
@@ -115,6 +120,7 @@ function begin() {
   sent.clear();
   input.releaseAll();
   stillness.clear();
+  agent.clear();
   stuck = over = false;
   Object.assign(dream, { played: [], marks: [], shown: false, seed: Number($("seed").value) });
   if (dream.start === -1) wire.sendPicture(dream.picture);
@@ -130,7 +136,7 @@ function begun() {
   if (replay?.played.length)
     return badge(replay.back ? `${replay.back[0]} Esc: stop here.` : "Replaying. Esc: stop here and play on.");
   if (replay) return replayed();
-  if (world.actions.size === 0) still = !live;
+  if (world.actions.size === 0 || agent.plays) still = !live;
   badge(still && live ? `Press a key, and the ${world.recorder ? "game" : "dream"} begins.` : "");
 }
 
@@ -156,6 +162,7 @@ function undo() {
 function pressed() {
   touched = performance.now();
   if (replay) return;
+  if (agent.plays) handOver(false);
   if (still && !over) badge("");
   still = false;
   due = Math.min(due, touched); // a key is answered at once; the pace is kept over what follows
@@ -176,7 +183,8 @@ function advance(now) {
     still = true;
     badge("Asleep. Press a key to go on.");
   }
-  const wanted = replay ? replay.played[replay.at] : input.next(live) ?? (live && !still ? { action: world.idle } : null);
+  const onward = () => (!live || still ? null : agent.plays ? agent.next(sent.size) : { action: world.idle });
+  const wanted = replay ? replay.played[replay.at] : input.next(live) ?? onward();
   if (!wanted) return;
   if (replay) {
     replay.at++;
@@ -186,6 +194,16 @@ function advance(now) {
   due = now - due > 2 * period ? now + period : due + period;
   const step = { action: wanted.action, temperature: wanted.temperature ?? Number($("temperature").value) };
   sent.set(wire.send({ type: "step", ...step }), { ...step, since: wanted.since });
+}
+
+// Let the agent play, or take over from it, as any key does.
+function handOver(plays = !agent.plays || still) {
+  if (!world.agent || replay || over) return;
+  agent.hand(plays);
+  if (plays) setLive(true);
+  touched = performance.now();
+  still = !plays;
+  badge(plays ? "The agent plays. Any key: it is yours again." : "");
 }
 
 // Say so when nothing moves any more, and no longer once something does.
@@ -278,6 +296,7 @@ function shortcuts() {
     ["r", restart, "start again"],
     ["n", reseed, world.recorder ? "discard, another level" : "another seed"],
     ...(world.recorder ? [["k", keepTake, "keep"]] : []),
+    ...(world.agent ? [["g", () => handOver(), "let the agent play"]] : []),
     ["t", () => setLive(!live), "real time / step by step"],
     ...(world.recorder ? [] : [["u", undo, "undo"]]),
     ["m", slower, "slow motion"],
@@ -354,14 +373,9 @@ addEventListener("keydown", (event) => {
 });
 // A button that was clicked does not keep Enter and Space to itself; one that was reached by keyboard does.
 addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur());
-addEventListener("keyup", ({ key, code }) => (key === "Meta" ? input?.releaseAll() : input?.release(code)));
-addEventListener("blur", () => input?.releaseAll());
-// While a menu is open, something is dragged or (on a Mac) Command is down, no page hears that a key is let go.
-for (const begins of ["contextmenu", "dragstart"])
-  addEventListener(begins, (event) => event.defaultPrevented || input?.releaseAll());
+releases(() => input);
 addEventListener("pagehide", keepDream);
 document.addEventListener("visibilitychange", () => {
-  input?.releaseAll();
   if (document.hidden) keepDream(); // the last that a phone may say
   if (document.hidden && live && world && !replay && !still) {
     still = true;
@@ -369,32 +383,18 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 addEventListener("hashchange", () => world && location.hash.length > 1 && openLink());
-addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", (event) => { event.preventDefault(); own(event.dataTransfer.files[0]); });
-addEventListener("paste", (event) => own(event.clipboardData.files[0]));
 new ResizeObserver(fit).observe($("screen"));
 
-$("reset").onclick = restart;
-$("dice").onclick = reseed;
-$("discard").onclick = reseed;
-$("keep").onclick = keepTake;
-$("undo").onclick = () => world && undo();
-$("slow").onclick = slower;
-$("full").onclick = fullScreen;
+const CLICKS = {
+  reset: restart, dice: reseed, discard: reseed, keep: keepTake, slow: slower, full: fullScreen, share,
+  undo: () => world && undo(), hand: () => world && handOver(), live: () => world && setLive(!live),
+  gif: () => record("gif"), mp4: () => record("mp4"),
+};
+for (const [id, act] of Object.entries(CLICKS)) $(id).onclick = () => act();
 $("full").hidden = !document.fullscreenEnabled;
-$("live").onclick = () => world && setLive(!live);
-$("gif").onclick = () => record("gif");
-$("mp4").onclick = () => record("mp4");
-$("share").onclick = share;
-$("file").onchange = () => { own($("file").files[0]); $("file").value = ""; };
+onPicture($("file"), own);
 $("seed").onchange = () => {
   $("seed").value = Math.min(2 ** 31 - 1, Math.max(0, Math.floor(Number($("seed").value)) || 0));
   restart();
 };
-function setTemperature(hundredths) {
-  $("temperature").value = hundredths;
-  $("temperature-shown").textContent = ($("temperature").value / 100).toFixed(2);
-}
-$("temperature").oninput = () => setTemperature($("temperature").value);
-$("temperature").onpointerup = () => $("temperature").blur(); // arrows are the world's again; by keyboard they are its own
 requestAnimationFrame(tick);
