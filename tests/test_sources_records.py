@@ -178,7 +178,7 @@ def tfrecord(records):
     return b"".join(head + crc32c(head) + r + crc32c(r) for head, r in zip(heads, records, strict=True))
 
 
-def episode(length, number, died=True, parts=False):
+def episode(length, number, died=True, parts=False, backwards=False):
     """An episode whose last row means nothing."""
     acts = taken(length).astype(float)
     acts[-1] = 9e9
@@ -199,6 +199,7 @@ def episode(length, number, died=True, parts=False):
         }
     else:
         steps["action"] = [int(a) if a < 99 else -5 for a in acts]
+    steps = dict(reversed(steps.items())) if backwards else steps
     return example({f"steps/{name}": values for name, values in steps.items()})
 
 
@@ -222,19 +223,23 @@ def test_rlds_in_tfrecords(tmp_path, store, caplog):
 def test_rlds_in_array_records_with_an_action_of_several_parts(tmp_path, store, caplog):
     root = tmp_path / "1.0.0"
     root.mkdir(parents=True)
-    records(root / "proof-train.array_record-00000-of-00001", [episode(6, 0, parts=True)])
+    both = [episode(6, 0, parts=True), episode(6, 1, parts=True, backwards=True)]  # protocol buffers keep no order
+    records(root / "proof-train.array_record-00000-of-00001", both)
     (root / "features.json").write_text("{}")
     found = store("rlds", root)
-    want = np.stack([taken(5) / 20, -taken(5) / 20, taken(5) / 40], 1)
-    check(found, [6], [want])
-    assert "an action has the parts action/move, action/grip" in caplog.text
-    check(store("rlds", root, "--actions", "grip"), [6], [want[:, 2:]])
+    want = np.stack([taken(5) / 40, taken(5) / 20, -taken(5) / 20], 1)
+    check(found, [6, 6], [want] * 2)
+    assert "an action has the parts action/grip, action/move" in caplog.text
+    check(store("rlds", root, "--actions", "grip"), [6, 6], [want[:, :1]] * 2)
     raw = {"steps/pixels": frames(4).reshape(-1).tolist(), "steps/action": taken(4).tolist()}
     records(root / "proof-train.array_record-00000-of-00001", [example(raw)])
     shape = {"tensor": {"shape": {"dimensions": ["16", "24", "3"]}}}
     steps = {"sequence": {"feature": {"featuresDict": {"features": {"pixels": shape}}}}}
     (root / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": steps}}}))
     check(store("rlds", root), [4], [taken(3)])
+    for pixels in ((frames(4) / 255).reshape(-1).tolist(), [frame.tobytes() for frame in frames(4)]):
+        records(root / "proof-train.array_record-00000-of-00001", [example(raw | {"steps/pixels": pixels})])
+        check(store("rlds", root), [4], [taken(3)])
 
 
 # -- Jasmine ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Which array is what follows from its name (``roles``) and shape, where episodes 
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,15 +14,16 @@ import numpy as np
 
 from reverie import bounded
 from reverie.data.sources import bundles, files, roles
+from reverie.data.sources.boundaries import NUMBERS
 from reverie.data.sources.bundles import Alignment, Bundle, Column
 from reverie.data.sources.dreamerv3 import CHUNK
 from reverie.data.sources.recognise import beside, outnumber, recognise
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
 from reverie.errors import Damaged
 
-LENGTHS = ("lengths", "episode_lengths", "episode_ends")
+BOUNDS = tuple(f"{of}{word}" for of in ("", "episode_", "traj_", "ep_") for word in ("lengths", "ends", "starts"))
 OURS = {"frames", "lengths"}  # what an .npz that is a dataset of Reverie's own has
-ROLES = roles.FRAMES + tuple(name for names in roles.OF_STEPS.values() for name in names) + LENGTHS
+ROLES = roles.FRAMES + tuple(name for names in roles.OF_STEPS.values() for name in names) + NUMBERS + BOUNDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +50,13 @@ class ArraysConfig(FileSource):
         for file in sorted(files.ending(inside, (".npz",)), key=files.natural):
             name = files.name_of(file, root)
             try:
-                made += _bundles(name, _npz(name, file, found))
+                made.append(Bundle(name, _npz(name, file, found)))
             except UNREADABLE as error:
                 found.skip(name, error)
         for name, group in _groups(files.ending(inside, (".npy",)), root).items():
             try:
                 arrays = {key: bounded.map_npy(file) for key, file in group.items()}
-                made += _bundles(name, {key: Column.of(array) for key, array in arrays.items()})
+                made.append(Bundle(name, {key: Column.of(array) for key, array in arrays.items()}))
             except UNREADABLE as error:
                 found.skip(name, error)
         bundles.add(found, made, camera=self.camera, actions=self.actions, alignment=self.alignment)
@@ -114,28 +114,3 @@ def _groups(found: list[Path], root: Path) -> dict[str, dict[str, Path]]:
             rest, key = stem, "frames"
         groups.setdefault(f"{folder}/{rest}" if rest else folder, {})[key] = file
     return groups
-
-
-def _bundles(name: str, columns: dict[str, Column]) -> Iterator[Bundle]:
-    """Yield the bundle of one file; of arrays (E, T, ...), one for each of E episodes."""
-    lengths: tuple[int, ...] = ()
-    if key := roles.find(columns, LENGTHS):
-        given = columns.pop(key).all().astype(np.int64)
-        lengths = tuple((np.diff(given, prepend=0) if roles.last(key) == "episode_ends" else given).tolist())
-    stacked = [key for key, column in columns.items() if len(column.shape) == 5]
-    if not stacked:
-        yield Bundle(name, columns, lengths=lengths)
-        return
-    count = columns[stacked[0]].shape[0]
-    for episode in range(count):
-        parts = {
-            key: _of_episode(column, episode, lengths[episode] if len(lengths) == count else None)
-            for key, column in columns.items()
-            if len(column.shape) > 1 and column.shape[0] == count
-        }
-        yield Bundle(f"{name}, episode {episode}", parts)
-
-
-def _of_episode(column: Column, episode: int, length: int | None) -> Column:
-    shape = column.shape[1:] if length is None else (min(length, column.shape[1]), *column.shape[2:])
-    return Column(shape, column.kind, lambda a, b: column.read(episode, episode + 1)[0][a:b])

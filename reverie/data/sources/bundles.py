@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from reverie.data.sources import roles
-from reverie.data.sources.pictures import decoded, is_picture, rgb, side_by_side
+from reverie.data.sources.boundaries import is_list, of_list, of_rows
+from reverie.data.sources.pictures import CHANNELS, decoded, is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, Found, Recording
 from reverie.data.sources.spaces import flat
 from reverie.errors import Damaged, ReverieError
@@ -49,14 +50,13 @@ class Column:
 class Bundle:
     """Arrays by name, of one episode (``whole``) or of many.
 
-    lengths: of the episodes in it, where the file says so; else flags in it end them.
+    What cuts one of many into episodes: see ``boundaries``, and flags.
     """
 
     name: str
     columns: dict[str, Column]
     source: str = ""
     task: str = ""
-    lengths: tuple[int, ...] = ()
     whole: bool = False
 
 
@@ -87,15 +87,11 @@ class _Segment:
 
 def cameras_of(columns: dict[str, Column]) -> list[str]:
     """Return the names of the arrays that are pictures, the most telling first; not those of the step after."""
-
-    def named(name: str) -> bool:
-        return roles.last(name) in roles.FRAMES or any(word in name.lower() for word in ("image", "rgb", "pixels"))
-
     found = [
         name
         for name, column in columns.items()
         if not roles.is_next(name)
-        and (column.form != "numbers" or is_picture(column.shape, column.kind, named=named(name)))
+        and (column.form != "numbers" or is_picture(column.shape, column.kind, named=roles.shows(name)))
     ]
     return roles.by_likeness(found)
 
@@ -103,7 +99,7 @@ def cameras_of(columns: dict[str, Column]) -> list[str]:
 def add(found: Found, bundles: Sequence[Bundle], *, camera: str, actions: str, alignment: Alignment | None) -> None:
     """Add the recordings of bundles to ``found``; what cannot be used is skipped there, and guesses are said."""
     segments: list[_Segment] = []
-    for bundle in bundles:
+    for bundle in _episodes(bundles, found):
         try:
             segments += _segments(bundle, camera, actions, found)
         except UNREADABLE as error:
@@ -116,6 +112,47 @@ def add(found: Found, bundles: Sequence[Bundle], *, camera: str, actions: str, a
         found.say(f"the last reward or end of {lost} recordings led to a frame that is not in the files: left out")
 
 
+def _episodes(bundles: Sequence[Bundle], found: Found) -> Iterator[Bundle]:
+    for bundle in bundles:
+        try:
+            yield from _unstacked(bundle)
+        except UNREADABLE as error:
+            found.skip(bundle.name, error)
+
+
+def _unstacked(bundle: Bundle) -> Iterator[Bundle]:
+    """Yield the E episodes of arrays (E, T, ...), of which lengths say how much counts; else the bundle itself."""
+    columns = bundle.columns
+    stacked = [column.shape for name, column in columns.items() if _is_stack(name, column)]
+    if not stacked:
+        yield bundle
+        return
+    count, steps = stacked[0][:2]
+    lengths = np.full(count, steps)
+    for name, column in columns.items():
+        if column.shape == (count,) and is_list(name, column.shape, column.kind) and column.all().max() <= steps:
+            lengths = column.all()
+    for episode in range(count):
+        parts = {
+            key: _of_episode(column, episode, int(lengths[episode]))
+            for key, column in columns.items()
+            if len(column.shape) > 1 and column.shape[0] == count
+        }
+        yield replace(bundle, name=f"{bundle.name}, episode {episode}", columns=parts)
+
+
+def _is_stack(name: str, column: Column) -> bool:
+    """Whether an array is pictures (E,T,H,W,C), or (E,T,H,W), which no place of the channels explains."""
+    shape = column.shape
+    grey = len(shape) == 4 and column.kind == "u1" and roles.shows(name) and not {shape[1], shape[3]} & {*CHANNELS}
+    return column.form == "numbers" and (len(shape) == 5 or grey)
+
+
+def _of_episode(column: Column, episode: int, length: int) -> Column:
+    shape = (min(length, column.shape[1]), *column.shape[2:])
+    return Column(shape, column.kind, lambda a, b: column.read(episode, episode + 1)[0][a:b])
+
+
 def _segments(bundle: Bundle, camera: str, actions: str, found: Found) -> Iterator[_Segment]:
     columns = bundle.columns
     options = cameras_of(columns)
@@ -124,8 +161,9 @@ def _segments(bundle: Bundle, camera: str, actions: str, found: Found) -> Iterat
     cameras = roles.cameras(camera, options, found.say)
     nexts = tuple(name for one in cameras if (name := _next_of(one, columns)) is not None)
     length = columns[cameras[0]].shape[0]
-    rows = _rows(columns, actions, length, found)
-    cuts = _cuts(rows, bundle, length)
+    listed = _listed(columns, length, found)
+    rows = _rows({name: column for name, column in columns.items() if name not in listed}, actions, length, found)
+    cuts = next(iter(listed.values()), None) or _cuts(rows, bundle, length)
     for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, length], strict=True)):
         name = f"{bundle.name}, episode {number}" if cuts else bundle.name
         yield _Segment(bundle, name, start, stop, cameras, nexts if len(nexts) == len(cameras) else (), rows)
@@ -153,32 +191,49 @@ def _rows(columns: dict[str, Column], actions: str, length: int, found: Found) -
             rows[role] = columns[name].all()
         elif name := roles.find(names, wanted):
             found.say(f"'{name}' has {columns[name].shape[0]} entries for {length} pictures: left out")
-    keys = [roles.chosen(key, fits, "array of actions") for key in actions.split(",") if key]
-    if not keys and "actions" not in rows:
-        keys = [name for name in fits if roles.is_part(name, roles.ACTIONS)]
-        if len(keys) > 1:
-            found.say(f"an action has the parts {', '.join(keys)[:200]}: read as one vector; --actions takes some")
+    if "goes" in rows:
+        rows.setdefault("dones", ~_flags(rows["goes"]))
+    taken = {roles.find(fits, wanted) for role, wanted in roles.OF_STEPS.items() if role != "actions"}
+    keys = roles.acting(actions, fits if actions else [name for name in fits if name not in taken], found.say)
     if keys:
         parts = [columns[key].all() for key in keys]
         rows["actions"] = parts[0] if len(parts) == 1 else np.concatenate(list(map(flat, parts)), 1)
-    if (key := ",".join(keys) or roles.find(fits, roles.ACTIONS)) and roles.last(key) in roles.HELD:
+    if len(keys) == 1 and roles.last(keys[0]) in roles.HELD:
         found.declared = replace(found.declared, held=True)
     return rows
 
 
+def _listed(columns: dict[str, Column], length: int, found: Found) -> dict[str, list[int]]:
+    """Return where further episodes begin by each array that lists all of them."""
+    listed = {}
+    for name, column in columns.items():
+        if column.shape != (length,) and is_list(name, column.shape, column.kind):
+            cuts = of_list(name, column.all(), length)
+            if cuts is not None:
+                listed[name] = [row for row in cuts if 0 < row < length]
+            elif "episode" in name:
+                found.say(f"'{name}' does not fit {length} pictures: it ends no episodes")
+    return listed
+
+
 def _cuts(rows: dict[str, np.ndarray], bundle: Bundle, length: int) -> list[int]:
-    """Return where in a bundle further episodes begin."""
+    """Return where in a bundle further episodes begin, by what is said of each row."""
     if bundle.whole:  # robomimic's "dones" are set in every step after the success
         return []
-    if bundle.lengths:
-        return np.cumsum(bundle.lengths)[:-1].tolist()
     per_frame = {role: _flags(array) for role, array in rows.items() if len(array) == length}
     if "firsts" in per_frame:
-        begins = np.flatnonzero(per_frame["firsts"])
-    else:
-        over = [per_frame[role] for role in ("terminals", "dones", "stops") if role in per_frame]
-        begins = np.flatnonzero(np.any(over, axis=0)) + 1 if over else np.zeros(0, int)
-    return [row for row in begins.tolist() if 0 < row < length]
+        return [row for row in np.flatnonzero(per_frame["firsts"]).tolist() if row > 0]
+    columns = {name: one for name, one in bundle.columns.items() if one.shape == (length,) and one.kind[0] in "biuf"}
+
+    def entries(wanted: tuple[str, ...]) -> np.ndarray | None:
+        name = roles.find(columns, wanted)
+        return None if name is None else columns[name].all()
+
+    begins = of_rows(entries)
+    over = [per_frame[role] for role in ("terminals", "dones", "stops") if role in per_frame]
+    if begins or not over:
+        return begins
+    return [row for row in (np.flatnonzero(np.any(over, axis=0)) + 1).tolist() if row < length]
 
 
 def _flags(rows: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from reverie import bounded
 from reverie.data.sources import files, roles
 from reverie.data.sources.pictures import is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at, to
+from reverie.data.sources.spaces import flat
 from reverie.errors import ReverieError
 
 CHUNK = re.compile(r"(?P<time>\d{8}T\d{6}F?\d*)-(?P<own>[^-]+)-(?P<next>[^-]+)-(?P<length>\d+)\.npz")
@@ -44,7 +45,7 @@ class DreamerV3Config(FileSource):
     """The replay folder of a DreamerV3 agent."""
 
     camera: str = ""  # the array of the pictures; several, joined by commas, are put side by side
-    actions: str = "action"  # the array of the actions
+    actions: str = "action"  # the array of the actions; several, joined by commas, make one vector
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
@@ -71,7 +72,8 @@ class DreamerV3Config(FileSource):
 
     def _chunk(self, file: Path, match: re.Match[str]) -> _Chunk:
         shapes, _ = bounded.npz_headers(file)
-        rows = bounded.read_npz(file, None, [name for name in (*FLAGS, self.actions) if name in shapes])
+        wanted = (*FLAGS, *self.actions.split(","))
+        rows = bounded.read_npz(file, None, [name for name in wanted if name in shapes])
         if len({len(array) for array in rows.values()}) != 1 or "is_first" not in rows:
             raise ReverieError("it has no is_first, or arrays of different lengths")
         return _Chunk(file, match["time"], match["own"], match["next"], file.stat().st_mtime_ns, shapes, rows)
@@ -86,8 +88,11 @@ class DreamerV3Config(FileSource):
             raise ReverieError(f"it holds no pictures (it has {', '.join(shapes)[:200]})")
         cameras = roles.cameras(self.camera, roles.by_likeness(options), found.say)
         rows = {key: np.concatenate([chunk.rows[key] for chunk in stream]) for key in stream[0].rows}
-        if self.actions not in rows:
-            found.say(f"{name} has no array of actions '{self.actions}': unlabelled; --actions names another")
+        parts = [rows[key] for key in self.actions.split(",") if key in rows]
+        if len(parts) < len(self.actions.split(",")):
+            some = ", ".join(key for key in shapes if key not in cameras)[:200]
+            found.say(f"{name} has no array of actions '{self.actions}': unlabelled; --actions names another ({some})")
+        acts = parts[0] if len(parts) == 1 else np.concatenate(list(map(flat, parts)), 1) if parts else None
         count = len(rows["is_first"])
         begins = sorted({0, *np.flatnonzero(rows["is_first"]).tolist()})
         if not rows["is_first"][0]:
@@ -98,7 +103,7 @@ class DreamerV3Config(FileSource):
                 name=f"{name}, episode {number}",
                 length=stop - start,
                 frames=lambda start=start, stop=stop: _frames(stream, cameras, start, stop),
-                actions=at(own.get(self.actions), stop - start),
+                actions=at(None if acts is None else acts[start:stop], stop - start),
                 rewards=to(own.get("reward"), stop - start),
                 ends=to(own.get("is_terminal"), stop - start),
             )

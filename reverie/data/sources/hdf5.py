@@ -48,9 +48,10 @@ class HDF5Config(FileSource):
                     groups = list(_groups(handle))
                     if not groups:
                         raise ReverieError("it holds no group with actions and pictures")
-                    for group in groups:
+                    for group, columns in _tables(file, handle, groups).items():
                         where = f"{name}, {group.strip('/')}" if len(groups) > 1 or len(inside) == 1 else name
-                        made.append(Bundle(where.strip(", "), columns_below(file, handle[group]), whole=group != "/"))
+                        task = _task(handle[group])
+                        made.append(Bundle(where.strip(", "), columns, task=task, whole=group != "/"))
             except UNREADABLE as error:
                 found.skip(name, error)
         bundles.add(found, made, camera=self.camera, actions=self.actions, alignment=self.alignment)
@@ -81,6 +82,26 @@ def columns_below(file: Path, group: Any) -> dict[str, Column]:
     return {path.removeprefix(prefix): column for path, column in found if column is not None}
 
 
+def _tables(file: Path, handle: Any, groups: list[str]) -> dict[str, dict[str, Column]]:
+    """Return the arrays of each table; a single one with pictures also has what lies beside it (meta/episode_ends)."""
+    tables = {group: columns_below(file, handle[group]) for group in groups}
+    shown = [group for group, columns in tables.items() if bundles.cameras_of(columns)]
+    if len(shown) != 1 or shown == ["/"]:
+        return tables
+    inside = shown[0].strip("/") + "/"
+    others = {name: one for name, one in columns_below(file, handle).items() if not name.startswith(inside)}
+    return {shown[0]: tables[shown[0]] | {name: one for name, one in others.items() if name not in tables[shown[0]]}}
+
+
+def _task(group: Any) -> str:
+    """Return the text of the task that the attributes of a group, or of those above it, hold."""
+    for place in (group, group.parent):
+        texts = [value for key, value in place.attrs.items() if key in roles.TASKS and isinstance(value, str | bytes)]
+        if texts:
+            return texts[0] if isinstance(texts[0], str) else texts[0].decode(errors="replace")
+    return ""
+
+
 def _members(group: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a group holds itself, in natural order; not what a link into another file leads to."""
     library = h5py()
@@ -95,7 +116,7 @@ def _groups(group: Any, depth: int = 0) -> Iterator[str]:
     members = dict(_members(group))
     own = [name for name, item in members.items() if isinstance(item, library.Dataset)]
     inner = [item for item in members.values() if isinstance(item, library.Group)]
-    if roles.find(own, roles.ACTIONS) is not None or depth == DEPTH:
+    if roles.find(members, roles.ACTIONS) is not None or depth == DEPTH:
         yield group.name
         return
     below = [path for item in inner for path in _groups(item, depth + 1)]
@@ -120,6 +141,8 @@ def _column(file: Path | None, array: Any) -> Column | None:
     """
     library = h5py()
     encoded = array.dtype.kind == "O" and library.check_vlen_dtype(array.dtype) == np.dtype(np.uint8)
+    if array.dtype.kind in "SV" and len(array.shape) == 1 and array.shape[0]:
+        encoded = is_encoded(bytes(array[0])[:8])
     if array.is_virtual or array.external or not array.shape or not (encoded or array.dtype.kind in "biuf"):
         return None
     if not encoded and array.dtype == np.uint8 and len(array.shape) == 2 and array.shape[0] and array.shape[1] > 64:

@@ -53,32 +53,43 @@ def is_picture(shape: Sequence[int], kind: str, *, named: bool) -> bool:
     ``named``: it is called a picture. Only then may it be grey without a channel, or hold numbers of other types.
     """
     if len(shape) == 3:
-        return named and kind == "u1" and min(shape[1:]) >= SMALLEST
-    if len(shape) != 4 or (kind != "u1" and not (named and kind[0] == "f")):
+        return named and kind in ("u1", "b1") and min(shape[1:]) >= SMALLEST
+    if len(shape) != 4 or (kind != "u1" and not (named and kind[0] in "fiub")):
         return False
     sides = shape[1:3] if shape[3] in CHANNELS else shape[2:4] if shape[1] in CHANNELS else (0,)
     return min(sides) >= SMALLEST
 
 
 def rgb(frames: np.ndarray) -> np.ndarray:
-    """Return pictures (T,H,W), (T,H,W,C) or (T,C,H,W) of 1, 3 or 4 channels, uint8 or floats, as uint8 (T,H,W,3).
+    """Return pictures (T,H,W), (T,H,W,C) or (T,C,H,W) of 1, 3 or 4 channels and numbers of any type as uint8 (T,H,W,3).
 
-    Floats within 0..1 become 0..255. Of four channels, the fourth counts as transparency and is dropped. If it changes,
-    the channels count as four stacked grey frames, and the fourth as the newest of them.
+    Floats within 0..1 or -1..1, 16 bits, and True and False become 0..255. Of four channels, the fourth counts as
+    transparency and is dropped. If it changes, the channels count as four stacked grey frames, and the fourth as the
+    newest of them.
     """
     if frames.ndim == 3:
         frames = frames[..., None]
     if frames.shape[3] not in CHANNELS and frames.shape[1] in CHANNELS:
         frames = frames.transpose(0, 2, 3, 1)
     if frames.dtype != np.uint8:
-        numbers = np.nan_to_num(frames.astype(np.float32))
-        if numbers.min(initial=0) < 0 or numbers.max(initial=0) > 255:
-            raise Damaged("pictures of numbers outside of 0..255")
-        frames = np.rint(numbers * (255 if numbers.max(initial=0) <= 1 else 1)).astype(np.uint8)
+        frames = _bytes(frames)
     if frames.shape[3] == 4:
         stacked = frames[..., 3].size and frames[..., 3].min() != frames[..., 3].max()
         frames = frames[..., 3:] if stacked else frames[..., :3]
     return np.ascontiguousarray(np.broadcast_to(frames, (*frames.shape[:3], 3)))
+
+
+def _bytes(frames: np.ndarray) -> np.ndarray:
+    """Return pictures of another type as uint8; Damaged where their numbers lie in no range of pictures."""
+    if frames.dtype.kind == "b":
+        return frames.astype(np.uint8) * 255
+    numbers = frames if frames.dtype.kind in "iu" else np.nan_to_num(frames.astype(np.float32))
+    least, most = numbers.min(initial=0), numbers.max(initial=0)
+    if numbers.dtype.kind == "f" and most <= 1 and least >= -1:
+        return np.rint((numbers + 1) * 127.5 if least < 0 else numbers * 255).astype(np.uint8)
+    if least < 0 or most > (65535 if numbers.dtype == np.uint16 else 255):
+        raise Damaged("pictures of numbers outside of 0..255")
+    return (np.right_shift(frames, 8) if most > 255 else np.rint(numbers)).astype(np.uint8)
 
 
 def side_by_side(pictures: Sequence[np.ndarray | None]) -> np.ndarray | None:

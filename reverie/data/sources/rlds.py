@@ -24,7 +24,6 @@ from reverie.errors import Damaged, ReverieError, first_line
 
 FEATURES = "features.json"
 STEPS, METADATA = "steps/", "episode_metadata/"
-TASKS = ("language_instruction", "natural_language_instruction", "instruction", "task")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +67,11 @@ class RLDSConfig(FileSource):
     def _add(
         self, found: Found, name: str, file: Path, place: int, data: "_Record", shapes: dict[str, tuple[int, ...]]
     ) -> bool:
-        features = example(data.read())
-        pictures = [k for k, value in features.items() if k.startswith(STEPS) and _are_pictures(value, shapes.get(k))]
-        known = [key for key in shapes if key in pictures]  # in the order that was declared
-        options = [key.removeprefix(STEPS) for key in known or pictures]
+        features = _ordered(data.read(), shapes)
+        pictures = [
+            k for k, value in features.items() if k.startswith(STEPS) and _are_pictures(k, value, shapes.get(k))
+        ]
+        options = [key.removeprefix(STEPS) for key in pictures]
         if not options:
             raise ReverieError(f"it holds no pictures (it has {', '.join(features)[:200]})")
         cameras = roles.cameras(self.camera, roles.by_likeness(options), found.say)
@@ -80,7 +80,7 @@ class RLDSConfig(FileSource):
         rows = {key.removeprefix(STEPS): _rows(value, length, shapes.get(key)) for key, value in features.items()}
         steps = {key: array for key, array in rows.items() if array is not None}
         last = steps.get("is_last")
-        text = next((features[k] for k in features if k.startswith(STEPS) and roles.last(k) in TASKS), None)
+        text = next((features[k] for k in features if k.startswith(STEPS) and roles.last(k) in roles.TASKS), None)
         reward = roles.find(steps, roles.REWARDS)
         found.recordings.append(
             Recording(
@@ -114,6 +114,12 @@ class _Record:
             return file.read(self.size)
 
 
+def _ordered(data: bytes, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray | list[memoryview]]:
+    """Return the features of a record as declared, else by name: in the records their order is an accident."""
+    features = example(data)
+    return {key: features[key] for key in dict.fromkeys([*shapes, *sorted(features)]) if key in features}
+
+
 def _records(file: Path) -> Iterator[_Record]:
     if ".tfrecord" in file.name:
         yield from (_Record(file, offset, size) for offset, size in tfrecords(file))
@@ -129,21 +135,28 @@ def _frames(record: _Record, cameras: Sequence[str], shapes: dict[str, tuple[int
 
 def _view(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> Iterator[np.ndarray | None]:
     if isinstance(value, np.ndarray):
-        yield from rgb(value.astype(np.uint8).reshape(-1, *(shape or ())))
+        yield from rgb(value.reshape(-1, *(shape or ())))
         return
     for data in value:
+        if shape and len(data) == math.prod(shape) and not is_encoded(bytes(data[:8])):  # numbers, written as bytes
+            yield rgb(np.frombuffer(data, np.uint8).reshape(1, *shape))[0]
+            continue
         try:
             yield decoded(bytes(data))
         except Damaged:
             yield None
 
 
-def _are_pictures(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> bool:
-    """Whether a feature of steps is encoded pictures, or whole numbers of a picture's declared shape."""
+def _are_pictures(name: str, value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> bool:
+    """Whether a feature of steps is encoded pictures, or numbers of a picture's declared shape."""
+    whole = is_picture((1, *(shape or ())), "u1", named=False)
+    if not len(value):
+        return False
     if isinstance(value, list):
-        return len(value) > 0 and is_encoded(bytes(value[0][:8]))
-    whole = value.dtype.kind == "i" and is_picture((1, *(shape or ())), "u1", named=False)
-    return whole and len(value) > 0 and 0 <= value.min() <= value.max() <= 255
+        return is_encoded(bytes(value[0][:8])) or (whole and len(value[0]) == math.prod(shape or ()))
+    if value.dtype.kind == "f":
+        return whole and roles.shows(name)
+    return whole and value.dtype.kind == "i" and 0 <= value.min() <= value.max() <= 255
 
 
 def _numbers_of(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> int:
@@ -162,15 +175,9 @@ def _rows(value: np.ndarray | list[memoryview], length: int, shape: tuple[int, .
 
 
 def _actions(steps: dict[str, np.ndarray], key: str, found: Found) -> np.ndarray | None:
-    if key:
-        keys = [roles.chosen(one, steps, "feature of actions") for one in key.split(",")]
-    elif (name := roles.find(steps, roles.ACTIONS)) is not None:
-        keys = [name]
-    else:
-        keys = [name for name in steps if roles.is_part(name, roles.ACTIONS)]
-        if len(keys) > 1:
-            found.say(f"an action has the parts {', '.join(keys)[:200]}: read as one vector; --actions takes some")
-    parts = [steps[name] for name in keys]
+    others = {name for wanted in roles.OF_STEPS.values() if wanted is not roles.ACTIONS for name in wanted}
+    names = [name for name in steps if key or roles.last(name) not in others]
+    parts = [steps[name] for name in roles.acting(key, names, found.say)]
     if len(parts) < 2:
         return parts[0] if parts else None
     return np.concatenate(list(map(flat, parts)), axis=1)

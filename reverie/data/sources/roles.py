@@ -22,7 +22,25 @@ OF_STEPS = {
     "stops": STOPS,
     "firsts": FIRSTS,
     "discounts": ("discount", "discounts"),
+    "goes": ("not_done", "not_dones", "nonterminal", "nonterminals", "continue", "continues", "cont"),
 }
+OTHERS = (
+    "mask",
+    "prev",
+    "previous",
+    "next",
+    "log",
+    "logp",
+    "logprob",
+    "logprobs",
+    "prob",
+    "probs",
+    "value",
+    "dim",
+    "space",
+)
+NOT_TAKEN = {"mask", "prev", "previous", "next", "log", "logp", "logprob", "logprobs", "prob", "probs", "value", "dim"}
+TASKS = ("language_instruction", "natural_language_instruction", "instruction", "task")
 HELD = ("buttons", "keys")  # components that may be 1 together
 FRAMES = (  # the first of these that is there shows the world
     *("image", "images", "rgb", "frame", "frames", "pixels", "screen", "screens", "video"),
@@ -34,6 +52,11 @@ NOT_SHOWN = ("depth", "mask", "segm", "semantic", "goal")  # in names of picture
 def last(name: str) -> str:
     """Return the part of a path that names the array."""
     return re.split(r"[/.]", name.lower())[-1]
+
+
+def shows(name: str) -> bool:
+    """Return whether the name of an array says that it holds pictures."""
+    return last(name) in FRAMES or any(word in name.lower() for word in ("image", "rgb", "pixels"))
 
 
 def is_next(name: str) -> bool:
@@ -52,14 +75,35 @@ def find(names: Iterable[str], wanted: tuple[str, ...]) -> str | None:
     return min(found)[2] if found else None
 
 
+def acting(key: str, names: Sequence[str], say: Callable[[str], None]) -> list[str]:
+    """Return the arrays of ``names`` that make an action, side by side: those a user named, else those that say so."""
+    if key:
+        return [chosen(one, names, "array of actions") for one in key.split(",") if one]
+    if (name := find(names, ACTIONS)) is not None:
+        return [name]
+    parts = [name for name in names if is_part(name, ACTIONS)]
+    if len(parts) > 1:
+        say(f"an action has the parts {', '.join(parts)[:200]}: read as one vector; --actions takes some")
+    words = {name: re.split(r"[^a-z]+", last(name)) for name in names}
+    near = [name for name in names if {"action", "actions"} & {*words[name]} and not NOT_TAKEN & {*words[name]}]
+    if parts or not names:
+        return parts
+    if len(near) == 1:
+        say(f"'{near[0]}' counts as the actions; --actions names another array")
+        return near
+    say(f"which of {', '.join(near or names)[:200]} holds the actions is not clear: unlabelled; --actions names one")
+    return []
+
+
 def chosen(key: str, names: Iterable[str], what: str) -> str:
     """Return the name that a user meant by ``key``: all of it, or its end; ReverieError names what there is."""
     names = list(names)
     if key in names:
         return key
-    near = [name for name in names if re.search(rf"(^|[/._]){re.escape(key)}$", name)]
-    if len(near) == 1:
-        return near[0]
+    for before in ("[/.]", "[/._]"):  # of "a/image" and "a/wrist_image", "image" is the first
+        near = [name for name in names if re.search(rf"(^|{before}){re.escape(key)}$", name)]
+        if len(near) == 1:
+            return near[0]
     if near:
         raise ReverieError(f"'{key}' could be several {what}: {', '.join(near)[:300]}.")
     some = did_you_mean(key, names) if names else " There are none."
