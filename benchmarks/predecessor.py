@@ -67,8 +67,8 @@ class PredecessorObjective:
         actions, _ = model.lam.relaxed(frames, keys_B)
         # Both branches are differentiated, so the frozen one carries zeros back through the whole action model.
         actions = jax.lax.cond(self.trains_actions, lambda x: x, jax.lax.stop_gradient, actions)
-        logits, hidden = model.dynamics._predict_masked(tokens, actions, keys_B)
-        target = tokens[:, 1:]
+        x, hidden = model.dynamics._predict_masked(tokens, actions, keys_B)
+        logits, target = model.dynamics._logits(x), tokens[:, 1:]
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, target)
         measured = _measured(model, frames, tokens, actions, logits, hidden)
         return Loss((mean(nats, hidden),), {name: mean(value) for name, value in measured.items()})

@@ -1,6 +1,7 @@
 """Causal dynamics: who knows whom, in training and in play, and several tokens at once."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,8 @@ def test_a_token_knows_the_whole_past_and_earlier_blocks_and_nothing_else(model)
     rows = jnp.repeat(latents, 1 + len(changed), axis=0)
     for row, (t, n) in enumerate(changed):
         rows = rows.at[row + 1, t, n].set((latents[0, t, n] + 1) % 32)
-    logits = np.asarray(jax.jit(lambda x, a: model._predict(x, a))(rows, jnp.repeat(actions, len(rows), axis=0)))
-    moved = np.abs(logits[1:] - logits[:1]).max(axis=-1)  # (changed, T-1, N)
+    found = np.asarray(jax.jit(lambda x, a: model._predict(x, a))(rows, jnp.repeat(actions, len(rows), axis=0)))
+    moved = np.abs(found[1:] - found[:1]).max(axis=-1)  # (changed, T-1, N)
     for row, (t, n) in enumerate(changed):
         for frame in range(1, last + 1):
             known = moved[row, frame - 1]
@@ -50,16 +51,17 @@ def test_training_predicts_what_play_draws_from(model):
     state, _ = jax.jit(lambda x, a: watch(model, x, a))(latents[:, :T], actions[:, :-1])
     _, generated, _ = jax.jit(lambda m, a: model.imagine(m, a, KEY, 0.0))(state, actions[:, -1])
     whole = jnp.concatenate([latents[:, :T], generated[:, None]], axis=1)
-    logits = jax.jit(lambda x, a: model._predict(x, a))(whole, actions)[:, -1]
+    logits = jax.jit(lambda x, a: model._logits(model._predict(x, a)))(whole, actions)[:, -1]
     np.testing.assert_array_equal(generated, jnp.argmax(logits, axis=-1))
 
 
 def test_top_k_and_top_p_leave_out_the_unlikely():
     logits = jnp.log(jnp.broadcast_to(jnp.array([0.05, 0.5, 0.15, 0.3]), (4000, 4)))
     heat = jnp.float32(1)
+    cuts: list[dict[str, Any]] = [{}, {"top_k": 2}, {"top_p": 0.75}, {"top_p": 0.85}, {"top_k": 1}]
     shares = [
         np.bincount(sample_codes(jax.random.uniform(KEY, (4000,)), logits, heat, **cut), minlength=4) / 4000
-        for cut in ({}, {"top_k": 2}, {"top_p": 0.75}, {"top_p": 0.85}, {"top_k": 1})
+        for cut in cuts
     ]
     np.testing.assert_allclose(shares[0], [0.05, 0.5, 0.15, 0.3], atol=0.03)
     np.testing.assert_allclose(shares[1], [0, 0.625, 0, 0.375], atol=0.03)

@@ -15,6 +15,7 @@ from reverie.errors import ReverieError
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.nn.batch import row_keys
 from reverie.nn.codes import cross_entropy
+from reverie.nn.linear import Linear
 from reverie.nn.patch import neighbourhood
 from reverie.nn.transformer import TransformerConfig
 
@@ -35,7 +36,7 @@ def make(transformer=SMALL, **changes):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_hidden_frame_is_guessed_from_the_past_alone(way):
-    """Logits of frame t may know latents before t and actions up to t; of frame t itself only what is not hidden."""
+    """Features of frame t may know latents before t and actions up to t; of frame t itself only what is not hidden."""
     model, (x, a), (y, b) = make(**WAYS[way]), clip(length=5), clip(length=5, seed=1)
     run = jax.jit(lambda x, a: model._predict_masked(x, a, row_keys(KEY, len(x)), ratio=1.0)[0])
     full = run(x, a)
@@ -63,7 +64,7 @@ def test_training_guesses_what_playing_guesses(way):
 
     @jax.jit
     def both(x, a):
-        trained = model._predict_masked(x, a, row_keys(KEY, len(x)), ratio=1.0)[0]
+        trained = model._logits(model._predict_masked(x, a, row_keys(KEY, len(x)), ratio=1.0)[0])
         _, played = jax.lax.scan(play, model.empty(len(x)), (jnp.swapaxes(x, 0, 1), a.T))
         return trained, jnp.swapaxes(played, 0, 1)[:, 1:]
 
@@ -165,10 +166,11 @@ def test_early_passes_are_the_more_adventurous():
 
 def test_a_loss_weighs_what_changes():
     """Of three tokens one differs from the frame before: it counts 1 + weight times, the others once."""
-    logits, codes = jax.random.normal(KEY, (1, 1, 3, 5)), jnp.array([[[0, 1, 2], [4, 1, 2]]])
-    nats = -np.asarray(jax.nn.log_softmax(logits))[0, 0, np.arange(3), [4, 1, 2]]
+    x, codes = jax.random.normal(KEY, (1, 1, 3, 5)), jnp.array([[[0, 1, 2], [4, 1, 2]]])
+    head = Linear(5, 7, rngs=nnx.Rngs(0))
+    nats = -np.asarray(jax.nn.log_softmax(head(x)))[0, 0, np.arange(3), [4, 1, 2]]
     for weight in (0.0, 50.0):
-        loss = cross_entropy(logits, codes, jnp.ones((1, 1, 3)), weight).value
+        loss = cross_entropy(head, x, codes, jnp.ones((1, 1, 3)), weight).value
         np.testing.assert_allclose(loss, np.average(nats, weights=[1 + weight, 1, 1]), rtol=1e-5)
     x, a = clip(length=4)
     at = [jax.jit(make(changed_weight=w).loss)(x, a, row_keys(KEY, len(x))).value for w in (0.0, 50.0)]

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from reverie.errors import ReverieError
 from reverie.nn.batch import Loss, mean
+from reverie.nn.linear import Linear
 
 BLOCK = 32  # codes in a block of ``_cumulative``
+AT_ONCE = 8192  # codes whose logits a loss computes at once
 
 
 def nll(logits: Array, codes: Array) -> Array:
@@ -37,22 +40,67 @@ def changed(codes_BTN: Array) -> Array:
     return (codes_BTN[:, 1:] != codes_BTN[:, :-1]).astype(jnp.float32)
 
 
-def cross_entropy(logits_BTNV: Array, codes_BTN: Array, scored_BTN: Array, changed_weight: float) -> Loss:
+def scores(head: Linear, x: Array, codes: Array, at_once: int = AT_ONCE, best: int = 1) -> tuple[Array, Array]:
+    """Return the nll of each code (...) in nats, and how many of the ``best`` likeliest codes are likelier than it.
+
+    ``head``: features ``x`` (..., M) to logits (..., V). Logits of ``at_once`` codes are held at a time; the backward
+    pass computes them again. Parts are codes and not tokens, so devices that share a batch still add the gradient of
+    each weight once. A part has every p-th code, so columns divided over "tensor" stay where they are.
+    """
+    kernel, bias = head.kernel[...], None if head.bias is None else head.bias[...]
+    number = kernel.shape[-1]
+    if at_once < 1:
+        raise ReverieError(f"codes_at_once {at_once} is no number of codes: it must be 1 or more.")
+    parts = -(-number // at_once)
+    if parts == 1:
+        total, own, top = _summary(head(x), codes, best)
+        return total - own, jnp.sum(~(top <= own[..., None]), axis=-1)
+
+    def dealt(weight: Array) -> Array:
+        weight = jnp.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, -number % parts)])
+        return jnp.moveaxis(weight.reshape(*weight.shape[:-1], -1, parts), -1, 0)
+
+    def part(columns: tuple[Array, Array | None, Array]) -> tuple[Array, Array, Array]:
+        kernel, bias, first = columns
+        logits = head.product(x, kernel, bias)
+        real = (first + parts * jnp.arange(kernel.shape[-1]) < number).reshape((1,) * codes.ndim + (-1,))
+        total, own, top = _summary(jnp.where(real, logits, np.float32(-1e30)), codes // parts, best)
+        return total, jnp.where(codes % parts == first, own, 0.0), top
+
+    columns = (*jax.tree.map(dealt, (kernel, bias)), jnp.arange(parts))
+    totals, owns, tops = jax.lax.map(jax.checkpoint(part, prevent_cse=False), columns)
+    own = jnp.sum(owns, axis=0)
+    return jax.nn.logsumexp(totals, axis=0) - own, jnp.sum(~(tops <= own[None, ..., None]), axis=(0, -1))
+
+
+def _summary(logits: Array, codes: Array, best: int) -> tuple[Array, Array, Array]:
+    """Return the logsumexp of logits (..., V), the logit of each code, and the ``best`` largest logits (..., best)."""
+    logits = logits.astype(jnp.float32)
+    still = jax.lax.stop_gradient(logits)
+    top = jnp.max(still, axis=-1, keepdims=True) if best == 1 else jax.lax.top_k(still, min(best, still.shape[-1]))[0]
+    return jax.nn.logsumexp(logits, axis=-1), logits_of(logits, codes), top
+
+
+def cross_entropy(
+    head: Linear, x_BTNM: Array, codes_BTN: Array, scored_BTN: Array, changed_weight: float, at_once: int = AT_ONCE
+) -> Loss:
     """Return the cross-entropy and accuracy of frames 1..T-1 where ``scored_BTN`` (float, (B, T-1, N)) is 1.
 
-    Tokens that changed since the previous frame have weight ``1 + changed_weight``: most of a frame stands still.
+    ``x_BTNM``: features of these frames, from which ``head`` makes logits: see ``scores``. Tokens that changed since
+    the previous frame have weight ``1 + changed_weight``: most of a frame stands still.
     """
     target, moved = codes_BTN[:, 1:], changed(codes_BTN)
     weights = scored_BTN * (1 + jnp.float32(changed_weight) * moved)
-    right = (logits_of(logits_BTNV, target) >= jnp.max(logits_BTNV, axis=-1)).astype(jnp.float32)
+    nats, ahead = scores(head, x_BTNM, target, at_once)
+    right = (ahead == 0).astype(jnp.float32)
     metrics = {"accuracy": mean(right, scored_BTN), "accuracy_changed": mean(right, scored_BTN * moved)}
-    return Loss((mean(nll(logits_BTNV, target), weights),), metrics)
+    return Loss((mean(nats, weights),), metrics)
 
 
-def top_k_accuracy(logits_BTNV: Array, codes_BTN: Array) -> dict[str, Array]:
+def top_k_accuracy(head: Linear, x_BTNM: Array, codes_BTN: Array, at_once: int = AT_ONCE) -> dict[str, Array]:
     """Return the top-k accuracy of frames 1..T-1, and the top-1 accuracy of tokens that changed."""
     target, moved = codes_BTN[:, 1:], changed(codes_BTN)
-    rank = jnp.sum(logits_BTNV > logits_of(logits_BTNV, target)[..., None], axis=-1)
+    _, rank = scores(head, x_BTNM, target, at_once, best=16)
     result = {f"top{k}": jnp.mean((rank < k).astype(jnp.float32)) for k in (1, 2, 5, 16)}
     first = (rank == 0).astype(jnp.float32)
     return result | {"changed_top1": jnp.sum(first * moved) / (jnp.sum(moved) + 1e-6)}

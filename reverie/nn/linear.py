@@ -20,8 +20,11 @@ class Linear(nnx.Linear):
     """
 
     def __call__(self, inputs: Array) -> Array:
-        bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+        return self.product(inputs, self.kernel[...], None if self.bias is None else self.bias[...])
+
+    def product(self, inputs: Array, kernel: Array, bias: Array | None) -> Array:
+        """Apply other weights than its own, such as some of its columns (I, O) and their bias (O,)."""
+        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         if size("sequence") > 1 and not split_over("sequence"):  # rows of other devices lie between those of one
             outputs = jnp.matmul(x, kernel, precision=self.precision)
             return outputs if bias is None else outputs + bias.reshape((1,) * (x.ndim - 1) + bias.shape)

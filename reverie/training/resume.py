@@ -18,7 +18,7 @@ MAY_CHANGE = {
     *("max_skipped", "stall_minutes", "keep_every", "keep_best", "profile"),
 }
 # Fields that change how the result is computed, not what: they may differ anywhere in a config, with a line printed.
-HOW = {"mesh", "exact", "accumulate", "remat", "scan", "dtype", "attention_parts"}
+HOW = {"mesh", "exact", "accumulate", "remat", "scan", "dtype", "attention_parts", "codes_at_once"}
 
 
 def places(run: Any, out: Path, dataset: Dataset, fresh: bool) -> tuple[Path, Path, int | None]:

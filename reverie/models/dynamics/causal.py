@@ -25,7 +25,7 @@ from jax import Array
 from reverie.actions import ActionSpace
 from reverie.config import FROM_DATA
 from reverie.nn.batch import Loss
-from reverie.nn.codes import cross_entropy, sample_codes, top_k_accuracy
+from reverie.nn.codes import AT_ONCE, cross_entropy, sample_codes, top_k_accuracy
 from reverie.nn.embed import ActionEmbedding, from_start
 from reverie.nn.kv_cache import TokenState, previous_frames
 from reverie.nn.linear import Linear
@@ -43,6 +43,7 @@ class CausalConfig:
     block: int = 1  # tokens sampled at once
     previous: bool = True  # add the previous frame's token at the same position to the input
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
+    codes_at_once: int = AT_ONCE  # codes whose logits the loss holds at a time; the result is the same
     temperature: float = 1.0  # sampling temperature; 0: the likeliest code
     top_k: int = 0  # sample from the k likeliest codes; 0: from all
     top_p: float = 1.0  # sample from the fewest likeliest codes with this much probability (nucleus sampling)
@@ -88,15 +89,16 @@ class Causal(nnx.Module):
 
     def loss(self, latents_BTN: Array, actions_BT: Array, keys_B: Array) -> Loss:
         """Cross-entropy of every token of every frame but the first; latents are (B, T, N) int32 codes."""
-        every = jnp.ones(latents_BTN[:, 1:].shape)
-        return cross_entropy(self._predict(latents_BTN, actions_BT), latents_BTN, every, self.config.changed_weight)
+        c, x, every = self.config, self._predict(latents_BTN, actions_BT), jnp.ones(latents_BTN[:, 1:].shape)
+        return cross_entropy(self.head, x, latents_BTN, every, c.changed_weight, c.codes_at_once)
 
     def report(self, latents_BTN: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
         """Top-k accuracy of tokens with teacher forcing, and accuracy of those that change."""
-        return top_k_accuracy(self._predict(latents_BTN, actions_BT), latents_BTN)
+        x = self._predict(latents_BTN, actions_BT)
+        return top_k_accuracy(self.head, x, latents_BTN, self.config.codes_at_once)
 
     def _predict(self, latents_BTN, actions_BT, drafts: int = 0):
-        """Return logits (B, T-1, N, V) of frames 1..T-1, or of the last ``drafts`` of them.
+        """Return features (B, T-1, N, M) of frames 1..T-1, or of the last ``drafts`` of them.
 
         The transformer runs frames 0..T-2 as finished ones and, after them, the drafts.
         """
@@ -113,7 +115,7 @@ class Causal(nnx.Module):
         mask = np.concatenate([whole, np.broadcast_to(self.draft_mask, (drafts, *whole.shape[1:]))])
         times = Times(finished, tuple(range(finished + 1 - drafts, finished + 1)))
         y = self.transformer(jnp.concatenate(x, axis=1), jnp.asarray(mask), times=times)
-        return self.head(y[:, finished:]).astype(jnp.float32)
+        return y[:, finished:]
 
     # -- one frame at a time -----------------------------------------------------------------------------------------
 
@@ -141,7 +143,7 @@ class Causal(nnx.Module):
             x = self._embed_draft(shifted, actions_B[:, None], previous)[:, 0]
             mask = jax.lax.dynamic_slice_in_dim(draft_mask, first, block)
             y, frame_kv = self.transformer.step_tokens(x, first, mask, state.cache, frame_kv)
-            return self.head(y).astype(jnp.float32), frame_kv
+            return self._logits(y), frame_kv
 
         frame_kv = self.transformer.empty_frame_kv(len(actions_B))
         latents = self.sample(predict, frame_kv, len(actions_B), key, temperature)
@@ -155,7 +157,7 @@ class Causal(nnx.Module):
 
         def predict(latents_BN, first, frame_kv):
             clip = jnp.concatenate([latents_BTN, latents_BN[:, None]], axis=1)
-            logits = self._predict(clip, actions_BT, drafts=1)[:, 0]
+            logits = self._logits(self._predict(clip, actions_BT, drafts=1)[:, 0])
             return jax.lax.dynamic_slice_in_dim(logits, first, self.config.block, axis=1), frame_kv
 
         return self.sample(predict, None, len(latents_BTN), key, temperature)
@@ -179,7 +181,7 @@ class Causal(nnx.Module):
         start = jnp.full((batch, self.tokens), c.codes, jnp.int32)
         return jax.lax.fori_loop(0, blocks, fill, (start, frame_kv))[0]
 
-    # -- tokens in ---------------------------------------------------------------------------------------------------
+    # -- tokens in, logits out ---------------------------------------------------------------------------------------
 
     def _shifted(self, latents):
         """Tokens (..., N) shifted by one block, which a draft reads in place of its own: (..., block + N)."""
@@ -195,3 +197,6 @@ class Causal(nnx.Module):
     def _conditioned(self, x_BTNM, actions_BT, previous_BTN):
         x = x_BTNM if self.before is None else x_BTNM + self.before[...][previous_BTN]
         return x + self.actions(actions_BT)[:, :, None]
+
+    def _logits(self, x):
+        return self.head(x).astype(jnp.float32)

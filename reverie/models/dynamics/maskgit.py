@@ -26,7 +26,7 @@ from reverie.actions import ActionSpace
 from reverie.config import FROM_DATA
 from reverie.errors import ReverieError
 from reverie.nn.batch import Loss, draw_rows, fold_keys, row_keys, split_keys
-from reverie.nn.codes import cross_entropy, nll, sample_codes, top_k_accuracy
+from reverie.nn.codes import AT_ONCE, cross_entropy, nll, sample_codes, top_k_accuracy
 from reverie.nn.embed import ActionEmbedding, from_start
 from reverie.nn.kv_cache import TokenState, previous_frames
 from reverie.nn.linear import Linear
@@ -48,6 +48,7 @@ class MaskGITConfig:
     neighbours: int = 0  # add those up to so many positions around it too, from where things move (needs previous)
     mask_min: float = 0.5  # smallest share of a frame's tokens that training masks; each frame draws its own
     changed_weight: float = 0.0  # extra weight of tokens that differ from the frame before
+    codes_at_once: int = AT_ONCE  # codes whose logits the loss holds at a time; the result is the same
     context_noise: float = 0.0  # share of frames that training predicts from a corrupted context
     passes: int = 25  # refinement passes per frame (K)
     schedule: Literal["cosine", "geometric", "single"] = "cosine"  # tokens per pass; single: the last ones one by one
@@ -86,16 +87,17 @@ class MaskGIT(nnx.Module):
 
     def loss(self, latents_BTN: Array, actions_BT: Array, keys_B: Array) -> Loss:
         """Cross-entropy of the masked tokens of every frame but the first; latents are (B, T, N) int32 codes."""
-        logits, masked = self._predict_masked(latents_BTN, actions_BT, keys_B)
-        return cross_entropy(logits, latents_BTN, masked, self.config.changed_weight)
+        x, masked = self._predict_masked(latents_BTN, actions_BT, keys_B)
+        c = self.config
+        return cross_entropy(self.head, x, latents_BTN, masked, c.changed_weight, c.codes_at_once)
 
     def report(self, latents_BTN: Array, actions_BT: Array, key: Array) -> dict[str, Array]:
         """Top-k accuracy in fully masked frames, and accuracy of their tokens that change."""
-        logits, _ = self._predict_masked(latents_BTN, actions_BT, row_keys(key, len(latents_BTN)), ratio=1.0)
-        return top_k_accuracy(logits, latents_BTN)
+        x, _ = self._predict_masked(latents_BTN, actions_BT, row_keys(key, len(latents_BTN)), ratio=1.0)
+        return top_k_accuracy(self.head, x, latents_BTN, self.config.codes_at_once)
 
     def _predict_masked(self, latents_BTN, actions_BT, keys_B, ratio: float | None = None):
-        """Return logits (B, T-1, N, V) of frames 1..T-1 with tokens masked, and which were, float (B, T-1, N).
+        """Return features (B, T-1, N, M) of frames 1..T-1 with tokens masked, and which were, float (B, T-1, N).
 
         ``ratio``: the mask ratio; None draws it as in training.
         """
@@ -123,7 +125,7 @@ class MaskGIT(nnx.Module):
                 previous_frames(context_BTN, self.config.codes)[:, :-1],
             )
             x = self.transformer(x)[:, 1:]
-        return self._logits(x), masked.astype(jnp.float32)
+        return x[..., : self.tokens, :], masked.astype(jnp.float32)
 
     def _corrupted(self, latents_BTN: Array, keys_B: Array) -> Array:
         """Return context frames: in a share of them half of the tokens come from another moment of the clip.

@@ -27,7 +27,7 @@ from jax import Array
 from reverie.actions import START
 from reverie.config import FROM_DATA
 from reverie.nn.batch import Loss, Mean, Rows, draw_rows, mean
-from reverie.nn.codes import changed, nll
+from reverie.nn.codes import AT_ONCE, changed, scores
 from reverie.nn.linear import Linear
 from reverie.nn.quantise import usage
 from reverie.nn.running import Statistics
@@ -56,6 +56,7 @@ class TokenLAMConfig:
     changed_weight: float = 5.0  # extra weight of tokens that differ from the previous frame
     continuous_share: float = 0.5  # share of the training with points instead of codes
     rate_target: tuple[float, float] = (3.0, 1.0)  # nats per transition, first and last, in units of log(actions)
+    codes_at_once: int = AT_ONCE  # token codes whose logits the loss holds at a time; the result is the same
     distance_weight: float = 0.02  # cost of a code, in nats per token, per squared distance from the encoder's point
 
     def fitted(self, frame: tuple[int, int, int], tokenizer: Any) -> "TokenLAMConfig":
@@ -110,7 +111,7 @@ class TokenLAM(nnx.Module):
         """Frames 1..T-1 predicted from those before and the inferred codes, float32 in 0..1."""
         seen = self.see(frames_BTHWC)
         codes = self.read(seen)
-        return self.tokenizer.decode(jnp.argmax(self._predict(seen, self.book[codes]), axis=-1))
+        return self.tokenizer.decode(jnp.argmax(self.head(self._predict(seen, self.book[codes])), axis=-1))
 
     @property
     def book(self) -> Array:
@@ -192,15 +193,15 @@ class TokenLAM(nnx.Module):
         return mean, jnp.clip(log_std, -6.0, 1.0)
 
     def _predict(self, seen_BTN, transitions_BTL):
-        """Logits (B, T-1, N, V) of each next frame, given the transition."""
+        """Features (B, T-1, N, M) of each next frame, given the transition."""
         x = jnp.concatenate([self.before[...][seen_BTN[:, :-1]], self.action(transitions_BTL)[:, :, None]], axis=2)
-        return self.head(self.decoder(x)[:, :, :-1])
+        return self.decoder(x)[:, :, :-1]
 
     def _score(self, seen_BTN, transitions_BTL):
         """The nll of each token of each frame but the first in nats, and whether it was the likeliest."""
-        target, logits = seen_BTN[:, 1:], self._predict(seen_BTN, transitions_BTL).astype(jnp.float32)
-        right = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
-        return nll(logits, target), right
+        x = self._predict(seen_BTN, transitions_BTL)
+        nats, ahead = scores(self.head, x, seen_BTN[:, 1:], self.config.codes_at_once)
+        return nats, (ahead == 0).astype(jnp.float32)
 
     def _weights(self, seen_BTN):
         return 1 + jnp.float32(self.config.changed_weight) * changed(seen_BTN)
