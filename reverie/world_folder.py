@@ -99,17 +99,32 @@ def _by_recorded(space: ActionSpace, recorded: ActionSpace, folder: Path) -> Act
 
 def initial_frames(run: str | Path, count: int = COUNT) -> list[Start]:
     """Return up to ``count`` held-out clips spread over a world's data; none if the data is gone."""
-    folder = find_run(run)
-    places = (folder.parent / STARTS, folder.parent / read_record(folder).run.data)
-    dataset = next((found for place in places if place.exists() and (found := _held_out(place))), None)
+    dataset = _unseen(find_run(run))
     return [] if dataset is None else spread(dataset, count)
+
+
+def initial_states(run: str | Path, count: int = COUNT) -> list[np.ndarray]:
+    """Return the state of the simulator at the end of each of the ``initial_frames``; none if states are not known."""
+    dataset = _unseen(find_run(run))
+    found = {} if dataset is None else _spread(dataset, count)
+    return list(found["states"][:, -1]) if "states" in found else []
 
 
 def spread(dataset: Dataset, count: int) -> list[Start]:
     """Return up to ``count`` clips of ``LENGTH`` frames, or of the longest episode's, spread over a dataset."""
-    length = int(min(LENGTH, dataset.lengths.max()))
-    found = clips(dataset, length=length, count=min(count, int((dataset.lengths >= length).sum())), seed=0)
+    found = _spread(dataset, count)
     return list(zip(found["frames"], found["actions"], strict=True))
+
+
+def _spread(dataset: Dataset, count: int) -> dict[str, np.ndarray]:
+    length = int(min(LENGTH, dataset.lengths.max()))
+    return clips(dataset, length=length, count=min(count, int((dataset.lengths >= length).sum())), seed=0)
+
+
+def _unseen(folder: Path) -> Dataset | None:
+    """Return the held-out data from which play begins: that which travels with the world, else the world's own."""
+    places = (folder.parent / STARTS, folder.parent / read_record(folder).run.data)
+    return next((found for place in places if place.exists() and (found := _held_out(place))), None)
 
 
 def beginnings(run: str | Path, length: int, count: int = 1024) -> tuple[np.ndarray, np.ndarray]:
@@ -135,16 +150,14 @@ def write_initial_frames(world: Path, count: int = COUNT) -> None:
     """Write ``starts.npz`` into a world's folder, unless it exists, for play without the world's data."""
     if (world / STARTS).exists():
         return
-    spec = read_record(find_run(world)).spec
-    found = initial_frames(world, count)
-    if not found:
+    folder = find_run(world)
+    dataset = _unseen(folder)
+    if dataset is None:
         return
-    arrays = {
-        "frames": np.concatenate([frames for frames, _ in found]),
-        "actions": np.concatenate([np.asarray(actions) for _, actions in found]),
-    }
-    lengths = np.array([len(frames) for frames, _ in found])
-    ArrayDataset(spec, lengths, arrays).save(world / STARTS)
+    found = _spread(dataset, count)
+    arrays = {name: np.concatenate(found[name]) for name in ("frames", "actions", "states") if name in found}
+    lengths = np.full(len(found["frames"]), found["frames"].shape[1])
+    ArrayDataset(read_record(folder).spec, lengths, arrays).save(world / STARTS)
 
 
 def _held_out(place: Path) -> Dataset | None:

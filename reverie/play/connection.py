@@ -27,6 +27,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from reverie.errors import ReverieError
 from reverie.evaluation.video import write_gif, write_mp4
 from reverie.play import protocol
+from reverie.play.beside import Beside
 from reverie.world import Session
 from reverie.world_folder import Start
 
@@ -82,8 +83,8 @@ class Seats:
     waiting player gets one frame before anyone gets two.
     """
 
-    def __init__(self, world: Any, starts: Sequence[Start], limits: Limits):
-        self.world, self.starts, self.limits = world, starts, limits
+    def __init__(self, world: Any, starts: Sequence[Start], limits: Limits, beside: Beside | None = None):
+        self.world, self.starts, self.limits, self.beside = world, starts, limits, beside
         self.thread = ThreadPoolExecutor(self.threads(), thread_name_prefix="world")
         self.free = [self.thread.submit(self.session).result()]  # compiles here, before the first key
         self.known = self.commands()
@@ -150,6 +151,7 @@ class Connection:
         self.news = asyncio.Event()
         self.picture: np.ndarray | None = None
         self.begun = False
+        self.real: np.ndarray | None = None  # the state of the real game beside the world
         self.strikes = 0
         self.allowance, self.heard = self.limits.rate, time.monotonic()
         kept = max(2, min(self.limits.recorded, self.limits.recorded_bytes // int(np.prod(self.shape))))
@@ -254,6 +256,7 @@ class Connection:
     async def _reset(self, command: dict[str, Any]) -> None:
         def begin() -> np.ndarray:
             self.session.seed = command["seed"]
+            self.real = self.seats.beside and self.seats.beside.begin(command["start"])
             return self.session.reset(*command["clip"])
 
         self.frames.clear()
@@ -265,7 +268,10 @@ class Connection:
 
         def step() -> np.ndarray:
             self.session.temperature = command["temperature"] / 100
-            return self.session.step(actions.nth(command["action"]) if actions.size else 0)
+            action = actions.nth(command["action"]) if actions.size else 0
+            if self.real is not None:
+                self.real = self.seats.beside and self.seats.beside.step(self.real, action)
+            return self.session.step(action)
 
         frame = await self.seat.run(step)
         self.steps += 1
@@ -274,6 +280,9 @@ class Connection:
     async def _show(self, frame: np.ndarray, action: int, id: int) -> None:
         self.frames.append(frame)
         await self.socket.send_bytes(protocol.pack(protocol.FRAME, self.steps, action, id, frame.tobytes()))
+        if self.seats.beside and self.real is not None:
+            real = self.seats.beside.render(self.real)
+            await self.socket.send_bytes(protocol.pack(protocol.REAL, self.steps, action, id, real.tobytes()))
 
     async def _record(self, command: dict[str, Any]) -> None:
         frames, out = np.stack(self.frames), io.BytesIO()

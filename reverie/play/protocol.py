@@ -2,9 +2,9 @@
 
 The page sends JSON objects, as text (see ``COMMANDS``), and one kind of binary message: the raw bytes of a picture of
 exactly the world's frame size, H*W*C uint8, which becomes start ``PICTURE``. The server answers with JSON objects
-(type "world", "picture", "busy", "error", "bye") and with binary messages: a header of 16 bytes (``pack``), then raw
-frame bytes or a finished GIF or mp4. Every frame carries the id of the command it answers. If steps come faster than
-frames can be generated, only the newest is played.
+(type "world", "picture", "agent", "busy", "error", "bye") and with binary messages: a header of 16 bytes (``pack``),
+then raw frame bytes or a finished GIF or mp4. Where the real game runs beside the world, its frame follows. Every frame
+carries the id of the command it answers. If steps come faster than frames can be generated, only the newest is played.
 
 Every message is checked against a table here before it is used.
 """
@@ -22,7 +22,7 @@ TEMPERATURES = range(201)  # hundredths, so that a link holds exact values
 IDS = range(2**31)
 LONGEST = 512  # characters of a command; the longest valid one has about 80
 
-FRAME, GIF, MP4 = 0, 1, 2  # kinds of binary messages
+FRAME, GIF, MP4, REAL = 0, 1, 2, 3  # kinds of binary messages
 _HEADER = struct.Struct("<IIiI")  # little-endian: kind, step since the start, action that led here, id of the command
 
 

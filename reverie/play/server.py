@@ -31,6 +31,7 @@ from reverie.errors import ReverieError
 from reverie.evaluation.video import png
 from reverie.play import buttons, protocol
 from reverie.play.agent import AgentSeats, agent_of
+from reverie.play.beside import Beside, beside_of
 from reverie.play.connection import TRY_LATER, Limits, Seats, say
 from reverie.play.guard import Guard, loopback
 from reverie.play.transport import Http, Websocket
@@ -44,7 +45,8 @@ _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".
 def play(run: str | Path, players: int | None = None, **options: Any) -> None:
     """Load a world from its folder and ``serve`` it from its own initial frames; ``options`` are those of ``serve``.
 
-    If the world has an agent, the page shows what it would do, and can let it play.
+    If the world has an agent, the page shows what it would do, and can let it play. If it has an exact simulator, the
+    real game can be seen beside it.
     """
     if players is not None:
         if players < 1:
@@ -54,7 +56,7 @@ def play(run: str | Path, players: int | None = None, **options: Any) -> None:
     world, about = load_for_play(run, agent and agent.world)
     if agent is not None:
         options["seats"] = partial(AgentSeats, agent)
-    serve(world, **{**about, **options})
+    serve(world, beside=beside_of(Path(run), world, about["starts"]), **{**about, **options})
 
 
 def load_for_play(run: str | Path, world: WorldModel | None = None) -> tuple[WorldModel, dict[str, Any]]:
@@ -92,22 +94,24 @@ def prepare(
     limits: Limits | None = None,
     allow_hosts: Sequence[str] = (),
     seats: Callable[..., Seats] = Seats,
+    beside: Beside | None = None,
 ) -> tuple[uvicorn.Server, socket.socket, str]:
     """Bind the port, compile the world, and return (server, listening socket, address), ready to run.
 
     ``starts``: initial frames uint8 (T, H, W, C) and their actions (T, ...) or None. ``seed``: of the first session.
     ``note``: a sentence shown on the page. ``port``: 0 picks a free one. ``host``: if others can reach it, ``expose``
     must be set. ``allow_hosts``: names of proxies or tunnels to the page. ``seats``: of what is played: with an agent
-    (``play.agent``), or a ``world`` that is none (``play.recorder``).
+    (``play.agent``), or a ``world`` that is none (``play.recorder``). ``beside``: the real game.
     """
     if seed not in protocol.SEEDS:
         raise ReverieError(f"a seed is {protocol.SEEDS[0]} to {protocol.SEEDS[-1]}, not {seed}.")
     starts = [_checked(start, world.config.frame) for start in starts]
     listening = _listen(host, port, expose)
     try:
-        taken_seats = seats(world, starts, limits or Limits())
+        taken_seats = seats(world, starts, limits or Limits(), beside)
         pictures = [f"start-{number}.png" for number in range(len(starts))]
-        app = Guard(_application(taken_seats, card(world, name, note, seed, pictures)), host, allow_hosts)
+        about = card(world, name, note, seed, pictures) | {"beside": beside is not None}
+        app = Guard(_application(taken_seats, about), host, allow_hosts)
     except BaseException:
         listening.close()
         raise

@@ -23,6 +23,11 @@ export function veil(text, button, click) {
   Object.assign($("veil-button"), { textContent: button, hidden: !button, onclick: click });
 }
 
+// A seed as typed becomes one that there is.
+export function tidySeed() {
+  $("seed").value = Math.min(2 ** 31 - 1, Math.max(0, Math.floor(Number($("seed").value)) || 0));
+}
+
 export function setTemperature(hundredths) {
   $("temperature").value = hundredths;
   $("temperature-shown").textContent = ($("temperature").value / 100).toFixed(2);
@@ -41,9 +46,10 @@ export function fit() {
   const view = $("view");
   const { clientWidth, clientHeight } = $("screen");
   const ratio = window.devicePixelRatio || 1;
-  const times = Math.min((clientWidth * ratio) / view.width, (clientHeight * ratio) / view.height);
+  const shown = $("beside").hidden ? 1 : 2;
+  const times = Math.min(((clientWidth / shown - 16 * (shown - 1)) * ratio) / view.width, (clientHeight * ratio) / view.height);
   const size = (times >= 1 ? Math.floor(times) : times) / ratio;
-  Object.assign(view.style, { width: `${view.width * size}px`, height: `${view.height * size}px` });
+  for (const canvas of [view, $("real")]) Object.assign(canvas.style, { width: `${view.width * size}px`, height: `${view.height * size}px` });
 }
 
 // pictures: an address each; choose(start): called with the number of a start; -1: the player's own picture.
@@ -63,6 +69,11 @@ export function drawStarts(pictures, choose) {
     tile.onclick = () => choose(at < pictures.length ? at : -1);
   });
   $("starts").replaceChildren(...tiles, own);
+}
+
+export function markStart(start) {
+  document.querySelectorAll("#starts button").forEach((tile) =>
+    tile.setAttribute("aria-pressed", String(Number(tile.dataset.start) === start)));
 }
 
 export function drawKeys({ actions }, input, shortcuts) {

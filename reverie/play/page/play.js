@@ -1,12 +1,15 @@
 // The player: a clock at the world's own pace, a canvas, and the controls around it.
 
 import { Agent } from "./agent.js";
+import { Beside } from "./beside.js";
 import { EMPTY, decode, encode, hash, hex, packed } from "./link.js";
 import { Gamepads } from "./gamepad.js";
 import { Input, releases, taken } from "./input.js";
 import { keep, kept } from "./kept.js";
 import { Meter } from "./meter.js";
-import { $, badge, drawKeys, drawStarts, fit, fullScreen, outOfReach, save, setTemperature, tell, veil } from "./panel.js";
+import {
+  $, badge, drawKeys, drawStarts, fit, fullScreen, markStart, outOfReach, save, setTemperature, tell, tidySeed, veil,
+} from "./panel.js";
 import { onPicture, pixels, squeeze } from "./picture.js";
 import { showRecorder, showTake } from "./record.js";
 import { Stillness } from "./still.js";
@@ -28,7 +31,7 @@ let image = null; // ImageData of one frame
 let met = false; // greeted once: what the player chose since then is kept through reconnections
 let goodbye = null; // why the server closed, when it said
 const gamepads = new Gamepads();
-const agent = new Agent();
+const [agent, beside] = [new Agent(), new Beside()];
 // played: its steps; marks: the hash of all frames up to each of them
 const dream = { seed: 0, start: 0, picture: null, packed: "", played: [], marks: [], from: 0, shown: false };
 const sent = new Map(); // id of a step not yet answered -> {action, temperature, since}
@@ -51,22 +54,21 @@ const wire = new Wire({
     document.title = `${world.name} · Reverie`;
     $("name").textContent = world.name;
     $("note").textContent = world.notes.join(" ");
-    if (!met) $("seed").value = world.seed;
-    if (!met) $("temperature").value = world.temperature;
+    if (!met) [$("seed").value, $("temperature").value] = [world.seed, world.temperature];
     setTemperature($("temperature").value);
     met = true;
     showRecorder(Boolean(world.recorder));
     input = new Input(world, $("pad"), pressed);
     agent.greet(Boolean(world.agent), input.buttons);
+    beside.greet(world);
     dream.start = world.starts ? Math.min(Math.max(dream.start, 0), world.starts - 1) : -1;
     drawStarts(world.pictures, choose);
     for (const format of ["gif", "mp4"]) $(format).hidden = !world.formats.includes(format);
     drawKeys(world, input, shortcuts());
     setLive(live);
     fit();
-    const grey = () => new Uint8Array(world.frame.reduce((a, b) => a * b)).fill(128);
     if (dream.start >= 0) dream.picture = null;
-    else await setPicture(dream.picture ?? grey());
+    else await setPicture(dream.picture ?? new Uint8Array(world.frame.reduce((a, b) => a * b)).fill(128));
     openLink();
   },
   frame({ step, action, id, bytes }) {
@@ -77,6 +79,7 @@ const wire = new Wire({
     if (asked) dream.played.push({ action, temperature: asked.temperature });
     dream.marks[dream.played.length] = hash(bytes, seen());
     paint.putImageData(pixels(bytes, world.frame, image), 0, 0);
+    beside.imagined(bytes);
     $("step").textContent = step;
     meter.drawn(asked?.since);
     input.show(step ? action : -1);
@@ -84,6 +87,7 @@ const wire = new Wire({
     else if (!replay) watch(bytes, action);
     if (replay && step === replay.played.length) replayed();
   },
+  real: ({ id, bytes }) => id < dream.from || beside.real(bytes),
   agent: (advice) => advice.id < dream.from || agent.hear(advice),
   take(state) {
     if (state.id < dream.from) return; // of the take before
@@ -125,8 +129,7 @@ function begin() {
   Object.assign(dream, { played: [], marks: [], shown: false, seed: Number($("seed").value) });
   if (dream.start === -1) wire.sendPicture(dream.picture);
   dream.from = wire.send({ type: "reset", seed: dream.seed, start: dream.start });
-  document.querySelectorAll("#starts button").forEach((tile) =>
-    tile.setAttribute("aria-pressed", String(Number(tile.dataset.start) === dream.start)));
+  markStart(dream.start);
   still = true;
 }
 
@@ -153,8 +156,7 @@ function undo() {
   const stays = Math.max(0, played.length - (live ? Math.ceil(world.fps) : 1));
   if (!dream.shown || replay || world.recorder || !played.length) return;
   const rest = played.slice(0, stays);
-  const temperature = Number($("temperature").value);
-  const text = encoded(rest, marks[stays]);
+  const [temperature, text] = [Number($("temperature").value), encoded(rest, marks[stays])];
   replay = { played: rest, end: hex(marks[stays]), temperature, at: 0, text, back: ["Going back.", "Taken back."] };
   begin();
 }
@@ -297,6 +299,7 @@ function shortcuts() {
     ["n", reseed, world.recorder ? "discard, another level" : "another seed"],
     ...(world.recorder ? [["k", keepTake, "keep"]] : []),
     ...(world.agent ? [["g", () => handOver(), "let the agent play"]] : []),
+    ...(world.beside ? [["c", () => beside.show(), "real game beside"]] : []),
     ["t", () => setLive(!live), "real time / step by step"],
     ...(world.recorder ? [] : [["u", undo, "undo"]]),
     ["m", slower, "slow motion"],
@@ -388,13 +391,10 @@ new ResizeObserver(fit).observe($("screen"));
 const CLICKS = {
   reset: restart, dice: reseed, discard: reseed, keep: keepTake, slow: slower, full: fullScreen, share,
   undo: () => world && undo(), hand: () => world && handOver(), live: () => world && setLive(!live),
-  gif: () => record("gif"), mp4: () => record("mp4"),
+  compare: () => beside.show(), gif: () => record("gif"), mp4: () => record("mp4"),
 };
 for (const [id, act] of Object.entries(CLICKS)) $(id).onclick = () => act();
 $("full").hidden = !document.fullscreenEnabled;
 onPicture($("file"), own);
-$("seed").onchange = () => {
-  $("seed").value = Math.min(2 ** 31 - 1, Math.max(0, Math.floor(Number($("seed").value)) || 0));
-  restart();
-};
+$("seed").onchange = () => (tidySeed(), restart());
 requestAnimationFrame(tick);

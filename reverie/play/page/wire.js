@@ -1,7 +1,7 @@
 // The websocket: JSON objects out, JSON objects and binary messages in. Which there are is written in protocol.py.
 
 const HEADER = 16;
-const KINDS = ["frame", "gif", "mp4"];
+const KINDS = ["frame", "gif", "mp4", "real"];
 
 export class Wire {
   // on: one function per type of message ("world", "frame", "gif", "mp4", "picture", "busy", "error", "bye"), and "closed".
