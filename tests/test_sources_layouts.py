@@ -1,4 +1,4 @@
-"""Arrays and HDF5 as programs lay them out: where episodes begin, which array is what, numbers of every type.
+"""Arrays, HDF5 and pictures as programs lay them out: where episodes begin, which array is what, where actions lie.
 
 See ``foreign.py`` for what frames and actions say of themselves.
 """
@@ -109,3 +109,58 @@ def test_an_action_of_several_arrays_in_a_replay(tmp_path, store, caplog):
     check(store("dreamerv3", tmp_path, "--actions", "move,jump"), [5], [np.stack([taken(4) / 20, np.arange(4) % 2], 1)])
     assert store("dreamerv3", tmp_path).spec.actions.kind == "none"
     assert "--actions names another (move, jump" in caplog.text
+
+
+# -- tables beside pictures ------------------------------------------------------------------------------------------
+
+
+def laid(root, tree):
+    """Write folders of pictures and tables."""
+    for name, content in tree.items():
+        path = root / name
+        (path if isinstance(content, np.ndarray) else path.parent).mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content)
+        else:
+            for number, frame in enumerate(content):
+                (path / f"f{number}.png").write_bytes(encoded(frame))
+
+
+def table(rows, mark=","):
+    return "\n".join(mark.join(map(str, row)) for row in rows)
+
+
+PAIRS = [(f"f{t}.png", action) for t, action in enumerate(taken(4))]
+LAYOUTS = {
+    "above the pictures": {"e0/rgb": frames(4), "e0/actions.csv": table([("action",), *[(a,) for a in taken(4)]])},
+    "in a folder of its own": {"rgb/e0": frames(4), "labels/e0.csv": table([("action",), *[(a,) for a in taken(4)]])},
+    "by name, in any order": {"e0": frames(4), "e0/actions.csv": table([("file", "action"), *reversed(PAIRS)])},
+    "semicolons": {"e0": frames(4), "e0/actions.csv": table([("frame", "action"), *enumerate(taken(4))], ";")},
+    "tabs": {"e0": frames(4), "e0/actions.tsv": table([("frame", "action"), *enumerate(taken(4))], "\t")},
+    "a list": {"e0": frames(4), "e0/actions.json": str(taken(4).tolist())},
+    "lists by name": {"e0": frames(4), "e0_actions.json": f'{{"fps": 3, "actions": {taken(4).tolist()}}}'},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_actions_are_found_wherever_they_lie_beside_pictures(tmp_path, store, name):
+    laid(tmp_path / "game", LAYOUTS[name])
+    check(store("images", tmp_path / "game"), [4], [taken(3)])
+
+
+def test_one_table_of_paths_serves_all_folders_and_what_is_not_read_is_named(tmp_path, store, caplog):
+    rows = [(f"e{e}/f{t}.png", action) for e, n in enumerate((4, 5)) for t, action in enumerate(taken(n))]
+    tree = {"e0": frames(4), "e1": frames(5, 1), "labels.csv": table([("path", "action"), *rows[::-1]]), "x.csv": "1"}
+    laid(tmp_path / "game", tree)
+    check(store("images", tmp_path / "game"), [4, 5], [taken(3), taken(4)])
+    assert "x.csv is not read" in caplog.text and "labels.csv is not read" not in caplog.text
+    laid(tmp_path / "game", {"e0/actions.csv": table([("frame", "action"), ("other0.png", 1), ("other1.png", 2)])})
+    assert store("images", tmp_path / "game").spec.actions.kind == "discrete"
+    assert "e0 is used without actions: its column 'frame' does not name these pictures" in caplog.text
+
+
+def test_pictures_named_by_decimal_seconds_are_in_order_of_time(tmp_path, store):
+    (tmp_path / "e0").mkdir()
+    for second, frame in zip(("0.0", "0.1", "0.25", "0.5", "1.0", "1.125"), frames(6), strict=True):
+        (tmp_path / "e0" / f"{second}.png").write_bytes(encoded(frame))
+    check(store("images", tmp_path), [6])

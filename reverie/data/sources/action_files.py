@@ -6,7 +6,6 @@ The files hold the action taken *at* a frame. Reverie's convention is the action
 """
 
 import csv
-import io
 import json
 import math
 from dataclasses import dataclass, field, replace
@@ -104,10 +103,10 @@ def _has_vectors(path: Path) -> bool:
         return bounded.map_npy(path).ndim == 2
     if path.suffix == ".npz":
         return True
-    first = next((line for line in _text(path).splitlines() if line.strip()), "")
     if path.suffix == ".csv":
-        names = [cell.strip().lower() for cell in first.split(",")]
+        names = [cell.lower() for cell in next(iter(tables.cells(path)), [])]
         return "action" not in names and any(map(tables.is_component, names))
+    first = next((line for line in _text(path).splitlines() if line.strip()), "")
     row = json.loads(first) if first.lstrip().startswith("{") else {}
     vector = isinstance(row.get("action"), list) or isinstance(row.get("keys"), list)
     return vector or ("action" not in row and any(map(tables.is_component, row)))
@@ -147,8 +146,7 @@ def _text(path: Path) -> str:
 
 
 def _csv(path: Path) -> tuple[str, list]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
-    lines = [[cell.strip() for cell in line] for line in reader if any(cell.strip() for cell in line)]
+    lines = tables.cells(path)
     if lines and "action" in (head := [cell.lower() for cell in lines[0]]):
         return _placed(path, [dict(zip(head, line, strict=False)) for line in lines[1:]])
     if any(len(line) != 1 for line in lines):

@@ -1,9 +1,10 @@
 """Folders of pictures: every folder with PNG or JPEG files is an episode, sorted by the numbers in their names.
 
-A file ``actions.csv`` (.jsonl, .npy, .npz) in the folder, or one beside it with the folder's name, holds the actions
-(``tables``). Row i belongs to frame i, unless there is a column ``frame``.
+A file ``actions.csv`` (.jsonl, .json, .npy, .npz) in the folder or one above, or one with the folder's name, holds the
+actions (``tables``). Row i belongs to frame i, unless there is a column ``frame`` or one of the files' names.
 """
 
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -17,13 +18,14 @@ from reverie.data.sources import files, tables
 from reverie.data.sources.bundles import Alignment
 from reverie.data.sources.pictures import decoded
 from reverie.data.sources.recognise import recognise
-from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording
+from reverie.data.sources.recordings import NAMED, UNREADABLE, FileSource, Found, Recording
 from reverie.data.sources.spaces import merged
 from reverie.data.sources.videos import ENDINGS as VIDEOS
 from reverie.errors import Damaged
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BYTES = 2**28  # of one picture's file
+DECIMAL = re.compile(r"\d+(\.\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +44,15 @@ class ImagesConfig(FileSource):
 
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each folder of pictures."""
-        root, found, parts = Path(self.path), Found(), []
+        root, found, parts, read = Path(self.path), Found(), [], set()
+        known = files.ending(inside, tables.ENDINGS)
         pictures = sorted(files.ending(inside, ENDINGS), key=files.natural)
         for folder, group in groupby(pictures, key=lambda file: file.parent):
-            frames = list(group)
+            frames = _in_order(list(group))
             name = files.name_of(folder, root) if folder != root else root.name
-            steps = self._steps(name, folder, frames, found)
+            table = tables.beside(folder, root, known)
+            steps = self._steps(name, table, frames, found)
+            read.add(table)
             parts.append((steps.actions, steps.declared))
             shown = partial(map, _picture, frames)
             found.recordings.append(
@@ -55,21 +60,34 @@ class ImagesConfig(FileSource):
             )
         rows, found.declared = merged(parts)
         found.recordings = [replace(one, actions=own) for one, own in zip(found.recordings, rows, strict=True)]
+        for table in [table for table in known if table not in read and _tells(table)][:NAMED]:
+            found.say(
+                f"{files.name_of(table, root)} is not read: actions of a folder are in FOLDER/actions.csv or FOLDER.csv"
+            )
         if not pictures:
             found.skip(root.name, "it holds no .png or .jpg files")
         return found
 
-    def _steps(self, name: str, folder: Path, frames: list[Path], found: Found) -> tables.Steps:
+    def _steps(self, name: str, table: Path | None, frames: list[Path], found: Found) -> tables.Steps:
         """Return what the table of a folder says, if it has one."""
-        table = tables.beside(folder)
-        if table is None:
-            return tables.Steps()
-        numbers = [int(digits[-1]) if (digits := files.ROW.findall(file.stem)) else -1 for file in frames]
         try:
-            return tables.steps(table, len(frames), numbers, self.actions, self.alignment)
+            return tables.Steps() if table is None else tables.steps(table, frames, self.actions, self.alignment)
         except UNREADABLE as error:
             found.say(f"{name} is used without actions: {error}")
             return tables.Steps()
+
+
+def _tells(table: Path) -> bool:
+    """Whether a file is likely to hold actions: a .json is often about other things."""
+    return table.suffix.lower() != ".json" or "action" in table.name.lower()
+
+
+def _in_order(frames: list[Path]) -> list[Path]:
+    """Return files in natural order by the times in their names, if these are decimals: 0.25 comes before 0.3."""
+    times = [float(file.stem) for file in frames if DECIMAL.fullmatch(file.stem)]
+    if len({*times}) < len(frames) or not any("." in file.stem for file in frames):  # 1.1 and 1.10 are no decimals
+        return frames
+    return [file for _, file in sorted(zip(times, frames, strict=True))]
 
 
 def _picture(file: Path) -> np.ndarray | None:

@@ -1,11 +1,12 @@
-"""Tables of actions, rewards and ends beside the pictures of an episode: NAME.csv, .jsonl, .npy or .npz.
+"""Tables of actions, rewards and ends beside the pictures of an episode: NAME.csv, .tsv, .jsonl, .json, .npy or .npz.
 
-Columns are named in the first line of a csv, by the keys of a jsonl, by the arrays of an npz:
+Columns are named in the first line of a csv, by the keys of a jsonl or json, by the arrays of an npz:
 
 - ``action``: a number; or several, in a jsonl or npz; or the columns ``action.NAME`` (or ``action_NAME``), one each;
 - ``key.NAME``: 1 while a key is held; in a jsonl also ``keys``, a list of those held;
 - ``reward``, ``terminal`` (the world ended), ``truncated`` (the recording stopped);
-- ``frame``: the frame number of the row; without it, row i belongs to frame i.
+- ``frame``: the frame number of the row, or any column with the names of the frames' files; without it, row i belongs
+  to frame i.
 
 R rows, T frames.
 """
@@ -13,6 +14,7 @@ R rows, T frames.
 import csv
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,17 @@ import numpy as np
 from reverie import bounded
 from reverie.data.sources import roles
 from reverie.data.sources.bundles import Alignment
+from reverie.data.sources.files import ROW
 from reverie.data.sources.recordings import at, to
 from reverie.data.sources.spaces import Declared
 from reverie.errors import Damaged, ReverieError
 
-ENDINGS = (".csv", ".jsonl", ".npy", ".npz")
+ENDINGS = (".csv", ".jsonl", ".npy", ".npz", ".tsv", ".json")
 NAMES = ("actions", "action", "labels", "data", "steps")
+FILES = ("frame", "file", "filename", "file_name", "image", "path")  # columns with the names of pictures
 BYTES = 2**26  # of a table: a day of rows at 60 a second
 PART = re.compile(r"(?:action|actions|act)[._\[/](.+?)\]?")
+DECIMAL = re.compile(r"-?\d+,\d+")  # where columns are not separated by commas
 KEY = re.compile(r"(?:key|keys|held|button|buttons)[._\[/](.+?)\]?")
 
 
@@ -43,37 +48,51 @@ class Steps:
     declared: Declared = field(default_factory=Declared)
 
 
-def beside(folder: Path) -> Path | None:
-    """Return the table of a folder of pictures: in it, or named like it beside it."""
-    found = [path for name in NAMES for end in ENDINGS if (path := folder / f"{name}{end}").is_file()]
-    found += [path for end in ENDINGS if (path := folder.with_name(folder.name + end)).is_file()]
-    if not found:
-        inside = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS and path.is_file()]
-        found = inside if len(inside) == 1 else []
-    return found[0] if found else None
+def beside(folder: Path, root: Path, known: Sequence[Path]) -> Path | None:
+    """Return the table of a folder of pictures, of all ``known`` below ``root``.
+
+    It lies in the folder or one above and is called "actions" or alike, or is called like the folder, wherever it lies,
+    or is the only one in the folder.
+    """
+    here = [table for table in known if table.parent == folder]
+    above = [table for place in (folder, *folder.parents) if place.is_relative_to(root) for table in known
+             if table.parent == place and table.stem.lower() in NAMES]  # fmt: skip
+    next_to_it = [table for end in ENDINGS if (table := folder.with_name(folder.name + end)).is_file()]
+    own = [table for table in known if table.stem in (folder.name, f"{folder.name}_actions", f"actions_{folder.name}")]
+    lone = [table for table in here if table.suffix.lower() != ".json"]
+    inside = [table for table in above if table.parent == folder]
+    order = [*inside, *next_to_it, *(own if len(own) == 1 else []), *(lone if len(lone) == 1 else []), *above]
+    return order[0] if order else None
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Return the columns of a table by their names; ReverieError says what is wrong with it."""
+    """Return the columns of numbers of a table by their names; ReverieError says what is wrong with it."""
+    return {name: column for name, column in _columns(path).items() if isinstance(column, np.ndarray)}
+
+
+def _columns(path: Path) -> dict[str, np.ndarray | list[str]]:
+    """Return all columns of a table, those of words as lists."""
+    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": _json, ".npy": _npy, ".npz": _npz}
     try:
-        return {".csv": _csv, ".jsonl": _jsonl, ".npy": _npy, ".npz": _npz}[path.suffix.lower()](path)
+        return readers[path.suffix.lower()](path)
     except (ValueError, OSError, EOFError, RecursionError, csv.Error, Damaged) as error:
         raise ReverieError(f"{path.name} cannot be read ({error})") from None
 
 
-def steps(path: Path, frames: int, numbers: list[int], key: str, alignment: Alignment) -> Steps:
-    """Return what a table says of the steps between ``frames`` frames; ReverieError where it does not fit.
-
-    ``numbers``: those in the names of the frames, which a column "frame" may use.
-    """
-    columns = read(path)
-    rows = {len(array) for array in columns.values()}
+def steps(path: Path, shown: Sequence[Path], key: str, alignment: Alignment) -> Steps:
+    """Return what a table says of the steps between frames in files ``shown``; ReverieError where it does not fit."""
+    every, frames = _columns(path), len(shown)
+    columns = {name: column for name, column in every.items() if isinstance(column, np.ndarray)}
+    rows = {len(column) for column in every.values()}
     if len(rows) > 1:
         raise ReverieError(f"{path.name} has columns of different lengths ({sorted(rows)})")
     count = rows.pop() if rows else 0
-    placed = _places(path.name, columns, count, frames, numbers)
-    if "frame" not in columns and count < frames:
-        alignment = "at"  # a row for each step
+    if named := _by_file(every, shown):
+        columns, placed = {name: column[named[0]] for name, column in columns.items()}, named[1]
+    else:
+        placed = _places(path.name, columns, count, shown)
+        if "frame" not in columns and count < frames:
+            alignment = "at"  # a row for each step
     actions, declared = actions_of(columns, key)
 
     def spread(array: np.ndarray | None, missing: float) -> np.ndarray | None:
@@ -96,13 +115,36 @@ def steps(path: Path, frames: int, numbers: list[int], key: str, alignment: Alig
     )
 
 
-def _places(name: str, columns: dict[str, np.ndarray], count: int, frames: int, numbers: list[int]) -> np.ndarray:
+def _by_file(columns: dict[str, np.ndarray | list[str]], shown: Sequence[Path]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the rows about these frames, and the frame of each, by a column with names or paths of their files.
+
+    None if there is no such column; ReverieError if one that should be it does not name them, or some twice.
+    """
+    table = {}
+    for place, file in enumerate(shown):
+        for depth in range(1, len(file.parts)):
+            end = Path(*file.parts[-depth:])
+            table |= {end.as_posix(): place, end.with_suffix("").as_posix(): place}
+    words = {name: column for name, column in columns.items() if isinstance(column, list)}
+    for column in words.values():
+        places = [table.get(Path(word).as_posix(), -1) for word in column]
+        rows = np.flatnonzero(np.array(places, int) >= 0)
+        if len(rows) and len({places[row] for row in rows}) == len(rows):
+            return rows, np.array(places)[rows]
+    if wrong := [name for name in FILES if name in words]:
+        raise ReverieError(f"its column '{wrong[0]}' does not name these pictures, or some twice")
+    return None
+
+
+def _places(name: str, columns: dict[str, np.ndarray], count: int, shown: Sequence[Path]) -> np.ndarray:
+    frames = len(shown)
     if "frame" not in columns:
         if count not in (frames, frames - 1):
             raise ReverieError(f"{name} has {count} rows for {frames} frames")
         return np.arange(count)
     given = columns["frame"]
-    table = {number: place for place, number in enumerate(numbers)}
+    digits = [ROW.findall(file.stem) for file in shown]
+    table = {int(each[-1]): place for place, each in enumerate(digits) if each}  # numbers in the names of the files
     if len(table) == frames and all(float(value) in table for value in given):
         return np.array([table[int(value)] for value in given])
     if ((given < 0) | (given >= frames) | (given % 1 != 0)).any():
@@ -135,32 +177,52 @@ def actions_of(columns: dict[str, np.ndarray], key: str = "") -> tuple[np.ndarra
     return (np.stack(list(parts.values()), 1), Declared(names=tuple(parts))) if parts else (None, Declared())
 
 
-def _text(path: Path) -> str:
-    return bounded.read_bytes(path, BYTES).decode("utf-8-sig")
+def cells(path: Path) -> list[list[str]]:
+    """Return the cells of a text file, line by line: separated by commas, semicolons or tabs; empty lines left out."""
+    text = bounded.read_bytes(path, BYTES).decode("utf-8-sig")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    mark = max(",;\t", key=first.count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
+    found = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
+    if mark == ",":
+        return found
+    return [[cell.replace(",", ".") if DECIMAL.fullmatch(cell) else cell for cell in line] for line in found]
 
 
-def _csv(path: Path) -> dict[str, np.ndarray]:
-    lines = [line for line in csv.reader(io.StringIO(_text(path), newline="")) if any(cell.strip() for cell in line)]
+def _csv(path: Path) -> dict[str, np.ndarray | list[str]]:
+    lines = cells(path)
     if not lines:
         raise ReverieError(f"{path.name} is empty")
-    head = [cell.strip().lower() for cell in lines[0]]
+    head = [cell.lower() for cell in lines[0]]
     if all(_is_number(cell) for cell in head):
         if len(head) > 1:
             raise ReverieError(f"{path.name} has several columns; name them in its first line: frame,action,reward")
         head, lines = ["action"], [head, *lines]
     if any(len(line) != len(head) for line in lines[1:]):
         raise ReverieError(f"{path.name} has lines that are shorter or longer than its first")
-    cells = list(zip(*lines[1:], strict=True)) or [()] * len(head)
-    columns = {name: _numbers(column) for name, column in zip(head, cells, strict=True)}
-    if words := [name for name, array in columns.items() if array is None and name in roles.ACTIONS]:
-        raise ReverieError(f"{path.name} has words in the column '{words[0]}'; actions are numbers")
-    return {name: array for name, array in columns.items() if array is not None}
+    words = list(zip(*lines[1:], strict=True)) or [()] * len(head)
+    columns = {name: list(w) if (n := _numbers(w)) is None else n for name, w in zip(head, words, strict=True)}
+    if wrong := [name for name, column in columns.items() if isinstance(column, list) and name in roles.ACTIONS]:
+        raise ReverieError(f"{path.name} has words in the column '{wrong[0]}'; actions are numbers")
+    return columns
 
 
-def _jsonl(path: Path) -> dict[str, np.ndarray]:
-    rows = [bounded.parse_json(line, path.name) for line in _text(path).splitlines() if line.strip()]
+def _jsonl(path: Path) -> dict[str, np.ndarray | list[str]]:
+    lines = bounded.read_bytes(path, BYTES).decode("utf-8-sig").splitlines()
+    return _of_rows([bounded.parse_json(line, path.name) for line in lines if line.strip()])
+
+
+def _json(path: Path) -> dict[str, np.ndarray | list[str]]:
+    found = bounded.parse_json(bounded.read_bytes(path, BYTES), path.name)
+    if not isinstance(found, dict):
+        return _of_rows(found if isinstance(found, list) else [])
+    lists = {name.lower(): value for name, value in found.items() if isinstance(value, list)}
+    return {name: column for name, value in lists.items() if (column := _numbers(value)) is not None}
+
+
+def _of_rows(rows: list[Any]) -> dict[str, np.ndarray | list[str]]:
     rows = [row if isinstance(row, dict) else {"action": row} for row in rows]
-    columns = {}
+    columns: dict[str, np.ndarray | list[str]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
         held = [value for value in values if isinstance(value, list) and all(isinstance(key, str) for key in value)]
@@ -169,16 +231,18 @@ def _jsonl(path: Path) -> dict[str, np.ndarray]:
             columns |= {f"key.{key}": np.array([key in value for value in held], np.int64) for key in keys}
         elif (array := _numbers(values)) is not None:
             columns[name.lower()] = array
+        elif all(isinstance(value, str) for value in values):
+            columns[name.lower()] = [str(value) for value in values]
     return columns
 
 
-def _npy(path: Path) -> dict[str, np.ndarray]:
+def _npy(path: Path) -> dict[str, np.ndarray | list[str]]:
     return {"action": np.asarray(bounded.map_npy(path))}
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
+def _npz(path: Path) -> dict[str, np.ndarray | list[str]]:
     headers, _ = bounded.npz_headers(path)
-    return bounded.read_npz(path, BYTES, [name for name, (_, shape) in headers.items() if shape])
+    return {**bounded.read_npz(path, BYTES, [name for name, (_, shape) in headers.items() if shape])}
 
 
 def _is_number(text: Any) -> bool:
