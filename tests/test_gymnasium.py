@@ -4,10 +4,12 @@ import sys
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 import pytest
 
 from reverie.data.sources.atari import AtariConfig
+from reverie.data.sources.craftax import CraftaxConfig
 from reverie.data.sources.gymnasium import GymnasiumConfig
 from reverie.data.sources.vizdoom import ViZDoomConfig
 from reverie.data.takes import game_of
@@ -118,11 +120,41 @@ def test_what_cannot_be_recorded_is_one_line():
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("config", [AtariConfig, ViZDoomConfig])
-def test_a_game_whose_package_is_missing_is_one_line(config, monkeypatch):
+@pytest.mark.parametrize("config", [AtariConfig, CraftaxConfig, ViZDoomConfig])
+def test_a_game_whose_package_is_missing_is_one_line_that_names_the_extra(config, monkeypatch):
     monkeypatch.setitem(sys.modules, config().package, None)
-    with pytest.raises(ReverieError, match="needs a package that is not installed"):
+    with pytest.raises(ReverieError, match=r"needs a package that is not installed.*reverie-worlds\[\w+\]'\.$"):
         config().spec()
+
+
+@pytest.mark.parametrize("moment", ["made", "drawn"])
+def test_gymnasiums_own_error_for_a_missing_package_is_one_line(monkeypatch, moment):
+    def missing(*_, **__):
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+
+    monkeypatch.setattr(Proof, "__init__" if moment == "made" else "render", missing)
+    with pytest.raises(ReverieError, match="(needs a package|cannot be rendered).*pygame is not installed"):
+        GymnasiumConfig(path="Proof-discrete-v0").spec()
+
+
+def test_craftax_shows_what_its_own_package_draws():
+    theirs = pytest.importorskip("craftax.craftax_env", reason="needs the extra 'craftax'", exc_type=ImportError)
+    with pytest.raises(ReverieError, match="no game 'Craftax-Symbolic-v1' of Craftax with pictures"):
+        CraftaxConfig(path="Craftax-Symbolic-v1")
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        source = CraftaxConfig(count=2, frames=12, seed=5)
+        spec, (episode, other) = source.spec(), source.episodes()
+        episode.validate(spec)
+        assert spec.frame == (63, 63, 3) and spec.actions.size == 17 and spec.actions.names[2] == "right"
+        assert (episode.frames[0] != other.frames[0]).any()  # each seed is a world
+        (again,) = CraftaxConfig(count=1, frames=12, seed=6).episodes()
+        assert (again.frames == other.frames).all() and (again.actions == other.actions).all()
+        game, key = theirs.make_craftax_env_from_name(source.path, auto_reset=False), jax.random.key(5)
+        picture, state = game.reset(key)
+        for time, (frame, action) in enumerate(zip(episode.frames, episode.actions, strict=True)):
+            if time:
+                picture, state, *_ = game.step(jax.random.fold_in(key, time), state, np.int32(action))
+            assert np.abs(np.asarray(picture) * 255 - frame).max() < 0.51
 
 
 def test_vizdoom_leaves_no_files_in_the_current_folder(tmp_path):

@@ -65,6 +65,12 @@ def test_policies_hold_or_head_for_the_goal():
     assert set(GOALS) <= set(get_args(Name))
 
 
+def test_a_game_is_named_by_either_flag():
+    assert ProcgenConfig(path="procgen-maze-v0").game == ProcgenConfig(path="maze").game == "maze"
+    with pytest.raises(ReverieError, match="no game 'mase' of Procgen. Did you mean 'maze'"):
+        ProcgenConfig(path="mase")
+
+
 @pytest.mark.parametrize("bad", [{"count": 0}, {"frames": 1001}, {"levels": -1}, {"first_level": 2**31}])
 def test_a_wrong_field_is_named(bad):
     with pytest.raises(ReverieError, match=next(iter(bad))):

@@ -1,6 +1,7 @@
 """Atari games through ale-py, an extra of its own since it is GPL: pip install 'reverie-worlds[atari]'."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from reverie.data.sources.gymnasium import GymnasiumConfig
 
@@ -11,3 +12,4 @@ class AtariConfig(GymnasiumConfig):
 
     path: str = "ALE/Breakout-v5"  # the id of the game's environment
     package: str = "ale_py"  # the package that registers it
+    extra: ClassVar[str] = "atari"

@@ -8,7 +8,7 @@ deterministic.
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class GymnasiumConfig:
     policy: Literal["sticky", "random"] = "sticky"  # repeat an action for a while, or draw every action anew
     size: tuple[int, int] | None = None  # height and width of the frames made; None keeps their own
     fps: float = 0.0  # frames per second; 0 takes what the environment says, or 15
+    extra: ClassVar[str] = ""  # of this package, that installs the environment
 
     def __post_init__(self):
         if self.count < 1 or self.frames < 2 or self.seed < 0 or not 0 <= self.fps <= 240:
@@ -77,20 +78,29 @@ class GymnasiumConfig:
     def _made(self) -> Any:
         try:
             import gymnasium
-        except ImportError:
-            raise ReverieError("environments need gymnasium: pip install 'reverie-worlds[gym]'") from None
+        except ImportError as error:
+            raise self._missing(error, "gym") from None
         try:
             if self.package:
                 importlib.import_module(self.package)
-            try:
-                return gymnasium.make(self.path, render_mode="rgb_array", disable_env_checker=True)
-            except TypeError:  # its constructor knows no render_mode
-                return gymnasium.make(self.path, disable_env_checker=True)
-        except ImportError as error:
-            raise ReverieError(f"'{self.path}' needs a package that is not installed ({first_line(error)}).") from None
+            return self._make(gymnasium)
+        except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+            raise self._missing(error) from None
         except gymnasium.error.Error as error:
             near = did_you_mean(self.path, gymnasium.registry) if self.path not in gymnasium.registry else ""
             raise ReverieError(f"there is no environment '{self.path}' ({first_line(error)}).{near[:200]}") from None
+
+    def _make(self, gymnasium: Any) -> Any:
+        try:
+            return gymnasium.make(self.path, render_mode="rgb_array", disable_env_checker=True)
+        except TypeError:  # its constructor knows no render_mode
+            return gymnasium.make(self.path, disable_env_checker=True)
+
+    def _missing(self, error: BaseException, extra: str = "") -> ReverieError:
+        """Return an error that names the missing package, and our extra that has it."""
+        extra = self.extra or extra
+        way = f"; pip install 'reverie-worlds[{extra}]'" if extra else ""
+        return ReverieError(f"'{self.path}' needs a package that is not installed ({first_line(error)}){way}.")
 
     def _picture(self, env: Any, seen: Any) -> np.ndarray:
         """Return the picture (H,W,3) uint8 of this moment."""
@@ -99,7 +109,7 @@ class GymnasiumConfig:
         if found is None:
             try:
                 found = np.asarray(env.render())
-            except ImportError as error:
+            except Exception as error:  # the environment's own; Gymnasium's for a missing package is no ImportError
                 raise ReverieError(f"'{self.path}' cannot be rendered ({first_line(error)}).") from None
         if not _shows(found):
             raise ReverieError(f"'{self.path}' has no pictures: neither its observations nor what it renders.")

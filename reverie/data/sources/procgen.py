@@ -6,7 +6,7 @@ its own number, so parts of an array job give the episodes of one job, to the bi
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from reverie.actions import ActionSpace
 from reverie.data.episode import Episode, Spec, numbers_of
 from reverie.data.sources.coinrun import ACTIONS, FPS, SIDE, TIMEOUT, ProcgenGame, make_envs
 from reverie.data.takes import Take
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, did_you_mean
 
 Name = Literal[
     "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
@@ -45,6 +45,7 @@ class ProcgenConfig:
     """A game of Procgen, one level an episode, played at random or towards its goal."""
 
     game: Name = "starpilot"  # which game
+    path: str = ""  # the game by the flag that every source has: maze, or procgen-maze-v0
     count: int = 500  # episodes to record
     frames: int = 512  # most frames per episode; a level ends by itself at its goal, or in death
     size: int = SIDE  # pixels of a side; the games draw 64, other sizes are resampled
@@ -55,6 +56,11 @@ class ProcgenConfig:
     seed: int = 0  # seed of the policy
 
     def __post_init__(self):
+        if self.path:
+            named = self.path.removeprefix("procgen-").removesuffix("-v0")
+            if named not in get_args(Name):
+                raise ReverieError(f"there is no game '{self.path}' of Procgen.{did_you_mean(named, get_args(Name))}")
+            object.__setattr__(self, "game", named)
         if min(self.count, self.size) < 1 or not 2 <= self.frames <= TIMEOUT:
             raise ReverieError(f"procgen needs count and size >= 1, and 2 <= frames <= {TIMEOUT}.")
         if min(self.levels, self.first_level, self.seed) < 0 or self.first_level + self.count >= 2**31:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import tempfile
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from reverie.data.sources.gymnasium import GymnasiumConfig
 
@@ -15,6 +15,7 @@ class ViZDoomConfig(GymnasiumConfig):
 
     path: str = "VizdoomBasic-v1"  # the id of the scenario's environment
     package: str = "vizdoom.gymnasium_wrapper"  # the package that registers it
+    extra: ClassVar[str] = "vizdoom"
 
     def _made(self) -> Any:
         """Return the environment; its engine starts at the first reset, in a folder of its own, where it writes."""
