@@ -53,6 +53,17 @@ def parse_json(text: str | bytes, what: str, *, finite: bool = True) -> Any:
     raise Damaged(f"{what} is nested too deeply.")
 
 
+def read_lines(path: Path, limit: int, errors: str = "strict") -> list[str]:
+    """Return the lines of a text file that are not empty, at most ``limit`` bytes of them; Damaged if it is no text.
+
+    Only a line feed ends a line: a JSON text may hold the other characters at which ``str.splitlines`` ends one.
+    """
+    try:
+        return [line for line in read_bytes(path, limit).decode("utf-8-sig", errors).split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise Damaged(f"'{path}' is no text ({error}).") from None
+
+
 def _finite(text: str) -> float:
     """Return a number; NaN and Infinity are not JSON, and mean nothing in any file of this package."""
     if not math.isfinite(number := float(text)):

@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -117,8 +118,19 @@ def test_lerobot_pictures_in_the_table_and_a_video_that_is_too_short(tmp_path, s
     root = lerobot(tmp_path / "images", [6, 4], "v3.0", kind="image", size=(16, 24))
     vectors = [np.stack([taken(n), -taken(n)], 1) / 20 for n in (5, 3)]
     check(store("lerobot", root), [6, 4], vectors, [[3], [3]])
+    file, camera = root / "data" / "chunk-000" / "file-000.parquet", "observation.images.top"
+    rows = pq.read_table(file).to_pylist()[::-1]  # the second episode first, its rows in order; pictures in files
+    rows = sorted(rows, key=lambda row: (-row["episode_index"], row["timestamp"]))
+    for row in rows:
+        at = root / "images" / camera / f"episode_{row['episode_index']:06d}" / f"frame_{row['timestamp']:.1f}.png"
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.write_bytes(row[camera]["bytes"])
+        own = at.relative_to(root) if row["episode_index"] else Path("/home/them") / at.name
+        row[camera] = {"bytes": None, "path": str(own)}
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    check(store("lerobot", root), [6, 4], vectors, [[3], [3]])
     root = lerobot(tmp_path / "short", [6, 8], "v2.1")
-    video = root / "videos" / "chunk-000" / "observation.images.top" / "episode_000001.mp4"
+    video = root / "videos" / "chunk-000" / camera / "episode_000001.mp4"
     write(video, [coded(6 + t) for t in range(11)], FPS)
     assert numbers(store("lerobot", root)) == [list(range(6)), list(range(6, 14))]
     assert "episode 1: its video has 11 frames for 8 rows" in caplog.text
@@ -276,6 +288,9 @@ def test_jasmines_frame_size_is_guessed_by_what_fits_and_said(tmp_path, store, c
     found = store("jasmine", tmp_path / "a.array_record")
     assert found.spec.frame == (90, 160, 3) and "taken as 90 x 160; --frame H W if they are not" in caplog.text
     store("jasmine", tmp_path / "a.array_record", "--frame", "90", "90", status=2)
+    black = pickle.dumps(made | {"raw_video": bytes(len(made["raw_video"]))})
+    records(tmp_path / "b.array_record", [black, pickle.dumps(made)])
+    assert store("jasmine", tmp_path / "b.array_record").spec.frame == (90, 160, 3)
 
 
 class Bad:
@@ -331,7 +346,7 @@ def npy(array):
     return buffer.getvalue()
 
 
-def test_webdataset_of_videos_pictures_and_arrays(tmp_path, store):
+def test_webdataset_of_videos_pictures_and_arrays(tmp_path, store, caplog):
     root = tmp_path / "shards"
     root.mkdir()
     film = write(tmp_path / "film.mp4", [coded(t) for t in range(9)], 10).read_bytes()
@@ -344,6 +359,9 @@ def test_webdataset_of_videos_pictures_and_arrays(tmp_path, store):
     rows = json.dumps({"action": taken(11).tolist(), "reward": np.eye(11)[3].tolist()}).encode()
     shard(tmp_path / "b.tar.gz", stills | {"ep.json": rows})
     check(store("webdataset", tmp_path / "b.tar.gz"), [11], [taken(10)], [[4]])
+    shard(tmp_path / "single.tar", {f"{t}.png": encoded(frame) for t, frame in enumerate(frames(2))})
+    assert store("webdataset", tmp_path / "single.tar").lengths.tolist() == [1, 1]
+    assert "every sample holds one picture" in caplog.text
     rows = {"a.action.npy": npy(taken(5)), "b.actions.json": json.dumps(taken(5).tolist()).encode()}
     rows["c.steps.csv"] = ("action,done\n" + "\n".join(f"{a},0" for a in taken(5))).encode()
     shard(tmp_path / "c.tar", rows | {f"{key}.frames.npy": npy(frames(6, i)) for i, key in enumerate("abc")})

@@ -46,6 +46,15 @@ def test_vpts_keys_and_camera(tmp_path, store, caplog):
     assert "1 of 6 lines cannot be read" in caplog.text and "6 lines for 8 frames" in caplog.text
 
 
+def test_lines_missing_in_the_middle_leave_the_others_at_their_frames(tmp_path, store, caplog):
+    write(tmp_path / "a.mp4", [coded(t) for t in range(8)], 20)
+    lines = [line(keys=["w"] if tick % 3 == 0 else [], tick=tick + 100, chat="\u2028") for tick in (0, 1, 2, 4, 6, 7)]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(lines).replace("\\u2028", "\u2028") + "\n\n", "utf-8")
+    found = store("vpt", tmp_path)
+    forward = actions(found, 0)[:, KEYS.index("forward")]
+    assert forward.tolist() == [1, 0, 0, -2, 0, -2, 1] and "6 lines for 8 frames, placed by their ticks" in caplog.text
+
+
 def test_a_long_recording_lies_in_a_file_and_reads_the_same(tmp_path, store, monkeypatch):
     write(tmp_path / "a.mp4", [coded(t) for t in range(8)], 20)
     (tmp_path / "a.jsonl").write_text("\n".join(line() for _ in range(8)))

@@ -130,7 +130,7 @@ def _check_table(path: Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    found = bounded.read_bytes(path, TABLE_BYTES).decode("utf-8", "replace").splitlines()
+    found = bounded.read_lines(path, TABLE_BYTES, errors="replace")
     if not found:
         raise Damaged("the actions are empty")
     yield from found

@@ -106,7 +106,7 @@ def _has_vectors(path: Path) -> bool:
     if path.suffix == ".csv":
         names = [cell.lower() for cell in next(iter(tables.cells(path)), [])]
         return "action" not in names and any(map(tables.is_component, names))
-    first = next((line for line in _text(path).splitlines() if line.strip()), "")
+    first = next(iter(bounded.read_lines(path, BYTES)), "")
     row = json.loads(first) if first.lstrip().startswith("{") else {}
     vector = isinstance(row.get("action"), list) or isinstance(row.get("keys"), list)
     return vector or ("action" not in row and any(map(tables.is_component, row)))
@@ -141,10 +141,6 @@ def _npy(path: Path) -> tuple[str, list]:
     return "row", list(enumerate(array.tolist()))
 
 
-def _text(path: Path) -> str:
-    return bounded.read_bytes(path, BYTES).decode("utf-8-sig")
-
-
 def _csv(path: Path) -> tuple[str, list]:
     lines = tables.cells(path)
     if lines and "action" in (head := [cell.lower() for cell in lines[0]]):
@@ -155,7 +151,7 @@ def _csv(path: Path) -> tuple[str, list]:
 
 
 def _jsonl(path: Path) -> tuple[str, list]:
-    rows = [json.loads(line) for line in _text(path).splitlines() if line.strip()]
+    rows = [json.loads(line) for line in bounded.read_lines(path, BYTES)]
     if rows and isinstance(rows[0], dict):
         return _placed(path, rows)
     return "row", list(enumerate(rows))

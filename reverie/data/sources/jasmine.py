@@ -6,8 +6,10 @@ width are nowhere: --frame H W says them, or they are the shape in which neighbo
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +24,7 @@ from reverie.data.sources.unpickled import unpickled
 from reverie.errors import Damaged, ReverieError
 
 SIDE, LONGEST = 16, 3.0  # of a guessed shape: the least height and width, and the most one may exceed the other
-LOOKED = 4  # pictures that a guess looks at
+RECORDS, LOOKED = 8, 4  # records that a guess looks at, and pictures of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +42,12 @@ class JasmineConfig(FileSource):
 
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each record, in the order of the files' names."""
-        found, root, shape = Found(), Path(self.path), self.frame
+        found, root = Found(), Path(self.path)
         count = _actions(root)
         found.declared = Declared(sizes=(count,)) if count else Declared()
-        for file in sorted((f for f in inside if f.suffix == ".array_record"), key=files.natural):
+        shards = sorted((f for f in inside if f.suffix == ".array_record"), key=files.natural)
+        shape = self.frame or _guessed(shards, found)
+        for file in shards:
             name, reader = files.name_of(file, root), None
             try:
                 total = len(reader := Records(file))
@@ -55,8 +59,9 @@ class JasmineConfig(FileSource):
                 try:
                     record = _record(reader[place])
                     if shape is None:
-                        shape = _guess(record)
-                        found.say(f"pictures are taken as {shape[0]} x {shape[1]}; --frame H W if they are not")
+                        raise ReverieError(
+                            f"{len(record['raw_video'])} bytes are not pictures of any shape; --frame H W"
+                        )
                     found.recordings.append(self._recording(where, file, place, record, shape))
                 except UNREADABLE as error:
                     found.skip(where, error)
@@ -101,24 +106,40 @@ def _open(file: Path, stamp: int) -> Any:
     return Records(file)
 
 
-def _guess(record: dict[str, Any]) -> tuple[int, int]:
-    """Return the shape (H, W) of a record's pictures in which a row is most like the one above it."""
-    data = np.frombuffer(record["raw_video"], np.uint8)
-    pixels, rest = divmod(len(data), 3 * record["sequence_length"])
-    shapes = [
-        (height, pixels // height)
-        for height in range(SIDE, pixels // SIDE + 1)
-        if not pixels % height and 1 / LONGEST <= pixels // height / height <= LONGEST
-    ]
-    if rest or not shapes:
-        raise ReverieError(f"{len(data)} bytes are not {record['sequence_length']} pictures of any shape; --frame H W")
+def _guessed(shards: list[Path], found: Found) -> tuple[int, int] | None:
+    """Return the shape (H, W) of pictures in which a row is most like the one above it; None if there is none.
 
-    def unrest(shape: tuple[int, int]) -> float:
-        some = data.reshape(-1, *shape, 3)[:: max(1, record["sequence_length"] // LOOKED)].astype(np.int16)
-        return float(np.abs(np.diff(some, axis=1)).mean())
+    Several records are asked: one that is black looks the same in every shape.
+    """
+    unrest: dict[tuple[int, int], float] = {}
+    for record in islice(_sound(shards), RECORDS):
+        data, length = np.frombuffer(record["raw_video"], np.uint8), record["sequence_length"]
+        own = _shapes(len(data) // (3 * length)) if len(data) % (3 * length) == 0 else []
+        if unrest and not unrest.keys() & {*own}:
+            continue
+        for shape in own:
+            some = data.reshape(-1, *shape, 3)[:: max(1, length // LOOKED)].astype(np.int16)
+            unrest[shape] = unrest.get(shape, 0.0) + float(np.abs(np.diff(some, axis=1)).mean())
+    if not unrest:
+        return None
+    shape = min(unrest, key=lambda shape: (unrest[shape], shape[0] != shape[1]))  # of equals, the square
+    found.say(f"pictures are taken as {shape[0]} x {shape[1]}; --frame H W if they are not")
+    return shape
 
-    square = [shape for shape in shapes if shape[0] == shape[1]]
-    return min(square + shapes, key=unrest)  # of equals, the square
+
+def _sound(shards: list[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the records that can be read."""
+    for file in shards:
+        with suppress(*UNREADABLE):
+            reader = Records(file)
+            for place in range(len(reader)):
+                with suppress(*UNREADABLE):
+                    yield _record(reader[place])
+
+
+def _shapes(pixels: int) -> list[tuple[int, int]]:
+    heights = range(SIDE, pixels // SIDE + 1)
+    return [(h, pixels // h) for h in heights if not pixels % h and 1 / LONGEST <= pixels // h / h <= LONGEST]
 
 
 def _actions(root: Path) -> int:

@@ -77,7 +77,7 @@ class _Set:
             acting = [name for name in self.features if "action" in name]
             key = roles.chosen(key, acting, "column of actions") if acting else ""
         found.declared = Declared(names=_names(self.features.get(key, {}).get("names")))
-        tasks, lost = self._tasks(found), 0
+        tasks, lost, made = self._tasks(found), 0, {}
         for episode, rows in self._episodes(key, found):
             number = int(episode["episode_index"])
             try:
@@ -86,7 +86,8 @@ class _Set:
                 found.skip(f"episode {number}", error)
                 continue
             lost += any(_last(rows.get(name)) for name in REWARDS + DONES)
-            found.recordings.append(recording)
+            made[number] = recording
+        found.recordings = [made[number] for number in sorted(made)]
         if lost:
             found.say(f"the last reward or end of {lost} recordings led to a frame that is not in the files: left out")
         return found
@@ -154,8 +155,7 @@ class _Set:
         old = self.root / "meta" / "episodes.jsonl"
         try:
             if old.is_file():
-                lines = bounded.read_bytes(old, BYTES).decode().splitlines()
-                rows = [bounded.parse_json(line, old.name) for line in lines if line.strip()]
+                rows = [bounded.parse_json(line, old.name) for line in bounded.read_lines(old, BYTES)]
             else:
                 paths = sorted((self.root / "meta" / "episodes").rglob("*.parquet"))
                 rows = table_of(paths, _columns(paths)).to_pylist() if paths else []
@@ -169,8 +169,7 @@ class _Set:
         try:
             old, new = self.root / "meta" / "tasks.jsonl", self.root / "meta" / "tasks.parquet"
             if old.is_file():
-                lines = bounded.read_bytes(old, BYTES).decode().splitlines()
-                rows = [bounded.parse_json(line, old.name) for line in lines if line.strip()]
+                rows = [bounded.parse_json(line, old.name) for line in bounded.read_lines(old, BYTES)]
             else:
                 rows = table_of([new]).to_pylist() if new.is_file() else []
             texts = ("task", "__index_level_0__")
@@ -188,7 +187,7 @@ class _Set:
 
     def _view(self, number: int, episode: dict[str, Any], times: np.ndarray, camera: str):
         if self.features[camera].get("dtype") == "image":
-            yield from _stored(episode["_table"], number, camera)
+            yield from self._stored(episode["_table"], number, camera)
             return
         start = f"videos/{camera}/from_timestamp"
         path = self._video(number, episode, camera)
@@ -197,7 +196,28 @@ class _Set:
             shown = self.reels[camera][1].track.packets
             if start not in episode and shown > len(times):
                 log.warning("episode %d: its video has %d frames for %d rows: left out", number, shown, len(times))
-        yield from self.reels[camera][1].at(times + float(episode.get(start) or 0.0))
+        reel, begins = self.reels[camera][1], float(episode.get(start) or 0.0)
+        if start not in episode and len(times) and times[0] > reel.track.span:
+            log.warning("episode %d: its times begin at %g s, after its video: counted from there", number, times[0])
+            begins = -times[0]
+        yield from reel.at(times + begins)
+
+    def _stored(self, table: Path, number: int, camera: str) -> Iterator[np.ndarray | None]:
+        """Yield the pictures of an episode that are in its table, or in files that it names."""
+        rows = pyarrow().parquet.read_table(table, columns=[camera], filters=[("episode_index", "=", number)])
+        for row in rows[camera].to_pylist():
+            try:
+                data = row.get("bytes") if isinstance(row, dict) else row
+                yield decoded(data if data else self._file(Path(row["path"]), number, camera))
+            except (Damaged, OSError, TypeError, KeyError):
+                yield None
+
+    def _file(self, path: Path, number: int, camera: str) -> bytes:
+        """Return a picture's file: below the data set, where the table says or by its name in the episode's folder."""
+        usual = self.root / "images" / camera / f"episode_{number:06d}" / path.name
+        if path.is_absolute() or ".." in path.parts or not (self.root / path).is_file():
+            return bounded.read_bytes(usual, BYTES)
+        return bounded.read_bytes(self.root / path, BYTES)
 
     def _video(self, number: int, episode: dict[str, Any], camera: str) -> Path:
         """Return the file of an episode's video, by the pattern that the data set declares."""
@@ -225,16 +245,6 @@ class _Set:
         if not (self.root / place).is_file():
             raise Damaged(f"its video '{name[:120]}' is missing")
         return self.root / place
-
-
-def _stored(table: Path, number: int, camera: str) -> Iterator[np.ndarray | None]:
-    """Yield the pictures of an episode that are in its table."""
-    rows = pyarrow().parquet.read_table(table, columns=[camera], filters=[("episode_index", "=", number)])
-    for row in rows[camera].to_pylist():
-        try:
-            yield decoded(row["bytes"] if isinstance(row, dict) else row)
-        except (Damaged, TypeError, KeyError):
-            yield None
 
 
 def _columns(paths: list[Path]) -> list[str]:

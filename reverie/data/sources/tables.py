@@ -180,8 +180,7 @@ def actions_of(columns: dict[str, np.ndarray], key: str = "") -> tuple[np.ndarra
 def cells(path: Path) -> list[list[str]]:
     """Return the cells of a text file, line by line: separated by commas, semicolons or tabs; empty lines left out."""
     text = bounded.read_bytes(path, BYTES).decode("utf-8-sig")
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    mark = max(",;\t", key=first.count)
+    mark = max(",;\t", key=text.strip().partition("\n")[0].count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
     found = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
     if mark == ",":
@@ -208,8 +207,7 @@ def _csv(path: Path) -> dict[str, np.ndarray | list[str]]:
 
 
 def _jsonl(path: Path) -> dict[str, np.ndarray | list[str]]:
-    lines = bounded.read_bytes(path, BYTES).decode("utf-8-sig").splitlines()
-    return _of_rows([bounded.parse_json(line, path.name) for line in lines if line.strip()])
+    return _of_rows([bounded.parse_json(line, path.name) for line in bounded.read_lines(path, BYTES)])
 
 
 def _json(path: Path) -> dict[str, np.ndarray | list[str]]:

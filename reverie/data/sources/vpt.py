@@ -100,10 +100,14 @@ def _recording(name: str, video: Path, found: Found) -> Recording:
     if not frames:
         raise Damaged("it shows no frames")
     if table.is_file():
-        rows = _rows(name, table, found)
-        if len(rows) != frames:
-            found.say(f"{name}: {len(rows)} lines for {frames} frames; frames without a line are unlabelled")
-        rows = np.concatenate([rows[:frames], np.full((max(0, frames - len(rows)), len(KEYS) + 1), np.nan)])
+        lines, ticks = _rows(name, table, found)
+        places, how = np.arange(len(lines)), ""
+        if len(lines) < frames and (np.diff(ticks) > 0).all() and ticks[-1] - ticks[0] == frames - 1:
+            places, how = (ticks - ticks[0]).astype(int), ", placed by their ticks"  # lines are missing in the middle
+        if len(lines) != frames:
+            found.say(f"{name}: {len(lines)} lines for {frames} frames{how}; frames without a line are unlabelled")
+        rows = np.full((max(frames, len(lines)), len(KEYS) + 1), np.nan)
+        rows[places] = lines
     else:
         found.say(f"{name} has no .jsonl beside it: used without actions")
     return Recording(name, frames, partial(clips.pictures, track), actions=at(rows, frames), source=_session(video))
@@ -115,9 +119,10 @@ def _session(video: Path) -> str:
     return "-".join(parts[:-2]) if len(parts) > 2 and all(part.isdecimal() for part in parts[-2:]) else video.stem
 
 
-def _rows(name: str, table: Path, found: Found) -> np.ndarray:
-    """Return the actions (R, 24) that the lines of a file say; nan where a line cannot be read."""
-    lines = bounded.read_bytes(table, BYTES).decode("utf-8", errors="replace").splitlines()
+def _rows(name: str, table: Path, found: Found) -> tuple[np.ndarray, np.ndarray]:
+    """Return the actions (R, 24) and ticks (R,) that the lines of a file say; nan where a line cannot be read."""
+    lines = bounded.read_lines(table, BYTES, errors="replace")
+    ticks = np.full(len(lines), np.nan)
     rows = np.full((len(lines), len(KEYS) + 1), np.nan)
     hangs, slot, broken = False, 0, 0
     for number, line in enumerate(lines):
@@ -131,10 +136,11 @@ def _rows(name: str, table: Path, found: Found) -> np.ndarray:
             now = int(row.get("hotbar", slot))
             held |= {f"hotbar.{now + 1}"} if now != slot else set()
             slot = now
+            ticks[number] = row.get("tick", np.nan)
             turn = (float(mouse.get(way) or 0.0) * DEGREES for way in ("dy", "dx"))
             rows[number] = [*(key in held for key in KEYS), camera_bins(*turn)]
         except UNREADABLE:
             broken += 1
     if broken:
         found.say(f"{name}: {broken} of {len(lines)} lines cannot be read: unlabelled")
-    return rows
+    return rows, ticks

@@ -61,6 +61,9 @@ class WebDatasetConfig(FileSource):
                     made.append(_bundle(key, tar, members, found))
                 except UNREADABLE as error:
                     found.skip(f"{name}, {key}", error)
+        if len(made) > 1 and all(len(bundle.columns) == 1 and _is_still(bundle) for bundle in made):
+            way = "unpack those of an episode into one folder, for 'reverie data images'"
+            found.say(f"every sample holds one picture, so every episode is one frame: {way}")
         bundles.add(found, made, camera=self.camera, actions=self.actions, alignment=self.alignment)
         return found
 
@@ -142,6 +145,10 @@ def _bundle(key: str, tar: _Tar, members: dict[str, str], found: Found) -> Bundl
     if not columns:
         raise ReverieError(f"it holds neither a video nor arrays (it has {', '.join(members)[:200]})")
     return Bundle(key, columns, task=task, whole=True)
+
+
+def _is_still(bundle: Bundle) -> bool:
+    return "pictures" in bundle.columns and bundle.columns["pictures"].shape == (1,)
 
 
 def _read_json(about: Any, columns: dict[str, Column], found: Found) -> str:
