@@ -12,9 +12,12 @@ import reverie
 from reverie import config
 from reverie.actions import CODES, START, UNLABELLED, ActionSpace
 from reverie.data.episode import Spec
+from reverie.data.sources.arrays import ArraysConfig
+from reverie.data.sources.videos import VideosConfig
 from reverie.errors import ReverieError, did_you_mean
 from reverie.nn.transformer import TransformerConfig
 from reverie.training.engine import Run
+from reverie.training.objectives import DynamicsObjective
 
 SPACE = ActionSpace("discrete", 3, ("left", "jump", "right"), ("ArrowLeft", " ", "ArrowRight"))
 
@@ -37,17 +40,21 @@ def test_json_round_trip_keeps_class_and_values():
 
 
 def test_configs_are_built_by_name():
-    """By position a run of 2 steps once was one of 1000 steps of 2 frames, and no test saw it."""
+    """By position a run of 2 steps once was one of 1000 steps of 2 frames, and no test saw it.
+
+    Only what a config is about may come first without a name, as programs of others do it: ``VideosConfig(path)``.
+    """
     found = set()
     for module in pkgutil.walk_packages(reverie.__path__, "reverie."):
         for name, made in vars(importlib.import_module(module.name)).items():
             if dataclasses.is_dataclass(made) and name.endswith(("Config", "Objective", "Run", "Recipe")):
                 by_position = [f.name for f in dataclasses.fields(made) if not f.kw_only]
-                assert not by_position, f"{name} takes {by_position} by position"
+                assert by_position in ([], ["path"], ["objective"]), f"{name} takes {by_position} by position"
                 found.add(name)
     assert {"Run", "OptimConfig", "TransformerConfig", "ShortcutConfig", "VideosConfig", "DynamicsObjective"} <= found
+    assert VideosConfig("clips").path == ArraysConfig("clips").path == "clips"
     with pytest.raises(TypeError, match="positional"):
-        Run(None)  # type: ignore[misc]
+        Run(DynamicsObjective(), "data")  # type: ignore[misc]
 
 
 def test_json_holds_plain_data_only():

@@ -87,7 +87,7 @@ class Objective(Protocol):
 class Run:
     """Everything that determines the result of a training run, and how often it logs, reports and saves."""
 
-    objective: Objective
+    objective: Objective = field(kw_only=False)
     data: str = "data"  # store or .npz file, relative to the folder in which the run's folder lies
     augment_below: int = 0  # shift augmentation for a dataset of fewer frames
     batch: int = 16  # clips per step

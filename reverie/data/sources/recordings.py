@@ -97,7 +97,7 @@ def to(rows: np.ndarray | None, frames: int) -> np.ndarray | None:
 class FileSource(ABC):
     """What every source of recordings in files has; ``of`` and ``look`` are its own."""
 
-    path: str  # the folder or file to read
+    path: str = field(kw_only=False)  # the folder or file to read
     size: tuple[int, int] | None = None  # height and width of the frames made; None keeps their own
     fps: float = 0.0  # frames per second; 0 takes what the files say, or 15. No frame is left out or repeated
 

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -52,7 +52,7 @@ class _Looked(NamedTuple):
 class VideosConfig:
     """Videos of any size, length and frame rate, with action files beside them or without."""
 
-    path: str  # a folder, searched with all its subfolders, or one video
+    path: str = field(kw_only=False)  # a folder, searched with all its subfolders, or one video
     size: tuple[int, int] = (64, 64)  # height and width of the frames
     fps: float = 0.0  # frames per second; 0: the videos' typical rate, divided until it is 15 or less
     fit: Fit = "stretch"  # for another shape: the middle (crop), all within black bars (pad), or distorted (stretch)
