@@ -8,6 +8,7 @@ import numpy as np
 from reverie.data.sources.videos import VideosConfig
 
 CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".mkv": "ffv1", ".avi": "mpeg4", ".mov": "mjpeg", ".gif": "gif"}
+CODECS[".h264"] = "libx264"
 FORMATS = {"mjpeg": "yuvj420p", "gif": "rgb8"}
 
 

@@ -94,6 +94,13 @@ def test_every_frame_is_shown_once_in_order_and_in_time(tmp_path, name, codec, m
     assert track.rate == pytest.approx(RATE, rel=1e-3) and track.span == pytest.approx(40 / RATE, abs=0.1)
 
 
+@pytest.mark.parametrize("rate", [12, 30])
+def test_a_bare_stream_has_the_rate_that_it_was_coded_at(tmp_path, rate):
+    """It has no times, and its demuxer says 25 of every one."""
+    write(tmp_path / "a.h264", [coded(index) for index in range(24)], rate)
+    assert decode.track(tmp_path / "a.h264").rate == pytest.approx(rate)
+
+
 def test_a_packed_bitstream_is_in_order(tmp_path):
     """XviD's and DivX's way to bring B-frames into AVI: two pictures in one chunk, then a chunk that holds none."""
     codec = av.CodecContext.create("mpeg4", "w")

@@ -117,7 +117,9 @@ def track(path: Path) -> Track:
     chosen = facts[index]
     if chosen.area > LARGEST:
         raise Unusable(f"its pictures are {chosen.width} x {chosen.height}; at most {LARGEST} pixels can be read")
-    rate, span = _rate(np.array(stamps[index]), chosen.average, broadcast)
+    times = np.array(stamps[index])
+    timed = bool(np.isfinite(times).any())  # a bare stream of H.264 has no times, and its demuxer says 25 of every one
+    rate, span = _rate(times, chosen.average if timed else chosen.coded or chosen.average, broadcast)
     return Track(path, index, rate, span, chosen.aspect, chosen.area > 0, len(stamps[index]))
 
 
@@ -287,6 +289,7 @@ class _Facts(NamedTuple):
     width: int
     height: int
     average: float
+    coded: float
     aspect: float
 
     @property
@@ -296,8 +299,8 @@ class _Facts(NamedTuple):
 
 def _facts(stream: av.VideoStream) -> _Facts:
     width, height, aspect = stream.codec_context.width, stream.codec_context.height, stream.sample_aspect_ratio
-    default = bool(stream.disposition & Disposition.default)
-    return _Facts(default, width, height, float(stream.average_rate or 0), _plausible(aspect))
+    default, coded = bool(stream.disposition & Disposition.default), float(stream.codec_context.framerate or 0)
+    return _Facts(default, width, height, float(stream.average_rate or 0), coded, _plausible(aspect))
 
 
 def _plausible(aspect) -> float:
