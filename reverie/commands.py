@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from reverie.catalogue import catalogue
+from reverie.catalogue import catalogue, shipped
 from reverie.config import SOURCES
 from reverie.errors import ReverieError, did_you_mean
 from reverie.flags import changed, settings
@@ -207,16 +207,19 @@ def show(args: argparse.Namespace) -> None:
         recipe = preset(run)
         print(forecast(run, recipe, recipe.source.spec()))
         return
-    if not Path(run).exists() and (hint := did_you_mean(run, catalogue()["presets"])).startswith(" Did"):
-        raise ReverieError(f"there is no run and no preset '{run}'.{hint}")
+    known = {*catalogue()["presets"], *shipped()}
+    if not Path(run).exists() and run not in known and (hint := did_you_mean(run, known)).startswith(" Did"):
+        raise ReverieError(f"there is no run, world or preset '{run}'.{hint}")
     if others and args.tree:
         raise ReverieError("--tree shows the model of one run.")
+    from reverie.library import place, results
+
     if args.tree:
         from rich import print as print_tree
 
         from reverie.tree import tree
 
-        print_tree(tree(run))
+        print_tree(tree(place(run)))
         return
     if others:
         from reverie.side_by_side import trainings
@@ -225,7 +228,8 @@ def show(args: argparse.Namespace) -> None:
         return
     from reverie.show import show
 
-    print(table(show(Path(run)).items()))
+    folder = place(run)
+    print(table(show(folder, results(folder)).items()))
 
 
 def worlds(args: argparse.Namespace) -> None:
@@ -263,7 +267,9 @@ def export_web(args: argparse.Namespace) -> None:
 
     out = export_web(place(args.run), args.web, args.runtime, args.licence, args.bits)
     print(
-        f"{out}: {out.stat().st_size / 1e6:.2f} MB, open it in a browser" if out.is_file() else f"{out}: a static site"
+        f"{out}: {out.stat().st_size / 1e6:.2f} MB, open it in a browser"
+        if out.is_file()
+        else f"{out}: a static site, for a web server such as 'python -m http.server -d {out}'"
     )
 
 

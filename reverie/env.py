@@ -21,8 +21,8 @@ from reverie.models.agent import Agent
 from reverie.nn.patch import to_uint8
 from reverie.nn.transformer import unstack_layers
 from reverie.training.checkpoint import load
-from reverie.training.record import RECORD, read_record
-from reverie.world import begin
+from reverie.training.record import RECORD, find_run, read_record
+from reverie.world import begin, temperature_of
 from reverie.world_folder import beginnings
 
 LENGTH = 128  # steps of an episode if the world was not learned from a simulator, which says how long its own are
@@ -115,6 +115,8 @@ class ImaginedEnv:
 def load_env(run: str | Path, options: EnvOptions | None = None) -> ImaginedEnv:
     """Return the environment of a run that has an agent; ReverieError if it has none."""
     options, folder = options or EnvOptions(), Path(run) / "agent"
+    if not Path(run).exists():
+        find_run(run)  # says what there is instead
     if not (folder / RECORD).is_file():
         raise ReverieError(
             f"'{run}' has no agent, so nothing predicts its rewards: 'reverie train square-agent' makes a world with "
@@ -123,6 +125,7 @@ def load_env(run: str | Path, options: EnvOptions | None = None) -> ImaginedEnv:
     agent, simulator = load(folder), read_record(folder).spec.simulator
     if options.context > agent.world.config.context:
         raise ReverieError(f"'{run}' takes at most {agent.world.config.context} real frames, not {options.context}.")
-    if not options.steps:
-        options = dataclasses.replace(options, steps=LENGTH if simulator is None else simulator.frames - 1)
+    steps = options.steps or (LENGTH if simulator is None else simulator.frames - 1)
+    temperature = temperature_of(agent.world, options.temperature)
+    options = dataclasses.replace(options, steps=steps, temperature=temperature)
     return ImaginedEnv(agent, beginnings(folder, options.context), options)

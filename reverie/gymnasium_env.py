@@ -14,6 +14,7 @@ import numpy as np
 from reverie.actions import ActionSpace
 from reverie.env import EnvOptions, ImaginedEnv, load_env
 from reverie.errors import ReverieError, did_you_mean
+from reverie.library import place
 from reverie.nn.compiled import cache_compilations, compiled
 
 try:
@@ -30,7 +31,8 @@ METADATA = {"render_modes": ["rgb_array"], "render_fps": 10}
 def make_env(run: str | Path, num_envs: int | None = None, *, render_mode: str | None = None, **options: Any) -> Any:
     """Return a run's world as a ``gymnasium.Env``, or of ``num_envs`` rows as a ``gymnasium.vector.VectorEnv``.
 
-    ``options``: the fields of ``EnvOptions``. Raises ReverieError if the run has no agent.
+    ``run``: a folder, an archive or an https address, as ``reverie.load`` takes them. ``options``: the fields of
+    ``EnvOptions``. Raises ReverieError if the run has no agent.
     """
     if num_envs is None:
         return WorldEnv(run, render_mode=render_mode, **options)
@@ -58,7 +60,7 @@ class Rows:
         if rows < 1:
             raise ReverieError(f"a vector environment has at least 1 row, not {rows}.")
         cache_compilations()
-        self.env, self.rows = load_env(run, EnvOptions(**options)), rows
+        self.env, self.rows = load_env(place(run), EnvOptions(**options)), rows
         env, starts, self._state = self.env, jax.device_put(self.env.starts), None
 
         def begin(agent, starts, seeds):

@@ -22,10 +22,10 @@ from reverie.errors import ReverieError
 from reverie.evaluation.run import evaluate_run
 from reverie.nn.compiled import cache_compilations
 from reverie.presets.fitting import fitting
-from reverie.presets.recipe import Recipe, logging_to
+from reverie.presets.recipe import Recipe, logging_to, stages
 from reverie.recorded import WORLD, minutes_of, note, record, source_of, write_note
 from reverie.training import checkpoint, sharding
-from reverie.training.engine import Run, check_all, fit
+from reverie.training.engine import Run, check_all, check_here, fit
 from reverie.training.folder import NEXT, STAGES, begin, commit, discard, owned, settled
 from reverie.training.log import LoggerName
 from reverie.training.record import RECORD
@@ -72,6 +72,8 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
     sharding.connect()
     cache_compilations()
     began = time.perf_counter()
+    for run in stages(recipe).values():
+        check_here(run)  # before data are recorded, which may take hours
     named, out = out, Path(out).absolute()
     # Processes that train one stage alone hold the lock of its folder only.
     with owned(out, *(out / name for name in STAGES if (out / name).is_dir())):

@@ -86,13 +86,14 @@ class Stage:
         )
 
 
-def show(path: str | Path) -> dict[str, Any]:
-    """Print what a world or a run is, write ``report.html`` into its folder, and return its configs as flat text.
+def show(path: str | Path, out: Path | None = None) -> dict[str, Any]:
+    """Print what a world or a run is, write ``report.html``, and return its configs as flat text.
 
-    Raises ReverieError when there is no run, or no stage whose record can be read.
+    ``out``: the folder of the report, if not its own. Raises ReverieError when there is no run, or no
+    stage whose record can be read.
     """
     path = Path(os.path.abspath(path))
-    stages = look(path)
+    out, stages = out or path, look(path)
     said, faults = _evaluation(path)
     console = Console(highlight=False, markup=False)
     table = Table(*HEADS, box=None, pad_edge=False)
@@ -105,10 +106,10 @@ def show(path: str | Path) -> dict[str, Any]:
     for fault in faults:
         print(fault, file=sys.stderr)
     try:
-        page.write_page(path / PAGE, f"Training of {path.name}", _parts(path, stages, said, faults))
-        console.print(f"curves and pictures: {path / PAGE}", soft_wrap=True)
-    except OSError as error:  # such as a world that came with the package
-        print(f"'{path}' cannot be written to ({error.strerror}): no {PAGE} there.", file=sys.stderr)
+        page.write_page(out / PAGE, f"Training of {path.name}", _parts(path, stages, said, faults))
+        console.print(f"curves and pictures: {out / PAGE}", soft_wrap=True)
+    except OSError as error:  # such as another user's world
+        print(f"'{out}' cannot be written to ({error.strerror}): no {PAGE} there.", file=sys.stderr)
     known = [stage for stage in stages if stage.record]
     data = {"data": known[-1].record.fingerprint, "spec": known[-1].record.spec}  # pyright: ignore
     return config.flatten(data | {stage.name: stage.record.run for stage in known if stage.record})

@@ -3,6 +3,7 @@
 Shapes: B batch, T time, H W C image, N tokens per frame, M model width.
 """
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,6 +158,14 @@ def rollout(
 _players: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
+def temperature_of(world: WorldModel, chosen: float | None) -> float:
+    """Return a temperature to sample at, the world's own for None; ReverieError unless it is finite and at least 0."""
+    temperature: float = world.dynamics.temperature if chosen is None else chosen
+    if not 0 <= temperature < math.inf:
+        raise ReverieError(f"a sampling temperature is a number from 0 on, not {temperature:g}.")
+    return temperature
+
+
 class Session:
     """One player in a world. The same seed, initial frames, actions and temperature give the same frames, bit for bit.
 
@@ -169,7 +178,7 @@ class Session:
                 f"only a world can be played, and this is a {type(world).__name__}: load a world's folder."
             )
         self.world, self.seed = world, seed
-        self.temperature = world.dynamics.temperature if temperature is None else temperature
+        self.temperature = temperature_of(world, temperature)
         self.actions = world.config.actions
         programs = _players.setdefault(world, {})
         if type(self) not in programs:

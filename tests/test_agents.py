@@ -360,7 +360,8 @@ def test_blind_cloning_repeats_what_data_do_after_the_same_actions():
 
 
 @pytest.mark.parametrize(("line", "says"), [
-    ("eval {} --env --episodes 1", "at least 2 episodes"), ("eval {}/agent --env", "has no agent"),
+    ("eval {} --env --episodes 1", "at least 2 episodes"), ("eval {} --env --plan -1", "0 episodes or more"),
+    ("eval {}/agent --env", "has no agent"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_one_line(runs, capsys, line, says):
     assert main(line.format(runs).split()) == 2

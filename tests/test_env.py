@@ -151,7 +151,8 @@ def test_what_is_no_environment_is_one_line(folder, tmp_path):
     for wrong, says in [
         ({"run": tmp_path}, "has no agent"), ({"context": 0}, "context >= 1"), ({"context": 9}, "at most 1 real"),
         ({"stpes": 3}, "Did you mean 'steps'"), ({"num_envs": 0}, "at least 1 row"),
-        ({"render_mode": "x"}, "no render"),
+        ({"render_mode": "x"}, "no render"), ({"temperature": -1.0}, "temperature .* from 0 on, not -1"),
+        ({"run": tmp_path / "no-such"}, "there is nothing at .*no-such"),
     ]:  # fmt: skip
         with pytest.raises(ReverieError, match=says):
             reverie.make_env(**({"run": folder} | wrong))

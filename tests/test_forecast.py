@@ -82,7 +82,7 @@ def test_every_stage_says_what_its_steps_read(name):
 
 def test_a_misspelt_preset_is_no_run(capsys):
     assert cli.main(["show", "toy-maskgti"]) == 2
-    assert "there is no run and no preset 'toy-maskgti'. Did you mean 'toy-maskgit'?" in capsys.readouterr().err
+    assert "there is no run, world or preset 'toy-maskgti'. Did you mean 'toy-maskgit'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,14 @@ def test_too_many_skipped_steps_stop_the_run_with_the_state_before_them(skipping
 
 
 def test_limits_that_make_no_sense_are_one_line(tmp_path):
-    for run in (toy_run(2, max_skipped=0), toy_run(2, stall_minutes=-1.0)):
-        with pytest.raises(ReverieError, match="max_skipped must be at least 1.*stall_minutes at least 0"):
-            fit(run, tmp_path / "run", dataset=DATA)
+    for wrong, says in [
+        ({"accumulate": 0}, "accumulate must be at least 1"), ({"batch": 0}, "batch must be at least 1, not 0"),
+        ({"log_every": 0}, "log_every must be at least 1, not 0"), ({"max_skipped": 0}, "max_skipped .* 1, not 0"),
+        ({"stall_minutes": -1.5}, "stall_minutes .* 0, not -1.5"), ({"seed": -1}, "seed must be at least 0, not -1"),
+    ]:  # fmt: skip
+        with pytest.raises(ReverieError, match=says):
+            fit(toy_run(2, **wrong), tmp_path / "run", dataset=DATA)
+    assert not (tmp_path / "run").exists()
 
 
 def test_warnings_are_given_once_until_their_cause_is_gone():

@@ -63,6 +63,8 @@ def test_the_report_on_a_world_that_ships_is_written_elsewhere(capsys, monkeypat
     monkeypatch.setattr("reverie.evaluation.run.evaluate_run", lambda run, clips, **how: asked.update(how, run=run))
     assert cli.main(["eval", "platformer"]) == 0
     assert asked["run"] == shipped()["platformer"] and asked["out"] == Path("runs/platformer")
+    assert cli.main(["show", "platformer"]) == 0
+    assert Path("runs/platformer/report.html").is_file()
     assert cli.main(["eval", "runs/mine"]) == 0
     assert asked["run"] == Path("runs/mine") and asked["out"] is None
 

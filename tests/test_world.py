@@ -65,6 +65,9 @@ def test_nothing_is_compiled_while_someone_plays(world):
 
 def test_only_the_last_frames_of_a_long_start_count(recorded):
     session, x = Session(recorded, temperature=0.0), frames(1)[0]
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ReverieError, match="a sampling temperature is a number from 0 on"):
+            Session(recorded, temperature=wrong)
     long = [session.reset(x, MOVES), session.step(1)]
     np.testing.assert_array_equal(long, [session.reset(x[-4:], MOVES[-4:]), session.step(1)])
 

@@ -185,6 +185,8 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
     """
     if episodes < 2:
         raise ReverieError(f"returns need at least 2 episodes for an interval, not {episodes}.")
+    if plan < 0:
+        raise ReverieError(f"planning is measured in 0 episodes or more, not {plan}.")
     agents = {name: load(run / stage) for name, stage in (("bc", "agent"), ("rl", "policy")) if _is_run(run / stage)}
     if not agents:
         raise ReverieError(f"'{run}' has no agent: 'reverie train square-agent' makes a world with one.")

@@ -27,7 +27,7 @@ from reverie.evaluation.video import contact_sheet, scale_of, side_by_side
 from reverie.nn.embed import random_actions
 from reverie.nn.image import WINDOW, psnr, ssim
 from reverie.nn.quantise import usage
-from reverie.world import WorldModel
+from reverie.world import WorldModel, temperature_of
 
 SHOWN_CLIPS, SHOWN_ACTIONS, SHOWN_FRAMES = 4, 16, 16  # in pictures: more do not fit on a screen
 TRIED = 64  # an action swap tries at most so many actions per clip
@@ -124,15 +124,13 @@ def _prepared(
     world: WorldModel, dataset: Dataset, count: int, context: int, horizon: int, seed: int, temperature: float | None
 ) -> tuple[Rollouts, Clips, _Exact | None]:
     """Draw the clips, and find the actions that condition the world in them."""
+    temperature = temperature_of(world, temperature)
     length = context + horizon
     different = int(np.maximum(dataset.lengths - length + 1, 0).sum())
     choice: Any = {"length": length, "count": min(count, max(different, 1)), "seed": seed}
     found, episodes = clips_of(dataset, **choice), episodes_of_clips(dataset, **choice)
     frames, recorded = found["frames"], found["actions"]
-    own: float = world.dynamics.temperature
-    rollouts = Rollouts(
-        world, batch=even_batch(len(frames)), seed=seed, temperature=own if temperature is None else temperature
-    )
+    rollouts = Rollouts(world, batch=even_batch(len(frames)), seed=seed, temperature=temperature)
     given = Clips(frames, recorded, rollouts.actions(frames, recorded), context, episodes)
     config: Any = dataset.spec.simulator
     states = found["states"][:, context - 1] if "states" in found else None

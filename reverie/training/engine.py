@@ -161,10 +161,10 @@ def fit(
     """
     cache_compilations()
     out = Path(out).absolute()
-    mesh = sharding.make_mesh(run.mesh)
+    mesh = check_here(run)
     dataset, held_out = train_and_held_out(out.parent / run.data, run.length, dataset, held_out)
     dataset = enlarged(dataset, run.augment_below)
-    _check(run, mesh, dataset)
+    _check(run, dataset)
     with folder.owned(out):
         source, place, newest = places(run, out, dataset, fresh)
         blueprint = Blueprint(run.objective, dataset.spec, run.seed, out)
@@ -205,18 +205,25 @@ def check_all(runs: dict[Path, Run], dataset: Dataset) -> None:
     """Raise ReverieError before the first of several runs, each in its folder, if one of them must fail."""
     with checkpoint.untrained_models() as models:
         for out, run in runs.items():
-            _check(run, sharding.make_mesh(run.mesh), enlarged(dataset, run.augment_below))
+            check_here(run)
+            _check(run, enlarged(dataset, run.augment_below))
             Blueprint(run.objective, dataset.spec, run.seed, out)
             models[out] = checkpoint.structure(run, dataset.spec, out)
 
 
-def _check(run: Run, mesh: Mesh, dataset: Dataset) -> None:
-    sharding.check_batch(mesh, run.batch, run.accumulate)
+def check_here(run: Run) -> Mesh:
+    """Return the mesh of a run; ReverieError if the run must fail on these devices, whatever its data are."""
     health.check(run)
+    mesh = sharding.make_mesh(run.mesh)
+    sharding.check_batch(mesh, run.batch, run.accumulate)
     if run.exact:
         exact.check(mesh, run.batch)
-    batches(dataset, batch=run.batch, length=run.length, seed=run.seed, order=_order(run, dataset))
     sharding.by_first(lambda: check_loggers(run.loggers))
+    return mesh
+
+
+def _check(run: Run, dataset: Dataset) -> None:
+    batches(dataset, batch=run.batch, length=run.length, seed=run.seed, order=_order(run, dataset))
 
 
 def _order(run: Run, dataset: Dataset) -> Order:

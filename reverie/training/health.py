@@ -31,6 +31,9 @@ LINES = 5  # of the log, in a row, in which the cause of a warning must hold
 WAITING = 0.5  # share of the time without a batch
 COLLAPSED = 1.2  # perplexity of codes that are nearly all the same
 ACCELERATORS = {"/dev/nvidia0": "an NVIDIA GPU", "/dev/kfd": "an AMD GPU", "/dev/accel0": "a TPU"}
+ONE_OR_MORE = ("steps", "batch", "length", "accumulate", "log_every", "report_clips", "max_skipped")
+NONE_OR_MORE = ("seed", "report_every", "save_every", "keep", "keep_every", "stall_minutes", "profile")
+LEAST = dict.fromkeys(ONE_OR_MORE, 1) | dict.fromkeys(NONE_OR_MORE, 0)
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "libtpu")
 
 
@@ -62,12 +65,10 @@ def guard(state: Any, loss: Array, norm: Array, patience: int) -> Guard:
 
 
 def check(run: Any) -> None:
-    """Raise ReverieError unless the limits of a run make sense."""
-    if run.max_skipped < 1 or run.stall_minutes < 0:
-        raise ReverieError(
-            f"max_skipped must be at least 1, not {run.max_skipped}, and stall_minutes at least 0, "
-            f"not {run.stall_minutes:g}."
-        )
+    """Raise ReverieError unless the counts and limits of a run make sense."""
+    for name, least in LEAST.items():
+        if (value := getattr(run, name)) < least:
+            raise ReverieError(f"{name} must be at least {least}, not {value:g}.")
     if run.keep_best and not run.report_every:
         raise ReverieError(f"keep_best {run.keep_best} needs reports: set report_every.")
 

@@ -41,8 +41,9 @@ class OptimConfig:
     ema: float = 0.0  # decay of the EMA of the weights, which reports and load then use; 0: off
 
     def __post_init__(self):
-        if self.warmup < 0 or not 0 <= self.decay <= 1 or not 0 <= self.ema < 1:
-            raise ValueError(f"warmup {self.warmup} >= 0, decay {self.decay} in 0..1, ema {self.ema} in 0..1 needed")
+        if self.rate < 0 or self.warmup < 0 or not 0 <= self.decay <= 1 or not 0 <= self.ema < 1:
+            given = f"rate {self.rate} >= 0, warmup {self.warmup} >= 0"
+            raise ValueError(f"{given}, decay {self.decay} in 0..1, ema {self.ema} in 0..1 needed")
 
     def fall(self, steps: int) -> int:
         """Return the last step whose rate does not depend on the length of the run: from there it can be extended."""

@@ -11,6 +11,7 @@ export async function part(name) {
 }
 
 async function fetched(name) {
+  if (location.protocol === "file:") throw new Error("from disk it reads no files: serve this folder, as by 'python -m http.server'");
   const answer = await fetch(name);
   if (!answer.ok) throw new Error(`${name} is missing beside this page (${answer.status})`);
   return answer.arrayBuffer();
