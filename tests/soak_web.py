@@ -98,16 +98,17 @@ def plays(open_page, out, world, bits=32):  # noqa: F811
             assert most <= 1, f"frame {at} at temperature {temperature} differs by {most}"
 
 
-def test_a_folder_plays_from_a_server_and_says_so_on_disk(open_page, needs_runtime, tmp_path):  # noqa: F811
+def test_a_folder_plays_from_a_server_and_says_so_on_disk(open_page, browser, needs_runtime, tmp_path):  # noqa: F811
     out = export_world(tiny.world(), tmp_path / "site")
     serve = partial(SimpleHTTPRequestHandler, directory=str(out))
     with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         page = open_page(f"http://127.0.0.1:{server.server_port}/")
-        says(page, "Checked: 18 of 18 frames")
+        says(page, "note", "Checked: 18 of 18 frames")
         server.shutdown()
-    page = open_page((out / "index.html").as_uri())
-    says(page, "serve this folder")
+    page = browser.new_page()
+    page.goto((out / "index.html").as_uri())
+    page.get_by_text("serve this folder").first.wait_for()
 
 
 def test_256_frames_of_the_world_that_ships_are_the_same_bits(open_page, exported):  # noqa: F811
