@@ -174,7 +174,12 @@ def _stamps(source: FileSource) -> tuple:
 
 @lru_cache(maxsize=4)  # spec() and episodes() look at the same files; one that changed has another stamp
 def _looked(source: FileSource, stamps: tuple) -> _Looked:
-    found = source.look([path for path, *_ in stamps])
+    try:
+        found = source.look([path for path, *_ in stamps])
+    except ReverieError:
+        raise
+    except UNREADABLE as error:
+        raise ReverieError(f"'{source.path}' cannot be read ({first_line(error)}).") from None
     size, notes, failed = source.size, list(found.notes), list(found.skipped)
     if size is None:
         size = next((s for one in found.recordings if (s := _size(one, failed)) is not None), None)
