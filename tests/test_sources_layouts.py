@@ -103,6 +103,15 @@ def test_the_array_of_actions_is_found_by_its_name_or_asked_for(tmp_path, store,
     assert roles.chosen("image", ["obs/image", "obs/wrist_image"], "camera") == "obs/image"
 
 
+def test_rewards_and_ends_are_found_by_longer_names_but_not_by_their_letters(tmp_path, store, caplog):
+    over = np.isin(np.arange(9), [3, 8])
+    arrays = {"obs": np.concatenate([frames(4), frames(5, 1)]), "actions": np.concatenate([taken(4), taken(5)])}
+    arrays |= {"env_reward": np.arange(9) == 1, "episode_done": over, "terminal_voltage": np.full(9, 2.5)}
+    np.savez(tmp_path / "a.npz", **arrays, gripper_end=np.ones(9), hand_r=np.ones(9), next_done=~over)
+    check(store("arrays", tmp_path / "a.npz"), [4, 5], [taken(3), taken(4)], [[2], []], [[], []])
+    assert "'env_reward' counts as the rewards" in caplog.text and "'episode_done' counts as the dones" in caplog.text
+
+
 def test_an_action_of_several_arrays_in_a_replay(tmp_path, store, caplog):
     rows = {"image": frames(5), "move": taken(5) / 20, "jump": np.arange(5) % 2, "is_first": np.eye(5)[0]}
     np.savez(tmp_path / "20260101T000000F000000-A-B-5.npz", **rows)

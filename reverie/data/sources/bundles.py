@@ -7,6 +7,7 @@ entry of every episode is 0, they led *to* a frame. A user can set this instead.
 N rows of a bundle, T frames of an episode.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -191,6 +192,7 @@ def _rows(columns: dict[str, Column], actions: str, length: int, found: Found) -
             rows[role] = columns[name].all()
         elif name := roles.find(names, wanted):
             found.say(f"'{name}' has {columns[name].shape[0]} entries for {length} pictures: left out")
+    rows |= _loose(columns, fits, {*rows}, found)
     if "goes" in rows:
         rows.setdefault("dones", ~_flags(rows["goes"]))
     taken = {roles.find(fits, wanted) for role, wanted in roles.OF_STEPS.items() if role != "actions"}
@@ -200,6 +202,18 @@ def _rows(columns: dict[str, Column], actions: str, length: int, found: Found) -
         rows["actions"] = parts[0] if len(parts) == 1 else np.concatenate(list(map(flat, parts)), 1)
     if len(keys) == 1 and roles.last(keys[0]) in roles.HELD:
         found.declared = replace(found.declared, held=True)
+    return rows
+
+
+def _loose(columns: dict[str, Column], fits: list[str], known: set[str], found: Found) -> dict[str, np.ndarray]:
+    """Return the arrays of further roles whose names only contain one ("env_reward"), where there is no other."""
+    single, rows = [name for name in fits if math.prod(columns[name].shape[1:]) == 1], {}
+    for role in roles.LOOSE:
+        near = roles.like(single, roles.OF_STEPS[role]) if role not in known else []
+        array = columns[near[0]].all() if len(near) == 1 else None
+        if array is not None and (role == "rewards" or ((array == 0) | (array == 1)).all()):
+            rows[role] = array
+            found.say(f"'{near[0]}' counts as the {role}")
     return rows
 
 

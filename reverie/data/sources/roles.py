@@ -10,9 +10,19 @@ from reverie.errors import ReverieError, did_you_mean
 
 ACTIONS = ("action", "actions", "act", "acts", "buttons", "control", "controls", "a")
 REWARDS = ("reward", "rewards", "rew", "rews", "r")
-TERMINALS = ("is_terminal", "terminal", "terminals", "terminated", "termination", "terminations", "ends", "end")
+TERMINALS = (
+    "is_terminal",
+    "terminal",
+    "terminals",
+    "terminated",
+    "terminateds",
+    "termination",
+    "terminations",
+    "ends",
+    "end",
+)
 DONES = ("done", "dones")  # of the world or of the recording: most programs do not say which
-STOPS = ("is_last", "truncated", "truncation", "truncations", "timeout", "timeouts")
+STOPS = ("is_last", "truncated", "truncateds", "truncation", "truncations", "timeout", "timeouts")
 FIRSTS = ("is_first", "first")
 OF_STEPS = {
     "actions": ACTIONS,
@@ -39,7 +49,22 @@ OTHERS = (
     "dim",
     "space",
 )
-NOT_TAKEN = {"mask", "prev", "previous", "next", "log", "logp", "logprob", "logprobs", "prob", "probs", "value", "dim"}
+LOOSE = ("rewards", "terminals", "dones", "stops")  # roles whose arrays may have longer names ("env_reward")
+NOT_TAKEN = {
+    "not",
+    "mask",
+    "prev",
+    "previous",
+    "next",
+    "log",
+    "logp",
+    "logprob",
+    "logprobs",
+    "prob",
+    "probs",
+    "value",
+    "dim",
+}
 TASKS = ("language_instruction", "natural_language_instruction", "instruction", "task")
 HELD = ("buttons", "keys")  # components that may be 1 together
 FRAMES = (  # the first of these that is there shows the world
@@ -75,6 +100,14 @@ def find(names: Iterable[str], wanted: tuple[str, ...]) -> str | None:
     return min(found)[2] if found else None
 
 
+def like(names: Iterable[str], wanted: tuple[str, ...]) -> list[str]:
+    """Return the names of no known role with a word of ``wanted``, and no word that says that they are of another."""
+    telling = {word for word in wanted if len(word) > 3} - {"ends"}  # "end" is also of an arm, "r" right or red
+    known = {name for all_of_it in OF_STEPS.values() for name in all_of_it}
+    words = {name: {*re.split(r"[^a-z]+", last(name))} for name in names if last(name) not in known}
+    return [name for name, own in words.items() if own & telling and not own & NOT_TAKEN]
+
+
 def acting(key: str, names: Sequence[str], say: Callable[[str], None]) -> list[str]:
     """Return the arrays of ``names`` that make an action, side by side: those a user named, else those that say so."""
     if key:
@@ -84,8 +117,7 @@ def acting(key: str, names: Sequence[str], say: Callable[[str], None]) -> list[s
     parts = [name for name in names if is_part(name, ACTIONS)]
     if len(parts) > 1:
         say(f"an action has the parts {', '.join(parts)[:200]}: read as one vector; --actions takes some")
-    words = {name: re.split(r"[^a-z]+", last(name)) for name in names}
-    near = [name for name in names if {"action", "actions"} & {*words[name]} and not NOT_TAKEN & {*words[name]}]
+    near = like(names, ACTIONS[:2])
     if parts or not names:
         return parts
     if len(near) == 1:
