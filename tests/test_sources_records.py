@@ -230,6 +230,11 @@ def test_rlds_in_tfrecords(tmp_path, store, caplog):
     shard.write_bytes(tfrecord([episode(6, 0), b"\xff" * 90, episode(5, 1)]))
     check(store("rlds", root), [6, 5])
     assert "record 1: it is no example of TensorFlow's" in caplog.text
+    flipped = bytearray(whole)
+    flipped[whole.rindex(b"steps/action") + 17] ^= 1  # in the actions of the second episode
+    shard.write_bytes(flipped)
+    check(store("rlds", root), [6], [taken(5)])
+    assert "record 1: its checksum is wrong" in caplog.text
 
 
 def test_rlds_in_array_records_with_an_action_of_several_parts(tmp_path, store, caplog):

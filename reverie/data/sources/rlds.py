@@ -16,7 +16,7 @@ import numpy as np
 from reverie import bounded
 from reverie.data.records import Records
 from reverie.data.sources import files, roles
-from reverie.data.sources.examples import example, tfrecords
+from reverie.data.sources.examples import example, read_record, tfrecords
 from reverie.data.sources.pictures import decoded, is_encoded, is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at, to
 from reverie.data.sources.spaces import flat
@@ -106,12 +106,10 @@ class _Record:
     size: int
 
     def read(self) -> bytes:
-        """Return its bytes."""
+        """Return its bytes; Damaged if some of them have changed."""
         if ".tfrecord" not in self.file.name:
             return Records(self.file)[self.offset]
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        return read_record(self.file, self.offset, self.size)
 
 
 def _ordered(data: bytes, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray | list[memoryview]]:
