@@ -133,6 +133,16 @@ def test_floats_and_several_files_are_refused(tmp_path, caplog):
     assert config(tmp_path).spec().actions.size == 2  # the second look sees that the folder changed
 
 
+@pytest.mark.parametrize("text", ["frame;action\n{};{}", "frame\tactions\n{}\t{}", "act\n{1}", '{{"actions": {1}}}'])
+def test_columns_have_any_separator_and_the_usual_names(tmp_path, text):
+    write(tmp_path / "a.mp4", [coded(i) for i in range(12)], 10)
+    head, _, row = text.rpartition("\n")
+    lines = [head] * bool(head) + [row.format(t, t % 5) for t in range(12)]
+    (tmp_path / ("a.csv" if head else "a.jsonl")).write_text("\n".join(lines))
+    (episode,) = config(tmp_path, fps=10.0, shortest=2).episodes()
+    assert episode.actions[1:].tolist() == [t % 5 for t in range(11)]
+
+
 VECTORS = {
     "csv": "key.left,key.fire\n" + "\n".join(f"{t % 2},{int(t > 4)}" for t in range(30)),
     "jsonl": "\n".join(json.dumps({"keys": ["left"] * (t % 2) + ["fire"] * (t > 4)}) for t in range(30)),

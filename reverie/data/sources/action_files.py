@@ -8,13 +8,14 @@ The files hold the action taken *at* a frame. Reverie's convention is the action
 import csv
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from reverie import bounded
-from reverie.data.sources import tables
+from reverie.data.sources import roles, tables
 from reverie.data.sources.spaces import Declared, flat
 from reverie.errors import Damaged, ReverieError
 
@@ -100,16 +101,20 @@ def read(path: Path) -> ActionRows:
 def _has_vectors(path: Path) -> bool:
     """Return whether a file says that an action is several numbers or keys, by its columns or shape."""
     if path.suffix == ".npy":
-        return bounded.map_npy(path).ndim == 2
+        return (array := bounded.map_npy(path)).ndim == 2 or array.dtype.kind == "b"
     if path.suffix == ".npz":
         return True
     if path.suffix == ".csv":
         names = [cell.lower() for cell in next(iter(tables.cells(path)), [])]
-        return "action" not in names and any(map(tables.is_component, names))
+        return "action" not in names and _names_actions(names)
     first = next(iter(bounded.read_lines(path, BYTES)), "")
     row = json.loads(first) if first.lstrip().startswith("{") else {}
     vector = isinstance(row.get("action"), list) or isinstance(row.get("keys"), list)
-    return vector or ("action" not in row and any(map(tables.is_component, row)))
+    return vector or ("action" not in row and _names_actions(row))
+
+
+def _names_actions(names: Iterable[str]) -> bool:
+    return any(map(tables.is_component, names)) or roles.find(names, roles.ACTIONS) is not None
 
 
 def _vectors(path: Path) -> ActionRows:
