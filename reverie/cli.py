@@ -6,6 +6,7 @@ JAX before it is needed, so that help and errors come at once.
 """
 
 import argparse
+import gc
 import os
 import re
 import sys
@@ -362,6 +363,8 @@ def dispatch(argv: list[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the status for the shell: 0, 2 for a ReverieError, 130 when interrupted."""
+    # Tracing makes objects by the million. At the default of 700 a tenth of a short training is looking for garbage.
+    gc.set_threshold(50_000)
     came: list[int] = []
     try:
         with heeded() as came:
