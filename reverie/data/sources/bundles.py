@@ -10,6 +10,7 @@ N rows of a bundle, T frames of an episode.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -151,7 +152,12 @@ def _is_stack(name: str, column: Column) -> bool:
 
 def _of_episode(column: Column, episode: int, length: int) -> Column:
     shape = (min(length, column.shape[1]), *column.shape[2:])
-    return Column(shape, column.kind, lambda a, b: column.read(episode, episode + 1)[0][a:b])
+    return Column(shape, column.kind, lambda a, b: _row(column, episode)[a:b])
+
+
+@lru_cache(maxsize=4)  # its frames are read in parts, and those of several cameras in turn
+def _row(column: Column, row: int) -> np.ndarray:
+    return np.asarray(column.read(row, row + 1)[0])
 
 
 def _segments(bundle: Bundle, camera: str, actions: str, found: Found) -> Iterator[_Segment]:
