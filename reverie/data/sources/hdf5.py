@@ -141,7 +141,7 @@ def _column(file: Path | None, array: Any) -> Column | None:
     """
     library = h5py()
     encoded = array.dtype.kind == "O" and library.check_vlen_dtype(array.dtype) == np.dtype(np.uint8)
-    if array.dtype.kind in "SV" and len(array.shape) == 1 and array.shape[0]:
+    if array.dtype.kind in "SV" and len(array.shape) == 1 and array.shape[0] and array.dtype.itemsize <= ROOM:
         encoded = is_encoded(bytes(array[0])[:8])
     if array.is_virtual or array.external or not array.shape or not (encoded or array.dtype.kind in "biuf"):
         return None

@@ -31,6 +31,7 @@ from reverie.errors import Damaged, ReverieError
 
 ENDINGS = (".csv", ".jsonl", ".npy", ".npz", ".tsv", ".json")
 NAMES = ("actions", "action", "labels", "data", "steps")
+FOLDERS = 3  # in front of a picture's name in a table, at most
 FILES = ("frame", "file", "filename", "file_name", "image", "path")  # columns with the names of pictures
 BYTES = 2**26  # of a table: a day of rows at 60 a second
 PART = re.compile(r"(?:action|actions|act)[._\[/](.+?)\]?")
@@ -120,12 +121,12 @@ def _by_file(columns: dict[str, np.ndarray | list[str]], shown: Sequence[Path]) 
 
     None if there is no such column; ReverieError if one that should be it does not name them, or some twice.
     """
-    table = {}
-    for place, file in enumerate(shown):
-        for depth in range(1, len(file.parts)):
+    words = {name: column for name, column in columns.items() if isinstance(column, list)}
+    table: dict[str, int] = {}
+    for place, file in enumerate(shown if words else ()):
+        for depth in range(1, FOLDERS + 2):
             end = Path(*file.parts[-depth:])
             table |= {end.as_posix(): place, end.with_suffix("").as_posix(): place}
-    words = {name: column for name, column in columns.items() if isinstance(column, list)}
     for column in words.values():
         places = [table.get(Path(word).as_posix(), -1) for word in column]
         rows = np.flatnonzero(np.array(places, int) >= 0)
