@@ -15,6 +15,7 @@ from reverie.data.episode import Spec
 from reverie.data.sources.arrays import ArraysConfig
 from reverie.data.sources.videos import VideosConfig
 from reverie.errors import ReverieError, did_you_mean
+from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.nn.transformer import TransformerConfig
 from reverie.training.engine import Run
 from reverie.training.objectives import DynamicsObjective
@@ -39,6 +40,9 @@ def test_json_round_trip_keeps_class_and_values():
         assert type(again) is type(value)
 
 
+FIRST = [], ["path"], ["objective"], ["tokenizer"], ["lam"], ["dynamics"]  # of a source, a run and its objectives
+
+
 def test_configs_are_built_by_name():
     """By position a run of 2 steps once was one of 1000 steps of 2 frames, and no test saw it.
 
@@ -49,10 +53,11 @@ def test_configs_are_built_by_name():
         for name, made in vars(importlib.import_module(module.name)).items():
             if dataclasses.is_dataclass(made) and name.endswith(("Config", "Objective", "Run", "Recipe")):
                 by_position = [f.name for f in dataclasses.fields(made) if not f.kw_only]
-                assert by_position in ([], ["path"], ["objective"]), f"{name} takes {by_position} by position"
+                assert by_position in FIRST, f"{name} takes {by_position} by position"
                 found.add(name)
     assert {"Run", "OptimConfig", "TransformerConfig", "ShortcutConfig", "VideosConfig", "DynamicsObjective"} <= found
     assert VideosConfig("clips").path == ArraysConfig("clips").path == "clips"
+    assert Run(DynamicsObjective(MaskGITConfig())) == Run(objective=DynamicsObjective(dynamics=MaskGITConfig()))
     with pytest.raises(TypeError, match="positional"):
         Run(DynamicsObjective(), "data")  # type: ignore[misc]
 

@@ -43,7 +43,7 @@ SHOWN = 4  # clips in a report's picture
 class TokenizerObjective:
     """Train a tokenizer: encode a frame as a few codes or vectors, and decode it."""
 
-    tokenizer: TokenizerConfig = field(default_factory=VQVAEConfig)
+    tokenizer: TokenizerConfig = field(kw_only=False, default_factory=VQVAEConfig)
     frozen: tuple[str, ...] = ()  # parts of the model that are not trained
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> nnx.Module:
@@ -79,7 +79,7 @@ class TokenizerObjective:
 class LatentActionObjective:
     """Train a latent action model: encode the transition between two frames as one of a few codes."""
 
-    lam: LAMConfig = field(default_factory=TokenLAMConfig)
+    lam: LAMConfig = field(kw_only=False, default_factory=TokenLAMConfig)
     tokenizer: str = "../tokenizer"  # its run's folder, relative to this run's; empty for a model that reads pixels
     frozen: tuple[str, ...] = ("tokenizer",)  # parts of the model that are not trained
 
@@ -128,7 +128,7 @@ class DynamicsObjective:
     dynamics (over pixels). Give a config instead of a folder to train it from scratch.
     """
 
-    dynamics: DynamicsConfig = field(default_factory=MaskGITConfig)
+    dynamics: DynamicsConfig = field(kw_only=False, default_factory=MaskGITConfig)
     tokenizer: str = "../tokenizer"  # folder of the tokenizer's run, relative to this run's
     lam: str | PixelLAMConfig | None = None  # folder of the latent action model's run; None: recorded actions
     context: int = 16  # real frames before a rollout, at most: fewer than a clip in training has
