@@ -18,7 +18,8 @@ FILE, PAGE = ROOT / "agents" / "results.json", ROOT / "agents.md"
 BEGIN, END = "<!-- drawn by python -m benchmarks.agents -->\n", "<!-- end -->\n"
 KEY = "task", "world", "arm", "world_seed", "agent_seed", "policy_seed"
 ORDER = (
-    "random", "data", "blind", "bc", "bc_greedy", "plan", "rl", "rl_greedy", "oracle", "imagined", "replayed",
+    "random", "data", "blind", "bc", "bc_greedy", "bc_other", "plan", "rl", "rl_greedy", "rl_other", "oracle",
+    "imagined", "replayed",
 )  # fmt: skip
 UNTRAINED = {"random", "data", "blind", "oracle"}
 Row = dict[str, Any]
@@ -26,6 +27,9 @@ Row = dict[str, Any]
 
 def rows_of(run: Path, numbers: dict[str, Any], world: str) -> list[Row]:
     """Return the rows of what ``judge`` said of a run. ``world``: what its agent learned in, in words."""
+    if "tasks" in numbers:
+        found = {task: rows_of(run, each, world) for task, each in numbers["tasks"].items()}
+        return [row | {"task": f"{row['task']}, {task}"} for task, rows in found.items() for row in rows]
     seeds = {
         f"{name}_seed": read_record(run / stage).run.seed if (run / stage / RECORD).is_file() else None
         for name, stage in (("world", "dynamics"), ("agent", "agent"), ("policy", "policy"))

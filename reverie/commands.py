@@ -99,11 +99,17 @@ def evaluate(args: argparse.Namespace) -> None:
         how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
         if args.env:
             numbers = judge(run, args.episodes, args.seed, args.plan)
-            print(table((name, _with_interval(value)) for name, value in numbers.items()))
+            print(table((name, _with_interval(value)) for name, value in _by_task(numbers).items()))
         else:
             numbers = evaluate_run(run, args.clips, **horizon, features=args.features, out=results(run), **how)
     if args.json:
         print(json.dumps(numbers))
+
+
+def _by_task(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return numbers of several tasks as one list, each with its task before its name."""
+    tasks = numbers.get("tasks", {})
+    return {f"{task}: {name}": each for task, found in tasks.items() for name, each in found.items()} or numbers
 
 
 def _with_interval(value: Any) -> str:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, did_you_mean
 from reverie.models.agent import Agent
 from reverie.nn.patch import to_uint8
 from reverie.nn.transformer import unstack_layers
@@ -37,6 +37,7 @@ class EnvOptions:
     steps: int = 0  # steps after which an episode is cut off; 0: as long as a recorded episode
     temperature: float | None = None  # of sampling; None: the world's own
     passes: int = 0  # sampling passes per frame; 0: the world's own
+    task: str = ""  # what is rewarded, where an agent knows several tasks; "": the first of them
 
     def __post_init__(self):
         if self.context < 1 or self.steps < 0 or self.passes < 0:
@@ -64,12 +65,13 @@ class ImaginedEnv:
     """Episodes in the world of an agent; ``reset`` and ``step`` are pure and work on one episode.
 
     An episode begins with real frames, one of ``starts``: frames (K, T, H, W, C) and the actions that led to them. It
-    is cut off after ``options.steps`` steps. Rewards are those the agent's head expects. The same key and actions give
-    the same episode.
+    is cut off after ``options.steps`` steps. Rewards are those the agent's head expects, for the task with the id
+    ``task``. The same key and actions give the same episode.
     """
 
-    def __init__(self, agent: Agent, starts: tuple[np.ndarray, np.ndarray], options: EnvOptions):
+    def __init__(self, agent: Agent, starts: tuple[np.ndarray, np.ndarray], options: EnvOptions, task: int = 0):
         self.agent: Agent = unstack_layers(agent)
+        self.task = task
         self.starts, self.options = starts, options
         if options.passes:
             dynamics = self.agent.world.dynamics
@@ -100,15 +102,15 @@ class ImaginedEnv:
         key_start, key = jax.random.split(key)
         chosen = jax.random.randint(key_start, (), 0, len(starts[0]))
         frames, actions = (jax.lax.dynamic_slice_in_dim(jnp.asarray(each), chosen, 1) for each in starts)
-        cache, frame = begin(agent.world, frames, actions, frames.shape[1])
+        cache, frame = begin(agent.world, frames, actions, frames.shape[1], agent.empty(1, self.task))
         return EnvState(cache, key, jnp.zeros((), jnp.int32)), frame
 
     def step_with(self, agent: Agent, state: EnvState, action: Array) -> tuple[EnvState, Transition]:
         """See ``step``."""
         key = jax.random.fold_in(state.key, state.time)
         cache, frames, _, h = agent.world.imagine(state.world, action[None], key, self.options.temperature)
-        time, ended = state.time + 1, agent.continues_of(h)[0] <= jnp.float32(1 - EVEN)
-        found = Transition(to_uint8(frames[0]), agent.rewards_of(h)[0], ended, time >= self.options.steps)
+        time, ended = state.time + 1, agent.continues_of(h, self.task)[0] <= jnp.float32(1 - EVEN)
+        found = Transition(to_uint8(frames[0]), agent.rewards_of(h, self.task)[0], ended, time >= self.options.steps)
         return EnvState(cache, state.key, time), found
 
 
@@ -122,10 +124,14 @@ def load_env(run: str | Path, options: EnvOptions | None = None) -> ImaginedEnv:
             f"'{run}' has no agent, so nothing predicts its rewards: 'reverie train square-agent' makes a world with "
             f"one."
         )
-    agent, simulator = load(folder), read_record(folder).spec.simulator
+    agent, spec = load(folder), read_record(folder).spec
+    if options.task and options.task not in spec.tasks:
+        raise ReverieError(f"'{run}' knows no task '{options.task}'.{did_you_mean(options.task, spec.tasks)}")
     if options.context > agent.world.config.context:
         raise ReverieError(f"'{run}' takes at most {agent.world.config.context} real frames, not {options.context}.")
-    steps = options.steps or (LENGTH if simulator is None else simulator.frames - 1)
+    known = spec.simulator is not None
+    steps = options.steps or (spec.simulator.frames - 1 if known else LENGTH)
     temperature = temperature_of(agent.world, options.temperature)
     options = dataclasses.replace(options, steps=steps, temperature=temperature)
-    return ImaginedEnv(agent, beginnings(folder, options.context), options)
+    task = spec.tasks.index(options.task) + 1 if options.task else agent.first_task
+    return ImaginedEnv(agent, beginnings(folder, options.context), options, task)

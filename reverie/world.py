@@ -61,15 +61,18 @@ class WorldModel(nnx.Module):
         """Return the state before the first frame."""
         return WorldKVCache(self.dynamics.empty(batch), self.tokenizer.empty(batch))
 
-    def prefill(self, frames_BTHWC: Array, actions_BT: Array, length: Array | int | None = None) -> WorldKVCache:
+    def prefill(
+        self, frames_BTHWC: Array, actions_BT: Array, length: Array | int | None = None, state: Any = None
+    ) -> WorldKVCache:
         """Append real frames and the actions (``actions_of``) that led to them; only the first ``length`` if given.
 
-        The first action led from a frame that is not given, so it counts as START, as in training.
+        ``state``: that of the dynamics before the first frame, if not the empty one. The first action led from a frame
+        that is not given, so it counts as START, as in training.
         """
-        return self.prefill_with_features(frames_BTHWC, actions_BT, length)[0]
+        return self.prefill_with_features(frames_BTHWC, actions_BT, length, state)[0]
 
     def prefill_with_features(
-        self, frames_BTHWC: Array, actions_BT: Array, length: Array | int | None = None
+        self, frames_BTHWC: Array, actions_BT: Array, length: Array | int | None = None, state: Any = None
     ) -> tuple[WorldKVCache, Array]:
         """See ``prefill``; the second value are the features (B, N, M) of the last frame, for agents."""
         latents = self.encode(frames_BTHWC)
@@ -81,7 +84,7 @@ class WorldModel(nnx.Module):
 
         count = frames_BTHWC.shape[1] if length is None else length
         decoder = jax.lax.fori_loop(0, count, decode, self.tokenizer.empty(len(frames_BTHWC)))
-        dynamics, h = prefill(self.dynamics, latents, actions, count)
+        dynamics, h = prefill(self.dynamics, latents, actions, count, state)
         return WorldKVCache(dynamics, decoder), h
 
     def imagine(
@@ -93,16 +96,18 @@ class WorldModel(nnx.Module):
         return WorldKVCache(dynamics, decoder), frames, latents, h
 
 
-def prefill(dynamics: Any, latents: Array, actions: Array, length: Array | int | None = None) -> tuple[Any, Array]:
+def prefill(
+    dynamics: Any, latents: Array, actions: Array, length: Array | int | None = None, state: Any = None
+) -> tuple[Any, Array]:
     """Take in the first ``length`` frames of clips (all if None): (state, features (B, N, M) of the last one).
 
-    ``latents`` (B, T, ...); ``actions`` (B, T, ...) led to them.
+    ``latents`` (B, T, ...); ``actions`` (B, T, ...) led to them. ``state``: the one before, if not the empty one.
     """
 
     def take_in(t, carry):
         return dynamics.observe(carry[0], *(jax.lax.dynamic_index_in_dim(x, t, 1, keepdims=False) for x in inputs))
 
-    inputs, state = (latents, actions), dynamics.empty(len(latents))
+    inputs, state = (latents, actions), dynamics.empty(len(latents)) if state is None else state
     h = jax.eval_shape(lambda: dynamics.observe(state, latents[:, 0], actions[:, 0])[1])
     count = latents.shape[1] if length is None else length
     return jax.lax.fori_loop(
@@ -110,14 +115,18 @@ def prefill(dynamics: Any, latents: Array, actions: Array, length: Array | int |
     )
 
 
-def features(dynamics: Any, latents: Array, actions: Array) -> Array:
-    """Return what agents read of recorded clips, (B, T, N, M): the features of each frame as it is observed in play."""
+def features(dynamics: Any, latents: Array, actions: Array, state: Any = None) -> Array:
+    """Return what agents read of recorded clips, (B, T, N, M): the features of each frame as it is observed in play.
+
+    ``state``: the one before, if not the empty one.
+    """
 
     def take_in(state, frame):
         return dynamics.observe(state, *frame)
 
     time_first = jnp.swapaxes(latents, 0, 1), jnp.swapaxes(actions, 0, 1)
-    return jnp.swapaxes(jax.lax.scan(take_in, dynamics.empty(len(latents)), time_first)[1], 0, 1)
+    state = dynamics.empty(len(latents)) if state is None else state
+    return jnp.swapaxes(jax.lax.scan(take_in, state, time_first)[1], 0, 1)
 
 
 class Step(NamedTuple):
@@ -253,16 +262,22 @@ def initial(
     return frames[None], np.concatenate([actions, space.unlabelled((spare,))])[None], np.int32(length)
 
 
-def begin(world: WorldModel, frames_1THWC: Array, actions_1T: Array, length: Array | int) -> tuple[WorldKVCache, Array]:
-    """Take in the first ``length`` real frames of one row: (cache, the reconstruction uint8 (H, W, C) of the last)."""
-    return begin_with_features(world, frames_1THWC, actions_1T, length)[:2]
+def begin(
+    world: WorldModel, frames_1THWC: Array, actions_1T: Array, length: Array | int, state: Any = None
+) -> tuple[WorldKVCache, Array]:
+    """Take in the first ``length`` real frames of one row: (cache, the reconstruction uint8 (H, W, C) of the last).
+
+    ``state``: that of the dynamics before the first frame, if not the empty one.
+    """
+    return begin_with_features(world, frames_1THWC, actions_1T, length, state)[:2]
 
 
 def begin_with_features(
-    world: WorldModel, frames_1THWC: Array, actions_1T: Array, length: Array | int
+    world: WorldModel, frames_1THWC: Array, actions_1T: Array, length: Array | int, state: Any = None
 ) -> tuple[WorldKVCache, Array, Array]:
     """See ``begin``; the third value are the features (1, N, M) of the last frame, for agents."""
-    cache, h = world.prefill_with_features(frames_1THWC, world.actions_of(frames_1THWC, actions_1T), length)
+    actions = world.actions_of(frames_1THWC, actions_1T)
+    cache, h = world.prefill_with_features(frames_1THWC, actions, length, state)
     seen = world.tokenizer.decode(world.encode(frames_1THWC))
     return cache, to_uint8(jax.lax.dynamic_index_in_dim(seen[0], length - 1, keepdims=False)), h
 

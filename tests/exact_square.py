@@ -40,7 +40,7 @@ class SeenConfig(SquareConfig):
         return replace(super().spec(), frame=(1, 1, 3))
 
     def make(self):
-        return Seen(self.actions)
+        return Seen(self.actions, super().make().goal)
 
 
 class Eyes(nnx.Module):
@@ -90,7 +90,7 @@ class ExactBehaviour(BehaviourObjective):
     agent: AgentConfig = HEADS
 
     def init(self, rngs: nnx.Rngs, spec, folder: Path):
-        return self.agent.make(exact_world(), rngs)
+        return self.agent.make(exact_world(), rngs, len(spec.tasks))
 
 
 def play(count: int = 32, seed: int = 0) -> ArrayDataset:

@@ -100,9 +100,11 @@ def test_policy_reward_and_end_belong_to_the_step_that_the_frame_has_or_has_not_
         config=config,
         world=SimpleNamespace(config=SimpleNamespace(actions=space)),
         actions=ActionDistribution(space),
-        policy=lambda h: certain([[2, 0], [0, 3], [3, 9], [9, 1], [1, 9], [9, 9]], 4),
-        reward=lambda h: certain([[9, exact[1]], *zip(exact[1:], [*exact[2:], 9], strict=True)], 63),
-        ends=lambda h: jnp.where(np.array([[0, 0], [0, 0], [0, 0], [0, 0], [0, 1], [1, 0]]) > 0, 40.0, -40.0)[None],
+        policy=lambda h, task: certain([[2, 0], [0, 3], [3, 9], [9, 1], [1, 9], [9, 9]], 4),
+        reward=lambda h, task: certain([[9, exact[1]], *zip(exact[1:], [*exact[2:], 9], strict=True)], 63),
+        ends=lambda h, task: jnp.where(np.array([[0, 0], [0, 0], [0, 0], [0, 0], [0, 1], [1, 0]]) > 0, 40.0, -40.0)[
+            None
+        ],
     )
     batch = {"features": np.zeros((6, 1, 1)), "actions": actions, "rewards": rewards, "ends": ends}
     batch = {name: jnp.asarray(each)[None] for name, each in batch.items()}
@@ -120,7 +122,7 @@ def test_imagination_credits_each_action_with_what_it_led_to(runs, monkeypatch):
     agent = awake(ImaginationObjective().init(nnx.Rngs(1), DATA.spec, runs / "policy"))
     objective, given, rows = replace(IMAGINE, context=1, horizon=5, lam=0.7), {}, range(12)
 
-    def exact_rewards(self, h):
+    def exact_rewards(self, h, task=0):
         return -8 * jnp.hypot(h[..., 0, 0], h[..., 0, 1])
 
     def keep(self, log_prob, advantages, kl, entropy, weights):
@@ -294,8 +296,8 @@ def test_the_table_of_agents_is_drawn_from_the_file_of_results():
 def test_planning_finds_the_best_actions_where_world_and_rewards_are_exact(runs, monkeypatch):
     """One round of one sample is random play, and the value counts for what follows the last frame."""
     agent, game = load(runs / "agent"), environment.Environment(SeenConfig().make())
-    monkeypatch.setattr(Agent, "rewards_of", lambda self, h: -8 * jnp.hypot(h[..., 0, 0], h[..., 0, 1]))
-    monkeypatch.setattr(Agent, "continues_of", lambda self, h: jnp.full(h.shape[:-2], 0.9))
+    monkeypatch.setattr(Agent, "rewards_of", lambda self, h, task: -8 * jnp.hypot(h[..., 0, 0], h[..., 0, 1]))
+    monkeypatch.setattr(Agent, "continues_of", lambda self, h, task: jnp.full(h.shape[:-2], 0.9))
 
     def mean(choose):
         return environment.play(game, range(16), 24, choose).sum(0).mean()
@@ -306,7 +308,7 @@ def test_planning_finds_the_best_actions_where_world_and_rewards_are_exact(runs,
     random = mean(environment.Actor(agent, 16, 0, Planner(samples=1, elites=1, rounds=1)))
     assert best - 4 < searched <= best + 1e-3 and random < 2.5 * searched
 
-    agent.value = lambda h: 99.0 * jax.nn.one_hot(jnp.full(h.shape[:-2], 254), 255)
+    agent.value = lambda h, task: 99.0 * jax.nn.one_hot(jnp.full(h.shape[:-2], 254), 255)
     actions = jnp.zeros((2, 2), jnp.int32)
     scores = Planner(horizon=2, gamma=0.5).score(agent, jnp.full((2, 1, 3), 8.0), actions, KEY)
     rewards = [-8 * np.hypot(8 - 12, y - 12) / 8 for y in (6, 4)]  # of a square of side 8 that goes up
@@ -322,7 +324,7 @@ def test_the_evaluation_sounds_the_alarm_on_a_planted_reward_hack_alone(runs, mo
     try:
         healthy = environment.judge(runs, 4, plan=0)
         real = Agent.rewards_of
-        monkeypatch.setattr(Agent, "rewards_of", lambda self, h: real(self, h) + 12)
+        monkeypatch.setattr(Agent, "rewards_of", lambda self, h, task: real(self, h) + 12)
         hacked = environment.judge(runs, 4, plan=0)
     finally:
         data.unlink()

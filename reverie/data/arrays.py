@@ -17,7 +17,7 @@ import numpy as np
 from reverie import config
 from reverie.actions import MOST, START, UNLABELLED, ActionSpace
 from reverie.bounded import parse_json, read_npz
-from reverie.data.episode import Episode, Spec
+from reverie.data.episode import Episode, Spec, with_tasks
 from reverie.data.splits import Piece
 from reverie.errors import Damaged, ReverieError, first_line
 
@@ -46,7 +46,7 @@ class ArrayDataset:
         sources: Sequence[str] = (),
         tasks: Sequence[str] = (),
     ):
-        self.spec, self.split = spec, split
+        self.spec, self.split = with_tasks(spec, tasks), split
         self.lengths = whole_lengths(lengths)
         self.arrays = dict(arrays)
         self.starts = np.cumsum(self.lengths) - self.lengths
@@ -59,7 +59,7 @@ class ArrayDataset:
         if "frames" in self.arrays and self.arrays["frames"].shape[1:] != tuple(spec.frame):
             raise ReverieError(f"frames have shape {self.arrays['frames'].shape[1:]}, the dataset says {spec.frame}.")
         self.sources, self.tasks = (list(texts) or [""] * len(self.lengths) for texts in (sources, tasks))
-        self.fingerprint = fingerprint or _fingerprint(config.to_json(spec), self)
+        self.fingerprint = fingerprint or _fingerprint(config.to_json(self.spec), self)
 
     @property
     def kinds(self) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -5,8 +5,8 @@ T frames, H height, W width, C channels, S numbers in a simulator's state. ``act
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ Policy = Callable[[np.ndarray, np.random.Generator, Action], Action]  # (state, 
 
 
 RECORDED = ("count", "frames", "seed", "play")  # of a simulator's config: what was recorded, not which game it is
+MOST_TASKS = 1000  # different texts; more are instructions, each for an episode of its own
 CHUNK = 16  # frames of a record: a window of 2 to 16 reads one or two, and decompresses little it does not need
 
 
@@ -67,7 +68,10 @@ class Source(Protocol):
 
 
 class SimulatorSource(Source, Protocol):
-    """A source that records its episodes from a simulator."""
+    """A source that records its episodes from a simulator.
+
+    If its episodes have tasks, it has ``for_task(name)``, which returns it with this task alone.
+    """
 
     def make(self) -> Simulator:
         """Return the simulator."""
@@ -80,7 +84,7 @@ class Spec:
 
     frame: (H, W, C). fps: frames per second of play. source: "platformer", "videos", ... simulator: the config of the
     simulator that the episodes came from, so that evaluation can rebuild it with ``spec.simulator.make()``; None for
-    videos.
+    videos. tasks: what its episodes may be for; a task's id is its place here, counted from 1, and 0 is none.
     """
 
     frame: tuple[int, int, int]
@@ -88,6 +92,7 @@ class Spec:
     fps: float
     source: str
     simulator: SimulatorSource | None = None
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self):
         frame = tuple(self.frame)
@@ -95,6 +100,12 @@ class Spec:
             raise ReverieError(
                 f"frames are (H, W, 3) or (H, W, 1), more than 0 of them per second, not {frame} at {self.fps}."
             )
+
+
+def with_tasks(spec: Spec, tasks: Iterable[str]) -> Spec:
+    """Return a spec that knows these tasks of episodes; none if these are more than ``MOST_TASKS``."""
+    known = dict.fromkeys([*spec.tasks, *sorted({task for task in tasks if task})])
+    return replace(spec, tasks=tuple(known) if len(known) <= MOST_TASKS else ())
 
 
 @dataclass
@@ -194,10 +205,12 @@ def record(
     fps: float,
     policy: Policy | None = None,
     kind: str = "",
+    task: str = "",
 ) -> Episode:
     """Return one episode of at most ``frames`` frames of level ``seed``, played by ``policy``.
 
-    ``policy``: None for the simulator's own. ``kind``: what is noted of it in the episode's source.
+    ``policy``: None for the simulator's own. ``kind``: what is noted of it in the episode's source. ``task``: what the
+    simulator rewards.
     """
     policy = policy or simulator.policy
     state, action = simulator.reset(seed), simulator.actions.start()
@@ -215,4 +228,5 @@ def record(
         states=np.stack(states),
         fps=fps,
         source=f"level {seed}" + (f", {kind}" if kind else ""),
+        task=task,
     )

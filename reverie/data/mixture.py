@@ -18,7 +18,7 @@ import numpy as np
 from reverie import config
 from reverie.actions import ActionSpace
 from reverie.checksums import read_signed, write_json
-from reverie.data.episode import Spec, game_of
+from reverie.data.episode import Spec, game_of, with_tasks
 from reverie.data.sources.pictures import resized
 from reverie.data.splits import NoSplit
 from reverie.errors import Damaged, ReverieError, first_line
@@ -157,7 +157,7 @@ def joined(specs: Sequence[Spec], size: tuple[int, int] | None = None) -> tuple[
         source=" + ".join(dict.fromkeys(spec.source for spec in specs)),
         simulator=first.simulator if same_game and size in (None, tuple(first.frame[:2])) else None,
     )
-    return joint, places
+    return with_tasks(joint, (task for spec in specs for task in spec.tasks)), places
 
 
 def side_by_side(specs: Sequence[Spec]) -> tuple[ActionSpace, dict[ActionSpace, int]]:

@@ -28,7 +28,7 @@ from reverie import config
 from reverie.bounded import parse_json, read_bytes
 from reverie.checksums import checked, sha256
 from reverie.data.arrays import ArrayDataset, whole_lengths
-from reverie.data.episode import Dataset, Episode, Spec
+from reverie.data.episode import Dataset, Episode, Spec, with_tasks
 from reverie.data.filling import (
     ASIDE,
     FORMAT,
@@ -192,14 +192,15 @@ class StoreDataset:
             raw = read_bytes(path / MANIFEST, MANIFEST_BYTES)
             manifest = _checked_manifest(path, split, raw)
             part = manifest["splits"][split]
-            self.spec: Spec = config.from_json(manifest["spec"])
+            tasks = (task for each in manifest["splits"].values() for task in each.get("tasks", ()))
+            self.spec: Spec = with_tasks(config.from_json(manifest["spec"]), tasks)
             lengths = whole_lengths(part["lengths"])
-            tasks = part.get("tasks") or [""] * len(lengths)
+            named = part.get("tasks") or [""] * len(lengths)
             self.aside: dict[str, str] = part.get(ASIDE, {})
             self.own = [episode for episode in range(len(lengths)) if str(episode) not in self.aside]
             self.lengths = lengths[self.own]
             self.sources: list[str] = [part["sources"][episode] for episode in self.own]
-            self.tasks: list[str] = [tasks[episode] for episode in self.own]
+            self.tasks: list[str] = [named[episode] for episode in self.own]
             self.notes: list[str] = manifest.get("notes", [])
             self.licence: str = manifest["licence"]
             self.provenance: str = str(manifest.get("provenance", ""))

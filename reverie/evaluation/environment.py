@@ -33,7 +33,7 @@ UNSEEN = 2**31  # the first level of evaluation: those of data are below
 HISTORY, ENOUGH = 9, 20  # actions that blind cloning looks back at, and how often it must have seen them
 Numbers = dict[str, Any]
 Act = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (frames, actions that led to them) -> actions, one per row
-Choose = Callable[[Agent, Any, Array, Array], Array]  # (agent, state of its dynamics, features, key) -> actions
+Choose = Callable[[Agent, Any, Array, Array, int], Array]  # (agent, dynamics' state, h, key, task) -> actions
 
 
 class Environment:
@@ -87,27 +87,27 @@ class Memory(NamedTuple):
     time: Array
 
 
-def sampled(agent: Agent, state: Any, h: Array, key: Array) -> Array:
+def sampled(agent: Agent, state: Any, h: Array, key: Array, task: int) -> Array:
     """Choose actions as the policy draws them."""
-    return agent.act(h, key)
+    return agent.act(h, key, task=task)
 
 
-def greedy(agent: Agent, state: Any, h: Array, key: Array) -> Array:
+def greedy(agent: Agent, state: Any, h: Array, key: Array, task: int) -> Array:
     """Choose the policy's most probable actions."""
-    return agent.act(h, key, greedy=True)
+    return agent.act(h, key, greedy=True, task=task)
 
 
 class Actor:
     """An agent that plays: it observes real frames as its world does, from the first frame of an episode on.
 
-    ``choose``: how it decides: ``sampled``, ``greedy`` or a ``Planner``.
+    ``choose``: how it decides: ``sampled``, ``greedy`` or a ``Planner``. ``task``: the id of what it is to do.
     """
 
-    def __init__(self, agent: Agent, episodes: int, seed: int, choose: Choose = sampled):
+    def __init__(self, agent: Agent, episodes: int, seed: int, choose: Choose = sampled, task: int = 0):
         look = agent.world.tokenizer.receptive_field + 1
-        self._call = compiled(agent, partial(_act, choose=choose), donate=(0,))
+        self._call = compiled(agent, partial(_act, choose=choose, task=task), donate=(0,))
         self._memory = Memory(
-            jax.jit(lambda: agent.world.dynamics.empty(episodes))(),
+            jax.jit(lambda: agent.empty(episodes, task))(),
             jnp.zeros((episodes, look, *agent.world.config.frame), jnp.uint8),
             jnp.zeros((), jnp.int32),
         )
@@ -118,7 +118,7 @@ class Actor:
         return np.asarray(chosen)
 
 
-def _act(agent: Agent, memory: Memory, frames, actions, key, choose: Choose) -> tuple[Memory, Array]:
+def _act(agent: Agent, memory: Memory, frames, actions, key, choose: Choose, task: int) -> tuple[Memory, Array]:
     """Take in real frames and the actions that led to them, and choose the next actions."""
     window, look = memory.frames, memory.frames.shape[1]
     window = jnp.where(memory.time >= look, jnp.roll(window, -1, axis=1), window)
@@ -126,7 +126,7 @@ def _act(agent: Agent, memory: Memory, frames, actions, key, choose: Choose) -> 
     window = jax.lax.dynamic_update_index_in_dim(window, frames, place, 1)
     latents = jax.lax.dynamic_index_in_dim(agent.world.encode(window), place, 1, keepdims=False)
     dynamics, h = agent.world.dynamics.observe(memory.dynamics, latents, actions)
-    chosen = choose(agent, dynamics, h, jax.random.fold_in(key, memory.time))
+    chosen = choose(agent, dynamics, h, jax.random.fold_in(key, memory.time), task)
     return Memory(dynamics, window, memory.time + 1), chosen
 
 
@@ -136,10 +136,11 @@ class Blind:
     An agent that is no better has learned nothing from pictures.
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: Dataset, seed: int, episodes: Sequence[int] | None = None):
         self._counts: dict[tuple, Counter] = defaultdict(Counter)
         self._rng, self._past = np.random.default_rng(seed), []
-        for episode, length in enumerate(dataset.lengths.tolist()):
+        for episode in range(len(dataset.lengths)) if episodes is None else episodes:
+            length = int(dataset.lengths[episode])
             actions = [tuple(np.atleast_1d(a)) for a in dataset.read(episode, 0, length, ("actions",))["actions"]]
             for t in range(1, length):
                 for back in range(min(HISTORY, t) + 1):
@@ -156,15 +157,16 @@ class Blind:
         return list(counts)[self._rng.choice(len(counts), p=np.array(list(counts.values())) / counts.total())]
 
 
-def imagined(agent: Agent, frames: np.ndarray, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def imagined(agent: Agent, frames: np.ndarray, steps: int, seed: int, task: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Play in the agent's own world after one real frame each: rewards (T, E) as it predicts them, actions (T, E)."""
 
     def run(agent: Agent, frames: Array, key: Array):
         dynamics, space = agent.world.dynamics, agent.world.config.actions
         latents = agent.world.encode(frames[:, None])[:, 0]
-        state, h = dynamics.observe(dynamics.empty(len(frames)), latents, jnp.asarray(space.start((len(frames),))))
-        _, steps_taken = rollout(dynamics, state, h, agent.act, key, steps)
-        return agent.rewards_of(steps_taken.h) * alive(agent.continues_of(steps_taken.h)), steps_taken.actions
+        empty, start = agent.empty(len(frames), task), jnp.asarray(space.start((len(frames),)))
+        state, h = dynamics.observe(empty, latents, start)
+        _, found = rollout(dynamics, state, h, partial(agent.act, task=task), key, steps)
+        return agent.rewards_of(found.h, task) * alive(agent.continues_of(found.h, task)), found.actions
 
     rewards, actions = jax.device_get(compiled(agent, run)(frames, jax.random.key(seed)))
     return rewards, actions
@@ -182,6 +184,9 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
     is the trained policy in its own world, ``return_replayed`` the same actions in the real environment; ``gap`` is
     their relative difference, ``gap_correlation`` their correlation over episodes, ``gap_error`` the mean difference of
     a reward. ``alarm`` is 1 if imagined returns leave the range of those in the data. What a run has not, is left out.
+
+    Where the environment has tasks, these numbers are in "tasks" by their names. There ``_other`` is the policy that
+    was given the id of another task.
     """
     if episodes < 2:
         raise ReverieError(f"returns need at least 2 episodes for an interval, not {episodes}.")
@@ -190,34 +195,62 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
     agents = {name: load(run / stage) for name, stage in (("bc", "agent"), ("rl", "policy")) if _is_run(run / stage)}
     if not agents:
         raise ReverieError(f"'{run}' has no agent: 'reverie train square-agent' makes a world with one.")
-    environment, rng = real_environment(run), np.random.default_rng(seed)
-    levels, steps = unseen_levels(run, episodes, seed)
-    if not all(agent.world.config.actions == environment.simulator.actions for agent in agents.values()):
+    source, tasks = _simulated(run), read_record(run / "agent").spec.tasks
+    if not all(agent.world.config.actions == source.make().actions for agent in agents.values()):
         raise ReverieError(f"'{run}' has latent actions, and its simulator takes others: no agent can play in it.")
-    simulator: Any = environment.simulator
+    data = open_dataset(run / "data", "train") if (run / "data").exists() else None
+    levels, steps = unseen_levels(run, episodes, seed)
 
-    def played(act: Act, count: int = episodes) -> Numbers:
+    def judged(source: Any, task: int = 0) -> Numbers:
+        how = {"seed": seed, "plan": min(plan, episodes), "planner": planner or _planner(run), "task": task}
+        return _judged(agents, Environment(source.make()), data, levels, steps, **how)
+
+    if not tasks or not hasattr(source, "for_task"):
+        return judged(source)
+    return {"tasks": {task: judged(source.for_task(task), number) for number, task in enumerate(tasks, start=1)}}
+
+
+def _judged(
+    agents: dict[str, Agent],
+    environment: Environment,
+    data: Any,
+    levels: np.ndarray,
+    steps: int,
+    *,
+    seed: int,
+    plan: int,
+    planner: Planner,
+    task: int,
+) -> Numbers:
+    """Return what ``judge`` says of one task; 0: of an environment that has none."""
+    simulator: Any = environment.simulator
+    rng = np.random.default_rng(seed)
+
+    def played(act: Act, count: int | None = None) -> Numbers:
         return _summary(play(environment, levels[:count], steps, act).sum(0), environment.solved())
 
     found: dict[str, Any] = {"random": played(lambda *_: np.array([random_action(simulator, rng) for _ in levels]))}
-    recorded = None
-    if (run / "data").exists():
-        data = open_dataset(run / "data", "train")
-        clips = [data.read(i, 0, length, ("rewards", "ends")) for i, length in enumerate(data.lengths.tolist())]
+    recorded, chosen = None, []
+    if data is not None:
+        chosen = [i for i, name in enumerate(data.tasks) if not task or name == data.spec.tasks[task - 1]]
+    if data is not None and chosen:
+        clips = [data.read(i, 0, int(data.lengths[i]), ("rewards", "ends")) for i in chosen]
         recorded = np.array([clip["rewards"].sum() for clip in clips])
         ended = np.array([clip["ends"].any() for clip in clips]) if hasattr(simulator, "solved") else None
-        found |= {"data": _summary(recorded, ended), "blind": played(Blind(data, seed))}
+        found |= {"data": _summary(recorded, ended), "blind": played(Blind(data, seed, chosen))}
     for name, agent in agents.items():
-        found[name] = played(Actor(agent, episodes, seed))
-        found[f"{name}_greedy"] = played(Actor(agent, episodes, seed, greedy))
-    if plan := min(plan, episodes):
+        found[name] = played(Actor(agent, len(levels), seed, task=task))
+        found[f"{name}_greedy"] = played(Actor(agent, len(levels), seed, greedy, task))
+        if task:
+            found[f"{name}_other"] = played(Actor(agent, len(levels), seed, task=task % agent.tasks + 1))
+    if plan:
         best = agents.get("rl", agents["bc"])
-        found["plan"] = played(Actor(best, plan, seed, planner or _planner(run)), plan)
+        found["plan"] = played(Actor(best, plan, seed, planner, task), plan)
     if hasattr(simulator, "best"):
         found["oracle"] = played(lambda *_: np.array([simulator.best(state) for state in environment.states]))
     numbers: Numbers = {"seed": seed, "steps": steps}
     if "rl" in agents:
-        rewards, actions = imagined(agents["rl"], environment.reset(levels), steps, seed)
+        rewards, actions = imagined(agents["rl"], environment.reset(levels), steps, seed, task)
         replay = iter(actions)
         real = play(environment, levels, steps, lambda *_: next(replay))
         found |= {"imagined": _summary(rewards.sum(0)), "replayed": _summary(real.sum(0), environment.solved())}

@@ -35,8 +35,8 @@ class Planner:
         if min(self.horizon, self.elites, self.rounds) < 1 or self.samples < self.elites or not 0 < self.gamma <= 1:
             raise ValueError(f"a planner needs horizon, rounds and elites >= 1, samples >= elites, not {self}")
 
-    def __call__(self, agent: Agent, state: Any, h: Array, key: Array) -> Array:
-        """Choose actions (B,) or (B, A) by the state of a world's dynamics and its features (B, N, M)."""
+    def __call__(self, agent: Agent, state: Any, h: Array, key: Array, task: int) -> Array:
+        """Choose actions (B,) or (B, A) by the state of a world's dynamics and its features (B, N, M), for a task."""
         space = agent.actions
 
         def search(outputs: Array, key: Array) -> tuple[Array, Array]:
@@ -44,7 +44,7 @@ class Planner:
             every = jnp.broadcast_to(outputs[None], (self.samples, *outputs.shape))
             actions = space.sample(every, key_draw)
             # All sequences meet the same chance, so that their scores differ by what they do.
-            scores = jax.vmap(lambda each: self.score(agent, state, each, key_world))(actions)
+            scores = jax.vmap(lambda each: self.score(agent, state, each, key_world, task))(actions)
             best = jnp.argsort(-scores, axis=0)[: self.elites]
             best = best.reshape(self.elites, 1, len(h), *(1 for _ in space.space.shape))
             elites = jnp.take_along_axis(actions, best, axis=0)
@@ -53,11 +53,11 @@ class Planner:
         uniform = jnp.zeros((self.horizon, len(h), space.parameters))
         return jax.lax.scan(search, uniform, jax.random.split(key, self.rounds))[1][-1]
 
-    def score(self, agent: Agent, state: Any, actions: Array, key: Array) -> Array:
+    def score(self, agent: Agent, state: Any, actions: Array, key: Array, task: int = 0) -> Array:
         """Return the discounted return (B,) of actions (H, B, ...), imagined, with the value of what follows."""
         _, steps = rollout(agent.world.dynamics, state, None, jnp.swapaxes(actions, 0, 1), key, self.horizon)
-        rewards, continues = agent.rewards_of(steps.h), agent.continues_of(steps.h)
+        rewards, continues = agent.rewards_of(steps.h, task), agent.continues_of(steps.h, task)
         values = jnp.zeros((self.horizon + 1, *rewards.shape[1:]))
         if agent.value is not None:
-            values = values.at[-1].set(agent.config.values.mean(agent.value(steps.h[-1])))
+            values = values.at[-1].set(agent.config.values.mean(agent.value(steps.h[-1], task)))
         return lambda_returns(rewards, continues, values, self.gamma, 1.0)[0]

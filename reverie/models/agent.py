@@ -42,19 +42,19 @@ class AgentConfig:
         if self.ahead < 1:
             raise ValueError(f"an agent predicts 1 step ahead at least, not {self.ahead}")
 
-    def make(self, world: Any, rngs: nnx.Rngs) -> "Agent":
-        """Return an agent that has learned nothing, in a world that has.
+    def make(self, world: Any, rngs: nnx.Rngs, tasks: int = 0, finetunes: bool = False) -> "Agent":
+        """Return an agent that has learned nothing, in a world that has. ``tasks``: how many it is conditioned on.
 
         Agent tokens are put into the world's dynamics; ReverieError if these are of a family that has none.
         """
         if self.tokens:
             if not hasattr(world.dynamics, "agents"):
                 raise ReverieError(f"{type(world.dynamics).__name__} dynamics have no agent tokens: let tokens be 0.")
-            world.dynamics.agents = AgentTokens(self.tokens, world.dynamics.transformer, rngs=rngs)
+            world.dynamics.agents = AgentTokens(self.tokens, world.dynamics.transformer, tasks, rngs=rngs)
         features, size = feature_shape(world), ActionDistribution(world.config.actions).parameters
         outputs = {"policy": (self.ahead, size), "reward": (self.ahead, self.rewards.bins), "ends": (self.ahead,)}
-        heads = {name: Head(self.head, features, shape, rngs=rngs) for name, shape in outputs.items()}
-        return Agent(self, world, **heads)
+        heads = {name: Head(self.head, features, shape, tasks, rngs=rngs) for name, shape in outputs.items()}
+        return Agent(self, world, **heads, finetunes=finetunes)
 
 
 def feature_shape(world: Any) -> tuple[int, int]:
@@ -71,43 +71,63 @@ def feature_shape(world: Any) -> tuple[int, int]:
 class Agent(nnx.Module):
     """A policy, and predictions of reward and end; ``world`` is the WorldModel whose features they read.
 
-    ``prior`` and ``value``: of an agent that learns in imagination.
+    ``prior`` and ``value``: of an agent that learns in imagination. ``finetunes``: the dynamics learn with the heads.
     """
 
     def __init__(
         self, config: AgentConfig, world: Any, policy: Head, reward: Head, ends: Head, prior: Any = None,
-        value: Any = None,
+        value: Any = None, finetunes: bool = False,
     ):  # fmt: skip
         self.config, self.world = config, world
-        # While it clones, the agent tokens are a part of the agent, which learns. Later they are the frozen world's.
+        # While it clones, what learns of the world is a part of the agent. Later it is the frozen world's.
+        self.dynamics: Any = world.dynamics if finetunes else None
         self.tokens: Any = getattr(world.dynamics, "agents", None) if prior is None else None
         self.actions = ActionDistribution(world.config.actions)
         self.policy, self.reward, self.ends = policy, reward, ends
         self.prior: Any = prior
         self.value: Any = value
         # Statistics of training: by cloning, and in imagination.
-        self.scales: Any = LossScales() if prior is None else None
+        self.scales: Any = LossScales(finetunes) if prior is None else None
         self.returns: Any = None if prior is None else Returns()
 
-    def act(self, h: Array, key: Array, greedy: bool = False) -> Array:
-        """Choose actions (...) or (..., A) by features (..., N, M); ``greedy``: the most probable ones."""
-        outputs = self.policy(h)[..., 0, :]
+    @property
+    def tasks(self) -> int:
+        """How many tasks it knows by id; 0 if it is not conditioned on any."""
+        return 0 if self.policy.tasks is None else len(self.policy.tasks.table) - 1
+
+    @property
+    def first_task(self) -> int:
+        """The id of its task where none is named; 0 if it knows none."""
+        return min(self.tasks, 1)
+
+    def empty(self, batch: int, task: Array | int = 0) -> Any:
+        """Return the state of the world's dynamics before the first frame, of rows with a task."""
+        of_tokens = {"task": task} if getattr(self.world.dynamics, "agents", None) is not None else {}
+        return self.world.dynamics.empty(batch, **of_tokens)
+
+    def act(self, h: Array, key: Array, greedy: bool = False, task: Array | int = 0) -> Array:
+        """Choose actions (...) or (..., A) by features (..., N, M); ``greedy``: the most probable ones.
+
+        ``task``: the id of the task, here and below (see ``nn.heads.Head``).
+        """
+        outputs = self.policy(h, task)[..., 0, :]
         return self.actions.mode(outputs) if greedy else self.actions.sample(outputs, key)
 
-    def rewards_of(self, h: Array) -> Array:
+    def rewards_of(self, h: Array, task: Array | int = 0) -> Array:
         """Return the expected reward that arrived with frames, (...)."""
-        return self.config.rewards.mean(self.reward(h)[..., 0, :])
+        return self.config.rewards.mean(self.reward(h, task)[..., 0, :])
 
-    def continues_of(self, h: Array) -> Array:
+    def continues_of(self, h: Array, task: Array | int = 0) -> Array:
         """Return the probability that the world did not end with frames, (...)."""
-        return jax.nn.sigmoid(-self.ends(h)[..., 0])
+        return jax.nn.sigmoid(-self.ends(h, task)[..., 0])
 
 
 class LossScales(nnx.Module):
-    """Running scales of the losses of an agent's heads, which have different units."""
+    """Running scales of the losses of an agent's heads and of its dynamics, if they learn; their units differ."""
 
-    def __init__(self):
+    def __init__(self, dynamics: bool = False):
         self.policy, self.reward, self.ends = RunningRMS(), RunningRMS(), RunningRMS()
+        self.dynamics = RunningRMS() if dynamics else None
 
 
 class Returns(nnx.Module):

@@ -7,30 +7,43 @@ They have keys and values of their own, so a world with them generates the same 
 Shapes: B batch, N tokens per frame, A agent tokens, M model width, S window.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from reverie.nn.heads import TaskEmbedding
 from reverie.nn.kv_cache import KVCache
 from reverie.nn.layers import learned_tokens
 
 
-class AgentTokens(nnx.Module):
-    """A learned tokens, run through the layers of a transformer one frame at a time."""
+class AgentState(NamedTuple):
+    """The KV cache of agent tokens, and the id of each row's task (B,)."""
 
-    def __init__(self, count: int, transformer: Any, *, rngs: nnx.Rngs):
+    cache: KVCache
+    task_B: Array
+
+
+class AgentTokens(nnx.Module):
+    """A learned tokens, run through the layers of a transformer one frame at a time; with ``tasks`` they know theirs.
+
+    In Dreamer 4 they are a learned base and an embedding of the task.
+    """
+
+    def __init__(self, count: int, transformer: Any, tasks: int = 0, *, rngs: nnx.Rngs):
         if transformer.config.registers or count > transformer.tokens:
             raise ValueError(f"agents have at most the {transformer.tokens} tokens of a frame, and it has no registers")
         self.tokens = learned_tokens(rngs, count, transformer.config.width)
+        self.tasks = TaskEmbedding(tasks, transformer.config.width, rngs=rngs) if tasks else None
 
-    def empty(self, transformer: Any, batch: int) -> KVCache:
-        """Return the empty KV cache of these tokens."""
-        return transformer.empty(batch, len(self.tokens[...]))
+    def empty(self, transformer: Any, batch: int, task: Array | int = 0) -> AgentState:
+        """Return the state of these tokens before the first frame, of rows with a task ((B,), or one for all)."""
+        tasks = jnp.broadcast_to(jnp.asarray(task, jnp.int32), (batch,))
+        return AgentState(transformer.empty(batch, len(self.tokens[...])), tasks)
 
-    def read(self, transformer: Any, x_BNM: Array, past: KVCache, own: KVCache) -> tuple[KVCache, Array]:
-        """Read a finished frame: (their cache with it, features (B, A, M)).
+    def read(self, transformer: Any, x_BNM: Array, past: KVCache, own: AgentState) -> tuple[AgentState, Array]:
+        """Read a finished frame: (their state with it, features (B, A, M)).
 
         ``x_BNM``: the frame's tokens as they enter the transformer; ``past``: its KV cache before that frame.
         """
@@ -40,8 +53,9 @@ class AgentTokens(nnx.Module):
         kept = transformer.empty_frame_kv(batch, more=count)
         _, kept = transformer.step_tokens(x_BNM, jnp.int32(0), mask, past, kept)
         still = jnp.ones((count, c.head // 2)), jnp.zeros((count, c.head // 2))  # they have no place in the image
-        inputs = transformer.cached_inputs(own, still, jnp.ones((count, frame + count), bool))
+        inputs = transformer.cached_inputs(own.cache, still, jnp.ones((count, frame + count), bool))
         inputs = inputs._replace(offset=jnp.int32(frame))
-        x = jnp.broadcast_to(self.tokens[...].astype(x_BNM.dtype)[None, None], (batch, 1, count, c.width))
-        h, new, _ = transformer.run_layers(x, inputs, own, kept)
-        return own.append(new), h[:, 0]
+        x = jnp.broadcast_to(self.tokens[...][None, None], (batch, 1, count, c.width))
+        x = x if self.tasks is None else x + self.tasks(own.task_B)[:, None, None]
+        h, new, _ = transformer.run_layers(x.astype(x_BNM.dtype), inputs, own.cache, kept)
+        return own._replace(cache=own.cache.append(new)), h[:, 0]

@@ -144,6 +144,25 @@ def share_of(loss: Callable[[Any, Any], Loss], rows: Any, totals: Sequence[Array
     return share
 
 
+def weighted_rows(loss: Callable[[Any], Loss], rows: Any, weights_B: Array) -> Loss:
+    """Return ``loss(rows)`` with a weight for each row: one of weight 0 takes no part in any mean.
+
+    Rows are computed one by one (under ``vmap``), so ``loss`` needs to know nothing of the weights.
+    """
+    found = jax.vmap(lambda row: loss(jax.tree.map(lambda leaf: leaf[None], row)))(rows)
+    weights_B = jax.lax.stop_gradient(weights_B)
+
+    def whole(leaf: Any) -> Any:
+        if isinstance(leaf, Rows):
+            return Rows(leaf.array.reshape(-1, *leaf.array.shape[2:]))
+        if isinstance(leaf, Mean):
+            each = weights_B.reshape(-1, *(1,) * (leaf.total.ndim - 1))
+            return replace(leaf, total=jnp.mean(leaf.total * each, axis=0), weight=jnp.mean(leaf.weight * weights_B))
+        return jnp.sum(leaf, axis=0)
+
+    return jax.tree.map(whole, found, is_leaf=lambda leaf: isinstance(leaf, Rows | Mean))
+
+
 def combined(parts: Sequence[Loss]) -> Loss:
     """Return the loss of a batch from those of its parts, each of which is rows that follow each other."""
 

@@ -38,24 +38,45 @@ class HeadConfig:
 
 
 class Head(nnx.Module):
-    """Features (..., N, M) -> (..., *outputs), float32; zeros before training. ``features``: (N, M)."""
+    """Features (..., N, M) -> (..., *outputs), float32; zeros before training. ``features``: (N, M).
 
-    def __init__(self, config: HeadConfig, features: tuple[int, int], outputs: tuple[int, ...], *, rngs: nnx.Rngs):
+    ``tasks``: how many there are; the head then reads a learned token of the task beside the features.
+    """
+
+    def __init__(
+        self, config: HeadConfig, features: tuple[int, int], outputs: tuple[int, ...], tasks: int = 0, *,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
         self.features, self.outputs = features, outputs
-        tokens, width = features
+        self.tasks = TaskEmbedding(tasks, features[1], rngs=rngs) if tasks else None
+        tokens, width = features[0] + bool(tasks), features[1]
         self.pool = AttentionPool(config.queries, width, rngs=rngs) if config.queries else None
         sizes = [(config.queries or tokens) * width, *[config.width] * config.depth]
         self.layers = nnx.List([Linear(*pair, use_bias=False, rngs=rngs) for pair in pairwise(sizes)])
         self.norms = nnx.List([nnx.RMSNorm(size, rngs=rngs) for size in sizes[1:]])
         self.out = Linear(sizes[-1], prod(outputs), kernel_init=nnx.initializers.zeros, rngs=rngs)
 
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Array, task: Array | int = 0) -> Array:
+        """``task``: the id of each frame's task, int32 (...) or what broadcasts to it; 0: none."""
         h = h.astype(jnp.float32)
+        if self.tasks is not None:
+            token = self.tasks(task)
+            h = jnp.concatenate([h, jnp.broadcast_to(token, (*h.shape[:-2], h.shape[-1]))[..., None, :]], axis=-2)
         h = h if self.pool is None else self.pool(h)
         x = h.reshape(*h.shape[:-2], -1)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = jax.nn.silu(norm(layer(x)))
         return self.out(x).reshape(*x.shape[:-1], *self.outputs)
+
+
+class TaskEmbedding(nnx.Module):
+    """Ids of tasks (...) -> (..., M); 0 is no task. Other ids count from 1, as in ``Spec.tasks``."""
+
+    def __init__(self, tasks: int, width: int, *, rngs: nnx.Rngs):
+        self.table = nnx.Param(jax.random.normal(rngs.params(), (1 + tasks, width)))  # of the scale of features
+
+    def __call__(self, task: Array | int) -> Array:
+        return self.table[...][jnp.asarray(task, jnp.int32)]
 
 
 class AttentionPool(nnx.Module):

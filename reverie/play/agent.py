@@ -48,7 +48,8 @@ class AgentSession(Session):
 
 
 def _begin(agent: Agent, frames: Array, actions: Array, length: Array) -> tuple[WorldKVCache, Array, dict[str, Array]]:
-    cache, picture, h = begin_with_features(agent.world, frames, actions, length)
+    state = agent.empty(1, agent.first_task)
+    cache, picture, h = begin_with_features(agent.world, frames, actions, length, state)
     return cache, picture, _advice(agent, h, jax.random.key(0))
 
 
@@ -65,15 +66,16 @@ def _advice(agent: Agent, h_1NM: Array, key: Array) -> dict[str, Array]:
     ``goes_on``: the probability that the frame was not the last. ``value``: the expected return from here, if a critic
     has learned it.
     """
-    outputs = agent.policy(h_1NM)[0, 0]
+    task = agent.first_task
+    outputs = agent.policy(h_1NM, task)[0, 0]
     found = {
         "action": agent.actions.sample(outputs, key),
         "shares": agent.actions.shares(outputs),
-        "reward": agent.rewards_of(h_1NM)[0],
-        "goes_on": agent.continues_of(h_1NM)[0],
+        "reward": agent.rewards_of(h_1NM, task)[0],
+        "goes_on": agent.continues_of(h_1NM, task)[0],
     }
     if agent.value is not None:
-        found["value"] = agent.config.values.mean(agent.value(h_1NM))[0]
+        found["value"] = agent.config.values.mean(agent.value(h_1NM, task))[0]
     return jax.tree.map(jnp.asarray, found)
 
 

@@ -9,6 +9,7 @@ describe a policy.
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from flax import nnx
 from jax import Array
 
 from reverie.data.episode import Dataset, Spec
+from reverie.data.loader import RELEVANT
+from reverie.data.tasked import TASK, Tasked
 from reverie.errors import ReverieError
 from reverie.models.agent import TOO_MANY, Agent, AgentConfig
-from reverie.nn.batch import Loss, Mean, mean, row_keys
+from reverie.nn.batch import Loss, Mean, mean, row_keys, weighted_rows
 from reverie.nn.embed import from_start
 from reverie.nn.heads import Head, bernoulli_nll
 from reverie.nn.returns import PMPO, Reinforce, alive, lambda_returns
@@ -36,31 +39,38 @@ LEAD = 32  # frames observed before a segment of a long episode, so that feature
 class BehaviourObjective:
     """Clone recorded play, and predict rewards and ends, from the features of a frozen world.
 
-    Agent tokens (``agent.tokens``) learn with the heads. Then features change in every step and cannot be cached.
+    Agent tokens (``agent.tokens``) learn with the heads, and so do the dynamics with ``finetune``. Then features change
+    in every step and cannot be cached. If the run draws relevant clips (``Run.relevant``), Dreamer 4's split of losses
+    holds: the policy clones those alone, the dynamics learn from the others, rewards and ends are learned from all.
     """
 
     agent: AgentConfig = field(default_factory=AgentConfig)  # the heads
+    finetune: bool = False  # the dynamics learn too, as in Dreamer 4; steps cost as much as those of the dynamics
     world: str = "../dynamics"  # folder of the world's dynamics, relative to this run's folder
     frozen: tuple[str, ...] = ("world",)  # parts that do not learn
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Arrays of a batch."""
-        return ("latents" if self.agent.tokens else "features"), "actions", "rewards", "ends"
+        return ("latents" if self._learns_to_read else "features"), "actions", "rewards", "ends", TASK, RELEVANT
+
+    @property
+    def _learns_to_read(self) -> bool:
+        return self.finetune or self.agent.tokens > 0
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Agent:
         """Return a new agent in the world that was trained before."""
-        world = check_fits(load(folder / self.world), "dynamics", "world", folder / self.world, spec)
-        return self.agent.make(world, rngs)
+        world = check_fits(load(folder / self.world), "prefill", "world", folder / self.world, spec)
+        return self.agent.make(world, rngs, len(spec.tasks), self.finetune)
 
     @property
     def encoder(self) -> Encode:
-        """The world's features, or its latents if agent tokens learn to read them."""
-        return _latents if self.agent.tokens else _features
+        """The world's features, or its latents if these are read anew in every step."""
+        return _latents if self._learns_to_read else _features
 
     def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
         """Features or latents, and the actions that condition the world, computed once; the rest as recorded."""
-        return Joined(dataset, cached(model, self.encoder, dataset, LEAD, cache, ("world",)))
+        return _prepared(model, self.encoder, dataset, cache)
 
     def loss(self, model: Agent, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
         """Cross-entropies of actions, rewards and ends, now and up to L - 1 steps ahead, each divided by its RMS.
@@ -69,8 +79,14 @@ class BehaviourObjective:
         """
         found = behaviour_losses(model, batch)
         losses = {name: mean(*found[name]) for name in ("policy", "reward", "ends")}
+        notes: dict[str, Any] = {"scales": losses}
+        if self.finetune:
+            rows = batch["latents"], batch["actions"], keys_B
+            uniform = 1 - batch[RELEVANT].astype(jnp.float32) if RELEVANT in batch else jnp.ones(len(keys_B))
+            learned = weighted_rows(lambda row: model.dynamics.loss(*row), rows, uniform)
+            losses["dynamics"], notes["dynamics"] = learned.terms[0], learned.notes
         terms = tuple(getattr(model.scales, name)(each) for name, each in losses.items())
-        return Loss(terms, _behaviour_metrics(found), {"scales": losses})
+        return Loss(terms, _behaviour_metrics(found), notes)
 
     def report(self, model: Agent, batch: dict[str, Array], key: Array) -> dict[str, Array]:
         """The same numbers, of held-out clips."""
@@ -82,19 +98,21 @@ def behaviour_losses(model: Agent, batch: dict[str, Array]) -> dict[str, tuple[A
 
     ``actions[t]``, ``rewards[t]``, ``ends[t]`` belong to the step that led to frame t. So at frame t, n steps ahead,
     the policy is trained on ``actions[t + 1 + n]``, and reward and end on those of t + n. "error" is that of rewards
-    predicted where they arrive, in units of reward.
+    predicted where they arrive, in units of reward. Where some clips are relevant, the policy has no weight in others.
     """
     actions, rewards, ends = (batch[name] for name in ("actions", "rewards", "ends"))
-    space, count = model.world.config.actions, model.config.ahead
-    h = batch["features"] if "features" in batch else _read(model, batch["latents"], actions)
+    space, count, task = model.world.config.actions, model.config.ahead, batch.get(TASK, 0)
+    h = batch["features"] if "features" in batch else _read(model, batch["latents"], actions, task)
     known = (~space.is_start(actions) & ~space.is_unlabelled(actions)).astype(jnp.float32)
     (taken, when), (now, arrived) = (_ahead(known, first, count) for first in (1, 0))
-    policy, reward = model.policy(h), model.reward(h)
+    if RELEVANT in batch:
+        taken = taken * batch[RELEVANT].astype(jnp.float32)[:, None, None]
+    policy, reward = model.policy(h, task), model.reward(h, task)
     error = jnp.abs(model.config.rewards.mean(reward[:, :, 0]) - rewards)
     return {
         "policy": (-model.actions.log_prob(policy, actions[:, when]), taken),
         "reward": (model.config.rewards.nll(reward, rewards[:, arrived]), now),
-        "ends": (bernoulli_nll(model.ends(h), ends[:, arrived]), now),
+        "ends": (bernoulli_nll(model.ends(h, task), ends[:, arrived]), now),
         "error": (error, known),
     }
 
@@ -134,7 +152,7 @@ class ImaginationObjective:
     critic_steps: int = 30  # first steps, in which only the critic learns
     passes: int = 0  # sampling passes per frame; 0: the world's own
     frozen: tuple[str, ...] = ("world", "reward", "ends", "prior")  # parts that do not learn
-    reads = "latents", "actions", "rewards"
+    reads = "latents", "actions", "rewards", TASK
 
     def __post_init__(self):
         if self.horizon < 1 or self.context < 1 or self.critic_steps < 0:
@@ -150,7 +168,7 @@ class ImaginationObjective:
         if self.passes:
             world = nnx.merge(*nnx.split(world))  # what was loaded cannot be changed while this is traced
             world.dynamics.config = dataclasses.replace(world.dynamics.config, passes=self.passes)
-        value = Head(c.head, shape, (c.values.bins,), rngs=rngs)
+        value = Head(c.head, shape, (c.values.bins,), cloned.tasks, rngs=rngs)
         return Agent(c, world, cloned.policy, cloned.reward, cloned.ends, again.policy, value)
 
     @property
@@ -160,17 +178,18 @@ class ImaginationObjective:
 
     def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
         """Latents and the actions that condition the world, computed once; rewards as they were recorded."""
-        return Joined(dataset, cached(model, self.encoder, dataset, LEAD, cache, ("world",)))
+        return _prepared(model, self.encoder, dataset, cache)
 
     def loss(self, model: Agent, batch: dict[str, Array], keys_B: Array, progress: Array) -> Loss:
         """The critic's cross-entropy with lambda-returns, and the learner's terms once the critic has had its time."""
         h, taken = self.imagine(model, batch, keys_B[0])
-        rewards, continues = model.rewards_of(h[1:]), model.continues_of(h[1:])
-        logits, bins, weights = model.value(h), model.config.values, alive(continues)
+        task = _task_of(batch)
+        rewards, continues = model.rewards_of(h[1:], task), model.continues_of(h[1:], task)
+        logits, bins, weights = model.value(h, task), model.config.values, alive(continues)
         values = jax.lax.stop_gradient(bins.mean(logits))
         returns = lambda_returns(rewards, continues, values, self.gamma, self.lam)
         advantages = returns - values[:-1]
-        policy, prior = (head(h[:-1])[..., 0, :] for head in (model.policy, model.prior))
+        policy, prior = (head(h[:-1], task)[..., 0, :] for head in (model.policy, model.prior))
         kl, entropy = model.actions.kl(policy, prior), model.actions.entropy(policy)
         scaled = model.returns.advantages.scaled(advantages)
         actor = self.learner.terms(model.actions.log_prob(policy, taken), scaled, kl, entropy, weights)
@@ -197,13 +216,13 @@ class ImaginationObjective:
         No gradient flows through a rollout: the policy's gradient is that of its log-probabilities.
         """
         latents, actions = (batch[name][:, : self.context] for name in ("latents", "actions"))
-        actions = from_start(actions, model.world.config.actions)
+        actions, task = from_start(actions, model.world.config.actions), _task_of(batch)
         # All rows have the same number of real frames, since a KV cache counts time once for all of them.
         drawn = jax.random.randint(jax.random.fold_in(step_key(key), 3), (), 1, latents.shape[1] + 1)
-        state, h = prefill(model.world.dynamics, latents, actions, drawn)
+        state, h = prefill(model.world.dynamics, latents, actions, drawn, model.empty(len(latents), task))
 
         def act(h: Array, key: Array) -> Array:
-            return jax.lax.stop_gradient(model.act(h, key))
+            return jax.lax.stop_gradient(model.act(h, key, task=task))
 
         _, steps = rollout(model.world.dynamics, state, h, act, key, self.horizon)
         return jax.lax.stop_gradient((jnp.concatenate([h[None], steps.h]), steps.actions))
@@ -213,11 +232,12 @@ class ImaginationObjective:
 
         And the numbers of the loss, of rollouts from held-out clips.
         """
-        latents, actions, rewards = (batch[name] for name in self.reads)
+        latents, actions, rewards = (batch[name] for name in ("latents", "actions", "rewards"))
+        task = _task_of(batch)
         dynamics, start = model.world.dynamics, from_start(actions, model.world.config.actions)
-        state, _ = prefill(dynamics, latents, start, 1)
+        state, _ = prefill(dynamics, latents, start, 1, model.empty(len(latents), task))
         _, steps = rollout(dynamics, state, None, actions[:, 1:], key, latents.shape[1] - 1)
-        imagined, real = model.rewards_of(steps.h), jnp.swapaxes(rewards[:, 1:], 0, 1)
+        imagined, real = model.rewards_of(steps.h, task), jnp.swapaxes(rewards[:, 1:], 0, 1)
         known = (~model.world.config.actions.is_unlabelled(actions[:, 1:])).astype(jnp.float32).T
         numbers = {
             "replayed_error": mean(jnp.abs(imagined - real), known).value,
@@ -243,8 +263,21 @@ def _latents(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
 
 def _features(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
     found = _latents(agent, batch)
-    return {"features": _read(agent, found["latents"], found["actions"]), "actions": found["actions"]}
+    return {"features": _read(agent, found["latents"], found["actions"], 0), "actions": found["actions"]}
 
 
-def _read(agent: Agent, latents: Array, actions: Array) -> Array:
-    return features(agent.world.dynamics, latents, from_start(actions, agent.world.config.actions))
+def _read(agent: Agent, latents: Array, actions: Array, task: Array | int) -> Array:
+    """Features of clips (B, T, N, M); ``task`` (B, T) is the same in all frames of a clip."""
+    state = agent.empty(len(latents), task if isinstance(task, int) else task[:, 0])
+    return features(agent.world.dynamics, latents, from_start(actions, agent.world.config.actions), state)
+
+
+def _task_of(batch: dict[str, Array]) -> Array | int:
+    """The task of each clip of a batch, (B,); 0 if there are none."""
+    return batch[TASK][:, 0] if TASK in batch else 0
+
+
+def _prepared(model: Agent, encode: Encode, dataset: Dataset, cache: Path) -> Dataset:
+    """Return a dataset with what ``encode`` gives, computed once, and with ids of tasks if the agent knows any."""
+    joined = Joined(dataset, cached(model, encode, dataset, LEAD, cache, ("world",)))
+    return Tasked(joined, getattr(dataset, "tasks", []), dataset.spec.tasks) if model.tasks else joined

@@ -1,6 +1,7 @@
 """The bouncing square, on which reimplementations of Dreamer 4 are compared: 32x32, one square, four pushes.
 
-``SquareConfig.actions`` chooses the kind of action, so that every kind has a small simulator.
+``SquareConfig.actions`` chooses the kind of action, so that every kind has a small simulator. With ``goal="both"`` it
+has two tasks of opposite rewards: to be in the centre, as in the original, or in a corner.
 
 It is deterministic given the actions, unpredictable without them, and its best policy is known. Written from its
 published constants. A square of side 6..14 moves 2 pixels a step and is mirrored at the walls; the reward is minus the
@@ -12,7 +13,7 @@ Mean returns over 32 steps: random -273, this policy -320, one constant action -
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ SIZE, SPEED, PUSH = 32, 2, 4  # PUSH: the most pixels per step for continuous ac
 SIDES = 6, 14
 HOLDS = 4, 9
 X, Y, SIDE, INK, PAPER, LAST, HELD, TIME = range(8)  # the state: corner in pixels, colours as 0xRRGGBB, behaviour's own
+GOALS = "centre", "corner"  # what is rewarded
 MOVES = ((0, -SPEED), (0, SPEED), (-SPEED, 0), (SPEED, 0))
 NAMES, KEYS = ("up", "down", "left", "right"), ("ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight")
 SPACES = {
@@ -50,6 +52,7 @@ class SquareConfig:
     seed: int = 0  # seed of the squares and of the actions
     actions: Literal["discrete", "binary", "multi", "continuous"] = "discrete"  # kind of the action space
     play: Literal["hold", "mixed"] = "hold"  # who plays: one policy that holds actions, or policies of mixed quality
+    goal: Literal["centre", "corner", "both"] = "centre"  # where it should be; both: tasks, each of every other episode
 
     def __post_init__(self):
         if self.count < 1 or self.frames < 2 or self.seed < 0:
@@ -57,27 +60,35 @@ class SquareConfig:
 
     def spec(self) -> Spec:
         """Return the spec of its episodes."""
-        return Spec((SIZE, SIZE, 3), SPACES[self.actions], 10.0, "square", self)
+        tasks = GOALS if self.goal == "both" else ()
+        return Spec((SIZE, SIZE, 3), SPACES[self.actions], 10.0, "square", self, tasks)
 
     def make(self) -> "Square":
-        """Return the simulator."""
-        return Square(self.actions)
+        """Return the simulator; of both goals, that of the first."""
+        return Square(self.actions, GOALS[0] if self.goal == "both" else self.goal)
+
+    def for_task(self, name: str) -> "SquareConfig":
+        """Return the square with one of both goals."""
+        return replace(self, goal=name)
 
     def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield ``count`` episodes, each a square of its own, played by ``Square.policy`` or a mixture."""
-        simulator, fps = self.make(), self.spec().fps
+        tasks, fps = self.spec().tasks, self.spec().fps
         for index in numbers_of(shard, self.count):
+            task = tasks[index % len(tasks)] if tasks else ""
+            simulator = (self.for_task(task) if task else self).make()
             rng = np.random.default_rng((self.seed, index))
             level = int(rng.integers(2**31))
             kind, policy = ("", simulator.policy) if self.play == "hold" else draw_policy(simulator, rng)
-            yield record(simulator, seed=level, frames=self.frames, rng=rng, fps=fps, policy=policy, kind=kind)
+            how = {"policy": policy, "kind": kind, "task": task}
+            yield record(simulator, seed=level, frames=self.frames, rng=rng, fps=fps, **how)
 
 
 class Square:
     """The simulator; see ``reverie.data.episode.Simulator``. States are (8,) int32, named at the head of this file."""
 
-    def __init__(self, actions: str = "discrete"):
-        self.kind, self.actions = actions, SPACES[actions]
+    def __init__(self, actions: str = "discrete", goal: str = "centre"):
+        self.kind, self.actions, self.goal = actions, SPACES[actions], goal
 
     def reset(self, seed: int) -> np.ndarray:
         """Return a square of random side, place and colours."""
@@ -96,7 +107,8 @@ class Square:
         dx, dy = self.push(action)
         x, y = (room - abs(room - abs(place)) for place in (x + dx, y + dy))  # mirrored at 0 and at the far wall
         held, action = held + 1 if self._way(action) == last else 1, self._way(action)
-        reward = -math.hypot(x - room / 2, y - room / 2)
+        far = math.hypot(x - room / 2, y - room / 2)  # from the centre
+        reward = -far if self.goal == "centre" else far - math.hypot(room / 2, room / 2)
         return np.array([x, y, side, ink, paper, action, held, time + 1], np.int32), reward, False
 
     def render(self, state: np.ndarray) -> np.ndarray:

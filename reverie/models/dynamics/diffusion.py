@@ -24,6 +24,7 @@ from jax import Array
 
 from reverie.actions import ActionSpace
 from reverie.config import FROM_DATA
+from reverie.nn.agent_tokens import AgentState
 from reverie.nn.batch import Loss, draw_rows, mean, row_keys, split_keys
 from reverie.nn.embed import ActionEmbedding, LevelEmbedding, from_start
 from reverie.nn.flow import data_of, denoise, noised, ramp
@@ -66,12 +67,12 @@ class DiffusionConfig:
 class LatentState(NamedTuple):
     """The state of dynamics over vectors: the transformer's KV cache, and the last finished frame with its noise.
 
-    ``agents``: the KV cache of agent tokens; None if there are none.
+    ``agents``: the state of agent tokens; None if there are none.
     """
 
     cache: KVCache
     last_BNL: Array
-    agents: KVCache | None = None
+    agents: AgentState | None = None
 
 
 class Context(NamedTuple):
@@ -200,9 +201,9 @@ class Diffusion(nnx.Module):
 
     # -- one frame at a time -----------------------------------------------------------------------------------------
 
-    def empty(self, batch: int) -> LatentState:
-        """Return the state before the first frame."""
-        agents = None if self.agents is None else self.agents.empty(self.transformer, batch)
+    def empty(self, batch: int, task: Array | int = 0) -> LatentState:
+        """Return the state before the first frame. ``task``: the id of that of each row's agent, if tokens read it."""
+        agents = None if self.agents is None else self.agents.empty(self.transformer, batch, task)
         return LatentState(self.transformer.empty(batch), jnp.zeros((batch, self.tokens, self.config.width)), agents)
 
     def observe(self, state: LatentState, latents_BNL: Array, actions_B: Array) -> tuple[LatentState, Array]:
