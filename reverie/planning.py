@@ -117,6 +117,8 @@ def report(name: str, stage: str, run: Any, where: Topology, facts: dict[str, An
     rows += [("exact", f"copied: {array}", f"{si(size)}B") for array, size in facts["copied"].items()]
     mark = "estimate" if quick else "compiler"
     rows += [(mark, "temporaries, per device", f"{si(sizes['temporaries'])}B" + " (refused)" * bool(refused))]
+    if kept := facts.get("bytes_on_host"):
+        rows.append((mark, "kept by the host, per device", f"{si(kept)}B"))
     verdict = "FITS" if facts["fits"] else "DOES NOT FIT"
     rows += [
         (mark, "total, per device", f"{si(sizes['total'])}B of {si(sizes['limit'])}B"),
@@ -178,7 +180,7 @@ def advice(stage: str, run: Any, facts: dict[str, Any]) -> list[str]:
     if devices > 1 and "fsdp" not in run.mesh and sizes["arguments"] > sizes["limit"] / 10:
         found.append(f"--{stage}.mesh fsdp: weights and optimiser take {si(sizes['arguments'])}B on every device")
     remats = {path: value for path, value in config.flatten(run).items() if path.endswith(".remat")}
-    for value, better in (("none", "dots"), ("dots", "full"), ("full", "layers")):
+    for value, better in (("none", "dots"), ("dots", "full"), ("full", "layers"), ("layers", "offload")):
         found += [f"--{stage}.{path} {better}".replace("_", "-") for path, now in remats.items() if now == value]
     rows = run.batch // run.accumulate // facts["row_parts"]
     if rows > 1:

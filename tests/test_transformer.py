@@ -1,6 +1,7 @@
 """The space-time transformer: what it may see, what it must see, and that every way of running it is the same one."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from reverie.errors import ReverieError
+from reverie.nn import target
 from reverie.nn.attention import attend, rotary_space, rotary_time, rotate, why_no_flash
+from reverie.nn.target import Target, traced_for
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig, unstack_layers
 
 B, T, N, M, S = 2, 8, 4, 16, 3
@@ -104,12 +108,39 @@ def plain():
 IN_PARTS = {"remat": "layers", "scan": True, "attention_parts": 4}  # of four frames and four tokens
 
 
-@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": "full"}, {"remat": "dots", "scan": True}, IN_PARTS])
+OFFLOADED = {"remat": "offload", "scan": True}
+WAYS = [{"scan": True}, {"remat": "full"}, {"remat": "dots", "scan": True}, IN_PARTS, OFFLOADED]
+
+
+@pytest.mark.parametrize("changes", WAYS)
 def test_scanned_or_checkpointed_it_is_the_same_function(plain, changes):
     other = value_and_grad(**changes)
     assert jax.tree.structure(plain) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_offloaded_layers_leave_their_inputs_to_the_host():
+    """Two groups of two layers: the host keeps both inputs of each, the device only what follows the last group."""
+    graph, params = nnx.split(make(**OFFLOADED, stream="bfloat16", time_every=2, depth=4))
+    x = clip()
+    program = jax.make_jaxpr(lambda params: jax.vjp(lambda params: nnx.merge(graph, params)(x), params)[1])(params)
+    kept: Any = {*program.jaxpr.outvars} - {*program.jaxpr.invars, *program.jaxpr.constvars}
+    on_host = {var for var in kept if var.aval.memory_space == jax.memory.Space.Host}
+    assert sorted((var.aval.shape, var.aval.dtype.name) for var in on_host) == [
+        ((2, *x.shape), "bfloat16"),  # the group's input, in the type of the stream
+        ((2, *x.shape), "float32"),
+    ]
+    assert max(var.aval.size for var in kept - on_host) <= x.size
+
+
+def test_a_backend_without_host_memory_refuses_to_offload(monkeypatch):
+    device = SimpleNamespace(addressable_memories=lambda: [SimpleNamespace(kind="device")])
+    monkeypatch.setattr(target.jax, "local_devices", lambda: [device])
+    with pytest.raises(ReverieError, match="cpu cannot keep activations on the host: use remat layers"):
+        make(**OFFLOADED)(clip())
+    with traced_for(Target("tpu")):
+        assert target.host_memory() == "pinned_host"
 
 
 def test_attention_in_parts_never_holds_all_logits_and_masks_each_row():

@@ -13,12 +13,16 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from reverie.nn.attention import attend, cached_attention, rotate
 from reverie.nn.kv_cache import KeysValues
 from reverie.nn.linear import Linear
 from reverie.nn.placement import all_frames
 from reverie.nn.precision import compute_dtype
+from reverie.nn.target import host_memory
+
+LAYER_INPUT = "layer input"
 
 
 class Attention(nnx.Module):
@@ -122,6 +126,26 @@ class AttentionInputs(NamedTuple):
     offset: Any = None
 
 
+def policy_of(remat: str) -> Any:
+    """Return what ``jax.checkpoint`` around a group keeps; None for nothing. ReverieError if it cannot be kept here."""
+    policies = jax.checkpoint_policies
+    if remat == "dots":
+        return policies.dots_with_no_batch_dims_saveable
+    if remat == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_INPUT],
+            offload_src="device",
+            offload_dst=host_memory(),
+        )
+    return None
+
+
+def layer_input(config: Any, x: Array) -> Array:
+    """Mark the input of a layer as what ``remat offload`` keeps."""
+    return checkpoint_name(x, LAYER_INPUT) if config.remat == "offload" else x
+
+
 def run_group(group: Group, x: Array, inputs: AttentionInputs, cached: KeysValues | None, frame_kv: tuple | None):
     """Run a group of layers over (B, T, N, M): (x, new keys and values of its time layer, updated ``frame_kv``).
 
@@ -133,7 +157,8 @@ def run_group(group: Group, x: Array, inputs: AttentionInputs, cached: KeysValue
     updated = []
     for index, layer in enumerate(group.layers):
         step = partial(_run_layer, layer, inputs, cached, None if frame_kv is None else frame_kv[index])
-        x, of_time, own = (jax.checkpoint(step) if inputs.config.remat == "layers" else step)(x)
+        x = layer_input(inputs.config, x) if index else x  # that of the first is the group's, in the type of the stream
+        x, of_time, own = (jax.checkpoint(step) if inputs.config.remat in ("layers", "offload") else step)(x)
         new = of_time or new
         updated.append(own)
     return x, new, tuple(updated)

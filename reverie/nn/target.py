@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import jax
 
+from reverie.errors import ReverieError
+
 
 class Target(NamedTuple):
     """A kind of machine. ``capability``: of a GPU with cuDNN its compute capability (8.0 for an A100), else 0."""
@@ -26,6 +28,16 @@ _planned: ContextVar[Target | None] = ContextVar("planned", default=None)
 def target() -> Target:
     """Return the kind of machine that programs are traced for."""
     return _planned.get() or _this()
+
+
+def host_memory() -> str:
+    """Return JAX's name of the host memory that devices read directly; ReverieError if those of this process cannot."""
+    name = "pinned_host"
+    if not _planned.get() and name not in {memory.kind for memory in jax.local_devices()[0].addressable_memories()}:
+        raise ReverieError(
+            f"devices of kind {target().platform} cannot keep activations on the host: use remat layers."
+        )
+    return name
 
 
 @contextmanager

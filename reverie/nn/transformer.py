@@ -24,7 +24,7 @@ from jax import Array
 
 from reverie.nn.attention import rotary_space, rotary_time
 from reverie.nn.kv_cache import KeysValues, KVCache, empty_cache, valid_slots
-from reverie.nn.layers import AttentionInputs, Group, learned_tokens, run_group
+from reverie.nn.layers import AttentionInputs, Group, layer_input, learned_tokens, policy_of, run_group
 from reverie.nn.placement import by_rows, gathered, size
 from reverie.nn.precision import compute_dtype
 from reverie.nn.split import padding, run_split, splits
@@ -52,8 +52,9 @@ class TransformerConfig:
     soft_cap: float = 0.0  # bound of the attention logits; 0: off
     registers: int = 0  # learned tokens that every frame has besides its own
     scan: bool = False  # scan over layers; same results, compiles faster, runs slower on a CPU
-    # activation checkpointing: keep all, keep matmuls, keep nothing within a group, keep nothing within a layer either
-    remat: Literal["none", "dots", "full", "layers"] = "none"
+    # activation checkpointing: keep all, keep matmuls, keep nothing within a group, keep nothing within a layer either;
+    # offload: keep the input of each layer in the host's memory, and nothing within
+    remat: Literal["none", "dots", "full", "layers", "offload"] = "none"
     attention_parts: int = 1  # parts in which attention is computed, to save memory; the result is the same
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # type of matmuls; weights, norms and softmax stay float32
     stream: Literal["float32", "bfloat16"] = "float32"  # type of tokens between groups, which remat keeps
@@ -254,7 +255,7 @@ class SpaceTimeTransformer(nnx.Module):
 
         def run(x: Any, of_group: Any) -> Any:
             weights, cached, frame_kv = of_group
-            x = x.astype(jnp.float32)
+            x = layer_input(c, x).astype(jnp.float32)
             split = splits() and cached is None and frame_kv is None
             weights = gathered(weights, count, compute_dtype(c.dtype), cut=split)
             if split:
@@ -262,8 +263,7 @@ class SpaceTimeTransformer(nnx.Module):
             x, new, frame_kv = run_group(nnx.merge(graph, weights), x, inputs, cached, frame_kv)
             return by_rows(x.astype(c.stream)), (new, frame_kv)
 
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
-        step = run if c.remat == "none" else jax.checkpoint(run, policy=policy)
+        step = run if c.remat == "none" else jax.checkpoint(run, policy=policy_of(c.remat))
         # One entry per group, or a single one with a leading axis of groups where these are scanned.
         empty = [None] * len(parts)
         groups = list(zip([weights for _, weights in parts], cached or empty, frame_kv or empty, strict=True))

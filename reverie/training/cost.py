@@ -51,7 +51,7 @@ def cost(run: Run, spec: Spec, folder: Path) -> Cost:
         weights=size_of((params, rest, frozen)),
         optimiser=size_of((state.opt, state.ema)),
         gradients=size_of(params),
-        activations=activations(run, blueprint, params, rest, frozen, batch),
+        activations=sum(activations(run, blueprint, params, rest, frozen, batch)),
     )
 
 
@@ -93,8 +93,11 @@ def state_of(run: Run, blueprint: Blueprint) -> TrainState:
     return TrainState(number, params, rest, params if run.optimizer.ema else {}, opt, number)
 
 
-def activations(run: Run, blueprint: Blueprint, params: dict, rest: dict, frozen: dict, batch: dict) -> int:
-    """Return the bytes that the backward pass reads and the forward pass computes, for one part of a batch."""
+def activations(run: Run, blueprint: Blueprint, params: dict, rest: dict, frozen: dict, batch: dict) -> tuple[int, int]:
+    """Return the bytes that the backward pass reads and the forward pass computes, for one part of a batch.
+
+    The first are kept by devices, the second by their hosts (``remat offload``).
+    """
     rows = run.batch // run.accumulate
     part = {name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
 
@@ -107,5 +110,6 @@ def activations(run: Run, blueprint: Blueprint, params: dict, rest: dict, frozen
 
     program = jax.make_jaxpr(forward)(params, rest, frozen, part).jaxpr
     given = {*program.invars, *program.constvars}
-    kept = {var for var in program.outvars if isinstance(var, Var) and var not in given}
-    return size_of([var.aval for var in kept])
+    kept: Any = {var for var in program.outvars if isinstance(var, Var) and var not in given}
+    offloaded = {var for var in kept if var.aval.memory_space == jax.memory.Space.Host}
+    return size_of([var.aval for var in kept - offloaded]), size_of([var.aval for var in offloaded])

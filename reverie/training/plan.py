@@ -54,9 +54,10 @@ def plan_step(run: Run, spec: Spec, folder: Path, where: Topology, quick: bool) 
         }
         held = sum(facts["parts"].values())
         if quick:
-            kept = activations(run, blueprint, state.params, state.rest, frozen, batch)
+            kept, on_host = activations(run, blueprint, state.params, state.rest, frozen, batch)
             passing = size_of(state.params) / mesh.shape["fsdp"] + kept / mesh.size
-            return facts | _memory(held, passing, limit) | {"compile_seconds": 0.0, "collectives": [], "quick": True}
+            facts |= _memory(held, passing, limit) | {"bytes_on_host": on_host / mesh.size}
+            return facts | {"compile_seconds": 0.0, "collectives": [], "quick": True}
         try:
             compiled = traced.lower().compile(OPTIONS.get(where.chip.platform))
         except jax.errors.JaxRuntimeError as error:
@@ -91,8 +92,7 @@ def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topo
     """Return what a compiled step says of one device. ``held``: the bytes of all arguments, used or not."""
     found, program = compiled.memory_analysis(), hlo.read(compiled.as_text())
     # XLA drops arguments that a step does not read (a frozen tokenizer, where tokens are cached). They are held anyway.
-    beside = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
-    facts = _memory(held, found.temp_size_in_bytes + beside, where.limit)
+    facts = _memory(held, passing_bytes(compiled), where.limit)
     if where.chip.platform == "tpu":  # its compiler refuses what does not fit, and may take more than it needs
         facts["fits"], peak = True, found.peak_memory_in_bytes + held - found.argument_size_in_bytes
         facts["bytes_per_device"]["total"] = min(facts["bytes_per_device"]["total"], peak)
@@ -104,6 +104,7 @@ def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topo
     for array in program.arrays:
         largest.setdefault((array.bytes, array.shape), array.made_by)
     return facts | {
+        "bytes_on_host": found.host_temp_size_in_bytes,
         "peak": getattr(found, "peak_memory_in_bytes", 0) or None,
         "read": found.argument_size_in_bytes,
         "flops_per_device": program.flops,
@@ -115,6 +116,12 @@ def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topo
             {"bytes": size, "shape": shape, "made_by": by} for (size, shape), by in list(largest.items())[:SHOWN]
         ],
     }
+
+
+def passing_bytes(compiled: Any) -> int:
+    """Return what a compiled program needs on one device besides its arguments."""
+    found = compiled.memory_analysis()
+    return found.temp_size_in_bytes + max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
 
 
 def _of_weights(each: hlo.Collective, state: Any) -> bool:
