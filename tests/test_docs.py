@@ -42,6 +42,7 @@ REHEARSED = [  # (how a command begins, what becomes of it)
     ("pip install", "leave"),  # set-up is tried by .ci/run
     ("uv", "leave"),
     ("python -m benchmarks.jasmine", "leave"),  # needs that checkout
+    ("python -m benchmarks.accelerator", "leave"),  # ten minutes; tests/test_accelerator.py runs its parts
     (".ci/run", "leave"),  # runs this
 ]
 
