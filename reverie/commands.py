@@ -96,7 +96,7 @@ def evaluate(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         run = place(args.run)
         horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
-        how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature")}
+        how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature", "bits")}
         if args.env:
             numbers = judge(run, args.episodes, args.seed, args.plan)
             print(table((name, _with_interval(value)) for name, value in _by_task(numbers).items()))
@@ -125,7 +125,7 @@ def play(args: argparse.Namespace) -> None:
     from reverie.play.server import play
 
     listen = {"host": args.host, "port": args.port, "expose": args.expose, "allow_hosts": args.allow_host}
-    play(place(args.run or FIRST), **listen, players=args.players, open_browser=args.browser)
+    play(place(args.run or FIRST), **listen, players=args.players, bits=args.bits, open_browser=args.browser)
 
 
 def record(args: argparse.Namespace) -> None:

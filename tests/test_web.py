@@ -17,11 +17,11 @@ from reverie.actions import ActionSpace
 from reverie.cli import main
 from reverie.data.sources.square import SPACES
 from reverie.errors import ReverieError
+from reverie.narrow_weights import cost, rounded
 from reverie.onnx.narrow import narrow
 from reverie.web import runtime
 from reverie.web.export import export_web, values, warn
 from reverie.web.page import page
-from reverie.web.weights import cost, rounded
 from reverie.world import Session
 
 DATA = {"card": {"name": "</script><script>alert(1)</script>"}, "setup": {}}

@@ -47,7 +47,7 @@ def scores(head: Linear, x: Array, codes: Array, at_once: int = AT_ONCE, best: i
     pass computes them again. Parts are codes and not tokens, so devices that share a batch still add the gradient of
     each weight once. A part has every p-th code, so columns divided over "tensor" stay where they are.
     """
-    kernel, bias = head.kernel[...], None if head.bias is None else head.bias[...]
+    kernel, bias = head.weights
     number = kernel.shape[-1]
     if at_once < 1:
         raise ReverieError(f"codes_at_once {at_once} is no number of codes: it must be 1 or more.")

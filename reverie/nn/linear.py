@@ -3,6 +3,8 @@
 Shapes: ... any leading axes, R rows, I inputs, O outputs.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,10 +19,27 @@ class Linear(nnx.Linear):
     For tensors with more than two axes, XLA's CPU backend computes the gradient of the weights from a transposed copy,
     and recomputes its inputs there. It also sums the gradient of a bias column by column. Both were a sixth of a
     training step (docs/speed.md). Reverse mode only: it has no ``jax.jvp``.
+
+    ``scale``: (..., 1, O), a factor of each column where the kernel is int8 (``narrow_weights``); None: there is none.
     """
 
+    scale: Any = None
+
     def __call__(self, inputs: Array) -> Array:
-        return self.product(inputs, self.kernel[...], None if self.bias is None else self.bias[...])
+        bias = None if self.bias is None else self.bias[...]
+        if self.scale is None:
+            return self.product(inputs, self.kernel[...], bias)
+        outputs = self.product(inputs, self.kernel[...].astype(inputs.dtype), None)
+        each = (1,) * (outputs.ndim - 1) + (-1,)  # a number for each column
+        scaled = outputs.astype(jnp.float32) * self.scale[...].reshape(each)
+        return (scaled if bias is None else scaled + bias.reshape(each)).astype(outputs.dtype)
+
+    @property
+    def weights(self) -> tuple[Array, Array | None]:
+        """The kernel, multiplied by its scale if it has one, and the bias."""
+        kernel = self.kernel[...]
+        kernel = kernel if self.scale is None else kernel.astype(jnp.float32) * self.scale[...]
+        return kernel, None if self.bias is None else self.bias[...]
 
     def product(self, inputs: Array, kernel: Array, bias: Array | None) -> Array:
         """Apply other weights than its own, such as some of its columns (I, O) and their bias (O,)."""

@@ -29,6 +29,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from reverie.errors import ReverieError
 from reverie.evaluation.video import png
+from reverie.narrow_weights import narrowed
 from reverie.play import buttons, protocol
 from reverie.play.agent import AgentSeats, agent_of
 from reverie.play.beside import Beside, beside_of
@@ -42,11 +43,11 @@ from reverie.world_folder import Start, initial_frames, named_actions
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
-def play(run: str | Path, players: int | None = None, **options: Any) -> None:
+def play(run: str | Path, players: int | None = None, bits: int = 32, **options: Any) -> None:
     """Load a world from its folder and ``serve`` it from its own initial frames; ``options`` are those of ``serve``.
 
     If the world has an agent, the page shows what it would do, and can let it play. If it has an exact simulator, the
-    real game can be seen beside it.
+    real game can be seen beside it. ``bits``: of the weights of the world's dynamics.
     """
     if players is not None:
         if players < 1:
@@ -54,7 +55,9 @@ def play(run: str | Path, players: int | None = None, **options: Any) -> None:
         options["limits"] = Limits(players=players)
     agent = agent_of(Path(run))
     world, about = load_for_play(run, agent and agent.world)
+    world = narrowed(world, bits)
     if agent is not None:
+        agent.world = world
         options["seats"] = partial(AgentSeats, agent)
     serve(world, beside=beside_of(Path(run), world, about["starts"]), **{**about, **options})
 

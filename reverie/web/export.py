@@ -58,8 +58,8 @@ def export_world(
     _free(out)
     if importlib.util.find_spec("onnx") is None:
         raise ReverieError("a page is written with the package onnx: pip install 'reverie-worlds[web]'.")
+    from reverie.narrow_weights import cost, rounded
     from reverie.web.programs import models, trace
-    from reverie.web.weights import cost, rounded
 
     runner = runtime(runtime_folder)
     session = Session(world)

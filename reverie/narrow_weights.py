@@ -1,4 +1,8 @@
-"""Weights of a dynamics model in fewer bits: a page half or a quarter as large, at a cost that is measured."""
+"""Weights of a dynamics model in fewer bits: half or a quarter as large, at a cost that is measured.
+
+A page (``web.export``) stores rounded numbers and multiplies in float32. Play and evaluation hold the same numbers as
+int8 and factors of columns, which layers multiply by (``nn.linear``).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from reverie.nn.image import psnr
-from reverie.onnx.narrow import eighths, halves
+from reverie.nn.linear import Linear
+from reverie.onnx.narrow import eighths, halves, narrow
 from reverie.world import Session, WorldModel
 from reverie.world_folder import Start
 
@@ -25,6 +30,22 @@ def rounded(world: WorldModel, bits: int) -> WorldModel:
             narrow, scale = halves(found) if bits == 16 else eighths(found)
             weight[...] = narrow.astype(np.float32) * scale
     return WorldModel(world.config, world.tokenizer, world.lam, dynamics)
+
+
+def narrowed(world: WorldModel, bits: int) -> WorldModel:
+    """Return a world whose dynamics holds the matrices of its linear layers in so many ``bits``: 32, 16 or 8.
+
+    Its other matrices, which are tables, are rounded and stay float32.
+    """
+    if bits == 32 or not isinstance(world, WorldModel):  # what is no world is refused where it is used
+        return world
+    small = rounded(world, bits)
+    for _, layer in nnx.iter_modules(small.dynamics):
+        if isinstance(layer, Linear) and (found := narrow(np.asarray(layer.kernel[...]))):
+            few, scale = found
+            layer.kernel = nnx.Param(jnp.asarray(few))
+            layer.scale = nnx.Param(jnp.broadcast_to(scale, (*few.shape[:-2], 1, few.shape[-1])))
+    return small
 
 
 def cost(full: Session, other: Session, starts: Sequence[Start]) -> str:
