@@ -74,7 +74,8 @@ def parity(family: str, net: TransformerConfig = NET, grid: tuple[int, int] = GR
     without = Target(here.platform)  # of no compute capability, so no kernel is found
     ways = {"float32": ("float32", without), "bfloat16": ("bfloat16", without)}
     ways |= {} if reason else {"flash": ("bfloat16", here)}
-    loss, gradient, facts = {}, {}, {"no_flash": reason}
+    loss, gradient = {}, {}
+    facts: Facts = {"no_flash": reason}
     for way, (dtype, machine) in ways.items():
         with traced_for(machine), jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
             loss[way], gradient[way] = _loss(families()[family], replace(net, dtype=dtype), grid, length)
