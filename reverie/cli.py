@@ -27,6 +27,7 @@ from reverie.parsing import Named, Parser, completed, dashed
 Logger, AXES = Literal["tensorboard", "wandb", "terminal"], ("data", "fsdp", "tensor", "sequence")
 
 WHICH = "the folder of a world, an archive of one (.zip), its https address, or a name from 'reverie worlds'"
+BITS: Any = {"type": int, "choices": (32, 16, 8), "default": 32, "help": "bits of the weights of the dynamics (32)"}
 # Those of ``reverie.stores``, which is not loaded for their names.
 STORE_TOOLS = ("merge", "append", "subset", "doctor", "show", "fetch")
 OFTEN = {"steps", "batch", "length", "rate", "width", "depth", "patch", "codes", "actions", "passes", "temperature"}
@@ -177,10 +178,6 @@ def add_store(to: Parser) -> None:
     to.add_argument("--licence", default="", metavar="TEXT", help="the licence to note in the store")
 
 
-def add_bits(to: Parser, text: str = "bits of the weights of the dynamics (32)") -> None:
-    to.add_argument("--bits", type=int, choices=(32, 16, 8), default=32, help=text)
-
-
 def add_page(to: Parser) -> None:
     to.add_argument("--port", **of(int), default=8000, help="port of the page (8000); 0: any free one")
     to.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")
@@ -247,7 +244,7 @@ def _use(add: Callable[..., Parser]) -> None:
     one.add_argument("--seed", **of(int), default=0, help="seed of clips, actions and sampling (0)")
     text = "sampling temperature; 0: no noise (what the world was made for)"
     one.add_argument("--temperature", **of(float), help=text)
-    add_bits(one)
+    one.add_argument("--bits", **BITS)
     one.add_argument("--features", metavar="MODULE:FUNCTION", help="your features of clips, for a Frechet distance")
     one.add_argument("--env", action="store_true", help="measure the world's agents in the real environment instead")
     one.add_argument("--episodes", **of(int), default=512, help="with --env: episodes that each policy plays (512)")
@@ -260,7 +257,7 @@ def _use(add: Callable[..., Parser]) -> None:
               "reverie play https://example.org/demo.zip")  # fmt: skip
     one.add_argument("run", nargs="?", metavar="RUN", help=WHICH)
     one.add_argument("--players", **of(int), default=16, help="how many may play at once (16)")
-    add_bits(one)
+    one.add_argument("--bits", **BITS)
     text = "address to listen on (127.0.0.1: this machine only)"
     one.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=text)
     one.add_argument("--expose", action="store_true", help="allow a --host that others can reach")
@@ -340,9 +337,8 @@ def _looks(add: Callable[..., Parser]) -> None:
     one.add_argument("--runtime", type=Path, metavar="DIR", help=text)
     text = "write plain weights: a file NAME.safetensors, and their configs beside it, NAME.json"
     one.add_argument("--weights", type=Path, metavar="FILE", help=text)
-    add_bits(
-        one, "with --web: bits of the weights of the dynamics (32); fewer make a smaller page, the cost is printed"
-    )
+    text = "with --web: bits of the weights of the dynamics (32); fewer make a smaller page, and the cost is printed"
+    one.add_argument("--bits", **{**BITS, "help": text})
     one.add_argument("--licence", default="", metavar="TEXT", help="the licence of the world, to note in it")
 
 
