@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from jax import Array
 from benchmarks import play, players
 from benchmarks.timing import Figure
 from reverie.actions import ActionSpace
+from reverie.bounded import parse_json
 from reverie.data.episode import Spec
 from reverie.errors import ReverieError
 from reverie.forecast import matmul_rate
@@ -114,7 +116,7 @@ def training(run: Run, spec: Spec, seconds: float, folder: Path = Path("dynamics
     batch = sharding.put_batch(mesh, _noise(batch_of(run, spec, blueprint)))
     pace = sharding.put(engine.pace_of(run, 0), sharding.everywhere(mesh))
     step = engine.compile_step(run, blueprint, mesh, state)
-    held, gflop = plan.shard_bytes((state, frozen, batch)), flops.count(step.trace(state, frozen, batch, pace).jaxpr)
+    held, work = plan.shard_bytes((state, frozen, batch)), flops.count(step.trace(state, frozen, batch, pace).jaxpr)
     began = time.perf_counter()
     program = step.lower(state, frozen, batch, pace).compile()
     compiling = time.perf_counter() - began
@@ -131,8 +133,8 @@ def training(run: Run, spec: Spec, seconds: float, folder: Path = Path("dynamics
     return {
         "frames_per_second": rate * run.batch * run.length,
         "step_ms": 1e3 / rate,
-        "flops": gflop,
-        "mfu": gflop * rate / top if top else None,
+        "flops": work,
+        "mfu": work * rate / top if top else None,
         "compile_seconds": compiling,
         "estimated_bytes": expected,
         "planned_bytes": held + plan.passing_bytes(program),
@@ -196,18 +198,21 @@ def measure(out: Path, minutes: float, names: Iterable[str], run: Callable[[str,
     """Run the parts that ``out`` lacks until time is up; return the names of those still missing.
 
     ``run``: (name, seconds at most) -> facts. A part that fails is noted and tried again next time. Raises ReverieError
-    if ``out`` is of another machine.
+    if ``out`` is of another machine, or no file of results.
     """
     end, names = time.monotonic() + 60 * minutes, list(names)
-    found: dict[str, Facts] = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    found: dict[str, Facts] = parse_json(out.read_bytes(), f"'{out}'", finite=False) if out.exists() else {}
+    if not isinstance(found, dict):
+        raise ReverieError(f"'{out}' holds no results of this script: choose another file.")
     for name in names:
         if name != "machine" and "error" not in found.get(name, {"error": ""}):
             continue
         if (left := end - time.monotonic()) <= 0:
             break
         facts = run(name, min(left, LONGEST))
-        if name == "machine" and found.get(name, facts).get("device") != facts.get("device"):
-            raise ReverieError(f"'{out}' is of '{found[name].get('device')}': choose another file for this machine.")
+        before = found.get(name, {}).get("device", facts.get("device"))
+        if before != facts.get("device"):  # only the machine's own part names it
+            raise ReverieError(f"'{out}' is of '{before}', and here is '{facts.get('device')}': choose another file.")
         found[name] = facts
         print(json.dumps({name: facts}), flush=True)
         new = out.with_name(f".{out.name}.{os.getpid()}")
@@ -241,8 +246,7 @@ def main() -> int:
         print(json.dumps(parts(args.short)[args.part]()))
         return 0
     try:
-        run = lambda name, seconds: in_child(name, seconds, args.short)  # noqa: E731
-        missing = measure(args.out, args.minutes, parts(args.short), run)
+        missing = measure(args.out, args.minutes, parts(args.short), partial(in_child, short=args.short))
     except ReverieError as error:
         parser.error(str(error))
     if missing:

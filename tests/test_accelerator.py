@@ -61,9 +61,13 @@ def test_it_goes_on_with_the_parts_that_are_missing(tmp_path):
     assert accelerator.measure(out, 1, names, run) == []
     assert ran == ["machine", "a", "b", "c", "machine", "b"]
     device, before = "another card", out.read_text("utf-8")
-    with pytest.raises(ReverieError, match="is of 'a card': choose another file for this machine"):
+    with pytest.raises(ReverieError, match="is of 'a card', and here is 'another card': choose another file"):
         accelerator.measure(out, 1, names, run)
     assert out.read_text("utf-8") == before
+    for text, said in (("[1]", "holds no results of this script"), ("{", "JSON")):
+        out.write_text(text, "utf-8")
+        with pytest.raises(ReverieError, match=said):
+            accelerator.measure(out, 1, names, run)
 
 
 def test_a_part_has_a_process_and_a_time_limit_of_its_own():
