@@ -239,8 +239,7 @@ def _use(add: Callable[..., Parser]) -> None:
     text = "a store or .npz to measure on, not the world's own data"
     one.add_argument("--data", type=Path, metavar="STORE", help=text)
     one.add_argument("--split", metavar="NAME", help="the part of the data to measure on (val)")
-    text = "real frames before the generated ones (as many as the world takes)"
-    one.add_argument("--context", **of(int), help=text)
+    one.add_argument("--context", **of(int), help="real frames before the generated ones (as many as the world takes)")
     one.add_argument("--seed", **of(int), default=0, help="seed of clips, actions and sampling (0)")
     text = "sampling temperature; 0: no noise (what the world was made for)"
     one.add_argument("--temperature", **of(float), help=text)
@@ -337,8 +336,7 @@ def _looks(add: Callable[..., Parser]) -> None:
     one.add_argument("--runtime", type=Path, metavar="DIR", help=text)
     text = "write plain weights: a file NAME.safetensors, and their configs beside it, NAME.json"
     one.add_argument("--weights", type=Path, metavar="FILE", help=text)
-    text = "with --web: bits of the weights of the dynamics (32); fewer make a smaller page, and the cost is printed"
-    one.add_argument("--bits", **{**BITS, "help": text})
+    one.add_argument("--bits", **BITS | {"help": "with --web: " + BITS["help"] + "; what fewer cost is printed"})
     one.add_argument("--licence", default="", metavar="TEXT", help="the licence of the world, to note in it")
 
 
