@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,7 @@ def test_an_action_has_a_number_and_a_name(space):
 def test_the_squares_keys_push_it_as_they_say():
     """What the page shows: a button's name is what happens when it alone is pressed."""
     ways = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0), "stay": (0, 0)}
+    kind: Any
     for kind in SPACES:
         simulator = SquareConfig(actions=kind).make()
         space = simulator.actions
@@ -186,6 +188,7 @@ def test_a_square_of_every_kind_can_be_replayed_stored_and_read(kind, tmp_path):
     source = SquareConfig(count=5, frames=12, actions=kind)
     space, episodes = source.spec().actions, list(source.episodes())
     simulator = source.make()
+    episode: Any
     for episode in episodes:
         assert episode.actions.shape == (12, *space.shape)
         for t in range(1, 12):
@@ -338,8 +341,9 @@ def test_a_world_of_any_kind_is_measured(kind):
     spec = dataclasses.replace(source.spec(), frame=FRAME)
     full.arrays["frames"] = full.arrays["frames"][:, ::4, ::4]  # to the tiny models' size: no simulator draws these
     small = ArrayDataset(dataclasses.replace(spec, simulator=Small(source)), full.lengths, full.arrays)
+    much = kind == "continuous"
     numbers, pictures = evaluate(
-        model_for(space), small, clips=2, context=2, horizon=4, speed=kind == "continuous", sessions=0
+        model_for(space), small, clips=2, context=2, horizon=4, speed=much, deep=much, sessions=0
     )
     assert len(numbers["delta_psnr"]) == 4 and "actions" in pictures
     assert (numbers["swap_pairs"] is None) == (kind == "continuous")

@@ -1,6 +1,7 @@
 """Flows and the diffusion dynamics: samplers against analytic denoisers, each beside a mistake it must catch."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -247,6 +248,7 @@ def test_a_teacher_is_an_average_that_is_not_trained(dreamer):
     first, then = (dict(nnx.to_flat_state(state)) for state in (rest, moved))
     assert len(first) == len(nnx.to_flat_state(weights))
     trained = {".".join(map(str, path)): weight for path, weight in nnx.to_flat_state(double)}
+    path: Any
     for path, average in first.items():
         np.testing.assert_allclose(then[path][...], (average[...] + trained[path[1]][...]) / 2, atol=1e-6)
 
@@ -288,9 +290,10 @@ def test_half_steps_are_those_of_the_average():
     other = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
     for average in other.taught.values():
         average[...] = average[...] * -1 + 0.3
+    loss = jax.jit(lambda state, keys: nnx.merge(graph, state).loss(latents, actions, keys).value)
     for own in (True, False):
         keys = keys_of(model, own)
-        losses = [float(jax.jit(lambda m=m, k=keys: m.loss(latents, actions, k).value)()) for m in (model, other)]
+        losses = [float(loss(nnx.state(each), keys)) for each in (model, other)]
         assert (abs(losses[0] - losses[1]) > 1e-4) == own, losses
 
 
