@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +120,7 @@ def test_lerobot_pictures_in_the_table_and_a_video_that_is_too_short(tmp_path, s
     vectors = [np.stack([taken(n), -taken(n)], 1) / 20 for n in (5, 3)]
     check(store("lerobot", root), [6, 4], vectors, [[3], [3]])
     file, camera = root / "data" / "chunk-000" / "file-000.parquet", "observation.images.top"
-    rows = pq.read_table(file).to_pylist()[::-1]  # the second episode first, its rows in order; pictures in files
-    rows = sorted(rows, key=lambda row: (-row["episode_index"], row["timestamp"]))
+    rows = sorted(pq.read_table(file).to_pylist(), key=lambda row: (-row["episode_index"], row["timestamp"]))
     for row in rows:
         at = root / "images" / camera / f"episode_{row['episode_index']:06d}" / f"frame_{row['timestamp']:.1f}.png"
         at.parent.mkdir(parents=True, exist_ok=True)
@@ -249,12 +249,16 @@ def test_rlds_in_array_records_with_an_action_of_several_parts(tmp_path, store, 
     assert "an action has the parts action/grip, action/move" in caplog.text
     check(store("rlds", root, "--actions", "grip"), [6, 6], [want[:, :1]] * 2)
     raw = {"steps/pixels": frames(4).reshape(-1).tolist(), "steps/action": taken(4).tolist()}
-    records(root / "proof-train.array_record-00000-of-00001", [example(raw)])
     shape = {"tensor": {"shape": {"dimensions": ["16", "24", "3"]}}}
     steps = {"sequence": {"feature": {"featuresDict": {"features": {"pixels": shape}}}}}
-    (root / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": steps}}}))
-    check(store("rlds", root), [4], [taken(3)])
-    for pixels in ((frames(4) / 255).reshape(-1).tolist(), [frame.tobytes() for frame in frames(4)]):
+    for coding, pixels in {
+        "": raw["steps/pixels"],
+        "none": (frames(4) / 255).reshape(-1).tolist(),
+        "bytes": [frame.tobytes() for frame in frames(4)],
+        "zlib": [zlib.compress(frame.tobytes()) for frame in frames(4)],
+    }.items():
+        shape["tensor"] |= {"encoding": coding, "dtype": "uint8"}
+        (root / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": steps}}}))
         records(root / "proof-train.array_record-00000-of-00001", [example(raw | {"steps/pixels": pixels})])
         check(store("rlds", root), [4], [taken(3)])
 

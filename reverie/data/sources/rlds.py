@@ -5,6 +5,7 @@ last row; is_terminal is of the observation itself.
 """
 
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -48,14 +49,14 @@ class RLDSConfig(FileSource):
         if len(folders) > 1:
             some = ", ".join(map(str, folders[:5]))
             raise ReverieError(f"'{self.path}' holds {len(folders)} data sets of TensorFlow's; choose one: {some}.")
-        shapes = _shapes(folders[0] / FEATURES, found) if folders else {}
+        layout = _layout(folders[0] / FEATURES, found) if folders else _Layout({}, {})
         lost = 0
         for file in sorted(shards, key=files.natural):
             name = files.name_of(file, root)
             try:
                 for place, data in enumerate(_records(file)):
                     try:
-                        lost += self._add(found, f"{name}, record {place}", file, place, data, shapes)
+                        lost += self._add(found, f"{name}, record {place}", data, layout)
                     except UNREADABLE as error:
                         found.skip(f"{name}, record {place}", error)
             except UNREADABLE as error:
@@ -64,14 +65,10 @@ class RLDSConfig(FileSource):
             found.say(f"{lost} recordings have no last row that stands for the end: its action and reward are left out")
         return found
 
-    def _add(
-        self, found: Found, name: str, file: Path, place: int, data: "_Record", shapes: dict[str, tuple[int, ...]]
-    ) -> bool:
-        features = _ordered(data.read(), shapes)
-        pictures = [
-            k for k, value in features.items() if k.startswith(STEPS) and _are_pictures(k, value, shapes.get(k))
-        ]
-        options = [key.removeprefix(STEPS) for key in pictures]
+    def _add(self, found: Found, name: str, data: "_Record", layout: "_Layout") -> bool:
+        features, shapes = _features(data.read(), layout), layout.shapes
+        of_steps = {key: value for key, value in features.items() if key.startswith(STEPS)}
+        options = [k.removeprefix(STEPS) for k, value in of_steps.items() if _are_pictures(k, value, shapes.get(k))]
         if not options:
             raise ReverieError(f"it holds no pictures (it has {', '.join(features)[:200]})")
         cameras = roles.cameras(self.camera, roles.by_likeness(options), found.say)
@@ -86,7 +83,7 @@ class RLDSConfig(FileSource):
             Recording(
                 name=name,
                 length=length,
-                frames=partial(_frames, data, keys, shapes),
+                frames=partial(_frames, data, keys, layout),
                 actions=at(_actions(steps, self.actions, found), length),
                 rewards=None if reward is None else at(steps[reward], length),
                 ends=to(steps.get("is_terminal"), length),
@@ -112,10 +109,26 @@ class _Record:
         return read_record(self.file, self.offset, self.size)
 
 
-def _ordered(data: bytes, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray | list[memoryview]]:
+@dataclass(frozen=True)
+class _Layout:
+    """What is declared of features, by their names in the records: the shape of one step's entry, in order.
+
+    packed: the type of those whose entries are bytes of numbers, and whether these are compressed.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    packed: dict[str, tuple[np.dtype, bool]]
+
+
+def _features(data: bytes, layout: _Layout) -> dict[str, np.ndarray | list[memoryview]]:
     """Return the features of a record as declared, else by name: in the records their order is an accident."""
     features = example(data)
-    return {key: features[key] for key in dict.fromkeys([*shapes, *sorted(features)]) if key in features}
+    for name, (kind, zipped) in layout.packed.items():
+        if isinstance(value := features.get(name), list):
+            size = math.prod(layout.shapes[name]) * kind.itemsize
+            parts = [zlib.decompressobj().decompress(part, size) if zipped else bytes(part) for part in value]
+            features[name] = np.frombuffer(b"".join(parts), kind)
+    return {key: features[key] for key in dict.fromkeys([*layout.shapes, *sorted(features)]) if key in features}
 
 
 def _records(file: Path) -> Iterator[_Record]:
@@ -125,9 +138,9 @@ def _records(file: Path) -> Iterator[_Record]:
         yield from (_Record(file, place, 0) for place in range(len(Records(file))))
 
 
-def _frames(record: _Record, cameras: Sequence[str], shapes: dict[str, tuple[int, ...]]) -> Iterator[np.ndarray | None]:
-    features = example(record.read())
-    views = [_view(features[camera], shapes.get(camera)) for camera in cameras]
+def _frames(record: _Record, cameras: Sequence[str], layout: _Layout) -> Iterator[np.ndarray | None]:
+    features = _features(record.read(), layout)
+    views = [_view(features[camera], layout.shapes.get(camera)) for camera in cameras]
     return (side_by_side(pictures) for pictures in zip(*views, strict=True))
 
 
@@ -136,9 +149,6 @@ def _view(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -
         yield from rgb(value.reshape(-1, *(shape or ())))
         return
     for data in value:
-        if shape and len(data) == math.prod(shape) and not is_encoded(bytes(data[:8])):  # numbers, written as bytes
-            yield rgb(np.frombuffer(data, np.uint8).reshape(1, *shape))[0]
-            continue
         try:
             yield decoded(bytes(data))
         except Damaged:
@@ -147,14 +157,12 @@ def _view(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -
 
 def _are_pictures(name: str, value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> bool:
     """Whether a feature of steps is encoded pictures, or numbers of a picture's declared shape."""
-    whole = is_picture((1, *(shape or ())), "u1", named=False)
-    if not len(value):
-        return False
     if isinstance(value, list):
-        return is_encoded(bytes(value[0][:8])) or (whole and len(value[0]) == math.prod(shape or ()))
+        return len(value) > 0 and is_encoded(bytes(value[0][:8]))
+    whole = len(value) > 0 and is_picture((1, *(shape or ())), "u1", named=False)
     if value.dtype.kind == "f":
         return whole and roles.shows(name)
-    return whole and value.dtype.kind == "i" and 0 <= value.min() <= value.max() <= 255
+    return whole and value.dtype.kind in "iu" and 0 <= value.min() <= value.max() <= 255
 
 
 def _numbers_of(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> int:
@@ -187,16 +195,21 @@ def _origin(features: dict[str, np.ndarray | list[memoryview]]) -> str:
     return bytes(value[0]).decode(errors="replace") if isinstance(value, list) and value else ""
 
 
-def _shapes(path: Path, found: Found) -> dict[str, tuple[int, ...]]:
-    """Return the shape of one step's entry of each feature, by its name in the records; {} where none are declared."""
+def _layout(path: Path, found: Found) -> _Layout:
+    """Return what a file declares of features; nothing if there is none."""
+    shapes, packed = {}, {}
     try:
-        return dict(_leaves(bounded.read_json(path), "")) if path.is_file() else {}
+        for name, about in _leaves(bounded.read_json(path), "") if path.is_file() else ():
+            shapes[name] = tuple(int(size) for size in about.get("shape", {}).get("dimensions", ()))
+            if (coding := about.get("encoding")) in ("bytes", "zlib"):
+                packed[name] = np.dtype(str(about["dtype"])), coding == "zlib"
     except UNREADABLE as error:
         found.say(f"{path.name} cannot be read ({first_line(error)}): shapes are taken from the records")
-        return {}
+        return _Layout({}, {})
+    return _Layout(shapes, packed)
 
 
-def _leaves(feature: dict[str, Any], path: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _leaves(feature: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     inner = feature.get("featuresDict", {}).get("features", {})
     for name, part in inner.items():
         yield from _leaves(part, f"{path}/{name}" if path else name)
@@ -204,4 +217,4 @@ def _leaves(feature: dict[str, Any], path: str) -> Iterator[tuple[str, tuple[int
         yield from _leaves(feature["sequence"]["feature"], path)
     for kind in ("tensor", "image", "text"):
         if kind in feature:
-            yield path, tuple(int(size) for size in feature[kind].get("shape", {}).get("dimensions", ()))
+            yield path, feature[kind]
