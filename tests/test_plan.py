@@ -1,6 +1,7 @@
 """Plans for machines that are not there: the program is the one that trains, and its numbers are read rightly."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from reverie.nn.precision import compute_dtype
 from reverie.nn.target import Target, target, traced_for
 from reverie.presets import preset
 from reverie.training import chips, hlo
+from reverie.training.checkpoint import structure, untrained_models
 from reverie.training.chips import topology
 from reverie.training.engine import Run
 from reverie.training.objectives import TokenizerObjective
@@ -80,6 +82,24 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help(monkeypatch, cap
     said = capsys.readouterr().out
     assert "DOES NOT FIT" in said and "B too many" in said
     assert "--tokenizer.objective.tokenizer.encoder.remat dots" in said and "--tokenizer.accumulate 8" in said
+
+
+def test_what_the_host_keeps_is_counted_apart():
+    """Traced, for one device: with ``remat offload`` the host keeps inputs of layers, which the device kept before."""
+    recipe: Any = preset("toy-diffusion")
+    found = []
+    for remat in ("layers", "offload"):
+        net: Any = replace(recipe.dynamics.objective.dynamics.transformer, **TINY, remat=remat)
+        run = config.replace(recipe.dynamics, **{"objective.dynamics.transformer": net})
+        with untrained_models() as models:
+            place = Path("dynamics").absolute()
+            models[place.parent / "tokenizer"] = structure(recipe.tokenizer, recipe.source.spec(), place)
+            found.append(plan_step(run, recipe.source.spec(), place, topology("cpu:1"), quick=True))
+    layers, offload = found
+    saved = layers["bytes_per_device"]["temporaries"] - offload["bytes_per_device"]["temporaries"]
+    assert layers["bytes_on_host"] == 0 < saved <= offload["bytes_on_host"]
+    text = planning.report("toy-diffusion", "dynamics", run, topology("cpu:1"), offload)
+    assert any(line.startswith("estimate  kept by the host, per device") for line in text.splitlines())
 
 
 def test_programs_are_traced_for_the_target():
