@@ -87,6 +87,14 @@ def test_pictures_of_numbers_of_every_type(kind):
     assert np.array_equal(rgb(made), shown) and np.array_equal(rgb(made.transpose(0, 3, 1, 2)), shown)
 
 
+def test_a_fourth_channel_is_transparency_or_the_newest_of_a_stack():
+    shown = frames(5)
+    mask = np.where(np.arange(24) < 9 + np.arange(5)[:, None, None], 255, 0) * np.ones((5, 16, 24))
+    assert np.array_equal(rgb(np.concatenate([shown, mask[..., None]], -1).astype(np.uint8)), shown)
+    grey = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 4)).astype(np.uint8)
+    assert np.array_equal(rgb(grey), np.repeat(grey[..., 3:], 3, -1))
+
+
 def test_the_array_of_actions_is_found_by_its_name_or_asked_for(tmp_path, store, caplog):
     arrays = {
         "rgb_static": frames(5),

@@ -16,6 +16,7 @@ LARGEST = 2**25  # pixels of a picture: 8K is just within; a PNG of 100 KB may c
 KINDS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")  # that Pillow may try: no format with scripts or other files in it
 SMALLEST = 8  # pixels of a side; arrays with shorter sides are vectors, not pictures
 CHANNELS = (1, 3, 4)
+SOFT = 0.02  # share of half transparent pixels; with more, a fourth channel is no transparency
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
 
 
@@ -64,8 +65,8 @@ def rgb(frames: np.ndarray) -> np.ndarray:
     """Return pictures (T,H,W), (T,H,W,C) or (T,C,H,W) of 1, 3 or 4 channels and numbers of any type as uint8 (T,H,W,3).
 
     Floats within 0..1 or -1..1, 16 bits, and True and False become 0..255. Of four channels, the fourth counts as
-    transparency and is dropped. If it changes, the channels count as four stacked grey frames, and the fourth as the
-    newest of them.
+    transparency and is dropped. If it has many other values than 0 and 255, the channels count as four stacked grey
+    frames, and the fourth as the newest of them.
     """
     if frames.ndim == 3:
         frames = frames[..., None]
@@ -74,7 +75,9 @@ def rgb(frames: np.ndarray) -> np.ndarray:
     if frames.dtype != np.uint8:
         frames = _bytes(frames)
     if frames.shape[3] == 4:
-        stacked = frames[..., 3].size and frames[..., 3].min() != frames[..., 3].max()
+        fourth = frames[..., 3]
+        varies = fourth.size and fourth.min() != fourth.max()
+        stacked = varies and np.mean((fourth > 0) & (fourth < 255)) > SOFT
         frames = frames[..., 3:] if stacked else frames[..., :3]
     return np.ascontiguousarray(np.broadcast_to(frames, (*frames.shape[:3], 3)))
 
