@@ -87,7 +87,12 @@ class _Tar:
             data = stream.read(size)
         if len(data) != size:
             raise Damaged(f"'{member}' ends too early")
-        return data
+        if not member.lower().endswith(".gz"):
+            return data
+        unpacked = zlib.decompressobj(wbits=31).decompress(data, limit + 1)
+        if len(unpacked) > limit:
+            raise Damaged(f"'{member}' unpacks to more than {limit} bytes")
+        return unpacked
 
     def samples(self) -> dict[str, dict[str, str]]:
         """Return {key: {the rest of the name: member}} in the order of the file."""
@@ -96,7 +101,7 @@ class _Tar:
             folder, _, base = name.rpartition("/")
             key, dot, rest = base.partition(".")
             if key and dot:
-                samples.setdefault(f"{folder}/{key}" if folder else key, {})[rest.lower()] = name
+                samples.setdefault(f"{folder}/{key}" if folder else key, {})[rest.lower().removesuffix(".gz")] = name
         return samples
 
 
