@@ -16,13 +16,16 @@ from reverie.presets.recipe import Recipe
 
 
 def train(recipe: Recipe, out: Path, minutes: float | None = None, **options: Any) -> Path:
-    """Follow a recipe as ``reverie.pipeline.train`` would, on a few episodes, with small networks, for a few steps."""
+    """Follow a recipe as ``reverie.pipeline.train`` would, on a few episodes, with small networks, for a few steps.
+
+    Timing trains every stage twice: ``minutes`` count only where they are next to none.
+    """
     source: Any = recipe.source
     if not isinstance(source, str) and hasattr(source, "count"):
         source = replace(source, count=min(source.count, 12))
     spec = open_dataset(Path(source)).spec if isinstance(source, str) else source.spec()
     recipe = shrunk(replace(recipe, source=source), spec)
-    return follow(recipe, out, minutes and min(minutes, 1e-3), **options)
+    return follow(recipe, out, minutes if minutes and minutes < 0.01 else None, **options)
 
 
 follow, pipeline.train = pipeline.train, train

@@ -6,6 +6,7 @@ Everything that is trained is here in its smallest form. Float32 adds up in anot
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,9 @@ class Lam(LatentActionObjective):
 
 def kinds():
     """Everything that is trained, by name."""
-    made = {f"tokenizer {n}": TokenizerObjective(tokenizer=tiny(c(), NET)) for n, c in tokenizers.families().items()}
+    made: dict[str, Any] = {
+        f"tokenizer {n}": TokenizerObjective(tokenizer=tiny(c(), NET)) for n, c in tokenizers.families().items()
+    }
     restless = VQConfig(codes=32, width=4, restart_after=0, rate_penalty=0.01)  # every idle code restarts in every step
     vq = dataclasses.replace(EYES, quantiser=restless, motion_weight=3.0)
     made["tokenizer of motion whose codes restart"] = TokenizerObjective(tokenizer=vq)
@@ -87,8 +90,10 @@ def kinds():
 
 
 KINDS = kinds()
-# Each of these is also in a kind that has more to it; tests/soak_parts.py tries them alone as well.
+# Each of these is also in a kind that has more to it, or keeps no statistics: contracts/ has its loss and gradients on
+# four devices. tests/soak_parts.py tries all.
 WITHIN = {"tokenizer vqvae", "lam pixels", "dynamics maskgit", "dynamics shortcut"}
+WITHIN |= {"tokenizer of FSQ", "tokenizer mae", "dynamics causal", "dynamics diffusion"}
 
 
 def batch(objective):
@@ -187,7 +192,7 @@ def test_a_step_gives_each_part_its_own_randomness():
     kind = "tokenizer mae"
     blueprint, weights, rows = started(kind)
     rows = jax.tree.map(lambda x: np.repeat(x[:1], BATCH, axis=0), rows)
-    model = blueprint.merge(jax.tree.map(jnp.asarray, weights))
+    model: Any = blueprint.merge(jax.tree.map(jnp.asarray, weights))
     hidden = jax.jit(lambda key: model.loss(rows["frames"], row_keys(key, BATCH)).value)
     assert hidden(jax.random.key(0)) != hidden(jax.random.key(1)), "the model draws nothing"
     tx, zero = OPTIMIZER.make(), jnp.int32(0)
