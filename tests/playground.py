@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,6 +46,12 @@ def tiny_world(actions: ActionSpace = STEER) -> WorldModel:
 
 @pytest.fixture(scope="module")
 def world():
+    return same_world()
+
+
+@cache
+def same_world() -> WorldModel:
+    """The one world of all files that play in a process: its programs are compiled once."""
     return tiny_world()
 
 

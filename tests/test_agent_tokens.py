@@ -1,6 +1,7 @@
 """Agent tokens: nothing else reads them, the world does as before, and they learn where the world does not."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,17 @@ HEADS = AgentConfig(head=HeadConfig(width=8, depth=1), ahead=2, tokens=3)
 KEY = jax.random.key(0)
 
 
-WORLD = tiny.world(ShortcutConfig)
-WORLD.dynamics.config = replace(WORLD.dynamics.config, passes=1)  # less to compile
+@cache
+def original():
+    """A world that is made when the first test needs it: two seconds, and every worker imports this file."""
+    made = tiny.world(ShortcutConfig)
+    made.dynamics.config = replace(made.dynamics.config, passes=1)  # less to compile
+    return made
 
 
 def world():
     """A copy of the same world."""
-    return nnx.merge(*nnx.split(WORLD))
+    return nnx.merge(*nnx.split(original()))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def test_a_world_with_agent_tokens_generates_the_same_frames_bit_for_bit(agent):
     def generate(dynamics):
         return jax.jit(lambda x, a: rollout(dynamics, watch(dynamics, x, a)[0], None, a, KEY, 4))(latents, actions)
 
-    (_, found), (_, expected) = generate(agent.world.dynamics), generate(WORLD.dynamics)
+    (_, found), (_, expected) = generate(agent.world.dynamics), generate(original().dynamics)
     assert np.array_equal(found.latents, expected.latents) and np.asarray(found.latents).std() > 0.1
     assert found.h.shape == (4, 2, 3, 16) and expected.h.shape == (4, 2, 4, 16)
 

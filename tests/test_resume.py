@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -177,9 +178,9 @@ def test_where_and_how_a_run_is_computed_may_change(tmp_path, devices, capsys):
 
 def test_how_a_transformer_is_computed_may_change_and_its_sizes_may_not(tmp_path):
     """Names anywhere in a config: whatever is inside an objective."""
-    config = tiny(MAEConfig())
+    objective: Any = TokenizerObjective(tokenizer=tiny(MAEConfig()))
     how = {"objective.tokenizer.encoder.remat": "dots", "objective.tokenizer.decoder.scan": True}
-    old = toy_run(4, objective=TokenizerObjective(tokenizer=config))
+    old = toy_run(4, objective=objective, report_every=0)
     new = replace(old, **how, **{"objective.tokenizer.encoder.dtype": "float32"})
     out = tmp_path / "run"
     fit(replace(old, steps=2, length=2), out, dataset=PICTURES, progress=False)
