@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from foreign import check, encoded, frames, taken
+from test_sources_records import shard
 
 from reverie.data.sources import roles
 from reverie.data.sources.boundaries import is_list, of_list
@@ -181,3 +182,20 @@ def test_pictures_named_by_decimal_seconds_are_in_order_of_time(tmp_path, store)
     for second, frame in zip(("0.0", "0.1", "0.25", "0.5", "1.0", "1.125"), frames(6), strict=True):
         (tmp_path / "e0" / f"{second}.png").write_bytes(encoded(frame))
     check(store("images", tmp_path), [6])
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_samples_of_one_picture_each_are_the_frames_of_episodes(tmp_path, store, caplog, ending):
+    members = {}
+    for episode, length in enumerate((12, 5)):
+        for t, frame in enumerate(frames(length, episode)):
+            members[f"e{episode}/{t}.png"] = encoded(frame)
+            members[f"e{episode}/{t}.json"] = f'{{"action": {taken(12)[t]}, "reward": {t == 3:d}}}'.encode()
+    shard(tmp_path / f"a.{ending}", dict(list(members.items())[::-2] + list(members.items())[-2::-2]))
+    found = store("webdataset", tmp_path / f"a.{ending}")
+    assert sorted(found.lengths.tolist()) == [5, 12] and "the frames of 2 episodes" in caplog.text
+    for index, length in enumerate(found.lengths.tolist()):
+        window = found.read(index, 0, length)
+        assert window["frames"][:, 1, 1, 0].tolist() == list(range(length))
+        assert window["actions"][1:].tolist() == taken(length - 1).tolist()
+        assert np.flatnonzero(window["rewards"]).tolist() == [4]

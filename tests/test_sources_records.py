@@ -368,9 +368,6 @@ def test_webdataset_of_videos_pictures_and_arrays(tmp_path, store, caplog):
     rows = json.dumps({"action": taken(11).tolist(), "reward": np.eye(11)[3].tolist()}).encode()
     shard(tmp_path / "b.tar.gz", stills | {"ep.json": rows})
     check(store("webdataset", tmp_path / "b.tar.gz"), [11], [taken(10)], [[4]])
-    shard(tmp_path / "single.tar", {f"{t}.png": encoded(frame) for t, frame in enumerate(frames(2))})
-    found = store("webdataset", tmp_path / "single.tar")
-    assert found.lengths.tolist() == [1, 1] and "every sample holds one picture" in caplog.text
     rows = {"a.action.npy.gz": gzip.compress(npy(taken(5))), "b.actions.json": json.dumps(taken(5).tolist()).encode()}
     rows["c.steps.csv"] = ("action,done\n" + "\n".join(f"{a},0" for a in taken(5))).encode()
     shard(tmp_path / "c.tar", rows | {f"{key}.frames.npy": npy(frames(6, i)) for i, key in enumerate("abc")})

@@ -2,6 +2,7 @@
 
 There is no standard for episodes. A sample's pictures are a video (KEY.mp4), an array (KEY.frames.npy) or pictures of
 their own (KEY.0001.png, ...). Its other arrays are those of KEY.actions.npy, KEY.npz, or lists in KEY.json, by name.
+Where every sample is one picture, they are the frames of episodes, by the numbers at the end of their keys.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +31,7 @@ VIDEOS = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "gif")
 PICTURES = ("png", "jpg", "jpeg", "webp")
 VIDEO_BYTES, ARRAY_BYTES = 2**32, 2**28  # of one member
 MEMBERS = 10**6  # of one tar
+OF_MOMENTS = (*PICTURES, "npy", "json", "cls", "txt")  # endings in a sample that is one picture
 GZIP = b"\x1f\x8b"
 
 
@@ -48,22 +51,23 @@ class WebDatasetConfig(FileSource):
 
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each sample, shard by shard."""
-        found, root, made = Found(), Path(self.path), []
+        found, root, samples, made = Found(), Path(self.path), [], []
         for file in sorted(files.ending(inside, ENDINGS), key=files.natural):
-            name = files.name_of(file, root)
             try:
                 tar = _listed(file, found)
             except UNREADABLE as error:
-                found.skip(name, error)
+                found.skip(files.name_of(file, root), error)
                 continue
-            for key, members in tar.samples().items():
-                try:
-                    made.append(_bundle(key, tar, members, found))
-                except UNREADABLE as error:
-                    found.skip(f"{name}, {key}", error)
-        if len(made) > 1 and all(len(bundle.columns) == 1 and _is_still(bundle) for bundle in made):
-            way = "unpack those of an episode into one folder, for 'reverie data images'"
-            found.say(f"every sample holds one picture, so every episode is one frame: {way}")
+            samples += [(key, tar, members) for key, members in tar.samples().items()]
+        if len(samples) > 1 and all(_is_moment(members) for _, _, members in samples):
+            todo = [(name, partial(_joined, name, moments)) for name, moments in _episodes(samples, found)]
+        else:
+            todo = [(f"{files.name_of(s[1].file, root)}, {s[0]}", partial(_bundle, *s, found)) for s in samples]
+        for name, make in todo:
+            try:
+                made.append(make())
+            except UNREADABLE as error:
+                found.skip(name, error)
         bundles.add(found, made, camera=self.camera, actions=self.actions, alignment=self.alignment)
         return found
 
@@ -80,11 +84,7 @@ class _Tar:
         offset, size = self.places[member]
         if size > limit:
             raise Damaged(f"'{member}' has {size} bytes; at most {limit} are read")
-        with self.file.open("rb") as raw:
-            packed = raw.read(2) == GZIP
-        with gzip.open(self.file) if packed else self.file.open("rb") as stream:
-            stream.seek(offset)
-            data = stream.read(size)
+        data = _plain(self.file, self.file.stat().st_mtime_ns)[offset : offset + size].tobytes()
         if len(data) != size:
             raise Damaged(f"'{member}' ends too early")
         if not member.lower().endswith(".gz"):
@@ -103,6 +103,24 @@ class _Tar:
             if key and dot:
                 samples.setdefault(f"{folder}/{key}" if folder else key, {})[rest.lower().removesuffix(".gz")] = name
         return samples
+
+
+_Sample = tuple[str, _Tar, dict[str, str]]  # its key, where it lies, and its members by the rest of their names
+
+
+@lru_cache(maxsize=1)  # to find a place in a compressed file, all before it has to be unpacked
+def _plain(file: Path, stamp: int) -> np.ndarray:
+    """Return the bytes of a tar file, mapped into memory; of a compressed one, those of a temporary copy."""
+    with file.open("rb") as raw:
+        if raw.read(2) != GZIP:
+            return np.memmap(raw, np.uint8, "r")
+    limit = max(bounded.ROOM, bounded.RATIO * file.stat().st_size)
+    with tempfile.TemporaryFile() as copy:
+        with gzip.open(file) as stream, contextlib.suppress(EOFError, zlib.error):  # if cut or damaged, what is there
+            while (part := stream.read(2**20)) and copy.tell() < limit:
+                copy.write(part)
+        copy.flush()
+        return np.memmap(copy, np.uint8, "r")
 
 
 def _listed(file: Path, found: Found) -> _Tar:
@@ -152,8 +170,54 @@ def _bundle(key: str, tar: _Tar, members: dict[str, str], found: Found) -> Bundl
     return Bundle(key, columns, task=task, whole=True)
 
 
-def _is_still(bundle: Bundle) -> bool:
-    return "pictures" in bundle.columns and bundle.columns["pictures"].shape == (1,)
+def _is_moment(members: dict[str, str]) -> bool:
+    """Whether a sample is one picture, with what is known of its moment."""
+    return sum(rest in PICTURES for rest in members) == 1 and all(
+        rest.rpartition(".")[2] in OF_MOMENTS for rest in members
+    )
+
+
+def _episodes(samples: list[_Sample], found: Found) -> list[tuple[str, list[_Sample]]]:
+    """Return the samples of each episode in order, by their keys without the number at the end."""
+    episodes: dict[str, list[_Sample]] = {}
+    for sample in samples:
+        episodes.setdefault(sample[0].rstrip("0123456789").rstrip("_-/") or "samples", []).append(sample)
+    found.say(f"every sample is one picture: they are the frames of {len(episodes)} episodes, by the samples' names")
+    return [(name, sorted(own, key=lambda sample: files.natural(Path(sample[0])))) for name, own in episodes.items()]
+
+
+def _joined(name: str, moments: list[_Sample]) -> Bundle:
+    """Return the samples of an episode as one: their pictures, and the numbers that all of them have."""
+    shown = [(tar, next(member for rest, member in own.items() if rest in PICTURES)) for _, tar, own in moments]
+    columns = {
+        "pictures": Column(
+            (len(shown),), "O", lambda a, b: [tar.read(member, ARRAY_BYTES) for tar, member in shown[a:b]], "encoded"
+        )
+    }
+    facts = [_facts(tar, members) for _, tar, members in moments]
+    for field in facts[0]:
+        arrays = [each[field] for each in facts if field in each]
+        if len(arrays) == len(facts) and len({array.shape for array in arrays}) == 1:
+            columns[field] = Column.of(np.stack(arrays))
+    return Bundle(name, columns)
+
+
+def _facts(tar: _Tar, members: dict[str, str]) -> dict[str, np.ndarray]:
+    """Return the numbers and vectors of one moment by name; what has no name is its action."""
+    values: dict[str, Any] = {}
+    for rest, member in members.items():
+        stem, _, ending = rest.rpartition(".")
+        if ending == "npy":
+            values[stem or "action"] = bounded.read_npy(tar.read(member, ARRAY_BYTES), f"'{member}'")
+        elif ending == "json":
+            about = bounded.parse_json(tar.read(member, bounded.JSON_BYTES), f"'{member}'")
+            values |= about if isinstance(about, dict) else {stem or "action": about}
+        elif ending == "cls":
+            values["action"] = int(tar.read(member, 64))
+    numbers = {
+        name: np.array(value) for name, value in values.items() if isinstance(value, int | float | list | np.ndarray)
+    }
+    return {name: array for name, array in numbers.items() if array.dtype.kind in "biuf" and array.ndim < 2}
 
 
 def _read_json(about: Any, columns: dict[str, Column], found: Found) -> str:
