@@ -95,6 +95,19 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return data
 
 
+def open_npy(path: Path) -> tuple[io.BufferedReader, np.dtype, tuple[int, ...]]:
+    """Return an .npy file at the first byte of its array, whose rows follow each other: (file, type, shape)."""
+    file = path.open("rb")
+    try:
+        kind, shape, order = _header(file, path.stat().st_size, f"'{path}'")
+        if order != "C" or not shape:
+            raise Damaged(f"'{path}' does not hold rows that follow each other.")
+    except BaseException:
+        file.close()
+        raise
+    return file, kind, shape
+
+
 def map_npy(path: Path) -> np.ndarray:
     """Return the array of an .npy file, memory-mapped and read-only; the file holds exactly that array."""
     with path.open("rb") as file:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from playground import tiny_world
 
-from benchmarks import dispatch, loader, play, players, training
+from benchmarks import dispatch, loader, play, players, tokens, training
 from benchmarks.timing import interleaved, ratio
 from reverie.nn.batch import row_keys
 from reverie.nn.transformer import TransformerConfig
@@ -82,6 +82,7 @@ def test_every_figure_has_a_name_a_value_and_a_unit(steps):
     figures = [
         *dispatch.measure(seconds=0, calls=1),
         *loader.measure(seconds=0, episodes=2, frames=6, batch=2, length=3),
+        *tokens.measure(seconds=0, episodes=2, frames=6, batch=2, length=3),
         *training.figures(TINY, steps, seconds=0, peak=16),
         *play.caching(small, 0, context=3, peak=16),
         *play.imagining("x", small, seconds=0, rows=2, length=2),
@@ -98,4 +99,4 @@ def test_every_figure_has_a_name_a_value_and_a_unit(steps):
 
 def test_an_unknown_name_is_refused_with_those_there_are():
     done = subprocess.run([sys.executable, "-m", "benchmarks", "speed"], capture_output=True, text=True)
-    assert done.returncode == 2 and "dispatch, loader, training, play, players" in done.stderr
+    assert done.returncode == 2 and "dispatch, loader, tokens, training, play, players" in done.stderr

@@ -37,6 +37,17 @@ except (OSError, ReverieError) as error:
 else:
     raise AssertionError("the others got no error")
 
+def fails_there():
+    if jax.process_index() == 1:
+        raise OSError("no room here")
+
+try:
+    sharding.by_all(fails_there)
+except (OSError, ReverieError) as error:
+    assert ("process 1 of this job has failed" in str(error)) == (jax.process_index() == 0), error
+else:
+    raise AssertionError("one failed, and nothing was said")
+
 rows = {"x": np.arange(24.0).reshape(8, 3)}
 spread = sharding.put(rows, sharding.rows(mesh))
 assert {shard.data.shape for shard in spread["x"].addressable_shards} == {(2, 3)}

@@ -1,6 +1,7 @@
 """The cache of what frozen models say: the same as asking them, asked once."""
 
 import json
+import os
 import resource
 import shutil
 
@@ -16,6 +17,7 @@ from reverie.actions import START, ActionSpace
 from reverie.checksums import MANIFEST
 from reverie.config import replace
 from reverie.data.arrays import ArrayDataset
+from reverie.data.columns import Column
 from reverie.data.episode import Episode, Spec
 from reverie.data.splits import Piece
 from reverie.data.store import open_dataset
@@ -220,6 +222,29 @@ def test_joined_windows_hold_both(tmp_path):
     assert both.fingerprint == DATA.fingerprint and both.spec == DATA.spec
 
 
+def test_arrays_are_copied_beside_what_the_model_says_and_read_in_clips(tmp_path):
+    """A clip is the same read alone or with others, from memory or from the cache."""
+    kept = cached(Eye(), look, DATA, 0, tmp_path / "cache", ["weights"], ["rewards", "ends"])
+    assert all(isinstance(array, Column) for array in kept.arrays.values())
+    assert set(kept.arrays) == {"latents", "actions", "rewards", "ends"} and kept.arrays["ends"].dtype == bool
+    memory = ArrayDataset(DATA.spec, kept.lengths, {name: np.asarray(array) for name, array in kept.arrays.items()})
+    np.testing.assert_array_equal(memory.arrays["actions"], DATA.arrays["actions"])
+    episodes, starts = np.array([1, 0, 5, 1]), np.array([145, 0, 30, 3])
+    clips = [each.clips(episodes, starts, 5, ("latents", "ends")) for each in (memory, kept)]
+    single = [kept.read(int(episode), int(start), 5) for episode, start in zip(episodes, starts, strict=True)]
+    for name in ("latents", "ends"):
+        np.testing.assert_array_equal(clips[1][name], clips[0][name])
+        np.testing.assert_array_equal(clips[1][name], np.stack([window[name] for window in single]))
+        assert clips[1][name].dtype == clips[0][name].dtype
+    assert set(clips[0]) == set(clips[1]) == {"latents", "ends"}
+    for wrong in ((episodes, starts + 2), (episodes, starts - 1)):
+        with pytest.raises(IndexError, match="beyond"):
+            kept.clips(*wrong, 5)
+    os.truncate(tmp_path / "cache" / "latents.npy", 300)
+    with pytest.raises(ReverieError, match="ends too early"):
+        kept.clips(episodes, starts, 5)
+
+
 def test_training_goes_on_without_encoding_anything_again(tmp_path, monkeypatch):
     """The dynamics' weights change from resume to resume; what the frozen tokenizer says does not."""
     world = unpack(tmp_path / "world")
@@ -227,9 +252,9 @@ def test_training_goes_on_without_encoding_anything_again(tmp_path, monkeypatch)
     run = replace(checkpoint.read_record(out).run, keep=1)
     train, write = open_dataset(world / "data", "train"), tokens._write
 
-    def counted(model, encode, dataset, lead, folder):
-        calls.append(folder.name)
-        return write(model, encode, dataset, lead, folder)
+    def counted(*given):
+        calls.append(given[4].name)
+        return write(*given)
 
     monkeypatch.setattr(tokens, "_write", counted)
     for steps in (5, 6):  # nothing is held out: one cache for both

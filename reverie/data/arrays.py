@@ -17,6 +17,7 @@ import numpy as np
 from reverie import config
 from reverie.actions import MOST, START, UNLABELLED, ActionSpace
 from reverie.bounded import parse_json, read_npz
+from reverie.data.columns import Column
 from reverie.data.episode import Episode, Spec, with_tasks
 from reverie.data.splits import Piece
 from reverie.errors import Damaged, ReverieError, first_line
@@ -28,7 +29,7 @@ FASTEST = 240  # frames per second
 
 
 class ArrayDataset:
-    """A Dataset over arrays (sum of lengths, ...), which may be memory-mapped; windows are views, not copies.
+    """A Dataset over arrays (sum of lengths, ...), which may be ``Column``s; windows of others are views, not copies.
 
     sources, tasks: of each episode; "" or empty if unknown. The rest of what a store knows of itself is empty.
     """
@@ -39,7 +40,7 @@ class ArrayDataset:
         self,
         spec: Spec,
         lengths: np.ndarray,
-        arrays: Mapping[str, np.ndarray],
+        arrays: Mapping[str, np.ndarray | Column],
         fingerprint: str = "",
         *,
         split: str = "",
@@ -90,6 +91,17 @@ class ArrayDataset:
             raise IndexError(f"frames {start}..{start + length} of episode {episode} ({self.lengths[episode]} frames)")
         at = int(self.starts[episode]) + start
         return {name: array[at : at + length] for name, array in self.arrays.items() if names is None or name in names}
+
+    def clips(
+        self, episodes: np.ndarray, starts: np.ndarray, length: int, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return many windows of one length at once, (R, length, ...) each: what ``read`` says of each, stacked."""
+        if not ((starts >= 0) & (starts + length <= self.lengths[episodes])).all():
+            raise IndexError(f"clips of {length} frames reach beyond their episodes")
+        at = self.starts[episodes] + starts
+        chosen = {name: array for name, array in self.arrays.items() if names is None or name in names}
+        frames = at[:, None] + np.arange(length)
+        return {n: a.clips(at.tolist(), length) if isinstance(a, Column) else a[frames] for n, a in chosen.items()}
 
     def part(self, pieces: Sequence[Piece], split: str) -> "ArrayDataset":
         """Return pieces of the episodes as a dataset over the same arrays, without copying."""

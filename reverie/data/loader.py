@@ -6,6 +6,7 @@ says which windows are drawn.
 """
 
 import importlib.util
+import itertools
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -53,8 +54,11 @@ def batches(
         marked = relevant is not None and RELEVANT in (names or ())
         return window | {RELEVANT: np.asarray(relevant)} if marked else window
 
+    if isinstance(dataset, ArrayDataset):
+        numbers = (np.arange(rows) + step * batch + index * rows for step in itertools.count(start))
+        return _read_at_once(dataset, turns, length, names, numbers)
     # Windows has no Grain: there the same batches are read when they are needed.
-    if prefetch == 0 or isinstance(dataset, ArrayDataset) or importlib.util.find_spec("grain") is None:
+    if prefetch == 0 or importlib.util.find_spec("grain") is None:
         return _read_here(read, start, rows)
     return _read_ahead(read, start, rows, prefetch)
 
@@ -101,6 +105,17 @@ def _read_here(read, start: int, rows: int) -> Iterator[dict[str, np.ndarray]]:
     while True:
         yield _stack([read(row) for row in range(step * rows, (step + 1) * rows)])
         step += 1
+
+
+def _read_at_once(
+    dataset: ArrayDataset, order: Order, length: int, names: Collection[str] | None, steps: Iterator[np.ndarray]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield a batch for the rows of each step, each array read or copied in one go."""
+    for rows in steps:
+        episodes, starts, relevant = zip(*map(order.window, rows.tolist()), strict=True)
+        batch = dataset.clips(np.array(episodes), np.array(starts), length, names)
+        marked = relevant[0] is not None and RELEVANT in (names or ())
+        yield batch | {RELEVANT: np.array(relevant)} if marked else batch
 
 
 def _read_ahead(read, start: int, rows: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:

@@ -29,7 +29,7 @@ from reverie.nn.returns import PMPO, Reinforce, alive, lambda_returns
 from reverie.nn.step import step_key
 from reverie.training.checkpoint import load
 from reverie.training.objectives import Encode, check_fits
-from reverie.training.tokens import Joined, cached
+from reverie.training.tokens import cached
 from reverie.world import features, prefill, rollout
 
 LEAD = 32  # frames observed before a segment of a long episode, so that features know what came before
@@ -278,6 +278,7 @@ def _task_of(batch: dict[str, Array]) -> Array | int:
 
 
 def _prepared(model: Agent, encode: Encode, dataset: Dataset, cache: Path) -> Dataset:
-    """Return a dataset with what ``encode`` gives, computed once, and with ids of tasks if the agent knows any."""
-    joined = Joined(dataset, cached(model, encode, dataset, LEAD, cache, ("world",)))
-    return Tasked(joined, getattr(dataset, "tasks", []), dataset.spec.tasks) if model.tasks else joined
+    """Return what ``encode`` gives, computed once, beside rewards, ends, and ids of tasks if the agent knows any."""
+    tasked = Tasked(dataset, getattr(dataset, "tasks", []), dataset.spec.tasks) if model.tasks else dataset
+    copied = "rewards", "ends", *([TASK] if model.tasks else ())
+    return cached(model, encode, tasked, LEAD, cache, ("world",), copied)

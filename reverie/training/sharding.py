@@ -71,25 +71,30 @@ def wait_for_all(what: str) -> None:
 
 
 def by_first(work: Callable[[], Any]) -> None:
-    """Run ``work`` on process 0, the coordinator, after a barrier; the others wait for it.
+    """Run ``work`` on process 0, the coordinator, after a barrier; the others wait for it. Errors: see ``by_all``."""
+    by_all(lambda: work() if jax.process_index() == 0 else None)
 
-    Its exception is raised on process 0. The others raise a ReverieError, so that none waits for a process that ended.
+
+def by_all(work: Callable[[], Any]) -> None:
+    """Run ``work`` on every process after a barrier, and wait for all of them.
+
+    An exception is raised on the process that had it. The others raise a ReverieError, so that none waits for a process
+    that ended.
     """
-    wait_for_all("what the first does")
+    wait_for_all("what all do")
     failure: BaseException | None = None
-    if jax.process_index() == 0:
-        try:
-            work()
-        except BaseException as error:
-            failure = error
-    failed = failure is not None
+    try:
+        work()
+    except BaseException as error:
+        failure = error
+    failed = np.array([failure is not None])
     if jax.process_count() > 1:
         with explicit_transfers():
-            failed = bool(multihost_utils.process_allgather(np.bool_(failed)).any())
+            failed = np.ravel(multihost_utils.process_allgather(failed))
     if failure is not None:
         raise failure
-    if failed:
-        raise ReverieError("process 0 of this job has failed; its own error says why.")
+    if failed.any():
+        raise ReverieError(f"process {failed.argmax()} of this job has failed; its own error says why.")
 
 
 def from_first(work: Callable[[], int]) -> int:
@@ -278,6 +283,19 @@ def fetch(tree: Any) -> Any:
         return jax.device_get(tree)
     with explicit_transfers():
         return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def mesh_here(tree: Any) -> Mesh:
+    """Return the mesh "data" over those devices of this process that have parts of these arrays; over all if none."""
+    here = [device for device in mesh_of(tree).devices.flat if device.process_index == jax.process_index()]
+    return make_mesh("data", here or jax.local_devices())
+
+
+def put_here(tree: Any, where: Sharding) -> Any:
+    """Place arrays on devices of this process alone; of an array that other processes have parts of, all of it."""
+    whole = jax.tree.map(lambda a: a if getattr(a, "is_fully_addressable", True) else fetch(a), tree)
+    with explicit_transfers():
+        return jax.device_put(whole, where)
 
 
 def explicit_transfers() -> Any:

@@ -2,7 +2,8 @@
 
 A frozen encoder gives the same codes whenever a clip is drawn. Running it in every training step would be most of the
 step's cost. The cache has a checksum manifest, which is verified whenever the cache is opened. That takes a second per
-gigabyte; encoding the frames again would take hours.
+gigabyte; encoding the frames again would take hours. It is written and read piece by piece, so it may be larger than
+memory, and all processes of a job write it, so they must share a disk.
 
 Shapes: B segments at once, T frames of a segment, N tokens per frame.
 """
@@ -10,27 +11,33 @@ Shapes: B segments at once, T frames of a segment, N tokens per frame.
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reverie.bounded import map_npy
+from reverie.bounded import open_npy
 from reverie.checksums import check_manifest, write_manifest
 from reverie.data.arrays import ArrayDataset
-from reverie.data.episode import Dataset
+from reverie.data.columns import Column
+from reverie.data.episode import Dataset, numbers_of
 from reverie.errors import Damaged, ReverieError, first_line
-from reverie.nn.compiled import compiled
+from reverie.nn.compiled import compiler_options
+from reverie.nn.transformer import unstack_layers
 from reverie.training import sharding
 from reverie.training.folder import FULL
 
-SEGMENT, TOGETHER = 64, 8  # frames of a segment, and segments in one call (more for more devices)
+SEGMENT, TOGETHER = 64, 8  # frames of a segment, and segments that a device encodes at once
+INPUTS = "frames", "actions"  # arrays that are encoded
+Segment = tuple[int, int, int, int]  # episode, start, stop, first frame to keep
 
 
 class Joined:
@@ -57,13 +64,17 @@ def cached(
     lead: int,
     folder: Path,
     frozen: Sequence[str],
+    copied: Sequence[str] = (),
 ) -> ArrayDataset:
     """Return ``encode(model, batch)`` of every frame of a dataset, from the cache in ``folder`` if it is valid.
 
     ``encode`` maps dicts of arrays (B, T, ...) to such dicts and is causal in T. It must use only the parts that are
     named in ``frozen``: the cache is valid as long as these stay the same. Episodes are encoded in segments. Each but
     the first of an episode starts with ``lead`` extra frames, the receptive field of the model, whose outputs are
-    dropped. Raises ReverieError, and leaves no files behind, if the disk is full.
+    dropped. ``copied``: arrays of the dataset that the cache has as they are, so that training reads nothing else.
+
+    All processes of a job write it, and little of it is in memory, however large it is. Raises ReverieError, and leaves
+    no files behind, if the disk is full.
     """
     key = {
         "data": dataset.fingerprint,
@@ -71,7 +82,7 @@ def cached(
         "model": _digest(model, frozen),
         "lead": lead,
         "segment": SEGMENT,
-    }
+    } | ({"copied": list(copied)} if copied else {})
     if not sharding.from_first(lambda: int(_is_whole(folder, key))):
         half = folder.with_name(f".{folder.name}.part")  # no other process writes here; at most one is left by a kill
 
@@ -88,64 +99,143 @@ def cached(
 
         try:
             sharding.by_first(begin)
-            _write(model, encode, dataset, lead, half)
+            with _room_on_disk(folder):
+                _write(model, encode, dataset, lead, half, frozen, copied)
             sharding.by_first(end)
         finally:
             shutil.rmtree(half, ignore_errors=True)
-    arrays = {path.stem: map_npy(path) for path in sorted(folder.glob("*.npy"))}
+    arrays = {path.stem: Column(path) for path in sorted(folder.glob("*.npy"))}
     return ArrayDataset(dataset.spec, dataset.lengths, arrays, fingerprint=dataset.fingerprint, split=dataset.split)
 
 
-def _write(model, encode, dataset: Dataset, lead: int, folder: Path) -> None:
-    """Encode in all processes, sharded over the devices that have the model; process 0 writes.
+def _write(
+    model: nnx.Module,
+    encode: Callable[[Any, dict], dict],
+    dataset: Dataset,
+    lead: int,
+    folder: Path,
+    frozen: Sequence[str],
+    copied: Sequence[str],
+) -> None:
+    """Encode and write in all processes, each a part of the segments; the files are the same whoever wrote them.
 
-    Files are written from start to end, in the order of the arrays. So a full disk raises an OSError; with a
-    memory-mapped file it would be a bus error.
+    A device encodes a group of segments at once, always the same ones, so every number has the same bits on any number
+    of devices and processes. Each process writes its part of every file in order. So a full disk raises an OSError;
+    with a memory-mapped file it would be a bus error.
     """
-    call, mesh = compiled(model, encode), sharding.mesh_of(nnx.state(model))
-    total, at = int(dataset.lengths.sum()), 0
-    pieces, together = list(_segments(dataset.lengths, lead)), -(-TOGETHER // mesh.size) * mesh.size
-    longest = max((stop - start for _, start, stop, _ in pieces), default=0)  # all are padded to it: one program
-    with _room_on_disk(folder), contextlib.ExitStack() as stack:
-        files: dict[str, IO[bytes]] = {}
-        names = ("frames", "actions")
-        for first in range(0, len(pieces), together):
-            group = pieces[first : first + together]
-            windows = [dataset.read(episode, start, stop - start, names) for episode, start, stop, _ in group]
-            windows += windows[:1] * (together - len(group))  # one shape, one program
-            batch = {name: np.stack([_padded(window[name], longest) for window in windows]) for name in names}
-            results = sharding.fetch(call(sharding.put(batch, sharding.rows(mesh))))
-            if jax.process_index() > 0:
-                continue
-            results = {name: _plain(result) for name, result in results.items()}
-            files = files or {
-                name: stack.enter_context(_begun(folder / f"{name}.npy", result.dtype, (total, *result.shape[2:])))
-                for name, result in results.items()
-            }
-            for index, (_, start, stop, keep) in enumerate(group):
-                for name, result in results.items():
-                    files[name].write(result[index, keep - start : stop - start].tobytes())
-                at += stop - keep
-        for file in files.values():
+    encoder = _Encoder(model, encode, frozen)
+    groups, begins = _groups(dataset.lengths, lead), np.cumsum(dataset.lengths) - dataset.lengths
+    longest = max(stop - start for group in groups for _, start, stop, _ in group)  # all are padded: one program
+
+    def read(groups: Sequence[Sequence[Segment]]) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+        """Return the windows of groups, and the batch of them; groups that lack segments repeat their first one."""
+        windows = []
+        for group in groups:
+            found = [dataset.read(e, start, stop - start, (*INPUTS, *copied)) for e, start, stop, _ in group]
+            windows += found + found[:1] * (TOGETHER - len(group))
+        return windows, {name: np.stack([_padded(each[name], longest) for each in windows]) for name in INPUTS}
+
+    windows, batch = read(groups[:1])
+    kinds = {name: (windows[0][name].dtype, windows[0][name].shape[1:]) for name in copied}
+    kinds |= encoder.kinds(batch)
+    files = {name: folder / f"{name}.npy" for name in kinds}
+    sharding.by_first(lambda: _begin(files, kinds, int(dataset.lengths.sum())))
+
+    def write() -> None:
+        numbers = numbers_of((jax.process_index(), jax.process_count()), len(groups))
+        with contextlib.ExitStack() as stack:
+            parts = {name: stack.enter_context(_Part(file)) for name, file in files.items()}
+            for at in range(numbers.start, numbers.stop, encoder.mesh.size):
+                some = groups[at : min(at + encoder.mesh.size, numbers.stop)]
+                windows, batch = read([*some, *some[:1] * (encoder.mesh.size - len(some))])
+                results = encoder(batch)
+                for place, group in enumerate(some):
+                    for row, (episode, start, stop, keep) in enumerate(group, start=place * TOGETHER):
+                        for name, part in parts.items():
+                            array = windows[row][name] if name in copied else results[name][row]
+                            part.write(int(begins[episode]) + keep, array[keep - start : stop - start])
+
+    sharding.by_all(write)
+
+
+class _Encoder:
+    """``encode`` as a program of batches on this process's own devices, whose mesh is ``mesh``.
+
+    They get a copy of the frozen weights alone. The others, which ``encode`` does not read, are zeros in the program.
+    """
+
+    def __init__(self, model: nnx.Module, encode: Callable[[Any, dict], dict], frozen: Sequence[str]):
+        graph, state = nnx.split(model)
+        leaves, tree = jax.tree.flatten(state)
+        self.mesh = sharding.mesh_here(state)
+        named = zip((path[0] for path, _ in nnx.to_flat_state(state)), leaves, strict=True)
+        kept = {number: leaf for number, (name, leaf) in enumerate(named) if name in frozen}
+        self._kept = sharding.put_here(kept, sharding.everywhere(self.mesh))
+        shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+        def run(kept: dict[int, jax.Array], batch: dict) -> dict:
+            every = [kept[number] if number in kept else jnp.zeros(*shape) for number, shape in enumerate(shapes)]
+            return encode(unstack_layers(nnx.merge(graph, jax.tree.unflatten(tree, every))), batch)
+
+        self._call: Any = jax.jit(run, compiler_options=compiler_options())
+
+    def kinds(self, batch: dict[str, np.ndarray]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Return type and shape of a frame of each output in a file."""
+        found = self._call.eval_shape(self._kept, batch)
+        return {name: (_kind(each.dtype), each.shape[2:]) for name, each in found.items()}
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return jax.device_get(self._call(self._kept, sharding.put_here(batch, sharding.rows(self.mesh))))
+
+
+class _Part:
+    """A file of rows, some of which this process writes, in order."""
+
+    def __init__(self, path: Path):
+        found, kind, shape = open_npy(path)
+        with found:
+            self._begin, self._size = found.tell(), math.prod(shape[1:]) * kind.itemsize
+        self._file = path.open("r+b")
+
+    def write(self, row: int, rows: np.ndarray) -> None:
+        """Write rows (T, ...) from number ``row`` on."""
+        self._file.seek(self._begin + row * self._size)
+        self._file.write(_plain(rows).tobytes())
+
+    def __enter__(self) -> "_Part":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._file as file:
             file.flush()
             os.fsync(file.fileno())  # some disks report only now that they are full
-    assert at in (0, total)
 
 
-def _begun(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> IO[bytes]:
-    """Return a new .npy file, positioned after its header."""
-    needed = int(np.prod(shape)) * dtype.itemsize
-    if shutil.disk_usage(path.parent).free < needed:
+def _begin(files: dict[str, Path], kinds: dict[str, tuple[np.dtype, tuple[int, ...]]], rows: int) -> None:
+    """Make .npy files of their full size, whose rows are still to be written. ``kinds``: type and shape of a row."""
+    sizes = {name: rows * math.prod(shape) * kind.itemsize for name, (kind, shape) in kinds.items()}
+    if shutil.disk_usage(next(iter(files.values())).parent).free < sum(sizes.values()):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # raised before the work, not after it
-    file = path.open("wb")
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file
+    for name, (kind, shape) in kinds.items():
+        with files[name].open("wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (rows, *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + sizes[name])
+
+
+def _kind(dtype: Any) -> np.dtype:
+    """Return the type of an array in an .npy file: bfloat16, which these do not support, becomes float32."""
+    return np.dtype(dtype) if np.dtype(dtype).kind in "biuf" else np.dtype(np.float32)
+
+
+def _groups(lengths: np.ndarray, lead: int) -> list[list[Segment]]:
+    """Return all segments in order, in groups that are encoded at once."""
+    segments = list(_segments(lengths, lead))
+    return [segments[first : first + TOGETHER] for first in range(0, len(segments), TOGETHER)]
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """Return an array of a type that .npy files support: bfloat16 becomes float32."""
-    return array if array.dtype.kind in "biuf" else array.astype(np.float32)
+    return array.astype(_kind(array.dtype), copy=False)
 
 
 @contextlib.contextmanager
