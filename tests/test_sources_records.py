@@ -274,18 +274,20 @@ def records(path, items):
     writer.close()
 
 
-def chunk(length, number, protocol, size=(16, 24)):
-    made = {"raw_video": frames(length, number, size).tobytes(), "sequence_length": length, "actions": taken(length)}
+def chunk(length, number, protocol, size=(16, 24), form=np.ndarray.tobytes):
+    made = {"raw_video": form(frames(length, number, size)), "sequence_length": length, "actions": taken(length)}
     return pickle.dumps(made, protocol)
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_jasmines_records_of_every_protocol(tmp_path, store, protocol):
     root = tmp_path / "coinrun"
-    records(root / "train" / "data_0000.array_record", [chunk(6, 0, protocol), chunk(4, 1, protocol)])
+    forms = [np.ndarray.tobytes, lambda video: bytearray(video.tobytes()), np.asarray]
+    made = [chunk(6 - number, number, protocol, form=form) for number, form in enumerate(forms)]
+    records(root / "train" / "data_0000.array_record", made)
     (root / "metadata.json").write_text(json.dumps({"num_actions": 20}))
     found = store("jasmine", root / "train", "--frame", "16", "24")
-    check(found, [6, 4], [taken(5), taken(3)])
+    check(found, [6, 5, 4], [taken(5), taken(4), taken(3)])
     assert found.spec.actions.size == 20
 
 

@@ -87,12 +87,15 @@ class JasmineConfig(FileSource):
 
 def _record(data: bytes) -> dict[str, Any]:
     found = unpickled(data)
-    if not isinstance(found, dict) or not isinstance(found.get("raw_video"), bytes):
+    video = found.get("raw_video") if isinstance(found, dict) else None
+    if not isinstance(video, bytes | bytearray | np.ndarray) or (
+        isinstance(video, np.ndarray) and video.dtype != np.uint8
+    ):
         raise Damaged("it is no record of Jasmine's: it has no raw_video")
-    length = found.get("sequence_length")
-    if not isinstance(length, int | np.integer) or not 0 < length <= len(found["raw_video"]):
+    video, length = bytes(video), found.get("sequence_length")
+    if not isinstance(length, int | np.integer) or not 0 < length <= len(video):
         raise Damaged("it is no record of Jasmine's: it has no sequence_length")
-    return found | {"sequence_length": int(length)}
+    return found | {"raw_video": video, "sequence_length": int(length)}
 
 
 def _frames(file: Path, stamp: int, place: int, shape: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -49,6 +49,12 @@ def _filled(data: Any, kind: Any, shape: Any, order: Any = "C") -> np.ndarray:
     return np.frombuffer(data, kind.kind).reshape(sizes, order=order)  # ValueError unless the bytes fit the shape
 
 
+def _plain(data: Any, *coding: Any) -> bytes:
+    if not coding and not isinstance(data, bytes):
+        raise Damaged("bytes made of something else")
+    return _latin(data, *coding) if coding else data
+
+
 def _latin(text: Any, coding: Any) -> bytes:
     if not isinstance(text, str) or coding not in ("latin1", "latin-1"):
         raise Damaged("bytes in another coding")
@@ -60,6 +66,9 @@ NAMES: dict[str, Callable[..., Any]] = {
     "numpy ndarray": lambda *_: _Array(),
     "_codecs encode": _latin,
     "__builtin__ bytes": lambda: b"",
+    **{
+        f"{module} bytearray": lambda data=b"", *coding: _plain(data, *coding) for module in ("builtins", "__builtin__")
+    },
     **{f"numpy.{core}.multiarray _reconstruct": lambda *_: _Array() for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray scalar": lambda kind, data: _filled(data, kind, ())[()] for core in ("core", "_core")},
     **{f"numpy.{core}.numeric _frombuffer": _filled for core in ("core", "_core")},
