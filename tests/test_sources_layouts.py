@@ -3,6 +3,8 @@
 See ``foreign.py`` for what frames and actions say of themselves.
 """
 
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -119,6 +121,16 @@ def test_rewards_and_ends_are_found_by_longer_names_but_not_by_their_letters(tmp
     np.savez(tmp_path / "a.npz", **arrays, gripper_end=np.ones(9), hand_r=np.ones(9), next_done=~over)
     check(store("arrays", tmp_path / "a.npz"), [4, 5], [taken(3), taken(4)], [[2], []], [[], []])
     assert "'env_reward' counts as the rewards" in caplog.text and "'episode_done' counts as the dones" in caplog.text
+
+
+@pytest.mark.parametrize("name, package", [("hdf5", "h5py"), ("lerobot", "pyarrow")])
+def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, store, monkeypatch, capsys, name, package):
+    for file in ("data/a.h5", "data/b.h5", "data/a.parquet", "data/b.parquet", "meta/info.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text('{"features": {"c": {"dtype": "video"}}}')
+    monkeypatch.setitem(sys.modules, package, None)
+    store(name, tmp_path, status=2)
+    assert capsys.readouterr().err.count(f"needs {package}: pip install 'reverie-worlds[") == 1
 
 
 def test_an_action_of_several_arrays_in_a_replay(tmp_path, store, caplog):

@@ -39,6 +39,7 @@ class HDF5Config(FileSource):
 
     def look(self, inside: list[Path]) -> Found:
         """Return the recordings of all files, in the order of their names, and of their groups."""
+        h5py()  # if it is missing, that is one line, not one for each file
         found, root, made = Found(), Path(self.path), []
         for file in sorted(files.ending(inside, ENDINGS), key=files.natural):
             name = files.name_of(file, root)

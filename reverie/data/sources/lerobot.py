@@ -45,6 +45,7 @@ class LeRobotConfig(FileSource):
 
     def look(self, inside: list[Path]) -> Found:
         """Return the recordings of the data set, in the order of their numbers."""
+        pyarrow()  # if it is missing, that is one line, not one for each file
         roots = sorted({file.parents[1] for file in inside if file.as_posix().endswith(f"/{INFO}")})
         if len(roots) != 1:
             some = f"; choose one: {', '.join(map(str, roots[:5]))}" if roots else ""

@@ -15,7 +15,7 @@ from reverie import bounded
 from reverie.data.sources import bundles, files
 from reverie.data.sources.bundles import Bundle
 from reverie.data.sources.hdf5 import columns_below, opened
-from reverie.data.sources.parquet import column_of, table_of
+from reverie.data.sources.parquet import column_of, pyarrow, table_of
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
 from reverie.data.sources.spaces import Declared
 from reverie.errors import Damaged, ReverieError, first_line
@@ -129,6 +129,7 @@ def _hdf5(file: Path, found: Found) -> Iterator[Bundle]:
 
 def _tables(root: Path, observed: dict[str, Any], found: Found) -> Iterator[Bundle]:
     """Yield the episodes of a folder NUMBER/*.arrow each; their last row holds an observation and no step."""
+    pyarrow()  # if it is missing, that is one line, not one for each episode
     inside = [file for file in files.inside(root) if file.suffix in ENDS]
     folders = sorted({file.parent for file in inside}, key=files.natural)
     for folder in folders:
