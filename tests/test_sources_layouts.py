@@ -189,6 +189,25 @@ def test_one_table_of_paths_serves_all_folders_and_what_is_not_read_is_named(tmp
     assert "e0 is used without actions: its column 'frame' does not name these pictures" in caplog.text
 
 
+def test_folders_between_the_pictures_of_another_do_not_divide_it(tmp_path, store):
+    laid(tmp_path / "game", {"e0": frames(9), "e0/f4x": frames(3, 1)})
+    check(store("images", tmp_path / "game"), [9, 3])
+
+
+def test_a_folder_for_each_camera(tmp_path, store, capsys, caplog):
+    actions = table([("action",), *[(a,) for a in taken(4)]])
+    tree = {f"e{e}/{side}": frames(4, e + 5 * (side == "right")) for e in (0, 1) for side in ("left", "right")}
+    laid(tmp_path / "game", tree | {"e0/actions.csv": actions, "e2/left": frames(4)})
+    found = store("images", tmp_path / "game", "--camera", "left,right")
+    assert found.spec.frame == (16, 48, 3) and found.lengths.tolist() == [4, 4] and found.sources == ["e0", "e1"]
+    window = found.read(0, 0, 4)
+    assert window["actions"][1:].tolist() == taken(3).tolist()
+    assert (window["frames"][:, 1, 1, :2] == [[t, 0] for t in range(4)]).all() and window["frames"][0, 1, 25, 1] == 5
+    assert store("images", tmp_path / "game", "--camera", "left").lengths.tolist() == [4, 4, 4]
+    store("images", tmp_path / "game", "--camera", "middle", status=2)
+    assert "camera 'middle'; there are left, right" in capsys.readouterr().err
+
+
 def test_pictures_named_by_decimal_seconds_are_in_order_of_time(tmp_path, store):
     (tmp_path / "e0").mkdir()
     for second, frame in zip(("0.0", "0.1", "0.25", "0.5", "1.0", "1.125"), frames(6), strict=True):

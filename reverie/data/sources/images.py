@@ -5,9 +5,9 @@ actions (``tables``). Row i belongs to frame i, unless there is a column ``frame
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Self
 
@@ -16,12 +16,12 @@ import numpy as np
 from reverie import bounded
 from reverie.data.sources import files, tables
 from reverie.data.sources.bundles import Alignment
-from reverie.data.sources.pictures import decoded
+from reverie.data.sources.pictures import decoded, side_by_side
 from reverie.data.sources.recognise import recognise
 from reverie.data.sources.recordings import NAMED, UNREADABLE, FileSource, Found, Recording
 from reverie.data.sources.spaces import merged
 from reverie.data.sources.videos import ENDINGS as VIDEOS
-from reverie.errors import Damaged
+from reverie.errors import Damaged, ReverieError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BYTES = 2**28  # of one picture's file
@@ -32,6 +32,7 @@ DECIMAL = re.compile(r"\d+(\.\d+)?")
 class ImagesConfig(FileSource):
     """Folders of PNG or JPEG files: every folder is an episode."""
 
+    camera: str = ""  # where an episode has a folder for each camera: which of them; several (A,B) are put side by side
     alignment: Alignment = "at"  # whether row i of the actions was taken at frame i, or led to it
     actions: str = ""  # the column of the actions; empty takes those named so
 
@@ -47,14 +48,21 @@ class ImagesConfig(FileSource):
         root, found, parts, read = Path(self.path), Found(), [], set()
         known = files.ending(inside, tables.ENDINGS)
         pictures = sorted(files.ending(inside, ENDINGS), key=files.natural)
-        for folder, group in groupby(pictures, key=lambda file: file.parent):
-            frames = _in_order(list(group))
+        groups: dict[Path, list[Path]] = {}  # not groupby: other folders may lie between the pictures of one
+        for file in pictures:
+            groups.setdefault(file.parent, []).append(file)
+        for folder, views in self._episodes(groups):
+            views = [_in_order(view) for view in views]
+            frames = views[0]
             name = files.name_of(folder, root) if folder != root else root.name
             table = tables.beside(folder, root, known)
+            if any(len(view) != len(frames) for view in views):
+                found.skip(name, f"its cameras have {', '.join(str(len(view)) for view in views)} pictures")
+                continue
             steps = self._steps(name, table, frames, found)
             read.add(table)
             parts.append((steps.actions, steps.declared))
-            shown = partial(map, _picture, frames)
+            shown = partial(_pictures, views)
             found.recordings.append(
                 Recording(name, len(frames), shown, rewards=steps.rewards, ends=steps.ends, source=name)
             )
@@ -67,6 +75,18 @@ class ImagesConfig(FileSource):
         if not pictures:
             found.skip(root.name, "it holds no .png or .jpg files")
         return found
+
+    def _episodes(self, groups: dict[Path, list[Path]]) -> list[tuple[Path, list[list[Path]]]]:
+        """Return the folder of each episode and the pictures of its cameras; without a choice, of every folder."""
+        if not self.camera:
+            return [(folder, [frames]) for folder, frames in groups.items()]
+        above = dict.fromkeys(folder.parent for folder in groups)
+        chosen = {folder: [groups.get(folder / key) for key in self.camera.split(",")] for folder in above}
+        whole = [(folder, [view for view in views if view]) for folder, views in chosen.items() if all(views)]
+        if not whole:
+            some = ", ".join(dict.fromkeys(folder.name for folder in groups))
+            raise ReverieError(f"no folder has pictures of the camera '{self.camera}'; there are {some[:200]}.")
+        return whole
 
     def _steps(self, name: str, table: Path | None, frames: list[Path], found: Found) -> tables.Steps:
         """Return what the table of a folder says, if it has one."""
@@ -88,6 +108,10 @@ def _in_order(frames: list[Path]) -> list[Path]:
     if len({*times}) < len(frames) or not any("." in file.stem for file in frames):  # 1.1 and 1.10 are no decimals
         return frames
     return [file for _, file in sorted(zip(times, frames, strict=True))]
+
+
+def _pictures(views: list[list[Path]]) -> Iterator[np.ndarray | None]:
+    return (side_by_side([_picture(file) for file in files_of_all]) for files_of_all in zip(*views, strict=True))
 
 
 def _picture(file: Path) -> np.ndarray | None:
