@@ -33,6 +33,7 @@ REHEARSED = [  # (how a command begins, what becomes of it)
     ("reverie record", "serve"),
     ("reverie demo", "miniature --no-play --minutes 1"),
     ("reverie learn", "miniature"),  # minutes of training, or hours
+    ("reverie train toy-maskgit --dynamics.mesh", "miniature --dry-run"),  # tests/test_mesh.py trains on such meshes
     ("reverie train", "miniature"),
     ("reverie plan", "traced"),  # compilers for other machines are extras: traced for this one, which may be too small
     ("make", "dry"),  # `make -n` in the repository: the target exists. What it would run is run here and in other tests
