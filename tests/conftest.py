@@ -16,10 +16,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
-# Files that take a minute or more go first, the longest ahead: workers take whole files, and should end together.
+# Files that take half a minute or more go first, the longest ahead: workers take whole files, and should end together.
 LONG = [
-    "docs", "learn", "evaluation", "compare", "dynamics", "add_a_dynamics", "dreamer4_tokenizer", "lam", "actions",
-    "benchmarks", "smoke",
+    "docs", "learn", "evaluation", "lam", "dynamics", "add_a_dynamics", "compare", "web_browser", "dreamer4_tokenizer",
+    "actions", "benchmarks", "resume", "long_play", "parts", "smoke",
 ]  # fmt: skip
 
 # Before XLA starts: of 60 CPU seconds that 24 contract tests took, 29 were spent in fusion emitters (MLIR), and 5 on
