@@ -1,6 +1,5 @@
 """Tasks by id, and what is learned from which clips: on the exact square with two goals of opposite rewards."""
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +12,7 @@ from contracts.tiny import clip, state
 from exact_square import HEADS, ExactBehaviour, SeenConfig, exact_world, play, run
 from flax import nnx
 
-from benchmarks.agents import rows_of
 from reverie import config
-from reverie.cli import main
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import MOST_TASKS, record, with_tasks
 from reverie.data.sources.square import GOALS, SquareConfig
@@ -116,24 +113,6 @@ def test_each_id_leads_to_a_policy_of_its_own(runs):
     chosen = np.stack([jax.jit(agent.act, static_argnums=2)(h, KEY, True, task) for task in (1, 2)])
     own, other = ((chosen == each).mean((1, 2)) for each in (best, best[::-1]))
     assert (own > 0.4).all() and (other < 0.2).all(), (own, other)
-
-
-@pytest.mark.soak
-def test_each_policy_beats_that_of_the_other_id_at_its_task_cloned_and_learned_in_imagination(tmp_path, capsys):
-    """The bar of two tasks on one world, in the real environment, by the command."""
-    folder = cloned(tmp_path, both(200), steps=300)
-    imagine = ImaginationObjective(horizon=8, context=2, gamma=0.9, critic_steps=50)
-    fit(run(imagine, steps=200, batch=64, rate=2e-3), folder / "policy", dataset=both(200), progress=False)
-    assert main(["eval", str(folder), "--env", "--episodes", "128", "--plan", "4", "--json"]) == 0
-    printed = capsys.readouterr()
-    assert "corner: return_rl_other" in printed.err
-    tasks = json.loads(printed.out)["tasks"]
-    assert set(tasks) == set(GOALS) and len(rows_of(folder, {"tasks": tasks}, "exact")) == 24
-    for found in tasks.values():
-        for name in ("bc", "rl"):
-            own, other = found[f"return_{name}"], found[f"return_{name}_other"]
-            assert own["low"] > other["high"], (name, own, other)
-        assert found["return_rl"]["low"] > found["return_bc"]["high"], found
 
 
 def test_the_world_as_an_environment_rewards_the_task_that_is_asked_for(runs):
