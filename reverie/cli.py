@@ -244,6 +244,7 @@ def _use(add: Callable[..., Parser]) -> None:
     text = "sampling temperature; 0: no noise (what the world was made for)"
     one.add_argument("--temperature", **of(float), help=text)
     one.add_argument("--bits", **BITS)
+    one.add_argument("--passes", **of(int), default=0, help="sampling passes per frame; 0: the world's own (0)")
     one.add_argument("--features", metavar="MODULE:FUNCTION", help="your features of clips, for a Frechet distance")
     one.add_argument("--env", action="store_true", help="measure the world's agents in the real environment instead")
     one.add_argument("--episodes", **of(int), default=512, help="with --env: episodes that each policy plays (512)")

@@ -96,7 +96,8 @@ def evaluate(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         run = place(args.run)
         horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
-        how = {name: getattr(args, name) for name in ("data", "split", "context", "seed", "temperature", "bits")}
+        fields = ("data", "split", "context", "seed", "temperature", "bits", "passes")
+        how = {name: getattr(args, name) for name in fields}
         if args.env:
             numbers = judge(run, args.episodes, args.seed, args.plan)
             print(table((name, _with_interval(value)) for name, value in _by_task(numbers).items()))

@@ -22,7 +22,7 @@ from reverie.nn.patch import to_uint8
 from reverie.nn.transformer import unstack_layers
 from reverie.training.checkpoint import load
 from reverie.training.record import RECORD, find_run, read_record
-from reverie.world import begin, temperature_of
+from reverie.world import begin, temperature_of, with_passes
 from reverie.world_folder import beginnings
 
 LENGTH = 128  # steps of an episode if the world was not learned from a simulator, which says how long its own are
@@ -71,11 +71,9 @@ class ImaginedEnv:
 
     def __init__(self, agent: Agent, starts: tuple[np.ndarray, np.ndarray], options: EnvOptions, task: int = 0):
         self.agent: Agent = unstack_layers(agent)
+        self.agent.world = with_passes(self.agent.world, options.passes)
         self.task = task
         self.starts, self.options = starts, options
-        if options.passes:
-            dynamics = self.agent.world.dynamics
-            dynamics.config = dataclasses.replace(dynamics.config, passes=options.passes)
 
     @property
     def frame(self) -> tuple[int, int, int]:

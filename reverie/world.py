@@ -6,7 +6,7 @@ Shapes: B batch, T time, H W C image, N tokens per frame, M model width.
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -165,6 +165,30 @@ def rollout(
 
 # Compiled once for all sessions of a world: world -> kind of session -> programs.
 _players: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def passes_of(world: WorldModel) -> int | None:
+    """Return in how many passes a world samples a frame; None if its dynamics has no such number."""
+    return getattr(getattr(world.dynamics, "config", None), "passes", None)
+
+
+def with_passes(world: WorldModel, passes: int) -> WorldModel:
+    """Return a world that samples a frame in so many passes, a copy with the same weights; 0: the world as it is.
+
+    Raises ReverieError if its dynamics cannot.
+    """
+    if not passes:
+        return world
+    if passes < 0 or passes_of(world) is None:
+        raise ReverieError(f"{type(world.dynamics).__name__} dynamics cannot sample a frame in {passes} passes.")
+    config: Any = replace(world.dynamics.config, passes=passes)
+    try:
+        nnx.eval_shape(lambda: config.make(nnx.Rngs(0)))  # which checks it
+    except ValueError as error:
+        raise ReverieError(str(error)) from None
+    world = nnx.merge(*nnx.split(world))  # what was loaded cannot be changed while a program is traced
+    world.dynamics.config = config
+    return world
 
 
 def temperature_of(world: WorldModel, chosen: float | None) -> float:

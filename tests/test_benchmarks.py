@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from playground import tiny_world
 
-from benchmarks import dispatch, loader, play, players, tokens, training
+from benchmarks import dispatch, loader, passes, play, players, tokens, training
 from benchmarks.timing import interleaved, ratio
+from reverie.library import shipped
 from reverie.nn.batch import row_keys
 from reverie.nn.transformer import TransformerConfig
 
@@ -95,6 +96,17 @@ def test_every_figure_has_a_name_a_value_and_a_unit(steps):
         line = json.loads(json.dumps(figure.line()))
         assert set(line) == {"name", "value", "unit", "ratio_of", "config"} and line["value"] > 0
         assert figure.ratio_of is None or set(figure.ratio_of) <= listed
+
+
+def test_the_knee_of_passes_is_the_fewest_that_cost_nothing():
+    measured = json.loads((shipped()["platformer"] / "eval.json").read_text("utf8")) | {"passes": 8}
+    row = passes.row(measured) | {"ms_per_frame": 1.0}
+    assert row["psnr"] == pytest.approx(np.mean(measured["psnr"]), abs=1e-3) and row["lost"] == [0.0, 0.0]
+    few, most = row | {"passes": 4, "psnr": row["psnr"] - 0.1}, row | {"passes": 16, "psnr": row["psnr"] + 0.05}
+    assert passes.knee([row, few, most]) == 4
+    assert passes.knee([row, few | {"lost": [0.1, 0.0]}, most]) == 8, "a session more was lost"
+    assert passes.knee([row, few | {"psnr": row["psnr"] - 0.3}, most]) == 8, "too far below the best"
+    assert passes.table([few, row]).count("\n") == 3 and "| 4 |" in passes.table([few, row])
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():

@@ -11,7 +11,7 @@ from contracts.tiny import state
 from toy_objective import ToyObjective, toy_dataset, toy_run
 
 from reverie.checksums import checked, crc, write_json
-from reverie.errors import ReverieError
+from reverie.errors import Damaged, ReverieError
 from reverie.training import checkpoint, plain
 from reverie.training.blueprint import Blueprint
 from reverie.training.checkpoint import load
@@ -281,6 +281,20 @@ def test_a_run_starts_with_the_weights_of_another_that_fit(tmp_path, trained, ca
         np.testing.assert_array_equal(new["weights"][name], averaged, err_msg=name)
     report = checked(json.loads((out / "start.json").read_text()), "it")
     assert report["taken"]["out.kernel"] == [16, 48] and [*report["new"].values()] == [[16], [48, 16]]
+
+
+def test_a_run_starts_with_plain_weights_too(tmp_path, trained):
+    file = export_weights(trained, tmp_path / "plain.safetensors")
+    whole = plain.read(file)
+    plain.write(file, whole._replace(weights={name: 2 * array for name, array in whole.weights.items()}))
+    blueprint = Blueprint(ToyObjective(), DATA.spec, 0, tmp_path)
+    (ours, theirs) = (take(source, blueprint, lambda *_: HERE) for source in (trained, file))
+    assert [*theirs.weights] == [*ours.weights] and theirs.report["run"] == file.name
+    for name, array in ours.weights.items():
+        np.testing.assert_array_equal(theirs.weights[name], 2 * array, err_msg=name)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(Damaged, match="is not what was written"):
+        take(file, blueprint, lambda *_: HERE)
 
 
 def test_weights_that_do_not_fit_are_listed_with_their_shapes(tmp_path, trained):

@@ -9,7 +9,9 @@ from contracts.tiny import world as tiny_world
 
 from reverie.actions import START, UNLABELLED
 from reverie.errors import ReverieError
-from reverie.world import Session, rollout
+from reverie.models.dynamics.causal import CausalConfig
+from reverie.models.dynamics.shortcut import ShortcutConfig
+from reverie.world import Session, passes_of, rollout, with_passes
 
 MOVES = np.array([START, 0, 1, 2, 0, 1, 2, 0], np.int32)
 
@@ -61,6 +63,20 @@ def test_nothing_is_compiled_while_someone_plays(world):
         session.seed, session.temperature = i, i / 25
         session.step(i % world.config.actions.size)
     assert session.compilations == built
+
+
+def test_a_world_samples_in_as_many_passes_as_it_is_asked_to(recorded):
+    own = passes_of(recorded)
+    assert with_passes(recorded, 0) is recorded and passes_of(with_passes(recorded, 1)) == 1 != own
+    assert passes_of(recorded) == own, "the world itself is as it was"
+    causal, shortcut = (tiny_world(config) for config in (CausalConfig, ShortcutConfig))
+    for world, passes, says in (
+        (recorded, -1, "cannot"),
+        (causal, 2, "Causal .* cannot"),
+        (shortcut, 3, "powers of two"),
+    ):
+        with pytest.raises(ReverieError, match=says):
+            with_passes(world, passes)
 
 
 def test_only_the_last_frames_of_a_long_start_count(recorded):

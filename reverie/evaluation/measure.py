@@ -27,7 +27,7 @@ from reverie.evaluation.video import contact_sheet, scale_of, side_by_side
 from reverie.nn.embed import random_actions
 from reverie.nn.image import WINDOW, psnr, ssim
 from reverie.nn.quantise import usage
-from reverie.world import WorldModel, temperature_of
+from reverie.world import WorldModel, passes_of, temperature_of
 
 SHOWN_CLIPS, SHOWN_ACTIONS, SHOWN_FRAMES = 4, 16, 16  # in pictures: more do not fit on a screen
 TRIED = 64  # an action swap tries at most so many actions per clip
@@ -83,6 +83,7 @@ def evaluate(
         raise ReverieError(f"a rollout needs a context frame and a generated frame, not {context} and {horizon}.")
     rollouts, given, exact = _prepared(world, dataset, clips, context, horizon, seed, temperature)
     numbers: Numbers = _conditions(rollouts, given, dataset) | dict.fromkeys(MEANING)
+    numbers["passes"] = passes_of(world)
     tokens, views = _views(rollouts, given)
     numbers |= _likeness(given, views)
     numbers |= _used("code", tokens, getattr(world.tokenizer, "codes", 0)) | _latent(given, space)

@@ -20,6 +20,7 @@ from reverie.nn.compiled import cache_compilations
 from reverie.training.checkpoint import load
 from reverie.training.folder import named
 from reverie.training.record import find_run, read_record, versions
+from reverie.world import with_passes
 
 
 def evaluate_run(
@@ -33,6 +34,7 @@ def evaluate_run(
     split: str | None = None,
     out: Path | None = None,
     bits: int = 32,
+    passes: int = 0,
     **how: Any,
 ) -> Numbers:
     """Evaluate a world on held-out episodes; write ``eval.json`` and pictures into its folder; return the numbers.
@@ -41,7 +43,8 @@ def evaluate_run(
     ReverieError. ``features``: "MODULE:FUNCTION", a function whose features are compared too (``evaluation.frechet``).
     ``data``: a store or .npz to evaluate on; None: the world's own data, or new episodes of its simulator if the world
     came without data. ``split``: of the data; None: the held-out one. ``out``: the folder to write to, if not its own.
-    ``bits``: of the weights of the dynamics, 32, 16 or 8; fewer than 32 are among the numbers.
+    ``bits``: of the weights of the dynamics, 32, 16 or 8; fewer than 32 are among the numbers. ``passes``: sampling
+    passes per frame; 0: the world's own.
     ``how``: context, seed, temperature, sessions, deep and speed, as ``evaluation.measure.evaluate`` takes them.
     """
     if clips < 1 or horizon < 1:
@@ -60,7 +63,8 @@ def evaluate_run(
         dataset, practice = _stored(place, split, world.config.context + 1)
     horizon = _horizon(dataset, place, how.get("context") or world.config.context, horizon, shorten)
     how |= {"trained": record.run.length, "practice": practice, "features": function}
-    numbers, pictures = evaluate(narrowed(world, bits), dataset, clips=clips, horizon=horizon, **how)
+    world = narrowed(with_passes(world, passes), bits)
+    numbers, pictures = evaluate(world, dataset, clips=clips, horizon=horizon, **how)
     numbers |= {"bits": bits} if bits != 32 else {}
     say(numbers)
     about = {"config": record.run, "data": record.spec, "trained with": record.versions, "evaluated with": versions()}

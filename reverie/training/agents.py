@@ -6,7 +6,6 @@ Shapes: B batch, T time, H steps of a rollout, N tokens per frame, M model width
 describe a policy.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from reverie.nn.step import step_key
 from reverie.training.checkpoint import load
 from reverie.training.objectives import Encode, check_fits
 from reverie.training.tokens import cached
-from reverie.world import features, prefill, rollout
+from reverie.world import features, prefill, rollout, with_passes
 
 LEAD = 32  # frames observed before a segment of a long episode, so that features know what came before
 
@@ -165,9 +164,7 @@ class ImaginationObjective:
         if not isinstance(cloned, Agent) or cloned.prior is not None:
             raise ReverieError(f"'{path}' is no agent that has cloned but a {type(cloned).__name__}.")
         c, world, shape = cloned.config, cloned.world, cloned.policy.features
-        if self.passes:
-            world = nnx.merge(*nnx.split(world))  # what was loaded cannot be changed while this is traced
-            world.dynamics.config = dataclasses.replace(world.dynamics.config, passes=self.passes)
+        world = with_passes(world, self.passes)
         value = Head(c.head, shape, (c.values.bins,), cloned.tasks, rngs=rngs)
         return Agent(c, world, cloned.policy, cloned.reward, cloned.ends, again.policy, value)
 

@@ -106,7 +106,7 @@ class Run:
     keep: int = 2  # newest checkpoints that are kept, besides the one from which the run can be extended
     keep_every: int = 0  # keep the checkpoint of every so many steps as well; 0: of none
     keep_best: str = ""  # keep that of the best report as well: psnr, or min:NAME where less is better
-    start_from: str = ""  # another run (relative to this one's folder) whose weights are taken where they fit
+    start_from: str = ""  # another run, or plain weights (.safetensors), from this one's folder: what fits is taken
     loggers: tuple[LoggerName, ...] = ()  # who gets metrics and pictures besides the run's folder
     max_skipped: int = 10  # steps in a row with a loss or gradient that is not finite; then training stops
     stall_minutes: float = 30.0  # without progress, after which training ends with its stacks on disk; 0: never

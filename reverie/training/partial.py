@@ -1,5 +1,8 @@
-"""A run that starts with the weights of another run: those whose names and shapes agree, and lists of all others."""
+"""A run that starts with the weights of another run, or with plain ones: those whose names and shapes agree, and lists
+of all others.
+"""
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,7 +10,7 @@ import jax
 
 from reverie.checksums import write_json
 from reverie.errors import ReverieError
-from reverie.training import checkpoint
+from reverie.training import checkpoint, plain
 from reverie.training.blueprint import Blueprint, Place, Weights
 from reverie.training.record import find_run
 
@@ -31,13 +34,13 @@ NOTHING = Taken({}, {})
 
 
 def take(source: Path, blueprint: Blueprint, place: Place) -> Taken:
-    """Return the trained weights of ``source`` that fit ``blueprint``: the averaged ones, if the run has them.
+    """Return the weights of ``source``, a run or a file of plain weights, that fit ``blueprint``.
 
-    Prints how many were and were not taken. ReverieError if there is no such run, or if no weight fits.
+    A run gives its averaged weights, if it has them. Prints how many were and were not taken. ReverieError if there is
+    no such source, or if no weight fits.
     """
-    folder = find_run(source)
-    step, found = checkpoint.restore(folder, place, ("weights", "ema"), together=True)
-    there, here = found["weights"] | found["ema"], {name: blueprint.shapes[name] for name in blueprint.saved}
+    folder, step, there = _weights_of(source, place)
+    here = {name: blueprint.shapes[name] for name in blueprint.saved}
     both = here.keys() & there.keys()
     taken = {name: there[name] for name in here if name in both and there[name].shape == here[name].shape}
     if not taken:
@@ -48,10 +51,21 @@ def take(source: Path, blueprint: Blueprint, place: Place) -> Taken:
         "not used": {name: there[name].shape for name in there if name not in both},
     }
     if jax.process_index() == 0:
-        said = [f"{len(taken)} of {len(here)} weights are from '{folder}', step {step}"]
+        said = [f"{len(taken)} of {len(here)} weights are from '{folder}'" + (f", step {step}" if step else "")]
         for kind, names in lists.items():
             shown = [*names][:SHOWN] + ["..."] * (len(names) > SHOWN)
             said += [f"{len(names)} {kind} ({', '.join(shown)})"] if names else []
         print("; ".join(said), flush=True)
     report = {"run": folder.name, "step": step, "taken": {name: leaf.shape for name, leaf in taken.items()}, **lists}
     return Taken({name: leaf.astype(here[name].dtype) for name, leaf in taken.items()}, report)
+
+
+def _weights_of(source: Path, place: Place) -> tuple[Path, int | None, Weights]:
+    """Return where the weights of ``source`` lie, the step of a run, and the weights by name."""
+    if source.suffix == plain.SUFFIX:
+        file = Path(os.path.abspath(source))
+        found = plain.read(file).weights
+        return file, None, {name: jax.device_put(array, place(name, array.shape)) for name, array in found.items()}
+    folder = find_run(source)
+    step, parts = checkpoint.restore(folder, place, ("weights", "ema"), together=True)
+    return folder, step, parts["weights"] | parts["ema"]
