@@ -34,6 +34,13 @@ def test_every_stage_has_a_cost_before_any_is_trained(recipe):
     assert not list(Path().iterdir())
 
 
+def test_agents_whose_data_have_no_tasks_have_a_cost():
+    whole = preset("toy-agent")
+    spec = whole.source.spec()
+    found = costs(shrunk(whole, spec), spec)
+    assert [*found] == ["tokenizer", "dynamics", "agent", "policy"] and all(of.flops > 0 for of in found.values())
+
+
 def test_memory_is_about_what_xla_takes(recipe):
     spec = recipe.source.spec()
     objective = TokenizerObjective(tokenizer=recipe.tokenizer.objective.tokenizer)

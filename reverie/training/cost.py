@@ -10,6 +10,8 @@ import numpy as np
 from jax.extend.core import Var
 
 from reverie.data.episode import Spec
+from reverie.data.loader import RELEVANT
+from reverie.data.tasked import TASK
 from reverie.nn.batch import row_keys
 from reverie.training import flops
 from reverie.training.blueprint import Blueprint
@@ -76,7 +78,11 @@ def batch_of(run: Run, spec: Spec, blueprint: Blueprint) -> dict[str, jax.ShapeD
     }
     if encode := run.objective.encoder:
         batch |= jax.eval_shape(lambda weights, batch: encode(blueprint.merge(weights), batch), blueprint.shapes, batch)
-    return {name: batch[name] for name in run.objective.reads}
+    if spec.tasks:
+        batch[TASK] = jax.ShapeDtypeStruct(rows, np.int32)
+    if run.relevant:
+        batch[RELEVANT] = jax.ShapeDtypeStruct(rows[:1], np.bool_)
+    return {name: batch[name] for name in run.objective.reads if name in batch}  # some are read where there are any
 
 
 def size_of(tree: Any) -> int:
