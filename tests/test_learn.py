@@ -134,7 +134,7 @@ def test_a_refused_command_leaves_a_world_as_it_is(made, tmp_path, monkeypatch):
     for asked, fresh, says in [
         (with_dynamics(recipe, objective=typo), True, "there is nothing at"),
         (with_dynamics(recipe, steps=8, loggers=("wandb",)), False, "needs the package wandb"),
-        (with_dynamics(recipe, batch=0), True, "cannot be shared"),
+        (with_dynamics(recipe, batch=0), True, "batch must be at least 1"),
         (with_dynamics(recipe, batch=4), False, r"holds another run \(batch 2 -> 4\).*--fresh"),
         (
             dataclasses.replace(recipe, tokenizer=longer),
