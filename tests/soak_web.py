@@ -27,9 +27,9 @@ from reverie.actions import ActionSpace
 from reverie.data.sources.square import SPACES
 from reverie.models.dynamics import families
 from reverie.models.tokenizers.dreamer4 import Dreamer4Config
+from reverie.narrow_weights import rounded
 from reverie.training.checkpoint import load
 from reverie.web.export import export_world
-from reverie.web.weights import rounded
 from reverie.world import WorldConfig, WorldModel
 from reverie.world_folder import initial_frames
 

@@ -42,7 +42,7 @@ def test_a_refused_command_changes_nothing(out, tmp_path, monkeypatch):
         (replace(LONG, loggers=("wandb",)), True, "needs the package wandb"),
         (replace(LONG, **{"objective.frozen": ("nothing",)}), True, "cannot be frozen"),
         (replace(LONG, **{"objective.other": "../missing"}), True, "there is nothing at"),
-        (replace(LONG, batch=0), True, "cannot be shared"),
+        (replace(LONG, batch=0), True, "batch must be at least 1"),
         (replace(LONG, length=99), True, "no episode is long enough"),
         (replace(LONG, batch=16), False, "holds another run"),
     ]:

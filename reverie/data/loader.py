@@ -54,11 +54,12 @@ def batches(
         marked = relevant is not None and RELEVANT in (names or ())
         return window | {RELEVANT: np.asarray(relevant)} if marked else window
 
-    if isinstance(dataset, ArrayDataset):
+    in_memory = isinstance(dataset, ArrayDataset)
+    if in_memory and type(dataset).read is ArrayDataset.read:  # a subclass may read in another way
         numbers = (np.arange(rows) + step * batch + index * rows for step in itertools.count(start))
         return _read_at_once(dataset, turns, length, names, numbers)
     # Windows has no Grain: there the same batches are read when they are needed.
-    if prefetch == 0 or importlib.util.find_spec("grain") is None:
+    if prefetch == 0 or in_memory or importlib.util.find_spec("grain") is None:
         return _read_here(read, start, rows)
     return _read_ahead(read, start, rows, prefetch)
 

@@ -52,8 +52,8 @@ class TransformerConfig:
     soft_cap: float = 0.0  # bound of the attention logits; 0: off
     registers: int = 0  # learned tokens that every frame has besides its own
     scan: bool = False  # scan over layers; same results, compiles faster, runs slower on a CPU
-    # activation checkpointing: keep all, keep matmuls, keep nothing within a group, keep nothing within a layer either;
-    # offload: keep the input of each layer in the host's memory, and nothing within
+    # activation checkpointing: keep all, matmuls, nothing within a group, nothing within a layer; offload: the same,
+    # with inputs of layers on the host
     remat: Literal["none", "dots", "full", "layers", "offload"] = "none"
     attention_parts: int = 1  # parts in which attention is computed, to save memory; the result is the same
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # type of matmuls; weights, norms and softmax stay float32
