@@ -11,15 +11,8 @@ from reverie.errors import ReverieError, did_you_mean
 ACTIONS = ("action", "actions", "act", "acts", "buttons", "control", "controls", "a")
 REWARDS = ("reward", "rewards", "rew", "rews", "r")
 TERMINALS = (
-    "is_terminal",
-    "terminal",
-    "terminals",
-    "terminated",
-    "terminateds",
-    "termination",
-    "terminations",
-    "ends",
-    "end",
+    *("is_terminal", "terminal", "terminals", "terminated", "terminateds"),
+    *("termination", "terminations", "ends", "end"),
 )
 DONES = ("done", "dones")  # of the world or of the recording: most programs do not say which
 STOPS = ("is_last", "truncated", "truncateds", "truncation", "truncations", "timeout", "timeouts")
@@ -34,36 +27,10 @@ OF_STEPS = {
     "discounts": ("discount", "discounts"),
     "goes": ("not_done", "not_dones", "nonterminal", "nonterminals", "continue", "continues", "cont"),
 }
-OTHERS = (
-    "mask",
-    "prev",
-    "previous",
-    "next",
-    "log",
-    "logp",
-    "logprob",
-    "logprobs",
-    "prob",
-    "probs",
-    "value",
-    "dim",
-    "space",
-)
 LOOSE = ("rewards", "terminals", "dones", "stops")  # roles whose arrays may have longer names ("env_reward")
-NOT_TAKEN = {
-    "not",
-    "mask",
-    "prev",
-    "previous",
-    "next",
-    "log",
-    "logp",
-    "logprob",
-    "logprobs",
-    "prob",
-    "probs",
-    "value",
-    "dim",
+NOT_TAKEN = {  # words of a longer name that give it another meaning ("action_mask", "next_done")
+    *("not", "mask", "prev", "previous", "next"),
+    *("log", "logp", "logprob", "logprobs", "prob", "probs", "value", "dim"),
 }
 TASKS = ("language_instruction", "natural_language_instruction", "instruction", "task")
 HELD = ("buttons", "keys")  # components that may be 1 together
