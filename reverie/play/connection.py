@@ -27,7 +27,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from reverie.errors import ReverieError
 from reverie.evaluation.video import write_gif, write_mp4
 from reverie.play import protocol
-from reverie.play.beside import Beside
+from reverie.play.beside import Beside, Real
 from reverie.world import Session
 from reverie.world_folder import Start
 
@@ -151,7 +151,7 @@ class Connection:
         self.news = asyncio.Event()
         self.picture: np.ndarray | None = None
         self.begun = False
-        self.real: np.ndarray | None = None  # the state of the real game beside the world
+        self.real: Real | None = None  # the real game beside the world, where it goes on
         self.strikes = 0
         self.allowance, self.heard = self.limits.rate, time.monotonic()
         kept = max(2, min(self.limits.recorded, self.limits.recorded_bytes // int(np.prod(self.shape))))
@@ -279,10 +279,10 @@ class Connection:
 
     async def _show(self, frame: np.ndarray, action: int, id: int) -> None:
         self.frames.append(frame)
+        real = self.real  # before the next command changes it
         await self.socket.send_bytes(protocol.pack(protocol.FRAME, self.steps, action, id, frame.tobytes()))
-        if self.seats.beside and self.real is not None:
-            real = self.seats.beside.render(self.real)
-            await self.socket.send_bytes(protocol.pack(protocol.REAL, self.steps, action, id, real.tobytes()))
+        if real is not None:
+            await self.socket.send_bytes(protocol.pack(protocol.REAL, self.steps, action, id, real.frame.tobytes()))
 
     async def _record(self, command: dict[str, Any]) -> None:
         frames, out = np.stack(self.frames), io.BytesIO()

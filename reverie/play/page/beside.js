@@ -24,7 +24,7 @@ export class Beside {
 
   // The world's newest frame; the real one follows, while the game lasts.
   imagined(bytes) {
-    if (this.waits) $("apart").textContent = "the real game, left, is over";
+    if (this.waits) $("apart").textContent = "the real game, left, does not go on";
     this.waits = this.there;
     this.bytes = bytes;
   }
