@@ -201,11 +201,11 @@ from reverie.training.engine import fit
 
 class Stalling(ArrayDataset):
     reads = 0
-    def read(self, *args):
+    def clips(self, *args):
         self.reads += 1
-        while self.reads > 8:
+        while self.reads > 1:
             time.sleep(1)
-        return super().read(*args)
+        return super().clips(*args)
 
 fit(poisoned_run(stall_minutes=0.05), sys.argv[1], held_out=DATA,
     dataset=Stalling(DATA.spec, DATA.lengths, DATA.arrays, DATA.fingerprint))
@@ -236,11 +236,11 @@ from reverie.training.engine import fit
 
 class Killing(ArrayDataset):
     reads = 0
-    def read(self, *args):
+    def clips(self, *args):
         self.reads += 1
-        if self.reads > 4 * 6 and jax.process_index() == 1:
+        if self.reads > 6 and jax.process_index() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(*args)
+        return super().clips(*args)
 
 fit(poisoned_run(), sys.argv[1], dataset=Killing(DATA.spec, DATA.lengths, DATA.arrays, DATA.fingerprint), held_out=DATA)
 """

@@ -13,7 +13,7 @@ import numpy as np
 
 from reverie.data.arrays import ArrayDataset
 from reverie.data.episode import Dataset
-from reverie.data.order import Order, check_lengths, order_of
+from reverie.data.order import Order, Window, check_lengths, order_of
 from reverie.errors import ReverieError
 
 RELEVANT = "relevant"  # the array of a batch that marks relevant clips
@@ -45,22 +45,32 @@ def batches(
         raise ReverieError(f"a batch of {batch} cannot be divided among {count} processes; use a multiple of {count}.")
     if seed < 0 or start < 0:
         raise ReverieError(f"seed {seed} and start {start} must not be negative.")
-    turns, rows = order or order_of(dataset, length, seed), batch // count
+    order, rows = order or order_of(dataset, length, seed), batch // count
+    marked = RELEVANT in (names or ()) and order.window(0).relevant is not None
+
+    def window(row: int) -> Window:
+        """Return the window of a row of this shard, counted from step 0."""
+        return order.window(row // rows * batch + index * rows + row % rows)
 
     def read(row: int) -> dict[str, np.ndarray]:
-        """Return a row of this shard, counted from step 0."""
-        episode, first, relevant = turns.window(row // rows * batch + index * rows + row % rows)
-        window = dataset.read(episode, first, length, names)
-        marked = relevant is not None and RELEVANT in (names or ())
-        return window | {RELEVANT: np.asarray(relevant)} if marked else window
+        episode, first, relevant = window(row)
+        found = dataset.read(episode, first, length, names)
+        return found | {RELEVANT: np.asarray(relevant)} if marked else found
 
-    in_memory = isinstance(dataset, ArrayDataset)
-    if in_memory and type(dataset).read is ArrayDataset.read:  # a subclass may read in another way
-        numbers = (np.arange(rows) + step * batch + index * rows for step in itertools.count(start))
-        return _read_at_once(dataset, turns, length, names, numbers)
+    def read_each(step: int) -> dict[str, np.ndarray]:
+        return _stack([read(row) for row in range(step * rows, (step + 1) * rows)])
+
+    if isinstance(dataset, ArrayDataset):
+
+        def read_at_once(step: int) -> dict[str, np.ndarray]:
+            episodes, starts, relevant = zip(*map(window, range(step * rows, (step + 1) * rows)), strict=True)
+            found = dataset.clips(np.array(episodes), np.array(starts), length, names)
+            return found | {RELEVANT: np.array(relevant)} if marked else found
+
+        return map(read_at_once, itertools.count(start))
     # Windows has no Grain: there the same batches are read when they are needed.
-    if prefetch == 0 or in_memory or importlib.util.find_spec("grain") is None:
-        return _read_here(read, start, rows)
+    if prefetch == 0 or importlib.util.find_spec("grain") is None:
+        return map(read_each, itertools.count(start))
     return _read_ahead(read, start, rows, prefetch)
 
 
@@ -99,24 +109,6 @@ def _window(dataset: Dataset, places: np.ndarray, length: int, place: int) -> di
 
 def _stack(windows) -> dict[str, np.ndarray]:
     return {name: np.stack([window[name] for window in windows]) for name in windows[0]}
-
-
-def _read_here(read, start: int, rows: int) -> Iterator[dict[str, np.ndarray]]:
-    step = start
-    while True:
-        yield _stack([read(row) for row in range(step * rows, (step + 1) * rows)])
-        step += 1
-
-
-def _read_at_once(
-    dataset: ArrayDataset, order: Order, length: int, names: Collection[str] | None, steps: Iterator[np.ndarray]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield a batch for the rows of each step, each array read or copied in one go."""
-    for rows in steps:
-        episodes, starts, relevant = zip(*map(order.window, rows.tolist()), strict=True)
-        batch = dataset.clips(np.array(episodes), np.array(starts), length, names)
-        marked = relevant[0] is not None and RELEVANT in (names or ())
-        yield batch | {RELEVANT: np.array(relevant)} if marked else batch
 
 
 def _read_ahead(read, start: int, rows: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
