@@ -3,8 +3,9 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROW = re.compile(r"(\d+)")
 
@@ -35,6 +36,14 @@ def natural(path: Path) -> list[tuple[int, int, str]]:
 def ending(files: Iterable[Path], endings: Sequence[str]) -> list[Path]:
     """Return the files whose names end in one of ``endings``, in any case."""
     return [file for file in files if file.name.lower().endswith(tuple(endings))]
+
+
+def grouped(files: Iterable[Path], key: Callable[[Path], Any]) -> dict[Any, list[Path]]:
+    """Return files by what ``key`` says of each, in the order they came in."""
+    found: dict[Any, list[Path]] = {}
+    for file in files:
+        found.setdefault(key(file), []).append(file)
+    return found
 
 
 def name_of(path: Path, root: Path) -> str:

@@ -48,14 +48,13 @@ class ImagesConfig(FileSource):
         root, found, parts, read = Path(self.path), Found(), [], set()
         known = files.ending(inside, tables.ENDINGS)
         pictures = sorted(files.ending(inside, ENDINGS), key=files.natural)
-        groups: dict[Path, list[Path]] = {}  # not groupby: other folders may lie between the pictures of one
-        for file in pictures:
-            groups.setdefault(file.parent, []).append(file)
+        table_of = tables.Tables(root, known).of
+        groups = files.grouped(pictures, lambda file: file.parent)  # other folders may lie between the pictures of one
         for folder, views in self._episodes(groups):
             views = [_in_order(view) for view in views]
             frames = views[0]
             name = files.name_of(folder, root) if folder != root else root.name
-            table = tables.beside(folder, root, known)
+            table = table_of(folder)
             if any(len(view) != len(frames) for view in views):
                 found.skip(name, f"its cameras have {', '.join(str(len(view)) for view in views)} pictures")
                 continue

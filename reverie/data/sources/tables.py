@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from reverie import bounded
-from reverie.data.sources import roles
+from reverie.data.sources import files, roles
 from reverie.data.sources.bundles import Alignment
-from reverie.data.sources.files import ROW
 from reverie.data.sources.recordings import at, to
 from reverie.data.sources.spaces import Declared
 from reverie.errors import Damaged, ReverieError
@@ -49,21 +48,29 @@ class Steps:
     declared: Declared = field(default_factory=Declared)
 
 
-def beside(folder: Path, root: Path, known: Sequence[Path]) -> Path | None:
-    """Return the table of a folder of pictures, of all ``known`` below ``root``.
+class Tables:
+    """The tables below ``root``, by folder and by name: there may be as many as there are episodes."""
 
-    It lies in the folder or one above and is called "actions" or alike, or is called like the folder, wherever it lies,
-    or is the only one in the folder.
-    """
-    here = [table for table in known if table.parent == folder]
-    above = [table for place in (folder, *folder.parents) if place.is_relative_to(root) for table in known
-             if table.parent == place and table.stem.lower() in NAMES]  # fmt: skip
-    next_to_it = [table for end in ENDINGS if (table := folder.with_name(folder.name + end)).is_file()]
-    own = [table for table in known if table.stem in (folder.name, f"{folder.name}_actions", f"actions_{folder.name}")]
-    lone = [table for table in here if table.suffix.lower() != ".json"]
-    inside = [table for table in above if table.parent == folder]
-    order = [*inside, *next_to_it, *(own if len(own) == 1 else []), *(lone if len(lone) == 1 else []), *above]
-    return order[0] if order else None
+    def __init__(self, root: Path, found: Sequence[Path]):
+        self._root = root
+        self._usual = files.grouped([table for table in found if table.stem.lower() in NAMES], lambda t: t.parent)
+        self._other = files.grouped([table for table in found if table.suffix.lower() != ".json"], lambda t: t.parent)
+        self._called = files.grouped(found, lambda table: table.stem)
+
+    def of(self, folder: Path) -> Path | None:
+        """Return the table of a folder of pictures.
+
+        It lies in the folder or one above and is called "actions" or alike, or is called like the folder, wherever it
+        lies, or is the only one in the folder.
+        """
+        next_to_it = [table for end in ENDINGS if (table := folder.with_name(folder.name + end)).is_file()]
+        names = (folder.name, f"{folder.name}_actions", f"actions_{folder.name}")
+        own = [table for name in names for table in self._called.get(name, ())]
+        lone = self._other.get(folder, [])
+        places = [place for place in folder.parents if place.is_relative_to(self._root)]
+        above = [table for place in places for table in self._usual.get(place, ())]
+        one = [each[0] for each in (own, lone) if len(each) == 1]
+        return next(iter([*self._usual.get(folder, ()), *next_to_it, *one, *above]), None)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -144,7 +151,7 @@ def _places(name: str, columns: dict[str, np.ndarray], count: int, shown: Sequen
             raise ReverieError(f"{name} has {count} rows for {frames} frames")
         return np.arange(count)
     given = columns["frame"]
-    digits = [ROW.findall(file.stem) for file in shown]
+    digits = [files.ROW.findall(file.stem) for file in shown]
     table = {int(each[-1]): place for place, each in enumerate(digits) if each}  # numbers in the names of the files
     if len(table) == frames and all(float(value) in table for value in given):
         return np.array([table[int(value)] for value in given])
