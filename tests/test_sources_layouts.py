@@ -189,6 +189,14 @@ def test_one_table_of_paths_serves_all_folders_and_what_is_not_read_is_named(tmp
     assert "e0 is used without actions: its column 'frame' does not name these pictures" in caplog.text
 
 
+def test_pictures_in_the_current_folder_have_its_name_and_its_actions(tmp_path, store, monkeypatch):
+    laid(tmp_path / "game", {".": frames(4), "actions.csv": table([("action",), *[(a,) for a in taken(4)]])})
+    monkeypatch.chdir(tmp_path / "game")
+    found = store("images", ".")
+    check(found, [4], [taken(3)])
+    assert found.sources == ["game"]
+
+
 def test_folders_between_the_pictures_of_another_do_not_divide_it(tmp_path, store):
     laid(tmp_path / "game", {"e0": frames(9), "e0/f4x": frames(3, 1)})
     check(store("images", tmp_path / "game"), [9, 3])

@@ -53,7 +53,7 @@ class ImagesConfig(FileSource):
         for folder, views in self._episodes(groups):
             views = [_in_order(view) for view in views]
             frames = views[0]
-            name = files.name_of(folder, root) if folder != root else root.name
+            name = files.name_of(folder, root) if folder != root else root.absolute().name
             table = table_of(folder)
             if any(len(view) != len(frames) for view in views):
                 found.skip(name, f"its cameras have {', '.join(str(len(view)) for view in views)} pictures")

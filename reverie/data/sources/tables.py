@@ -63,7 +63,7 @@ class Tables:
         It lies in the folder or one above and is called "actions" or alike, or is called like the folder, wherever it
         lies, or is the only one in the folder.
         """
-        next_to_it = [table for end in ENDINGS if (table := folder.with_name(folder.name + end)).is_file()]
+        next_to_it = [table for end in ENDINGS if (table := folder.parent / f"{folder.name}{end}").is_file()]
         names = (folder.name, f"{folder.name}_actions", f"actions_{folder.name}")
         own = [table for name in names for table in self._called.get(name, ())]
         lone = self._other.get(folder, [])
