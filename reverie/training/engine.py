@@ -164,7 +164,7 @@ def fit(
     mesh = check_here(run)
     dataset, held_out = train_and_held_out(out.parent / run.data, run.length, dataset, held_out)
     dataset = enlarged(dataset, run.augment_below)
-    _check(run, dataset)
+    order = _order(run, dataset)
     with folder.owned(out):
         source, place, newest = places(run, out, dataset, fresh)
         blueprint = Blueprint(run.objective, dataset.spec, run.seed, out)
@@ -190,7 +190,6 @@ def fit(
         weights = (sharding.whole(mesh, frozen), state.params, state.rest)
         model = blueprint.merge(*(exact.alone(weights) if run.exact else weights))
         split, alike = held_out.split, held_out.fingerprint == dataset.fingerprint
-        order = _order(run, dataset)
         dataset = run.objective.prepare(model, dataset, place / "cache" / "train")
         held_out = dataset if alike else run.objective.prepare(model, held_out, place / "cache" / "val")
         held_out.split = split
@@ -206,7 +205,7 @@ def check_all(runs: dict[Path, Run], dataset: Dataset) -> None:
     with checkpoint.untrained_models() as models:
         for out, run in runs.items():
             check_here(run)
-            _check(run, enlarged(dataset, run.augment_below))
+            _order(run, enlarged(dataset, run.augment_below))
             Blueprint(run.objective, dataset.spec, run.seed, out)
             models[out] = checkpoint.structure(run, dataset.spec, out)
 
@@ -222,11 +221,8 @@ def check_here(run: Run) -> Mesh:
     return mesh
 
 
-def _check(run: Run, dataset: Dataset) -> None:
-    batches(dataset, batch=run.batch, length=run.length, seed=run.seed, order=_order(run, dataset))
-
-
 def _order(run: Run, dataset: Dataset) -> Order:
+    """Return the order in which a run draws clips; ReverieError if it cannot draw them from this dataset."""
     return order_of(dataset, run.length, run.seed, run.relevant)
 
 
