@@ -253,7 +253,7 @@ def test_training_goes_on_without_encoding_anything_again(tmp_path, monkeypatch)
     train, write = open_dataset(world / "data", "train"), tokens._write
 
     def counted(*given):
-        calls.append(given[4].name)
+        calls.append(given[3].name)
         return write(*given)
 
     monkeypatch.setattr(tokens, "_write", counted)

@@ -100,7 +100,7 @@ def cached(
         try:
             sharding.by_first(begin)
             with _room_on_disk(folder):
-                _write(model, encode, dataset, lead, half, frozen, copied)
+                _write(_Encoder(model, encode, frozen), dataset, lead, half, copied)
             sharding.by_first(end)
         finally:
             shutil.rmtree(half, ignore_errors=True)
@@ -108,22 +108,13 @@ def cached(
     return ArrayDataset(dataset.spec, dataset.lengths, arrays, fingerprint=dataset.fingerprint, split=dataset.split)
 
 
-def _write(
-    model: nnx.Module,
-    encode: Callable[[Any, dict], dict],
-    dataset: Dataset,
-    lead: int,
-    folder: Path,
-    frozen: Sequence[str],
-    copied: Sequence[str],
-) -> None:
+def _write(encoder: "_Encoder", dataset: Dataset, lead: int, folder: Path, copied: Sequence[str]) -> None:
     """Encode and write in all processes, each a part of the segments; the files are the same whoever wrote them.
 
     A device encodes a group of segments at once, always the same ones, so every number has the same bits on any number
     of devices and processes. Each process writes its part of every file in order. So a full disk raises an OSError;
     with a memory-mapped file it would be a bus error.
     """
-    encoder = _Encoder(model, encode, frozen)
     groups, begins = _groups(dataset.lengths, lead), np.cumsum(dataset.lengths) - dataset.lengths
     longest = max(stop - start for group in groups for _, start, stop, _ in group)  # all are padded: one program
 
