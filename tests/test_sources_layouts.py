@@ -11,7 +11,7 @@ import pytest
 from foreign import check, encoded, frames, taken
 from test_sources_records import shard
 
-from reverie.data.sources import roles
+from reverie.data.sources import roles, tables
 from reverie.data.sources.boundaries import is_list, of_list
 from reverie.data.sources.pictures import rgb
 
@@ -178,12 +178,15 @@ def test_actions_are_found_wherever_they_lie_beside_pictures(tmp_path, store, na
     check(store("images", tmp_path / "game"), [4], [taken(3)])
 
 
-def test_one_table_of_paths_serves_all_folders_and_what_is_not_read_is_named(tmp_path, store, caplog):
+def test_one_table_of_paths_serves_all_folders_and_what_is_not_read_is_named(tmp_path, store, caplog, monkeypatch):
+    read, cells = [], tables.cells
+    monkeypatch.setattr(tables, "cells", lambda path: read.append(path.name) or cells(path))
     rows = [(f"e{e}/f{t}.png", action) for e, n in enumerate((4, 5)) for t, action in enumerate(taken(n))]
     tree = {"e0": frames(4), "e1": frames(5, 1), "labels.csv": table([("path", "action"), *rows[::-1]]), "x.csv": "1"}
     laid(tmp_path / "game", tree)
     check(store("images", tmp_path / "game"), [4, 5], [taken(3), taken(4)])
     assert "x.csv is not read" in caplog.text and "labels.csv is not read" not in caplog.text
+    assert read == ["labels.csv"]  # once, not once for each folder
     laid(tmp_path / "game", {"e0/actions.csv": table([("frame", "action"), ("other0.png", 1), ("other1.png", 2)])})
     assert store("images", tmp_path / "game").spec.actions.kind == "discrete"
     assert "e0 is used without actions: its column 'frame' does not name these pictures" in caplog.text

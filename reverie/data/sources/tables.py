@@ -16,8 +16,9 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,9 +74,33 @@ class Tables:
         return next(iter([*self._usual.get(folder, ()), *next_to_it, *one, *above]), None)
 
 
+class _Table(NamedTuple):
+    """Columns of numbers by name; of columns of words, the rows of each word, read as a path; the columns' lengths."""
+
+    numbers: dict[str, np.ndarray]
+    words: dict[str, dict[str, list[int]]]
+    lengths: set[int]
+
+
 def read(path: Path) -> dict[str, np.ndarray]:
     """Return the columns of numbers of a table by their names; ReverieError says what is wrong with it."""
-    return {name: column for name, column in _columns(path).items() if isinstance(column, np.ndarray)}
+    return _numeric(_columns(path))
+
+
+@lru_cache(maxsize=1)  # one table may tell of all folders
+def _table(stamp: tuple[Path, int, int]) -> _Table:
+    columns = _columns(stamp[0])
+    words: dict[str, dict[str, list[int]]] = {}
+    for name, column in columns.items():
+        if isinstance(column, list):
+            rows = words[name] = {}
+            for row, word in enumerate(column):
+                rows.setdefault(Path(word).as_posix(), []).append(row)
+    return _Table(_numeric(columns), words, {len(column) for column in columns.values()})
+
+
+def _numeric(columns: dict[str, np.ndarray | list[str]]) -> dict[str, np.ndarray]:
+    return {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
 
 
 def _columns(path: Path) -> dict[str, np.ndarray | list[str]]:
@@ -89,15 +114,13 @@ def _columns(path: Path) -> dict[str, np.ndarray | list[str]]:
 
 def steps(path: Path, shown: Sequence[Path], key: str, alignment: Alignment) -> Steps:
     """Return what a table says of the steps between frames in files ``shown``; ReverieError where it does not fit."""
-    every, frames = _columns(path), len(shown)
-    columns = {name: column for name, column in every.items() if isinstance(column, np.ndarray)}
-    rows = {len(column) for column in every.values()}
-    if len(rows) > 1:
-        raise ReverieError(f"{path.name} has columns of different lengths ({sorted(rows)})")
-    count = rows.pop() if rows else 0
-    if named := _by_file(every, shown):
+    (columns, words, lengths), frames = _table(*files.stamps([path])), len(shown)
+    if len(lengths) > 1:
+        raise ReverieError(f"{path.name} has columns of different lengths ({sorted(lengths)})")
+    if named := _by_file(words, shown):
         columns, placed = {name: column[named[0]] for name, column in columns.items()}, named[1]
     else:
+        count = max(lengths, default=0)
         placed = _places(path.name, columns, count, shown)
         if "frame" not in columns and count < frames:
             alignment = "at"  # a row for each step
@@ -123,22 +146,21 @@ def steps(path: Path, shown: Sequence[Path], key: str, alignment: Alignment) -> 
     )
 
 
-def _by_file(columns: dict[str, np.ndarray | list[str]], shown: Sequence[Path]) -> tuple[np.ndarray, np.ndarray] | None:
+def _by_file(words: dict[str, dict[str, list[int]]], shown: Sequence[Path]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the rows about these frames, and the frame of each, by a column with names or paths of their files.
 
     None if there is no such column; ReverieError if one that should be it does not name them, or some twice.
     """
-    words = {name: column for name, column in columns.items() if isinstance(column, list)}
-    table: dict[str, int] = {}
+    names: dict[str, int] = {}
     for place, file in enumerate(shown if words else ()):
         for depth in range(1, FOLDERS + 2):
             end = Path(*file.parts[-depth:])
-            table |= {end.as_posix(): place, end.with_suffix("").as_posix(): place}
+            names |= {end.as_posix(): place, end.with_suffix("").as_posix(): place}
     for column in words.values():
-        places = [table.get(Path(word).as_posix(), -1) for word in column]
-        rows = np.flatnonzero(np.array(places, int) >= 0)
-        if len(rows) and len({places[row] for row in rows}) == len(rows):
-            return rows, np.array(places)[rows]
+        found = sorted((row, place) for name, place in names.items() for row in column.get(name, ()))
+        if found and len({place for _, place in found}) == len(found):
+            rows, places = zip(*found, strict=True)
+            return np.array(rows), np.array(places)
     if wrong := [name for name in FILES if name in words]:
         raise ReverieError(f"its column '{wrong[0]}' does not name these pictures, or some twice")
     return None
