@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from reverie.errors import Damaged, first_line
+from reverie.errors import Damaged, ReverieError, first_line
 
 LARGEST = 2**25  # pixels of a picture: 8K is just within; a PNG of 100 KB may claim a hundred times more
 KINDS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")  # that Pillow may try: no format with scripts or other files in it
@@ -21,7 +21,10 @@ BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, Type
 
 
 def decoded(data: bytes) -> np.ndarray:
-    """Return an encoded picture as uint8 (H,W,3), upright; Damaged if it is none or too large."""
+    """Return an encoded picture as uint8 (H,W,3), upright; Damaged if it is none or too large.
+
+    ReverieError if it is an animation, of which one picture would be too little.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -29,6 +32,9 @@ def decoded(data: bytes) -> np.ndarray:
                 width, height = picture.size
                 if width * height > LARGEST:
                     raise Damaged(f"a picture of {width} x {height}: at most {LARGEST} pixels can be read")
+                # APNG and WebP may be animations; an MPO of a camera holds views and previews of one picture.
+                if picture.format != "MPO" and (count := getattr(picture, "n_frames", 1)) > 1:
+                    raise ReverieError(f"one picture is an animation of {count}: make a video or a GIF of it")
                 if picture.mode.startswith("I"):  # 16 bits
                     return rgb((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[None])[0]
                 return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
