@@ -247,6 +247,7 @@ def test_what_an_hdf5_file_says_of_other_files_is_not_read(tmp_path, store, capl
         file.create_dataset("frames", (5, 40000, 40000, 3), np.uint8, chunks=(1, 64, 64, 3))
     with h5py.File(bad / "good.h5", "w") as file:
         file["frames"], file["actions"] = frames(5), taken(5)
+        file.create_dataset("texts", (5,), "S9", external=[("gone", 0, 45)])  # to read it would be an error
     check(store("hdf5", bad), [5], [taken(4)])
     assert "skipped a.h5: it holds no pictures" in caplog.text and "more than the" in caplog.text
 

@@ -141,10 +141,12 @@ def _column(file: Path | None, array: Any) -> Column | None:
     What lies in other files is not read: links, virtual arrays, arrays with external storage.
     """
     library = h5py()
+    if array.is_virtual or array.external or not array.shape:
+        return None
     encoded = array.dtype.kind == "O" and library.check_vlen_dtype(array.dtype) == np.dtype(np.uint8)
     if array.dtype.kind in "SV" and len(array.shape) == 1 and array.shape[0] and array.dtype.itemsize <= ROOM:
         encoded = is_encoded(bytes(array[0])[:8])
-    if array.is_virtual or array.external or not array.shape or not (encoded or array.dtype.kind in "biuf"):
+    if not encoded and array.dtype.kind not in "biuf":
         return None
     if not encoded and array.dtype == np.uint8 and len(array.shape) == 2 and array.shape[0] and array.shape[1] > 64:
         encoded = is_encoded(array[0, :8].tobytes())  # pictures in rows of one length, filled up behind
