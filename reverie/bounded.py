@@ -86,6 +86,11 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, limit), f"'{path}'")
 
 
+def room_for(path: Path) -> int:
+    """Return how many bytes what is packed in a file may take: 256 MiB, or 300 times the file's size if more."""
+    return max(ROOM, RATIO * path.stat().st_size)
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
     """Return what is in a file of at most ``limit`` bytes."""
     with path.open("rb") as file:
@@ -157,7 +162,7 @@ def _archive(
         named = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         members = {name: info for name, info in named.items() if names is None or name in names}
         if limit is None:
-            limit = max(ROOM, RATIO * path.stat().st_size)
+            limit = room_for(path)
         check_members(path, list(members.values()) if names is not None else archive.infolist(), limit)
         yield archive, members
 

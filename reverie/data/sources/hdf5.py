@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from reverie.bounded import RATIO, ROOM, parse_json
+from reverie.bounded import ROOM, parse_json, room_for
 from reverie.data.sources import bundles, files, roles
 from reverie.data.sources.bundles import Alignment, Bundle, Column
 from reverie.data.sources.pictures import is_encoded
@@ -151,7 +151,7 @@ def _column(file: Path | None, array: Any) -> Column | None:
     if not encoded and array.dtype == np.uint8 and len(array.shape) == 2 and array.shape[0] and array.shape[1] > 64:
         encoded = is_encoded(array[0, :8].tobytes())  # pictures in rows of one length, filled up behind
     path = array.name
-    limit = max(ROOM, RATIO * Path(array.file.filename).stat().st_size)
+    limit = room_for(Path(array.file.filename))
 
     def read(first: int, stop: int) -> Any:
         with opened(file or Path(array.file.filename)) as handle:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.bounded import RATIO, ROOM
+from reverie.bounded import room_for
 from reverie.data.sources.bundles import Column
 from reverie.errors import Damaged, ReverieError, first_line
 
@@ -51,7 +51,7 @@ def table_of(paths: Sequence[Path], columns: Sequence[str] | None = None) -> Any
 
 def _check_size(path: Path, metadata: Any) -> None:
     size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    limit = max(ROOM, RATIO * path.stat().st_size)
+    limit = room_for(path)
     if size > limit or metadata.num_rows > ROWS:
         raise Damaged(f"'{path.name}' would unpack to {size / 1e6:.0f} MB in {metadata.num_rows} rows: too much")
 

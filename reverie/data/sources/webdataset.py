@@ -114,7 +114,7 @@ def _plain(file: Path, stamp: int) -> np.ndarray:
     with file.open("rb") as raw:
         if raw.read(2) != GZIP:
             return np.memmap(raw, np.uint8, "r")
-    limit = max(bounded.ROOM, bounded.RATIO * file.stat().st_size)
+    limit = bounded.room_for(file)
     with tempfile.TemporaryFile() as copy:
         with gzip.open(file) as stream, contextlib.suppress(EOFError, zlib.error):  # if cut or damaged, what is there
             while (part := stream.read(2**20)) and copy.tell() < limit:
