@@ -23,7 +23,7 @@ from reverie.errors import Damaged
 
 BOUNDS = tuple(f"{of}{word}" for of in ("", "episode_", "traj_", "ep_") for word in ("lengths", "ends", "starts"))
 OURS = {"frames", "lengths"}  # what an .npz that is a dataset of Reverie's own has
-ROLES = roles.FRAMES + tuple(name for names in roles.OF_STEPS.values() for name in names) + NUMBERS + BOUNDS
+ROLES = (*roles.FRAMES, *roles.KNOWN, *NUMBERS, *BOUNDS)
 
 
 @dataclass(frozen=True, kw_only=True)

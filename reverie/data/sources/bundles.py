@@ -19,7 +19,7 @@ from reverie.data.sources import roles
 from reverie.data.sources.boundaries import is_list, of_list, of_rows
 from reverie.data.sources.pictures import CHANNELS, decoded, is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, Found, Recording
-from reverie.data.sources.spaces import flat
+from reverie.data.sources.spaces import one_vector
 from reverie.errors import Damaged, ReverieError
 
 Alignment = Literal["at", "to"]
@@ -132,8 +132,12 @@ def _unstacked(bundle: Bundle) -> Iterator[Bundle]:
     count, steps = stacked[0][:2]
     lengths = np.full(count, steps)
     for name, column in columns.items():
-        if column.shape == (count,) and is_list(name, column.shape, column.kind) and column.all().max() <= steps:
-            lengths = column.all()
+        if (
+            column.shape == (count,)
+            and is_list(name, column.shape, column.kind)
+            and (own := column.all()).max() <= steps
+        ):
+            lengths = own
     for episode in range(count):
         parts = {
             key: _of_episode(column, episode, int(lengths[episode]))
@@ -203,9 +207,8 @@ def _rows(columns: dict[str, Column], actions: str, length: int, found: Found) -
         rows.setdefault("dones", ~_flags(rows["goes"]))
     taken = {roles.find(fits, wanted) for role, wanted in roles.OF_STEPS.items() if role != "actions"}
     keys = roles.acting(actions, fits if actions else [name for name in fits if name not in taken], found.say)
-    if keys:
-        parts = [columns[key].all() for key in keys]
-        rows["actions"] = parts[0] if len(parts) == 1 else np.concatenate(list(map(flat, parts)), 1)
+    if (joined := one_vector([columns[key].all() for key in keys])) is not None:
+        rows["actions"] = joined
     if len(keys) == 1 and roles.last(keys[0]) in roles.HELD:
         found.declared = replace(found.declared, held=True)
     return rows

@@ -17,7 +17,7 @@ from reverie import bounded
 from reverie.data.sources import files, roles
 from reverie.data.sources.pictures import is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at, to
-from reverie.data.sources.spaces import flat
+from reverie.data.sources.spaces import one_vector
 from reverie.errors import ReverieError
 
 CHUNK = re.compile(r"(?P<time>\d{8}T\d{6}F?\d*)-(?P<own>[^-]+)-(?P<next>[^-]+)-(?P<length>\d+)\.npz")
@@ -88,11 +88,12 @@ class DreamerV3Config(FileSource):
             raise ReverieError(f"it holds no pictures (it has {', '.join(shapes)[:200]})")
         cameras = roles.cameras(self.camera, roles.by_likeness(options), found.say)
         rows = {key: np.concatenate([chunk.rows[key] for chunk in stream]) for key in stream[0].rows}
-        parts = [rows[key] for key in self.actions.split(",") if key in rows]
-        if len(parts) < len(self.actions.split(",")):
+        keys = self.actions.split(",")
+        parts = [rows[key] for key in keys if key in rows]
+        if len(parts) < len(keys):
             some = ", ".join(key for key in shapes if key not in cameras)[:200]
             found.say(f"{name} has no array of actions '{self.actions}': unlabelled; --actions names another ({some})")
-        acts = parts[0] if len(parts) == 1 else np.concatenate(list(map(flat, parts)), 1) if parts else None
+        acts = one_vector(parts)
         count = len(rows["is_first"])
         begins = sorted({0, *np.flatnonzero(rows["is_first"]).tolist()})
         if not rows["is_first"][0]:

@@ -20,7 +20,7 @@ from reverie.data.sources import files, roles
 from reverie.data.sources.examples import example, read_record, tfrecords
 from reverie.data.sources.pictures import decoded, is_encoded, is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at, to
-from reverie.data.sources.spaces import flat
+from reverie.data.sources.spaces import one_vector
 from reverie.errors import Damaged, ReverieError, first_line
 
 FEATURES = "features.json"
@@ -181,12 +181,9 @@ def _rows(value: np.ndarray | list[memoryview], length: int, shape: tuple[int, .
 
 
 def _actions(steps: dict[str, np.ndarray], key: str, found: Found) -> np.ndarray | None:
-    others = {name for wanted in roles.OF_STEPS.values() if wanted is not roles.ACTIONS for name in wanted}
+    others = roles.KNOWN - {*roles.ACTIONS}
     names = [name for name in steps if key or roles.last(name) not in others]
-    parts = [steps[name] for name in roles.acting(key, names, found.say)]
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    return np.concatenate(list(map(flat, parts)), axis=1)
+    return one_vector([steps[name] for name in roles.acting(key, names, found.say)])
 
 
 def _origin(features: dict[str, np.ndarray | list[memoryview]]) -> str:

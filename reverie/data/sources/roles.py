@@ -27,6 +27,7 @@ OF_STEPS = {
     "discounts": ("discount", "discounts"),
     "goes": ("not_done", "not_dones", "nonterminal", "nonterminals", "continue", "continues", "cont"),
 }
+KNOWN = {name for names in OF_STEPS.values() for name in names}
 LOOSE = ("rewards", "terminals", "dones", "stops")  # roles whose arrays may have longer names ("env_reward")
 NOT_TAKEN = {  # words of a longer name that give it another meaning ("action_mask", "next_done")
     *("not", "mask", "prev", "previous", "next"),
@@ -70,8 +71,7 @@ def find(names: Iterable[str], wanted: tuple[str, ...]) -> str | None:
 def like(names: Iterable[str], wanted: tuple[str, ...]) -> list[str]:
     """Return the names of no known role with a word of ``wanted``, and no word that says that they are of another."""
     telling = {word for word in wanted if len(word) > 3} - {"ends"}  # "end" is also of an arm, "r" right or red
-    known = {name for all_of_it in OF_STEPS.values() for name in all_of_it}
-    words = {name: {*re.split(r"[^a-z]+", last(name))} for name in names if last(name) not in known}
+    words = {name: {*re.split(r"[^a-z]+", last(name))} for name in names if last(name) not in KNOWN}
     return [name for name, own in words.items() if own & telling and not own & NOT_TAKEN]
 
 

@@ -120,6 +120,13 @@ def flat(rows: np.ndarray) -> np.ndarray:
     return rows.reshape(len(rows), math.prod(rows.shape[1:]))
 
 
+def one_vector(parts: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Return arrays of the same steps as one (S, A), side by side; a single one as it is, None if there are none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return np.concatenate([flat(part) for part in parts], axis=1)
+
+
 def _whole(values: np.ndarray, low: float, high: float) -> bool:
     return bool(((values == np.rint(values)) & (values >= low) & (values <= high)).all())
 
