@@ -64,6 +64,11 @@ def read_lines(path: Path, limit: int, errors: str = "strict") -> list[str]:
         raise Damaged(f"'{path}' is no text ({error}).") from None
 
 
+def read_json_lines(path: Path, limit: int) -> list[Any]:
+    """Return the values of a file with one JSON value a line, at most ``limit`` bytes of them; Damaged as above."""
+    return [parse_json(line, path.name) for line in read_lines(path, limit)]
+
+
 def _finite(text: str) -> float:
     """Return a number; NaN and Infinity are not JSON, and mean nothing in any file of this package."""
     if not math.isfinite(number := float(text)):

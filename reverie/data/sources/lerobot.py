@@ -156,7 +156,7 @@ class _Set:
         old = self.root / "meta" / "episodes.jsonl"
         try:
             if old.is_file():
-                rows = [bounded.parse_json(line, old.name) for line in bounded.read_lines(old, BYTES)]
+                rows = bounded.read_json_lines(old, BYTES)
             else:
                 paths = sorted((self.root / "meta" / "episodes").rglob("*.parquet"))
                 rows = table_of(paths, _columns(paths)).to_pylist() if paths else []
@@ -170,7 +170,7 @@ class _Set:
         try:
             old, new = self.root / "meta" / "tasks.jsonl", self.root / "meta" / "tasks.parquet"
             if old.is_file():
-                rows = [bounded.parse_json(line, old.name) for line in bounded.read_lines(old, BYTES)]
+                rows = bounded.read_json_lines(old, BYTES)
             else:
                 rows = table_of([new]).to_pylist() if new.is_file() else []
             texts = ("task", "__index_level_0__")

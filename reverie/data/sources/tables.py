@@ -237,7 +237,7 @@ def _csv(path: Path) -> dict[str, np.ndarray | list[str]]:
 
 
 def _jsonl(path: Path) -> dict[str, np.ndarray | list[str]]:
-    return _of_rows([bounded.parse_json(line, path.name) for line in bounded.read_lines(path, BYTES)])
+    return _of_rows(bounded.read_json_lines(path, BYTES))
 
 
 def _json(path: Path) -> dict[str, np.ndarray | list[str]]:
