@@ -1,6 +1,7 @@
 """Tasks by id, and what is learned from which clips: on the exact square with two goals of opposite rewards."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -32,8 +33,21 @@ from reverie.world import features
 
 config.packages.add(__name__)  # so that run.json may name a class below
 KEY = jax.random.key(0)
-SMALL, WORLD = AgentConfig(head=HeadConfig(width=8, depth=1), ahead=2, tokens=2), tiny.world(ShortcutConfig)
-WORLD.dynamics.config = replace(WORLD.dynamics.config, passes=1, bootstrap=0.0)  # less to compile
+SMALL = AgentConfig(head=HeadConfig(width=8, depth=1), ahead=2, tokens=2)
+
+
+@cache
+def original():
+    """A world that is made when the first test needs it, not in every worker that imports this file."""
+    made = tiny.world(ShortcutConfig)
+    made.dynamics.config = replace(made.dynamics.config, passes=1, bootstrap=0.0)  # less to compile
+    return made
+
+
+def world():
+    """A copy of this world, with weights of its own: those that are trained are donated."""
+    graph, weights = nnx.split(original())
+    return nnx.merge(graph, jax.tree.map(jnp.copy, weights))
 
 
 def both(count=48, random=0.3):
@@ -127,7 +141,7 @@ def test_the_world_as_an_environment_rewards_the_task_that_is_asked_for(runs):
 
 
 def test_agent_tokens_and_heads_know_the_task_and_the_world_does_not():
-    agent = SMALL.make(nnx.merge(*nnx.split(WORLD)), nnx.Rngs(0), tasks=2)
+    agent = SMALL.make(world(), nnx.Rngs(0), tasks=2)
     kernel = agent.policy.out.kernel
     kernel[...] = jax.random.normal(KEY, kernel.shape)
     latents, actions = clip(2, 2, of=ShortcutConfig)
@@ -189,8 +203,23 @@ class Finetuned(BehaviourObjective):
     finetune: bool = True
 
     def init(self, rngs, spec, folder):
-        graph, weights = nnx.split(WORLD)  # copied, since what is trained is donated
-        return self.agent.make(nnx.merge(graph, jax.tree.map(jnp.copy, weights)), rngs, len(spec.tasks), self.finetune)
+        return self.agent.make(world(), rngs, len(spec.tasks), self.finetune)
+
+
+def test_dynamics_learn_from_all_clips_or_from_those_that_are_not_relevant():
+    agent = SMALL.make(world(), nnx.Rngs(0), finetunes=True)
+    latents, actions = clip(2, 2, of=ShortcutConfig)
+    still = {"rewards": jnp.zeros((2, 2)), "ends": jnp.zeros((2, 2), bool)}
+
+    @jax.jit
+    def learned(**marks):
+        batch = {"latents": latents, "actions": actions, **still, **marks}
+        loss = made_with(KEY, Finetuned().loss)(agent, batch, row_keys(KEY, 2), jnp.zeros(()))
+        return loss.notes["scales"]["dynamics"].value
+
+    everything, none, one = learned(), learned(relevant=np.zeros(2, int)), learned(relevant=np.array([0, 1]))
+    np.testing.assert_allclose(everything, none, rtol=1e-5)
+    assert abs(everything - one) > 1e-3
 
 
 def test_dynamics_learn_with_the_agent_if_they_may_and_imagination_has_what_they_learned(tmp_path):

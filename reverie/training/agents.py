@@ -81,8 +81,11 @@ class BehaviourObjective:
         notes: dict[str, Any] = {"scales": losses}
         if self.finetune:
             rows = batch["latents"], batch["actions"], keys_B
-            uniform = 1 - batch[RELEVANT].astype(jnp.float32) if RELEVANT in batch else jnp.ones(len(keys_B))
-            learned = weighted_rows(lambda row: model.dynamics.loss(*row), rows, uniform)
+            if RELEVANT in batch:
+                uniform = 1 - batch[RELEVANT].astype(jnp.float32)
+                learned = weighted_rows(lambda row: model.dynamics.loss(*row), rows, uniform)
+            else:
+                learned = model.dynamics.loss(*rows)
             losses["dynamics"], notes["dynamics"] = learned.terms[0], learned.notes
         terms = tuple(getattr(model.scales, name)(each) for name, each in losses.items())
         return Loss(terms, _behaviour_metrics(found), notes)
@@ -101,7 +104,7 @@ def behaviour_losses(model: Agent, batch: dict[str, Array]) -> dict[str, tuple[A
     """
     actions, rewards, ends = (batch[name] for name in ("actions", "rewards", "ends"))
     space, count, task = model.world.config.actions, model.config.ahead, batch.get(TASK, 0)
-    h = batch["features"] if "features" in batch else _read(model, batch["latents"], actions, task)
+    h = batch["features"] if "features" in batch else _read(model, batch["latents"], actions, _task_of(batch))
     known = (~space.is_start(actions) & ~space.is_unlabelled(actions)).astype(jnp.float32)
     (taken, when), (now, arrived) = (_ahead(known, first, count) for first in (1, 0))
     if RELEVANT in batch:
@@ -264,8 +267,8 @@ def _features(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
 
 
 def _read(agent: Agent, latents: Array, actions: Array, task: Array | int) -> Array:
-    """Features of clips (B, T, N, M); ``task`` (B, T) is the same in all frames of a clip."""
-    state = agent.empty(len(latents), task if isinstance(task, int) else task[:, 0])
+    """Features of clips, (B, T, N, M); ``task``: that of each, (B,), or one for all."""
+    state = agent.empty(len(latents), task)
     return features(agent.world.dynamics, latents, from_start(actions, agent.world.config.actions), state)
 
 
