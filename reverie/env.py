@@ -127,8 +127,7 @@ def load_env(run: str | Path, options: EnvOptions | None = None) -> ImaginedEnv:
         raise ReverieError(f"'{run}' knows no task '{options.task}'.{did_you_mean(options.task, spec.tasks)}")
     if options.context > agent.world.config.context:
         raise ReverieError(f"'{run}' takes at most {agent.world.config.context} real frames, not {options.context}.")
-    known = spec.simulator is not None
-    steps = options.steps or (spec.simulator.frames - 1 if known else LENGTH)
+    steps = options.steps or (LENGTH if spec.simulator is None else spec.simulator.frames - 1)
     temperature = temperature_of(agent.world, options.temperature)
     options = dataclasses.replace(options, steps=steps, temperature=temperature)
     task = spec.tasks.index(options.task) + 1 if options.task else agent.first_task

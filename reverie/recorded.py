@@ -32,11 +32,12 @@ def source_of(source: str, out: Path) -> Any:
     ``out``: a world's folder. If its data are complete, the files that they were made from may be gone.
     """
     path = Path(source)
-    if is_store(path) if path.suffix != ".npz" else _ours(path):
+    if _ours(path) if path.suffix == ".npz" else is_store(path):
         return None
     if path.exists():
         return _small(source_at(path.resolve()))
-    known = {name: cls for name, cls in sources().items() if not hasattr(cls, "of") and not hasattr(cls, "write")}
+    of_files = "of", "write"  # methods of sources that need files or stores
+    known = {name: cls for name, cls in sources().items() if not any(hasattr(cls, each) for each in of_files)}
     if source in known:
         return known[source]()
     noted = note(out)

@@ -230,10 +230,8 @@ def _judged(
         return _summary(play(environment, levels[:count], steps, act).sum(0), environment.solved())
 
     found: dict[str, Any] = {"random": played(lambda *_: np.array([random_action(simulator, rng) for _ in levels]))}
-    recorded, chosen = None, []
-    if data is not None:
-        chosen = [i for i, name in enumerate(data.tasks) if not task or name == data.spec.tasks[task - 1]]
-    if data is not None and chosen:
+    recorded, named = None, getattr(data, "tasks", [])
+    if chosen := [i for i, name in enumerate(named) if not task or name == data.spec.tasks[task - 1]]:
         clips = [data.read(i, 0, int(data.lengths[i]), ("rewards", "ends")) for i in chosen]
         recorded = np.array([clip["rewards"].sum() for clip in clips])
         ended = np.array([clip["ends"].any() for clip in clips]) if hasattr(simulator, "solved") else None

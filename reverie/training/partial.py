@@ -1,5 +1,6 @@
-"""A run that starts with the weights of another run, or with plain ones: those whose names and shapes agree, and lists
-of all others.
+"""A run that starts with the weights of another run, or with plain ones: all whose names and shapes agree.
+
+All others are listed.
 """
 
 import os
