@@ -39,11 +39,9 @@ def test_episodes_begin_where_any_array_says(tmp_path, store, name):
     np.savez(tmp_path / "a.npz", images=whole, actions=acts, **{name: BOUNDS[name]})
     check(store("arrays", tmp_path / "a.npz"), LENGTHS, want)
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["data/images"], file["data/actions"] = whole, acts
-        lists = len(BOUNDS[name]) < 11
-        file[f"meta/{name}" if lists else f"{name}"] = BOUNDS[name]
-        if not lists:
-            file.move("data/images", "images"), file.move("data/actions", "actions")
+        lists, folder = len(BOUNDS[name]) < 11, "data/" if len(BOUNDS[name]) < 11 else ""
+        file[f"{folder}images"], file[f"{folder}actions"] = whole, acts
+        file[f"meta/{name}" if lists else name] = BOUNDS[name]
     check(store("hdf5", tmp_path / "a.h5"), LENGTHS, want)
 
 
@@ -61,7 +59,7 @@ def test_a_list_of_random_episodes_gives_their_starts_back_and_another_does_not(
     assert not is_list("camera_index", (3,), "i8") and not is_list("friend", (3,), "i8")
 
 
-def test_stacked_episodes_and_pictures_as_bytes_in_hdf5(tmp_path, store, caplog):
+def test_stacked_episodes_and_pictures_as_bytes_in_hdf5(tmp_path, store):
     with h5py.File(tmp_path / "stack.h5", "w") as file:
         file["frames"], file["actions"] = np.stack([frames(6), frames(6, 1)]), np.stack([taken(6)] * 2)
         file["lengths"] = [6, 4]
@@ -205,7 +203,7 @@ def test_folders_between_the_pictures_of_another_do_not_divide_it(tmp_path, stor
     check(store("images", tmp_path / "game"), [9, 3])
 
 
-def test_a_folder_for_each_camera(tmp_path, store, capsys, caplog):
+def test_a_folder_for_each_camera(tmp_path, store, capsys):
     actions = table([("action",), *[(a,) for a in taken(4)]])
     tree = {f"e{e}/{side}": frames(4, e + 5 * (side == "right")) for e in (0, 1) for side in ("left", "right")}
     laid(tmp_path / "game", tree | {"e0/actions.csv": actions, "e2/left": frames(4)})

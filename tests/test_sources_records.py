@@ -357,7 +357,7 @@ def npy(array):
     return buffer.getvalue()
 
 
-def test_webdataset_of_videos_pictures_and_arrays(tmp_path, store, caplog):
+def test_webdataset_of_videos_pictures_and_arrays(tmp_path, store):
     root = tmp_path / "shards"
     root.mkdir()
     film = write(tmp_path / "film.mp4", [coded(t) for t in range(9)], 10).read_bytes()

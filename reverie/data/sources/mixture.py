@@ -36,7 +36,7 @@ class MixtureConfig:
         refuse_existing(path)
         places = [Path(store).resolve() for store in self.stores]
         stores = [opened(place) for place in places]
-        joined([store.any.spec for store in stores], self.size)
+        joined([store.any.spec for store in stores], self.size)  # an error if their actions do not fit each other
         held, train = set(), set()
         for store in stores:
             if (store.path / FILE).is_file():

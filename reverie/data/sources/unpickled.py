@@ -49,7 +49,7 @@ def _filled(data: Any, kind: Any, shape: Any, order: Any = "C") -> np.ndarray:
     return np.frombuffer(data, kind.kind).reshape(sizes, order=order)  # ValueError unless the bytes fit the shape
 
 
-def _plain(data: Any, *coding: Any) -> bytes:
+def _plain(data: Any = b"", *coding: Any) -> bytes:
     if not coding and not isinstance(data, bytes):
         raise Damaged("bytes made of something else")
     return _latin(data, *coding) if coding else data
@@ -66,9 +66,7 @@ NAMES: dict[str, Callable[..., Any]] = {
     "numpy ndarray": lambda *_: _Array(),
     "_codecs encode": _latin,
     "__builtin__ bytes": lambda: b"",
-    **{
-        f"{module} bytearray": lambda data=b"", *coding: _plain(data, *coding) for module in ("builtins", "__builtin__")
-    },
+    **{f"{module} bytearray": _plain for module in ("builtins", "__builtin__")},
     **{f"numpy.{core}.multiarray _reconstruct": lambda *_: _Array() for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray scalar": lambda kind, data: _filled(data, kind, ())[()] for core in ("core", "_core")},
     **{f"numpy.{core}.numeric _frombuffer": _filled for core in ("core", "_core")},
