@@ -39,9 +39,8 @@ def test_episodes_begin_where_any_array_says(tmp_path, store, name):
     np.savez(tmp_path / "a.npz", images=whole, actions=acts, **{name: BOUNDS[name]})
     check(store("arrays", tmp_path / "a.npz"), LENGTHS, want)
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        lists, folder = len(BOUNDS[name]) < 11, "data/" if len(BOUNDS[name]) < 11 else ""
-        file[f"{folder}images"], file[f"{folder}actions"] = whole, acts
-        file[f"meta/{name}" if lists else name] = BOUNDS[name]
+        data, meta = ("data/", "meta/") if len(BOUNDS[name]) < len(whole) else ("", "")  # a list, or an entry a row
+        file[f"{data}images"], file[f"{data}actions"], file[f"{meta}{name}"] = whole, acts, BOUNDS[name]
     check(store("hdf5", tmp_path / "a.h5"), LENGTHS, want)
 
 
