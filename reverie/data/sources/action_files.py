@@ -105,7 +105,7 @@ def _has_vectors(path: Path) -> bool:
     if path.suffix == ".npz":
         return True
     if path.suffix == ".csv":
-        names = [cell.lower() for cell in next(iter(tables.cells(path)), [])]
+        names = [cell.lower() for cell in next(tables.cells(path), [])]
         return "action" not in names and _names_actions(names)
     first = next(iter(bounded.read_lines(path, BYTES)), "")
     row = json.loads(first) if first.lstrip().startswith("{") else {}
@@ -147,7 +147,7 @@ def _npy(path: Path) -> tuple[str, list]:
 
 
 def _csv(path: Path) -> tuple[str, list]:
-    lines = tables.cells(path)
+    lines = list(tables.cells(path))
     if lines and "action" in (head := [cell.lower() for cell in lines[0]]):
         return _placed(path, [dict(zip(head, line, strict=False)) for line in lines[1:]])
     if any(len(line) != 1 for line in lines):

@@ -14,7 +14,7 @@ R rows, T frames.
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -207,19 +207,21 @@ def actions_of(columns: dict[str, np.ndarray], key: str = "") -> tuple[np.ndarra
     return (np.stack(list(parts.values()), 1), Declared(names=tuple(parts))) if parts else (None, Declared())
 
 
-def cells(path: Path) -> list[list[str]]:
-    """Return the cells of a text file, line by line: separated by commas, semicolons or tabs; empty lines left out."""
+def cells(path: Path) -> Iterator[list[str]]:
+    """Yield the cells of a text file, line by line: separated by commas, semicolons or tabs; empty lines left out."""
     text = bounded.read_bytes(path, BYTES).decode("utf-8-sig")
     mark = max(",;\t", key=text.strip().partition("\n")[0].count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
-    found = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
-    if mark == ",":
-        return found
-    return [[cell.replace(",", ".") if DECIMAL.fullmatch(cell) else cell for cell in line] for line in found]
+    for line in lines:
+        found = [cell.strip() for cell in line]
+        if mark != ",":
+            found = [cell.replace(",", ".") if DECIMAL.fullmatch(cell) else cell for cell in found]
+        if any(found):
+            yield found
 
 
 def _csv(path: Path) -> dict[str, np.ndarray | list[str]]:
-    lines = cells(path)
+    lines = list(cells(path))
     if not lines:
         raise ReverieError(f"{path.name} is empty")
     head = [cell.lower() for cell in lines[0]]
