@@ -89,9 +89,9 @@ def _tables(file: Path, handle: Any, groups: list[str]) -> dict[str, dict[str, C
     shown = [group for group, columns in tables.items() if bundles.cameras_of(columns)]
     if len(shown) != 1 or shown == ["/"]:
         return tables
-    inside = shown[0].strip("/") + "/"
+    own, inside = tables[shown[0]], shown[0].strip("/") + "/"
     others = {name: one for name, one in columns_below(file, handle).items() if not name.startswith(inside)}
-    return {shown[0]: tables[shown[0]] | {name: one for name, one in others.items() if name not in tables[shown[0]]}}
+    return {shown[0]: own | {name: one for name, one in others.items() if name not in own}}
 
 
 def _task(group: Any) -> str:

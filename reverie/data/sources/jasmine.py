@@ -48,7 +48,7 @@ class JasmineConfig(FileSource):
         shards = sorted((f for f in inside if f.suffix == ".array_record"), key=files.natural)
         shape = self.frame or _guessed(shards, found)
         for file in shards:
-            name, reader = files.name_of(file, root), None
+            name = files.name_of(file, root)
             try:
                 total = len(reader := Records(file))
             except UNREADABLE as error:

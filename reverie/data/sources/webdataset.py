@@ -162,12 +162,15 @@ def _bundle(key: str, tar: _Tar, members: dict[str, str], found: Found) -> Bundl
             task = tar.read(member, 2**16).decode(errors="replace").strip()
     if stills:
         order = sorted(stills, key=lambda member: files.natural(Path(member)))
-        columns["pictures"] = Column(
-            (len(order),), "O", lambda a, b: [tar.read(member, ARRAY_BYTES) for member in order[a:b]], "encoded"
-        )
+        columns["pictures"] = _stills([(tar, member) for member in order])
     if not columns:
         raise ReverieError(f"it holds neither a video nor arrays (it has {', '.join(members)[:200]})")
     return Bundle(key, columns, task=task, whole=True)
+
+
+def _stills(shown: list[tuple[_Tar, str]]) -> Column:
+    """Return pictures that are members of tar files, each read when it is asked for."""
+    return Column((len(shown),), "O", lambda a, b: [tar.read(name, ARRAY_BYTES) for tar, name in shown[a:b]], "encoded")
 
 
 def _is_moment(members: dict[str, str]) -> bool:
@@ -189,11 +192,7 @@ def _episodes(samples: list[_Sample], found: Found) -> list[tuple[str, list[_Sam
 def _joined(name: str, moments: list[_Sample]) -> Bundle:
     """Return the samples of an episode as one: their pictures, and the numbers that all of them have."""
     shown = [(tar, next(member for rest, member in own.items() if rest in PICTURES)) for _, tar, own in moments]
-    columns = {
-        "pictures": Column(
-            (len(shown),), "O", lambda a, b: [tar.read(member, ARRAY_BYTES) for tar, member in shown[a:b]], "encoded"
-        )
-    }
+    columns = {"pictures": _stills(shown)}
     facts = [_facts(tar, members) for _, tar, members in moments]
     for field in facts[0]:
         arrays = [each[field] for each in facts if field in each]
