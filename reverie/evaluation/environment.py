@@ -239,7 +239,7 @@ def _judged(
     for name, agent in agents.items():
         found[name] = played(Actor(agent, len(levels), seed, task=task))
         found[f"{name}_greedy"] = played(Actor(agent, len(levels), seed, greedy, task))
-        if task:
+        if task and agent.tasks > 1:
             found[f"{name}_other"] = played(Actor(agent, len(levels), seed, task=task % agent.tasks + 1))
     if plan:
         best = agents.get("rl", agents["bc"])
