@@ -45,6 +45,13 @@ def test_the_same_config_gives_the_same_episodes(recorded):
     assert other.source not in {episode.source for episode in episodes}
 
 
+def test_parts_are_what_one_job_records(recorded):
+    config, episodes = recorded
+    parts = [episode for part in range(2) for episode in config.episodes(shard=(part, 2))]
+    for a, b in zip(episodes, parts, strict=True):
+        assert a.source == b.source and all((x == b.arrays()[name]).all() for name, x in a.arrays().items())
+
+
 def test_actions_matter_and_are_named_rightly(recorded):
     # The same level under one held action each: the camera follows the player, so the picture shifts with it.
     last = {}

@@ -187,7 +187,7 @@ def test_a_part_says_what_is_wrong(tmp_path, capsys):
     for flag, message in (("3/3", "no part of a whole"), ("x", "no part of a whole")):
         assert cli.main(["data", "square", "out", "--shard", flag]) == 2
         assert message in capsys.readouterr().err
-    assert cli.main(["data", "coinrun", "out", "--shard", "0/2"]) == 2
+    assert cli.main(["data", "mixture", "out", "--stores", "a", "--shard", "0/2"]) == 2
     assert "cannot be divided" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 

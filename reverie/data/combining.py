@@ -15,9 +15,20 @@ from typing import Any
 import numpy as np
 
 from reverie.actions import ActionSpace
-from reverie.data.copying import Recorded, Store, about_of, key_of, made_of, notes_of, opened, workplace, write_new
+from reverie.data.copying import (
+    Concatenated,
+    Recorded,
+    Store,
+    about_of,
+    key_of,
+    made_of,
+    notes_of,
+    opened,
+    workplace,
+    write_new,
+)
 from reverie.data.episode import CHUNK, Spec, game_of
-from reverie.data.filling import MANIFEST, About, Entry, Kinds, copy_of, fill
+from reverie.data.filling import MANIFEST, About, Entry, Kinds, fill
 from reverie.data.splits import content
 from reverie.data.store import divided_entries
 from reverie.errors import ReverieError
@@ -57,7 +68,7 @@ def append(path: Path, other: Store) -> str:
     manifest, key = store.any.manifest, key_of(made_of("append", [store, other]), "")
     about = About(manifest["licence"], manifest["provenance"], [*manifest["notes"], *notes_of([other]), *said],
                   manifest["chunk"], more={"appended": [*manifest.get("appended", ()), about_of(other)]})  # fmt: skip
-    with workplace(path, key) as part:
+    with workplace(path, f"{key}.part") as part:
         fill(part, store.any.spec, [_with(one.entry, kinds) for one in chosen], about,
              parts=manifest["splits"], journal=True)  # fmt: skip
         for file in sorted(part.glob("*.array_record")):
@@ -159,21 +170,6 @@ def _once(held: list[Recorded], fixed: Collection[Recorded]) -> tuple[list[Recor
     return kept, len(held) - len(kept)
 
 
-class _Concatenated:
-    """The episodes of several datasets as one, as far as they are needed to divide them."""
-
-    def __init__(self, parts: Sequence[Any]):
-        self.spec, self.split, self.kinds, self.fingerprint = parts[0].spec, "", parts[0].kinds, ""
-        self.sources = [source for part in parts for source in part.sources]
-        self.tasks = [task for part in parts for task in part.tasks]
-        self.lengths = np.concatenate([part.lengths for part in parts])
-        self._where = [(part, episode) for part in parts for episode in range(len(part.lengths))]
-
-    def read(self, episode: int, start: int, length: int, names: Any = None) -> dict[str, np.ndarray]:
-        part, own = self._where[episode]
-        return part.read(own, start, length, names)
-
-
 def _join(out: Path, stores: Sequence[Store]) -> str:
     """Write the parts of an array job as the one job would have written all of them."""
     parts = sorted((store.any for store in stores), key=lambda part: part.shard or ())
@@ -185,10 +181,9 @@ def _join(out: Path, stores: Sequence[Store]) -> str:
         missing = sorted(set(range(number)) - {part.shard[0] for part in parts})
         what = f"part {missing[0]} is missing" if missing else "some are given twice"
         raise ReverieError(f"of the {number} parts of this array job, {what}.")
-    whole = _Concatenated(parts)
-    entries = [copy_of("train", whole, episode) for episode in range(len(whole.lengths))]
+    whole = Concatenated(parts)
     about = About(first.licence, first.provenance, list(dict.fromkeys(note for part in parts for note in part.notes)))
-    return write_new(out, first.spec, list(divided_entries(whole, val)) if val else entries, about)
+    return write_new(out, first.spec, list(divided_entries(whole, val) if val else whole.entries("train")), about)
 
 
 def _with(entry: Entry, kinds: Kinds) -> Entry:

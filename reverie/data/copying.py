@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from reverie import locks
 from reverie.data.episode import Spec
 from reverie.data.filling import MANIFEST, About, Entry, copy_of, fill
@@ -63,6 +65,28 @@ def opened(path: str | Path) -> Store:
     return Store(path, {name: open_dataset(path, name) for name in names})
 
 
+class Concatenated:
+    """The episodes of several datasets as one, as far as they are needed to divide them."""
+
+    def __init__(self, parts: Sequence[Any]):
+        self.spec, self.split, self.kinds, self.fingerprint = parts[0].spec, "", parts[0].kinds, ""
+        if any(part.kinds != self.kinds for part in parts):
+            raise ReverieError("its episodes hold different arrays: a store needs the same of each.")
+        self.sources = [source for part in parts for source in part.sources]
+        self.tasks = [task for part in parts for task in part.tasks]
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        self._where = [(part, episode) for part in parts for episode in range(len(part.lengths))]
+
+    def read(self, episode: int, start: int, length: int, names: Any = None) -> dict[str, np.ndarray]:
+        """Return a window of one episode; see ``Dataset.read``."""
+        part, own = self._where[episode]
+        return part.read(own, start, length, names)
+
+    def entries(self, split: str) -> Iterator[Entry]:
+        """Yield the entries of all episodes, to one split."""
+        return (copy_of(split, self, episode) for episode in range(len(self.lengths)))
+
+
 def write_new(out: Path, spec: Spec, entries: list[Entry], about: About) -> str:
     """Write a new store, unless it is there already."""
     count = f"{len(entries)} episodes, {sum(entry.length for entry in entries)} frames"
@@ -72,9 +96,8 @@ def write_new(out: Path, spec: Spec, entries: list[Entry], about: About) -> str:
     if out.suffix == ".npz":
         raise ReverieError(f"'{out}' is to be a folder: stores in one file are not made out of others.")
     begin(out)
-    with workplace(
-        out, key_of(about.provenance, *(f"{entry.split} {entry.source} {entry.length}" for entry in entries))
-    ) as part:
+    key = key_of(about.provenance, *(f"{entry.split} {entry.source} {entry.length}" for entry in entries))
+    with workplace(out, f"{key}.part") as part:
         fill(part, spec, entries, about, journal=True)
         finish(part, out)
     return f"{out}: {count}"
@@ -89,9 +112,9 @@ def _is_made(out: Path, entries: list[Entry], about: About) -> bool:
 
 
 @contextlib.contextmanager
-def workplace(path: Path, key: str) -> Iterator[Path]:
+def workplace(path: Path, name: str) -> Iterator[Path]:
     """Yield a hidden folder beside ``path``, the same for the same work, which is gone on with after a kill."""
-    part = path.parent / f".{path.name}.{key}.part"
+    part = path.parent / f".{path.name}.{name}"
     part.mkdir(exist_ok=True)
     lock = part.with_suffix(".lock")
     with lock.open("w") as file:

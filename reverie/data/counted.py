@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from reverie.data.episode import Episode
@@ -12,35 +12,34 @@ SHOWN, LOGGED = 0.5, 30.0  # seconds between two lines: to a person, to a file
 BAR = 12  # characters
 
 
-def counted(source: Any, shard: tuple[int, int] | None = None) -> Iterator[Episode]:
-    """Yield the episodes of a source, or of part i of n; say on stderr how many there were, and how long it will go on.
+def counted(episodes: Iterable[Episode], source: Any, parts: int = 1, there: Sequence[int] = ()) -> Iterator[Episode]:
+    """Yield episodes of a source, or of one of its parts; say on stderr how many there were, and how long it takes.
 
-    A source with a field ``count`` has so many episodes; one with a method ``expected_frames`` about so many frames.
+    there: lengths of the episodes before these, which were written earlier. A source with a field ``count`` has so many
+    episodes; one with a method ``expected_frames`` about so many frames.
     """
     shown, began = sys.stderr.isatty(), time.monotonic()
-    said, number, frames = began, 0, 0
-    count = getattr(source, "count", None)
+    said, number, frames = began, len(there), sum(there)
     by_number = not hasattr(source, "expected_frames")
-    total = count if by_number else source.expected_frames()
-    if total and shard:
-        total /= shard[1]
-    for episode in source.episodes(shard=shard) if shard else source.episodes():
+    total = ((getattr(source, "count", None) or 0) if by_number else source.expected_frames()) / parts
+    before = (number if by_number else frames) / total if total else 0.0
+    for episode in episodes:
         yield episode
         number, frames, now = number + 1, frames + len(episode.frames), time.monotonic()
         if now - said > (SHOWN if shown else LOGGED):
             said, share = now, (number if by_number else frames) / total if total else 0.0
-            line = f"{left(share, now - began)}{number} episodes, {frames} frames, at {episode.source}"
+            line = f"{left(share, now - began, before)}{number} episodes, {frames} frames, at {episode.source}"
             line = f"\r{line[: shutil.get_terminal_size().columns - 1]}\033[K" if shown else f"{line}\n"
             print(line, end="", file=sys.stderr, flush=True)
     if shown:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def left(share: float, seconds: float) -> str:
-    """Return a bar and the time left of work of which a share took so many seconds; "" if the share is unknown."""
-    if not share:
+def left(share: float, seconds: float, before: float = 0.0) -> str:
+    """Return a bar and the time left; "" if the share that is done is unknown. Without ``before`` it took so long."""
+    if not share > before:
         return ""
     share = min(share, 1.0)
     full = round(BAR * share)
-    rest = round(seconds * (1 - share) / share)
+    rest = round(seconds * (1 - share) / (share - before))
     return f"{'━' * full}{'╌' * (BAR - full)} {share:4.0%}, {rest // 60}:{rest % 60:02d} left, "

@@ -5,8 +5,9 @@ T frames, H height, W width, C channels, S numbers in a simulator's state. ``act
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,7 +63,8 @@ class Source(Protocol):
     def episodes(self) -> Iterator["Episode"]:
         """Yield the episodes one by one; every call yields the same ones.
 
-        A source that can be divided among the parts of an array job takes ``shard``, see ``numbers_of``.
+        A source that can be divided among the parts of an array job takes ``shard``, a ``Share`` or (i, n), and draws
+        each of its things without regard to the others. A source of files has ``stamps()``, which differ when they do.
         """
         ...
 
@@ -188,6 +190,36 @@ def numbers_of(shard: tuple[int, int], count: int) -> range:
     """Return which of ``count`` things belong to part i of n: (i, n). All parts in order are all things in order."""
     part, parts = shard
     return range(part * count // parts, (part + 1) * count // parts)
+
+
+@dataclass
+class Share:
+    """Part i of n of a source's things (recordings, levels), and how far its episodes have been drawn.
+
+    number: things of the part that are complete; drawing begins behind them, so that a killed import can go on. counts:
+    what a source counts over all its things. begun: these, when the thing that is being drawn was begun.
+    """
+
+    part: int = 0
+    parts: int = 1
+    number: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    begun: Counter[str] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[int]:  # so that it is the (i, n) that ``numbers_of`` takes
+        return iter((self.part, self.parts))
+
+    def of(self, count: int) -> Iterator[int]:
+        """Yield which of ``count`` things are left to draw."""
+        for index in numbers_of((self.part, self.parts), count)[self.number :]:
+            self.begun = self.counts.copy()
+            yield index
+            self.number += 1
+
+
+def share_of(shard: Share | tuple[int, int]) -> Share:
+    """Return what ``episodes`` of a source is given as a Share."""
+    return shard if isinstance(shard, Share) else Share(*shard)
 
 
 def windows(length: int, size: int) -> Iterator[tuple[int, int]]:

@@ -74,8 +74,7 @@ def write_store(
     """
     path, facts = Path(path), About(**about)
     refuse_existing(path)
-    if not 0 <= val < 1 or facts.chunk < 1:
-        raise ReverieError(f"val = {val} must be a fraction below 1, and chunk = {facts.chunk} at least 1 frame.")
+    refuse_sizes(val, facts.chunk)
     if path.suffix == ".npz":
         if isinstance(episodes, Mapping):
             raise ReverieError("an .npz file holds no named splits; give the episodes of one split, or write a folder.")
@@ -102,6 +101,12 @@ def refuse_existing(path: Path) -> None:
     """Raise ReverieError if there is anything at ``path`` but an empty folder."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ReverieError(f"'{path}' exists already; choose another name, or remove it first.")
+
+
+def refuse_sizes(val: float, chunk: int) -> None:
+    """Raise ReverieError unless these can be sizes of a store."""
+    if not 0 <= val < 1 or chunk < 1:
+        raise ReverieError(f"val = {val} must be a fraction below 1, and chunk = {chunk} at least 1 frame.")
 
 
 def begin(path: Path) -> None:

@@ -1,6 +1,5 @@
 """A source of episodes to a store, with what it said of its files and how far writing has come."""
 
-import inspect
 import json
 import logging
 import sys
@@ -8,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from reverie import config
+from reverie.data.copying import Concatenated, key_of, workplace
 from reverie.data.counted import counted
-from reverie.data.store import VAL, write_store
+from reverie.data.filling import SCHEMA, About, fill
+from reverie.data.importing import is_divisible, pieces_of
+from reverie.data.store import VAL, begin, divided_entries, finish, refuse_existing, refuse_sizes, write_store
 from reverie.errors import ReverieError
 
 PART = "part"  # the one split of a part of an array job
@@ -21,35 +23,61 @@ def write_source(
     """Write all episodes of a source, of which about a share ``val`` is held out; or part i of n of an array job.
 
     The store keeps the source's config, and what it said of files: what was left out, repaired or guessed. Parts are
-    divided into splits when they are merged (``data.combining``). A source that has ``write`` writes itself.
+    divided into splits when they are merged (``data.combining``). A source that has ``write`` writes itself. If the
+    process is killed, the same call goes on from what is complete (``data.importing``); a path that ends in .npz is
+    built in memory and begun again.
     """
-    if hasattr(source, "write"):
-        source.write(Path(path))
-        return Path(path)
-    provenance, said = json.dumps(config.to_json(source)), _Said()
+    path = Path(path)
     if shard and not 0 <= shard[0] < shard[1]:
         raise ReverieError(f"there is no part {shard[0]} of {shard[1]}; parts are counted from 0.")
-    if shard and "shard" not in inspect.signature(source.episodes).parameters:
+    if shard and not is_divisible(source):
         raise ReverieError(f"a source such as {type(source).__name__} cannot be divided; write it without --shard.")
+    if hasattr(source, "write"):
+        source.write(path)
+        return path
+    said = _Said()
     logger = logging.getLogger("reverie.data.sources")
     logger.addHandler(said)
     try:
-        episodes: Any = {PART: counted(source, shard)} if shard else counted(source)
         more = {"shard": [*shard, val]} if shard else {}
-        facts = {"provenance": provenance, "notes": said.lines, "licence": licence, "more": more}
-        return write_store(path, source.spec(), episodes, val=val, **facts)
+        about = About(licence, json.dumps(config.to_json(source)), said.lines, more=more)
+        if path.suffix == ".npz":
+            episodes = counted(source.episodes(), source)
+            return write_store(path, source.spec(), {PART: episodes} if shard else episodes, val=val)
+        return _imported(path, source, about, val, shard, said)
     finally:
         logger.removeHandler(said)
 
 
+def _imported(path: Path, source: Any, about: About, val: float, shard: tuple[int, int] | None, said: "_Said") -> Path:
+    """Write a folder, in pieces first."""
+    refuse_sizes(val, about.chunk)
+    spec = source.spec()
+    begin(path)
+    with workplace(path, "import") as part:
+        refuse_existing(path)
+        stamps = source.stamps() if hasattr(source, "stamps") else ()
+        key = key_of(about.provenance, str(shard), str(stamps), str(SCHEMA))
+        whole = Concatenated(pieces_of(part, key, source, spec, shard, said))
+        entries = divided_entries(whole, val) if val and not shard else whole.entries(PART if shard else "train")
+        new = part / f"store-{val}"  # its files depend on val, unlike the pieces
+        new.mkdir(exist_ok=True)
+        fill(new, spec, entries, about, journal=True)
+        finish(new, path)
+    return path
+
+
 class _Said(logging.Handler):
-    """Keeps the lines that a source logs, and prints them as they would be without it."""
+    """Keeps the lines that a source logs, and prints them as they would be without it. heard: whether it does."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
+        self.heard = True
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not self.heard:
+            return
         self.lines.append(record.getMessage())
         if not logging.getLogger().handlers:
             print(self.lines[-1], file=sys.stderr)

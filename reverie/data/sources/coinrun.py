@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from reverie.actions import START, ActionSpace
-from reverie.data.episode import Action, Episode, Spec
+from reverie.data.episode import Action, Episode, Share, Spec, share_of
 from reverie.data.takes import Moment
 from reverie.errors import ReverieError
 
@@ -45,7 +45,7 @@ CHANCES = np.array([1, 3, 2, 1, 2, 3, 1, 6, 6, *[0.25] * 6])
 class CoinRunConfig:
     """CoinRun, played by a random policy that holds each action for a while.
 
-    The same config gives the same episodes. Another ``first_level`` gives a held-out set of levels.
+    The same config gives the same episodes, also in parts. Another ``first_level`` gives a held-out set of levels.
     """
 
     count: int = 500  # episodes to record
@@ -70,32 +70,34 @@ class CoinRunConfig:
         """Return what its episodes have in common."""
         return Spec((self.size, self.size, 3), ACTIONS, FPS, "coinrun")
 
-    def episodes(self) -> Iterator[Episode]:
-        """Yield ``count`` episodes in the order in which they end; ``source`` is "level SEED"."""
-        # Each environment records its share: taking the episodes that end first would favour short ones.
-        owed = np.array([self.count // self.num_envs + (e < self.count % self.num_envs) for e in range(self.num_envs)])
-        envs, rng, seen = _make(self), np.random.default_rng(self.seed), set()
-        with contextlib.closing(envs):
+    def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
+        """Yield ``count`` episodes; ``source`` is "level SEED"."""
+        for number in share_of(shard).of(-(-self.count // self.num_envs)):
+            yield from self._round(number, min(self.num_envs, self.count - number * self.num_envs))
+
+    def _round(self, number: int, count: int) -> list[Episode]:
+        """Return one episode of each of ``count`` environments, which depend on nothing but the config and ``number``.
+
+        One of each: taking the episodes that end first would favour short ones.
+        """
+        rng, made = np.random.default_rng((self.seed, number)), {}
+        with contextlib.closing(_make(replace(self, num_envs=count, seed=int(rng.integers(2**31))))) as envs:
             pictures, info = envs.reset()
-            takes = [_Take(pictures[e], int(info["level_seed"][e])) for e in range(self.num_envs)]
-            while owed.any():
-                active = np.flatnonzero(owed).astype(np.int32)
+            takes = [_Take(pictures[e], int(info["level_seed"][e])) for e in range(count)]
+            while len(made) < count:
+                active = np.array([e for e in range(count) if e not in made], np.int32)
                 actions = self._policy(rng, np.array([takes[e].actions[-1] for e in active]))
                 pictures, rewards, ended, timed_out, info = envs.step(actions, active)
                 assert (info["env_id"] == active).all()
                 for row, e in enumerate(active):
                     takes[e].add(pictures[row], actions[row], rewards[row], ended[row] or timed_out[row])
                 full = [e for e in active if takes[e].ends[-1] or len(takes[e].frames) == self.frames]
-                for e in full:
-                    repeated = not self.levels and takes[e].level in seen
-                    if len(takes[e].frames) >= self.shortest and not repeated:
-                        owed[e] -= 1
-                        seen.add(takes[e].level)
-                        yield takes[e].episode(self.size)
-                if full:  # an explicit reset: the automatic one would drop an action and mix two levels
-                    pictures, info = envs.reset(np.array(full, np.int32))
-                    for row, e in enumerate(full):
+                made |= {e: takes[e].episode(self.size) for e in full if len(takes[e].frames) >= self.shortest}
+                if short := [e for e in full if e not in made]:  # the automatic reset would mix two levels
+                    pictures, info = envs.reset(np.array(short, np.int32))
+                    for row, e in enumerate(short):
                         takes[e] = _Take(pictures[row], int(info["level_seed"][row]))
+        return [made[e] for e in range(count)]
 
     def as_game(self) -> "ProcgenGame":
         """Return the game as people can play it."""

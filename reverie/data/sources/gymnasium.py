@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from reverie.actions import FAR, ActionSpace
-from reverie.data.episode import Action, Episode, Spec, numbers_of
+from reverie.data.episode import Action, Episode, Share, Spec, share_of
 from reverie.data.sources.pictures import is_picture, resized, rgb
 from reverie.data.takes import Moment, Take
 from reverie.errors import ReverieError, did_you_mean, first_line
@@ -53,11 +53,11 @@ class GymnasiumConfig:
             env.close()
         return Spec(picture.shape, space, self.fps or float(rate), self.path)
 
-    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
+    def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Play and yield ``count`` episodes of at most ``frames`` frames."""
         game = self.as_game()
         try:
-            for index in numbers_of(shard, self.count):
+            for index in share_of(shard).of(self.count):
                 yield self._episode(game, self.seed + index)
         finally:
             game.close()

@@ -17,7 +17,7 @@ import numpy as np
 from einops import rearrange
 
 from reverie.actions import ActionSpace
-from reverie.data.episode import Episode, Spec, numbers_of, record
+from reverie.data.episode import Episode, Share, Spec, record, share_of
 from reverie.data.mixed import draw_policy
 from reverie.data.search import steps_to_go
 from reverie.errors import ReverieError
@@ -140,10 +140,10 @@ class PlatformerConfig:
         """Return the simulator."""
         return Platformer(self)
 
-    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
+    def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield ``count`` episodes, each on a level of its own, played by ``Platformer.policy`` or a mixture."""
         simulator, fps = self.make(), self.spec().fps
-        for index in numbers_of(shard, self.count):
+        for index in share_of(shard).of(self.count):
             rng = np.random.default_rng((self.seed, index))
             level = int(rng.integers(2**31))
             mixed = self.play == "mixed"

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from reverie.actions import ActionSpace
-from reverie.data.episode import Episode, Spec, numbers_of
+from reverie.data.episode import Episode, Share, Spec, share_of
 from reverie.data.sources.coinrun import ACTIONS, FPS, SIDE, TIMEOUT, ProcgenGame, make_envs
 from reverie.data.takes import Take
 from reverie.errors import ReverieError, did_you_mean
@@ -70,11 +70,11 @@ class ProcgenConfig:
         """Return what its episodes have in common."""
         return Spec((self.size, self.size, 3), SPACE, FPS, self.game)
 
-    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
+    def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield ``count`` episodes; ``source`` is "GAME, level NUMBER"."""
         game = self.as_game()
         try:
-            for index in numbers_of(shard, self.count):
+            for index in share_of(shard).of(self.count):
                 level = self.first_level + (index % self.levels if self.levels else index)
                 rng = np.random.default_rng((self.seed, index))
                 take, action = Take(game.spec, level, game.reset(level)), -1

@@ -21,7 +21,7 @@ from typing import Self
 
 import numpy as np
 
-from reverie.data.episode import Episode, Spec, numbers_of
+from reverie.data.episode import Episode, Share, Spec, share_of
 from reverie.data.sources import files
 from reverie.data.sources.pictures import resized
 from reverie.data.sources.spaces import Coding, Declared, coding
@@ -116,35 +116,44 @@ class FileSource(ABC):
 
     def spec(self) -> Spec:
         """Return what all episodes have in common; ReverieError if nothing can be used."""
-        return _looked(self, _stamps(self)).spec
+        return _looked(self, self.stamps()).spec
 
-    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
+    def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield the recordings in order; what is left out, repaired or guessed is logged, one line each."""
-        looked, written = _looked(self, _stamps(self)), 0
+        looked, share = _looked(self, self.stamps()), share_of(shard)
         failed, recordings = list(looked.found.skipped), looked.found.recordings
         for note in looked.notes:
             log.warning("%s", note)
-        for one in (recordings[index] for index in numbers_of(shard, len(recordings))):
+        for one in (recordings[index] for index in share.of(len(recordings))):
             try:
                 pieces = _pieces(one, looked)
             except UNREADABLE as error:
                 failed.append(f"{one.name}: {first_line(error)}")
                 log.warning("skipped %s", failed[-1])
+                share.counts["failed"] += 1
                 continue
             yield from pieces
-            written += len(pieces)
-        if not written:
+            share.counts["written"] += len(pieces)
+        if not share.counts["written"]:
             raise _nothing(self, failed)
-        if failed:
-            log.warning("skipped %d of %d recordings", len(failed), len(failed) + written)
+        if skipped := len(looked.found.skipped) + share.counts["failed"]:
+            log.warning("skipped %d of %d recordings", skipped, skipped + share.counts["written"])
+
+    def stamps(self) -> tuple:
+        """Return the path, time and size of each file; ReverieError if there are none."""
+        inside = files.at(Path(self.path))
+        if not inside:
+            missing = "holds no files" if Path(self.path).is_dir() else "is no file or folder"
+            raise ReverieError(f"'{self.path}' {missing}.")
+        return files.stamps(inside)
 
     def expected_frames(self) -> int:
         """Return how many frames the recordings have together."""
-        return sum(one.length for one in _looked(self, _stamps(self)).found.recordings)
+        return sum(one.length for one in _looked(self, self.stamps()).found.recordings)
 
     def labelled(self) -> float:
         """Return the share of the recordings that have actions."""
-        recordings = [one for one in _looked(self, _stamps(self)).found.recordings if one.length > 1]
+        recordings = [one for one in _looked(self, self.stamps()).found.recordings if one.length > 1]
         return sum(one.actions is not None for one in recordings) / max(1, len(recordings))
 
     def contents(self) -> dict[str, str]:
@@ -162,14 +171,6 @@ class _Looked:
     spec: Spec
     coding: Coding
     notes: tuple[str, ...]
-
-
-def _stamps(source: FileSource) -> tuple:
-    inside = files.at(Path(source.path))
-    if not inside:
-        missing = "holds no files" if Path(source.path).is_dir() else "is no file or folder"
-        raise ReverieError(f"'{source.path}' {missing}.")
-    return files.stamps(inside)
 
 
 @lru_cache(maxsize=4)  # spec() and episodes() look at the same files; one that changed has another stamp

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from reverie.actions import ActionSpace
-from reverie.data.episode import Action, Episode, Spec, numbers_of, record
+from reverie.data.episode import Action, Episode, Share, Spec, record, share_of
 from reverie.data.mixed import draw_policy
 from reverie.errors import ReverieError
 
@@ -71,10 +71,10 @@ class SquareConfig:
         """Return the square with one of both goals."""
         return replace(self, goal=name)
 
-    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
+    def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield ``count`` episodes, each a square of its own, played by ``Square.policy`` or a mixture."""
         tasks, fps = self.spec().tasks, self.spec().fps
-        for index in numbers_of(shard, self.count):
+        for index in share_of(shard).of(self.count):
             task = tasks[index % len(tasks)] if tasks else ""
             simulator = (self.for_task(task) if task else self).make()
             rng = np.random.default_rng((self.seed, index))

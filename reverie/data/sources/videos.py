@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from reverie.data.cuts import cuts
-from reverie.data.episode import Episode, Spec, numbers_of
+from reverie.data.episode import Episode, Share, Spec, share_of
 from reverie.data.sources import action_files, files, film
 from reverie.data.sources.decode import Unusable
 from reverie.data.sources.film import Film, Fit, Sample
@@ -84,26 +84,26 @@ class VideosConfig:
         fps = self.fps or round(typical / max(1, math.ceil(typical / RATE - 0.01)), 3)
         return Spec((*self.size, 3), codes.space, fps, "videos")
 
-    def episodes(self, shard: tuple[int, int] = (0, 1)) -> Iterator[Episode]:
+    def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield the episodes in the order of the files' names.
 
         Logs one line per file that cannot be used. Raises ReverieError if nothing was long enough.
         """
-        (films, codes, notes), fps, counts = self._look(), self.spec().fps, Counter()
+        (films, codes, notes), fps, share = self._look(), self.spec().fps, share_of(shard)
         for note in notes:
             log.warning("%s", note)
-        for one in (films[index] for index in numbers_of(shard, len(films))):
+        for one in (films[index] for index in share.of(len(films))):
             short = []
             for piece in _pieces(film.samples(one, fps, self.size, self.fit), self):
                 if len(piece) >= self.shortest:
-                    counts["episodes"] += 1
+                    share.counts["episodes"] += 1
                     yield _episode(piece, fps, one.name, self.still, codes)
                 else:
                     short.append(len(piece))
             if short:
                 said = f"{sum(short)} frames in {len(short)} scenes shorter than {self.shortest} frames"
                 log.warning("%s: left out %s", one.name, said)
-        if not counts["episodes"]:
+        if not share.counts["episodes"]:
             raise ReverieError(
                 f"no piece of the videos in '{self.path}' is {self.shortest} frames long at {fps:g} frames per second; "
                 "bring longer videos, or choose a smaller shortest, a larger fps, or cuts 0."
@@ -123,10 +123,14 @@ class VideosConfig:
         root = Path(self.path)
         return {files.name_of(path, root): files.fingerprint(path) for path in _files(root)}
 
-    def _look(self) -> _Looked:
+    def stamps(self) -> tuple:
+        """Return the path, time and size of each video, and those of each file of actions beside one."""
         found = _files(Path(self.path))
         beside = [path for file in found for end in action_files.ENDINGS if (path := file.with_suffix(end)).is_file()]
-        return _look(self, tuple(found), files.stamps(found + beside))
+        return files.stamps(found), files.stamps(beside)
+
+    def _look(self) -> _Looked:
+        return _look(self, self.stamps())
 
 
 def _files(path: Path) -> list[Path]:
@@ -147,9 +151,10 @@ def _files(path: Path) -> list[Path]:
 
 
 @lru_cache(maxsize=4)  # spec() and episodes() look at the same files; one that changed has another stamp
-def _look(config: VideosConfig, videos: tuple[Path, ...], stamps: tuple) -> _Looked:
+def _look(config: VideosConfig, stamps: tuple) -> _Looked:
     """Open every file once; return those that can be used, and a line about each that cannot. ReverieError if none."""
     root, films, reasons, notes = Path(config.path), [], [], []
+    videos = [path for path, *_ in stamps[0]]
     for path in videos:
         name = files.name_of(path, root)
         try:
@@ -169,7 +174,7 @@ def _look(config: VideosConfig, videos: tuple[Path, ...], stamps: tuple) -> _Loo
     if reasons:
         notes.append(f"skipped {len(reasons)} of {len(videos)} videos")
     if config.actions:
-        unused = _unused(root, list(videos)) if root.is_dir() else []
+        unused = _unused(root, videos) if root.is_dir() else []
         for path in unused[:LINES]:
             place = path.relative_to(root)
             notes.append(f"{place} is not read: actions of VIDEO.mp4 are in VIDEO.npy, .csv, .jsonl or .npz")
