@@ -216,7 +216,7 @@ def _worlds(add: Callable[..., Parser]) -> None:
               "reverie plan coinrun-maskgit-base --topology h100:8 --quick",
               "reverie plan PRESET --topology v5e:4x4 --mesh fsdp --json", named=PRESET)  # fmt: skip
     completed(one.add_argument("preset", metavar="PRESET", help="a name from 'reverie list'"), presets_known)
-    text = "the machine: v5e:16x16, v5p:4x4x4, v6e:4x4, h100:64, h200:8, a100:8 or cpu:8"
+    text = "the machine: v5e:16x16, 2xv5e:16x16, v5p:4x4x4, v6e:4x4, h100:64, h200:8 or cpu:8"
     one.add_argument("--topology", metavar="NAME", required=True, help=text)
     one.add_argument("--stage", default="dynamics", metavar="NAME", help="the stage to plan (dynamics)")
     text = "answer in seconds, by tracing alone: temporaries are an estimate"

@@ -18,9 +18,9 @@ from reverie.errors import ReverieError, did_you_mean
 from reverie.forecast import duration
 from reverie.presets.recipe import Recipe, stages
 from reverie.training import checkpoint
-from reverie.training.chips import Topology, topology
+from reverie.training.chips import BETWEEN, Topology, topology
 from reverie.training.log import si
-from reverie.training.plan import plan_step
+from reverie.training.plan import SLICES, plan_step
 
 MODULES = {"plan-tpu": ("libtpu",), "plan-gpu": ("jax_plugins.xla_cuda13", "nvidia.cu13")}  # by extra
 MFU = 0.4  # share of the peak that a step is assumed to reach
@@ -158,7 +158,9 @@ def _estimates(run: Any, where: Topology, facts: dict[str, Any]) -> list[tuple[s
     if not (peak := where.chip.peak):
         return []
     best = facts["flops_per_step"] / facts["devices"] / peak
-    sent = sum(WIRE.get(each["kind"], 1.0) * each["bytes"] for each in facts["collectives"])
+    sent = {True: 0.0, False: 0.0}  # between slices, or within one
+    for each in facts["collectives"]:
+        sent[each["axis"] == SLICES] += WIRE.get(each["kind"], 1.0) * each["bytes"]
     rows = [
         (
             "step, matmuls alone",
@@ -167,9 +169,13 @@ def _estimates(run: Any, where: Topology, facts: dict[str, Any]) -> list[tuple[s
         (f"frames per second, at {MFU:.0%}", si(run.batch * run.length / (best / MFU))),
         (f"all {run.steps} steps, at {MFU:.0%}", duration(run.steps * best / MFU)),
     ]
-    if sent:
-        text = f"{duration(sent / where.link)} at {si(where.link)}B/s per device, hidden as far as it overlaps"
-        rows.insert(1, ("step, communication alone", text))
+    for between, what, rate in (
+        (True, "step, between slices alone", BETWEEN),
+        (False, "step, communication alone", where.link),
+    ):
+        if sent[between]:
+            text = f"{duration(sent[between] / rate)} at {si(rate)}B/s per device, hidden as far as it overlaps"
+            rows.insert(1, (what, text))
     return rows
 
 

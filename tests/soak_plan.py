@@ -24,6 +24,18 @@ def test_a_small_step_is_compiled_for_an_accelerator(name, capsys):
     assert 0 < facts["bytes_per_device"]["total"] < CHIPS[name.partition(":")[0]].memory / 2
 
 
+def test_between_slices_gradients_alone_are_sent(capsys):
+    """Of two slices with weights sharded inside, each device sends its part of the gradients, in bfloat16."""
+    if planning._found("libtpu") is None:
+        pytest.skip("needs the extra plan-tpu")
+    words = ["plan", "coinrun-maskgit-tiny", "--topology", "2xv5e:2x4", "--mesh", "data=2,fsdp", "--batch", "32"]
+    assert cli.main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    between = {each["kind"]: each["bytes"] for each in facts["collectives"] if each["axis"] == "slices"}
+    assert between.keys() == {"all-reduce"} and facts["activations_sent"] == 0
+    assert between["all-reduce"] == pytest.approx(2 * facts["parameters"] / 8, rel=0.3)
+
+
 def test_a_model_that_is_too_large_is_refused_with_its_number(capsys):
     if planning._found("libtpu") is None:
         pytest.skip("needs the extra plan-tpu")

@@ -379,6 +379,31 @@ def test_a_mesh_is_laid_over_all_devices(one_device, layout, devices, sizes):
     assert tuple(sharding.make_mesh(layout, one_device()[:devices]).shape.values()) == (*sizes, 1, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX knows of a TPU when it lays out a mesh."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+def test_slices_of_tpus_lie_along_data_alone():
+    """Two slices of 2 x 2, given in any order: every axis but "data" stays within a slice."""
+    chips = [Chip(i, i % 2, (i // 2 % 2, i // 4, 0)) for i in range(8)]
+    for layout, sizes in (("data", (8, 1)), ("data=2,fsdp", (2, 4)), ("data=4,fsdp=2", (4, 2))):
+        mesh = sharding.make_mesh(layout, chips)
+        assert tuple(mesh.shape.values()) == (*sizes, 1, 1)
+        first, second = np.split(mesh.devices, 2)
+        assert {chip.slice_index for chip in first.flat} == {0} and {chip.slice_index for chip in second.flat} == {1}
+    with pytest.raises(ReverieError, match="has data 1, which 2 slices do not divide: .* as in 'data=2,fsdp'"):
+        sharding.make_mesh("fsdp", chips)
+
+
 @pytest.mark.parametrize(
     ("layout", "said"),
     [

@@ -115,6 +115,7 @@ def test_programs_are_traced_for_the_target():
     [
         (["--topology", "v5:4x4"], "there is no 'v5' to plan for. Did you mean 'v5"),
         (["--topology", "v5e:16"], "'v5e:16' is no topology: write 'v5e:4x4', 2 numbers."),
+        (["--topology", "2xh100:8"], "'2xh100:8': only TPUs form slices; write 'h100:16' for as many h100."),
         (["--topology", "h100:12"], "'h100:12': more than 8 GPUs are whole machines of 8."),
         (["--topology", "cpu:8", "--stage", "dynamic"], "there is no stage 'dynamic' here. Did you mean 'dynamics'?"),
         (["--topology", "v5e:4x4"], "needs the extra plan-tpu: pip install 'reverie-worlds[plan-tpu]'."),
@@ -180,6 +181,7 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %go = (f32[8,4]{1,0}, f32[8,4]{1,0}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,2},{2,0}}
   %part = ((f32[8,4]{1,0}), (f32[4,4]{1,0})) reduce-scatter-start(%a), channel_id=9, replica_groups={{0,2},{1,3}}
   %sum = f32[2,4]{1,0} reduce-scatter(%a), channel_id=3, replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_1'}
+  %out = (bf16[2,4]{1,0}, u32[], token[]) send(%a), channel_id=9, attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
   ROOT %all = bf16[8,4]{1,0} all-reduce(%a), replica_groups={{0,2},{1,3}}, metadata={op_name="jit(step)/sum"}
 }
 """
@@ -192,6 +194,7 @@ def test_a_compiled_program_is_read_with_its_loops_and_branches():
     sent = sorted((each.kind, each.bytes, axis_of(mesh, each)) for each in found.collectives)
     assert sent == [
         ("all-gather", 64, "data+fsdp"),
+        ("all-reduce", 16, "slices"),
         ("all-reduce", 64, "data"),
         ("collective-permute", 128, "data"),
         ("collective-permute", 5 * 128, "fsdp"),

@@ -18,6 +18,7 @@ from reverie.training.flops import PEAKS
 TPU = "cloud.google.com/tpu/docs/"
 POOL = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 NETWORK = 50e9  # bytes per second of a GPU to other machines: 400 Gb/s, as many clusters have
+BETWEEN = 6.25e9  # bytes per second of a chip to other slices: 50 Gb/s on a v5p (cloud.google.com/tpu/docs/v5p)
 NVIDIA = "NVIDIA's data sheet and XLA's description of the device"
 
 
@@ -83,16 +84,17 @@ device_description_str: "{kind}"
 
 
 class Topology(NamedTuple):
-    """So many chips of one kind: "v5e:16x16" is 256, "h100:64" is 8 machines of 8."""
+    """So many chips of one kind: "v5e:16x16" is 256, "2xv5e:16x16" two slices of them, "h100:64" 8 machines of 8."""
 
     name: str
     chip: Chip
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of one slice
+    slices: int = 1
 
     @property
     def size(self) -> int:
         """The number of devices."""
-        return math.prod(self.shape) * self.chip.cores
+        return self.slices * math.prod(self.shape) * self.chip.cores
 
     @property
     def target(self) -> Target:
@@ -129,7 +131,8 @@ class Topology(NamedTuple):
 
     def _names(self) -> dict[str, Any]:
         if self.chip.platform == "tpu":
-            return {"platform": "tpu", "topology_name": self.name}
+            kind = self.name[self.name.index("v") :]
+            return {"platform": "tpu", "topology_name": kind} | ({"num_slices": self.slices} if self.slices > 1 else {})
         c, (count,) = self.chip, self.shape
         text = TEXT.format(
             **{name: int(getattr(c, name)) for name in ("units", "shared", "cache", "memory", "bandwidth")},
@@ -147,8 +150,10 @@ class Topology(NamedTuple):
 
 
 def topology(name: str) -> Topology:
-    """Return a topology by name, such as "v5p:4x4x4", "h100:64" or "cpu:8"; ReverieError if it has no meaning."""
+    """Return a topology by name: "v5p:4x4x4", "2xv5e:16x16", "h100:64", "cpu:8"; ReverieError if it has no meaning."""
     kind, _, shape = name.lower().partition(":")
+    several = re.fullmatch(r"([1-9]\d{0,3})x(.*)", kind)
+    slices, kind = (int(several[1]), several[2]) if several else (1, kind)
     if kind not in CHIPS:
         known = ", ".join(f"{name}:{chip.shape}" for name, chip in CHIPS.items())
         raise ReverieError(f"there is no '{kind}' to plan for.{did_you_mean(kind, CHIPS)} Examples: {known}.")
@@ -159,4 +164,6 @@ def topology(name: str) -> Topology:
     sizes = tuple(map(int, shape.split("x")))
     if chip.platform == "gpu" and sizes[0] > chip.node and sizes[0] % chip.node:
         raise ReverieError(f"'{name}': more than {chip.node} GPUs are whole machines of {chip.node}.")
-    return Topology(f"{kind}:{shape}", chip, sizes)
+    if slices > 1 and chip.platform != "tpu":
+        raise ReverieError(f"'{name}': only TPUs form slices; write '{kind}:{slices * sizes[0]}' for as many {kind}.")
+    return Topology(f"{slices}x{kind}:{shape}" if slices > 1 else f"{kind}:{shape}", chip, sizes, slices)

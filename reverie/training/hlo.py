@@ -27,6 +27,8 @@ IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\)
 # mesh['axis_0'=4,'axis_1'=2], perhaps with the order of its devices, and the axes along which a collective runs, or
 # parts of them: 'axis_0':(1)2 is its first half.
 NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
+# How a TPU's program sends to other slices: the host takes the array and hands back the result.
+BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}")
 MADE_BY = re.compile(r'op_name="([^"]*)"')
 NO_ARRAYS = {
@@ -48,6 +50,7 @@ class Collective(NamedTuple):
     Bytes are those of the whole array: what a device has after an all-gather, or before a reduce-scatter. ``group``:
     positions in the mesh, in its order; for a permutation, pairs one after the other. ``shapes``: of the result.
     ``sizes``: how many numbers the whole arrays have. ``made_by``: the path of our code's operation, as JAX names it.
+    ``slices``: whether it is sent from one slice of TPUs to others, which leaves ``group`` empty.
     """
 
     kind: str
@@ -56,6 +59,7 @@ class Collective(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     sizes: tuple[int, ...]
     made_by: str
+    slices: bool = False
 
 
 class Large(NamedTuple):
@@ -151,6 +155,10 @@ def _parts(text: str) -> tuple[dict[str, _Part], str, set[str]]:
             channel = re.search(r"channel_id=(\d+)", line)
             sent = _collective(line, plain, arrays, kind != plain, made_by)
             part.collectives.append((channel[1] if channel else name, sent))
+        if kind == "send" and (between := BETWEEN.search(line)):
+            what = between[1].lower().replace("_", "-")
+            size, shape = math.prod(shapes[name]), (shapes[name],)
+            part.collectives.append((name, Collective(what, _size(*arrays[0]), (), shape, (size,), made_by, True)))
         if kind not in NO_ARRAYS:
             part.arrays += [Large(_size(*each), f"{each[0]}[{each[1]}]", made_by) for each in arrays]
     for part in parts.values():

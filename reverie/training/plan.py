@@ -26,6 +26,7 @@ OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level"
 REFUSED = re.compile(r"([\d.]+)([KMG])\)? exceeds|Used ([\d.]+)([KMG]) of")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 FEW = 4096  # numbers of an array that is no activation: norms, means, statistics
+SLICES = "slices"
 SHOWN = 5  # arrays that are listed
 
 
@@ -36,6 +37,7 @@ def plan_step(run: Run, spec: Spec, folder: Path, where: Topology, quick: bool) 
     machine cannot be planned for. Runs on which this one depends are those of ``checkpoint.untrained_models``.
     """
     mesh = sharding.make_mesh(run.mesh, where.devices(stand_in=quick))
+    sharding.check_slices(run.mesh, mesh.shape["data"], where.slices)
     sharding.check_batch(mesh, run.batch, run.accumulate)
     with traced_for(where.target):
         blueprint = Blueprint(run.objective, spec, run.seed, folder)
@@ -125,7 +127,12 @@ def passing_bytes(compiled: Any) -> int:
 
 
 def _of_weights(each: hlo.Collective, state: Any) -> bool:
-    """Whether a collective moves weights or sums gradients: its arrays have as many numbers as one of these, or few."""
+    """Whether a collective moves weights or sums gradients: its arrays have as many numbers as one of these, or few.
+
+    Rows alone are divided among slices, so that any sum over these is one of gradients or statistics.
+    """
+    if each.slices:
+        return each.kind == "all-reduce"
     sizes = {size for leaf in jax.tree.leaves(state) for size in (leaf.size, leaf.size // max(leaf.shape[:1] or (1,)))}
     return all(size <= FEW or (size in sizes and each.kind not in hlo.MOVES) for size in each.sizes)
 
@@ -174,7 +181,12 @@ def refused(message: str) -> float:
 
 
 def axis_of(mesh: Mesh, each: hlo.Collective) -> str:
-    """Return the names of the mesh axes along which a collective runs, "data+fsdp" for two; "" if it names none."""
+    """Return the names of the mesh axes along which a collective runs, "data+fsdp" for two; "" if it names none.
+
+    Those between slices of TPUs run along "slices", a part of "data".
+    """
+    if each.slices:
+        return SLICES
     at = np.array(np.unravel_index(np.array(each.group, int), mesh.devices.shape))
     if each.kind == "collective-permute":
         moves = at.reshape(len(mesh.axis_names), -1, 2)

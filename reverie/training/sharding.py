@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from reverie.errors import ReverieError, did_you_mean
@@ -40,7 +40,7 @@ RULES = {
 def connect() -> bool:
     """Connect to the other processes of this job if the environment names any; return whether it does.
 
-    Slurm, Open MPI and Cloud TPU pods are recognised by their variables; anywhere else set JAX_COORDINATOR_ADDRESS,
+    Slurm, Open MPI and Cloud TPU pods, of one slice or several, are recognised by their variables; anywhere else set JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a plain machine this does nothing. Call it before anything touches JAX.
     """
     env = os.environ
@@ -58,6 +58,7 @@ def connect() -> bool:
         ("SLURM_STEP_NODELIST" in env and int(env.get("SLURM_NTASKS", "1")) > 1)
         or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
         or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+        or int(env.get("MEGASCALE_NUM_SLICES", "1")) > 1
     )
     if several:
         jax.distributed.initialize()
@@ -136,8 +137,9 @@ def laid_over() -> Sequence[Any]:
 def make_mesh(layout: str = "data", devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh of a layout over ``devices``, ``laid_over()`` if they are not given.
 
-    An axis without a size takes the devices that are left; if each named axis has one, "data" does. Raises
-    ReverieError if the sizes do not multiply to the number of devices.
+    An axis without a size takes the devices that are left; if each named axis has one, "data" does. Where TPUs form
+    several slices, "data" runs over them, so that only gradients pass the network between them. Raises ReverieError if
+    the sizes do not multiply to the number of devices, or if the slices do not divide "data".
     """
     devices = laid_over() if devices is None else devices
     sizes = axes_of(layout)
@@ -150,7 +152,29 @@ def make_mesh(layout: str = "data", devices: Sequence[Any] | None = None) -> Mes
             f"mesh '{layout}' cannot be laid over {len(devices)} devices ({wanted}): choose other sizes."
         )
     shape = tuple(sizes.get(name, 1) for name in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = slices_of(devices)
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    check_slices(layout, shape[0], slices)
+    each = shape[0] // slices, *shape[1:]
+    between = slices, *[1] * len(shape[1:])
+    laid = mesh_utils.create_hybrid_device_mesh(each, between, devices, allow_split_physical_axes=True)
+    return Mesh(laid, AXES, axis_types=types)
+
+
+def slices_of(devices: Sequence[Any]) -> int:
+    """Return how many slices of TPUs these devices form: links are fast within a slice, a network joins slices."""
+    return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
+
+
+def check_slices(layout: str, data: int, slices: int) -> None:
+    """Raise ReverieError unless ``slices`` divide an axis "data" of this size."""
+    if data % slices:
+        raise ReverieError(
+            f"mesh '{layout}' has data {data}, which {slices} slices do not divide: between slices only data can run, "
+            f"as in 'data={slices},fsdp'."
+        )
 
 
 def mesh_of(tree: Any) -> Mesh:
