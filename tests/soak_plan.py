@@ -25,7 +25,7 @@ def test_a_small_step_is_compiled_for_an_accelerator(name, capsys):
 
 
 def test_between_slices_gradients_alone_are_sent(capsys):
-    """In bfloat16: of two slices with weights sharded inside, each device sends its part of them, or small ones whole."""
+    """In bfloat16: with weights sharded in two slices, a device sends its part of them, or small ones whole."""
     if planning._found("libtpu") is None:
         pytest.skip("needs the extra plan-tpu")
     words = ["plan", "coinrun-maskgit-tiny", "--topology", "2xv5e:2x4", "--mesh", "data=2,fsdp", "--batch", "32"]
