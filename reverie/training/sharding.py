@@ -40,8 +40,9 @@ RULES = {
 def connect() -> bool:
     """Connect to the other processes of this job if the environment names any; return whether it does.
 
-    Slurm, Open MPI and Cloud TPU pods, of one slice or several, are recognised by their variables; anywhere else set JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a plain machine this does nothing. Call it before anything touches JAX.
+    Slurm, Open MPI and slices of Cloud TPUs are recognised by their variables; anywhere else set
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. On a plain machine this does nothing. Call it before
+    anything touches JAX.
     """
     env = os.environ
     if jax.distributed.is_initialized():
