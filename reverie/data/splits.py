@@ -131,12 +131,18 @@ def _named(sources: Sequence[str]) -> list[str]:
 
 
 def _chosen(names: list[str], frames: dict[str, int], longest: dict[str, int], val: float) -> set[str]:
-    """Return the sources to hold out: the second, then each one at which too few of the frames so far are held out."""
+    """Return the sources to hold out: the second, then each one at which too few of the frames so far are held out.
+
+    A source is chosen by the lengths of those before it, not by its own, unless it exceeds all that may be held out.
+    Otherwise short episodes would be held out first, and where a task ends an episode these are the successful ones:
+    of 480 solved episodes among 2000, 171 were in the tenth that was held out.
+    """
     budget = val * sum(frames.values())
     held: set[str] = set()
     total = before = 0
     for index, name in enumerate(names):
-        if total + frames[name] <= (budget if index == 1 else val * before) + 1e-6:
+        due = index == 1 or (index > 1 and total + before / index <= val * before + 1e-6)
+        if due and total + frames[name] <= budget + 1e-6:
             held.add(name)
             total += frames[name]
         before += frames[name]

@@ -53,7 +53,8 @@ class AgentConfig:
             world.dynamics.agents = AgentTokens(self.tokens, world.dynamics.transformer, tasks, rngs=rngs)
         features, size = feature_shape(world), ActionDistribution(world.config.actions).parameters
         outputs = {"policy": (self.ahead, size), "reward": (self.ahead, self.rewards.bins), "ends": (self.ahead,)}
-        heads = {name: Head(self.head, features, shape, tasks, rngs=rngs) for name, shape in outputs.items()}
+        grid = grid_of(world, features[0])
+        heads = {name: Head(self.head, features, shape, tasks, grid, rngs=rngs) for name, shape in outputs.items()}
         return Agent(self, world, **heads, finetunes=finetunes)
 
 
@@ -66,6 +67,13 @@ def feature_shape(world: Any) -> tuple[int, int]:
 
     _, tokens, width = jax.eval_shape(first, jax.ShapeDtypeStruct((1, 1, *world.config.frame), jnp.uint8)).shape
     return tokens, width
+
+
+def grid_of(world: Any, tokens: int) -> tuple[int, int] | None:
+    """Return rows and columns of the ``tokens`` that heads read; None if these have no positions in the picture."""
+    rows, columns = world.tokenizer.grid
+    of_frame = getattr(world.dynamics, "agents", None) is None and rows * columns == tokens
+    return (rows, columns) if of_frame and rows > 1 else None
 
 
 class Agent(nnx.Module):

@@ -34,22 +34,32 @@ class HeadConfig:
 
     width: int = 128  # of each hidden layer
     depth: int = 2  # hidden layers
+    convolutions: int = 0  # layers of 3x3 convolutions over the grid of tokens, before anything else
+    channels: int = 32  # of each convolution
     queries: int = 0  # learned queries that pool the tokens by attention; 0: the tokens are flattened
 
 
 class Head(nnx.Module):
     """Features (..., N, M) -> (..., *outputs), float32; zeros before training. ``features``: (N, M).
 
-    ``tasks``: how many there are; the head then reads a learned token of the task beside the features.
+    ``tasks``: how many there are; the head then reads a learned token of the task beside the features. ``grid``: rows
+    and columns of the tokens, None if they have no positions. Raises ReverieError if convolutions lack a grid.
     """
 
     def __init__(
-        self, config: HeadConfig, features: tuple[int, int], outputs: tuple[int, ...], tasks: int = 0, *,
-        rngs: nnx.Rngs,
+        self, config: HeadConfig, features: tuple[int, int], outputs: tuple[int, ...], tasks: int = 0,
+        grid: tuple[int, int] | None = None, *, rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.features, self.outputs = features, outputs
-        self.tasks = TaskEmbedding(tasks, features[1], rngs=rngs) if tasks else None
-        tokens, width = features[0] + bool(tasks), features[1]
+        if config.convolutions and grid is None:
+            raise ReverieError(
+                "heads with convolutions need a grid of tokens, and these tokens have no positions: "
+                "let head.convolutions be 0."
+            )
+        self.features, self.outputs, self.grid = features, outputs, grid
+        channels = [features[1], *[config.channels] * config.convolutions]
+        self.convolutions = nnx.List([nnx.Conv(*pair, (3, 3), rngs=rngs) for pair in pairwise(channels)])
+        tokens, width = features[0] + bool(tasks), channels[-1]
+        self.tasks = TaskEmbedding(tasks, width, rngs=rngs) if tasks else None
         self.pool = AttentionPool(config.queries, width, rngs=rngs) if config.queries else None
         sizes = [(config.queries or tokens) * width, *[config.width] * config.depth]
         self.layers = nnx.List([Linear(*pair, use_bias=False, rngs=rngs) for pair in pairwise(sizes)])
@@ -58,7 +68,7 @@ class Head(nnx.Module):
 
     def __call__(self, h: Array, task: Array | int = 0) -> Array:
         """``task``: the id of each frame's task, int32 (...) or what broadcasts to it; 0: none."""
-        h = h.astype(jnp.float32)
+        h = self._convolved(h.astype(jnp.float32))
         if self.tasks is not None:
             token = self.tasks(task)
             h = jnp.concatenate([h, jnp.broadcast_to(token, (*h.shape[:-2], h.shape[-1]))[..., None, :]], axis=-2)
@@ -67,6 +77,15 @@ class Head(nnx.Module):
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = jax.nn.silu(norm(layer(x)))
         return self.out(x).reshape(*x.shape[:-1], *self.outputs)
+
+    def _convolved(self, h: Array) -> Array:
+        """Features (..., N, M) -> (..., N, channels), each of the tokens around it; as they are if there are none."""
+        if not self.convolutions:
+            return h
+        x = h.reshape(-1, *(self.grid or ()), h.shape[-1])
+        for layer in self.convolutions:
+            x = jax.nn.silu(layer(x))
+        return x.reshape(*h.shape[:-1], -1)
 
 
 class TaskEmbedding(nnx.Module):

@@ -166,10 +166,10 @@ class ImaginationObjective:
         cloned, again = load(path), load(path)  # twice: what is trained shares no array with what is frozen
         if not isinstance(cloned, Agent) or cloned.prior is not None:
             raise ReverieError(f"'{path}' is no agent that has cloned but a {type(cloned).__name__}.")
-        c, world, shape = cloned.config, cloned.world, cloned.policy.features
+        c, world, policy = cloned.config, cloned.world, cloned.policy
         world = with_passes(world, self.passes)
-        value = Head(c.head, shape, (c.values.bins,), cloned.tasks, rngs=rngs)
-        return Agent(c, world, cloned.policy, cloned.reward, cloned.ends, again.policy, value)
+        value = Head(c.head, policy.features, (c.values.bins,), cloned.tasks, policy.grid, rngs=rngs)
+        return Agent(c, world, policy, cloned.reward, cloned.ends, again.policy, value)
 
     @property
     def encoder(self) -> Encode:
