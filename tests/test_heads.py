@@ -93,6 +93,24 @@ def test_a_head_starts_at_zero_and_keeps_tokens_apart(queries):
     assert jnp.abs(head(h) - head(bare)).max() > 0.1, "a mean over tokens would lose what is where"
 
 
+def test_convolutions_see_the_tokens_around_and_know_no_place():
+    """Through attention alone, a pattern moved over the grid reads the same; a mirrored one does not."""
+    head = Head(HeadConfig(width=8, convolutions=1, channels=4, queries=2), (42, 6), (3,), 1, (6, 7), rngs=nnx.Rngs(0))
+    head.out.kernel[...] = jax.random.normal(jax.random.key(1), head.out.kernel.shape)
+    pattern = jax.random.normal(jax.random.key(0), (2, 2, 6))
+    here, there = (jnp.zeros((6, 7, 6)).at[r : r + 2, c : c + 2].set(pattern) for r, c in ((1, 1), (3, 4)))
+    read = head(jnp.stack([here, there]).reshape(2, 42, 6), task=1)
+    np.testing.assert_allclose(*read, atol=1e-5)
+    other = head(here[:, ::-1].reshape(42, 6), task=1)
+    assert jnp.abs(read[0] - other).max() > 1e-3
+    flat = Head(HeadConfig(width=8, convolutions=1, channels=4), (42, 6), (3,), grid=(6, 7), rngs=nnx.Rngs(0))
+    slope = jax.jacobian(lambda h: flat._convolved(h)[24])(jax.random.normal(jax.random.key(2), (42, 6)))  # row 3, column 3
+    seen = jnp.abs(slope).max((0, 2)).reshape(6, 7) > 0
+    assert seen[2:5, 2:5].all() and seen.sum() == 9
+    with pytest.raises(ReverieError, match="let head.convolutions be 0"):
+        Head(HeadConfig(convolutions=1), (4, 6), (3,), rngs=nnx.Rngs(0))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_untrained_policy_is_uniform_and_takes_actions_of_its_space(kind):
     space, zeros = KINDS[kind], jnp.zeros((64, ActionDistribution(KINDS[kind]).parameters))

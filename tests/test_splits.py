@@ -87,6 +87,14 @@ def test_sources_stay_whole_and_shares_are_about_right(val):
         assert share <= val * sum(lengths) + largest
 
 
+def test_long_and_short_episodes_are_held_out_alike():
+    """Where success ends an episode, a split by length would keep the successful ones from training."""
+    lengths = np.random.default_rng(0).integers(2, 18, 4000)
+    held = np.array([piece.split == "val" for piece in divided([""] * len(lengths), lengths, 0.1)])
+    assert abs(held.mean() - 0.1) < 0.01 and abs(lengths[held].sum() / lengths.sum() - 0.1) < 0.005
+    assert abs(lengths[held].mean() - lengths.mean()) < 3 * lengths.std() / held.sum() ** 0.5
+
+
 def test_ends_of_few_sources_are_held_out_with_a_gap():
     rng = np.random.default_rng(1)
     for _ in range(300):

@@ -57,7 +57,8 @@ class Head(nnx.Module):
             )
         self.features, self.outputs, self.grid = features, outputs, grid
         channels = [features[1], *[config.channels] * config.convolutions]
-        self.convolutions = nnx.List([nnx.Conv(*pair, (3, 3), rngs=rngs) for pair in pairwise(channels)])
+        self.convolutions = nnx.List([nnx.Conv(*pair, (3, 3), use_bias=False, rngs=rngs) for pair in pairwise(channels)])
+        self.convolution_norms = nnx.List([nnx.RMSNorm(size, rngs=rngs) for size in channels[1:]])
         tokens, width = features[0] + bool(tasks), channels[-1]
         self.tasks = TaskEmbedding(tasks, width, rngs=rngs) if tasks else None
         self.pool = AttentionPool(config.queries, width, rngs=rngs) if config.queries else None
@@ -83,8 +84,8 @@ class Head(nnx.Module):
         if not self.convolutions:
             return h
         x = h.reshape(-1, *(self.grid or ()), h.shape[-1])
-        for layer in self.convolutions:
-            x = jax.nn.silu(layer(x))
+        for layer, norm in zip(self.convolutions, self.convolution_norms, strict=True):
+            x = jax.nn.silu(norm(layer(x)))
         return x.reshape(*h.shape[:-1], -1)
 
 

@@ -13,7 +13,7 @@ from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.models.lams.tokens import TokenLAMConfig
 from reverie.models.tokenizers.mae import MAEConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
-from reverie.nn.heads import TwoHot
+from reverie.nn.heads import HeadConfig, TwoHot
 from reverie.nn.quantise import VQConfig
 from reverie.nn.returns import PMPO
 from reverie.nn.transformer import TransformerConfig
@@ -141,11 +141,14 @@ def agent() -> Recipe:
     An episode is over after 16 steps: the best play needs 7, random play succeeds in 3 % of the levels.
     """
     small = toy()
-    optimizer = OptimConfig(rate=1e-3, schedule="constant", warmup=20, weight_decay=0.0)
-    falling = replace(optimizer, schedule="wsd", decay=0.5)
-    # A reward is a coin or none, a value three coins at most.
-    heads = AgentConfig(rewards=TwoHot(bins=63, reach=1.4), values=TwoHot(bins=63, reach=1.8))
-    imagine = ImaginationObjective(learner=PMPO(), horizon=16, context=4, gamma=0.95, critic_steps=30, passes=2)
+    optimizer = OptimConfig(rate=2e-3, schedule="wsd", decay=0.5, warmup=20, weight_decay=0.0)
+    # A coin or the player may be anywhere: what a head learns of one tile must hold for all of them. A reward is a coin
+    # or none, a value three coins at most.
+    seen = HeadConfig(convolutions=2, queries=4)
+    heads = AgentConfig(head=seen, ahead=1, rewards=TwoHot(bins=63, reach=1.4), values=TwoHot(bins=63, reach=1.8))
+    # The cloned policy is almost uniform, so it is a weak prior.
+    learner = PMPO(beta=0.05)
+    imagine = ImaginationObjective(learner=learner, horizon=16, context=4, gamma=0.95, critic_steps=30, passes=1)
     return replace(
         small,
         about="tile platformer, recorded actions of mixed quality: a world, and an agent that takes all coins in it",
@@ -153,7 +156,7 @@ def agent() -> Recipe:
         source=PlatformerConfig(tiles=6, count=2000, frames=17, themes=2, play="mixed", goal="coins"),
         # Clips with a coin or an end: cloning them takes all coins half as often again as cloning everything.
         agent=replace(
-            stage(BehaviourObjective(agent=heads), batch=64, length=8, steps=800, optimizer=falling, every=200),
+            stage(BehaviourObjective(agent=heads), batch=64, length=8, steps=500, optimizer=optimizer, every=100),
             relevant=0.5,
         ),
         policy=stage(imagine, batch=64, length=8, steps=400, optimizer=optimizer, every=100),
