@@ -44,7 +44,7 @@ class SeenConfig(SquareConfig):
 
 
 class Eyes(nnx.Module):
-    receptive_field = 0
+    receptive_field, grid = 0, (1, 1)
 
     def encode(self, frames):
         return frames[:, :, 0].astype(jnp.float32)

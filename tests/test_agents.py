@@ -25,6 +25,7 @@ from reverie.errors import ReverieError
 from reverie.evaluation import environment
 from reverie.evaluation.planning import Planner
 from reverie.models.agent import Agent, AgentConfig
+from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.nn.batch import row_keys
 from reverie.nn.heads import ActionDistribution, HeadConfig, TwoHot
@@ -79,6 +80,18 @@ def test_features_are_one_thing_in_training_imagination_and_play():
     policy = jax.jit(lambda x, a: agent.policy(features(world.dynamics, world.encode(x), a)))(shown, seen)
     np.testing.assert_array_equal(np.stack(taken[1:], axis=1), policy[:, :, 0].argmax(-1))
     assert len(np.unique(policy.argmax(-1))) > 1
+
+
+def test_heads_convolve_over_the_grid_of_any_world_whose_tokens_have_one():
+    """Agent tokens have none, nor have latents without positions: that is an error in one line."""
+    heads = AgentConfig(head=HeadConfig(width=8, depth=1, convolutions=1, channels=4), ahead=1)
+    world = tiny_world(MaskGITConfig)
+    agent = heads.make(world, nnx.Rngs(0))
+    assert agent.policy.grid == world.tokenizer.grid == (2, 2) and len(agent.reward.convolutions) == 1
+    world.tokenizer.grid = (1, 4)  # that of Dreamer 4's tokenizer: its latents have no position in the picture
+    for agents, of in ((0, world), (2, tiny_world(ShortcutConfig))):
+        with pytest.raises(ReverieError, match="need a grid of tokens.*let head.convolutions be 0"):
+            replace(heads, tokens=agents).make(of, nnx.Rngs(0))
 
 
 # -- what it is trained on -------------------------------------------------------------------------------------------

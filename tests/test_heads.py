@@ -104,7 +104,8 @@ def test_convolutions_see_the_tokens_around_and_know_no_place():
     other = head(here[:, ::-1].reshape(42, 6), task=1)
     assert jnp.abs(read[0] - other).max() > 1e-3
     flat = Head(HeadConfig(width=8, convolutions=1, channels=4), (42, 6), (3,), grid=(6, 7), rngs=nnx.Rngs(0))
-    slope = jax.jacobian(lambda h: flat._convolved(h)[24])(jax.random.normal(jax.random.key(2), (42, 6)))  # row 3, column 3
+    random = jax.random.normal(jax.random.key(2), (42, 6))
+    slope = jax.jacobian(lambda h: flat._convolved(h)[24])(random)  # of row 3, column 3
     seen = jnp.abs(slope).max((0, 2)).reshape(6, 7) > 0
     assert seen[2:5, 2:5].all() and seen.sum() == 9
     with pytest.raises(ReverieError, match="let head.convolutions be 0"):

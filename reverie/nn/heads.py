@@ -9,6 +9,7 @@ describe a distribution over actions.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -57,7 +58,8 @@ class Head(nnx.Module):
             )
         self.features, self.outputs, self.grid = features, outputs, grid
         channels = [features[1], *[config.channels] * config.convolutions]
-        self.convolutions = nnx.List([nnx.Conv(*pair, (3, 3), use_bias=False, rngs=rngs) for pair in pairwise(channels)])
+        convolution = partial(nnx.Conv, kernel_size=(3, 3), use_bias=False, rngs=rngs)
+        self.convolutions = nnx.List([convolution(*pair) for pair in pairwise(channels)])
         self.convolution_norms = nnx.List([nnx.RMSNorm(size, rngs=rngs) for size in channels[1:]])
         tokens, width = features[0] + bool(tasks), channels[-1]
         self.tasks = TaskEmbedding(tasks, width, rngs=rngs) if tasks else None
