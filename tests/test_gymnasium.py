@@ -1,6 +1,7 @@
 """Environments of Gymnasium as episodes: pictures, every kind of action at its frame, seeds, and what is refused."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -8,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from reverie.actions import ActionSpace
 from reverie.data.sources.atari import AtariConfig
 from reverie.data.sources.craftax import CraftaxConfig
 from reverie.data.sources.gymnasium import GymnasiumConfig
 from reverie.data.sources.vizdoom import ViZDoomConfig
-from reverie.data.takes import game_of
+from reverie.data.takes import Moment, Take, game_of
 from reverie.errors import ReverieError
 
 SPACES = {
@@ -161,3 +163,28 @@ def test_vizdoom_leaves_no_files_in_the_current_folder(tmp_path):
     pytest.importorskip("vizdoom", reason="needs the extra 'vizdoom'", exc_type=ImportError)
     (episode,) = ViZDoomConfig(count=1, frames=4, size=(24, 32)).episodes()
     assert len(episode.frames) == 4 and not list(tmp_path.iterdir())
+
+
+def test_vizdooms_walker_turns_at_walls_and_needs_no_engine_for_its_spec():
+    source = ViZDoomConfig(path="VizdoomMyWayHome-v1", walk=True, skip=2, size=(24, 32), count=1, frames=40)
+    spec = source.spec()
+    assert (
+        spec.fps == 17.5 and dict(zip(spec.actions.names, spec.actions.keys, strict=True))["turn left"] == "ArrowLeft"
+    )
+    wall, walking = Take(spec, 0, Moment(np.zeros(spec.frame, np.uint8))), spec.actions.names.index("move forward")
+    wall.add(walking, wall.moments[0][1])
+    free = Take(spec, 0, wall.moments[0][1])
+    free.add(walking, Moment(np.full(spec.frame, 99, np.uint8)))
+    rng = np.random.default_rng(0)
+    chosen = {take: [spec.actions.names[int(source._next(take, rng))] for _ in range(99)] for take in (wall, free)}
+    assert set(chosen[wall]) == {"turn left", "turn right"} and chosen[free].count("move forward") > 80
+    with pytest.raises(ReverieError, match="no scenario to walk in: its actions are fire"):
+        source._next(Take(replace(spec, actions=ActionSpace("discrete", 1, ("fire",))), 0, wall.moments[0][1]), rng)
+    with pytest.raises(ReverieError, match="skip of 1 to 35"):
+        ViZDoomConfig(skip=0)
+    pytest.importorskip("vizdoom", reason="needs the extra 'vizdoom'", exc_type=ImportError)
+    found = GymnasiumConfig.spec(source)
+    assert replace(found, actions=spec.actions) == spec and found.actions.names == spec.actions.names
+    (episode,) = source.episodes()
+    episode.validate(spec)
+    assert (episode.frames[1:] != episode.frames[:-1]).any((1, 2, 3)).mean() > 0.9

@@ -55,14 +55,17 @@ def test_policies_hold_or_head_for_the_goal():
     rng, taken = np.random.default_rng(0), {}
     for policy in ("sticky", "random", "scripted"):
         config, action, taken[policy] = ProcgenConfig(game="climber", policy=policy), -1, []
+        share = config._goal_share(rng)
         for _ in range(2000):
-            action = config._next(rng, action)
+            action = config._next(rng, action, share)
             taken[policy].append(action)
     repeats = {policy: np.mean(np.diff(actions) == 0) for policy, actions in taken.items()}
     assert repeats["random"] < 0.1 and repeats["sticky"] > 0.7
     up = [SPACE.names.index(name) for name in GOALS["climber"]]
     assert np.isin(taken["scripted"], up).mean() > 0.75 > 0.3 > np.isin(taken["sticky"], up).mean()
     assert set(GOALS) <= set(get_args(Name))
+    shares = [ProcgenConfig(policy="mixed")._goal_share(rng) for _ in range(100)]
+    assert 0.2 < min(shares) < 0.3 and 0.9 < max(shares) < 1
 
 
 def test_a_game_is_named_by_either_flag():

@@ -5,7 +5,7 @@ used), dynamics. Names are (world)-(dynamics)-(variant).
 """
 
 from reverie.errors import ReverieError, did_you_mean
-from reverie.presets import coinrun, published, square, toy
+from reverie.presets import coinrun, published, square, toy, worlds
 from reverie.presets.recipe import Recipe
 
 
@@ -31,6 +31,9 @@ def presets() -> dict[str, Recipe]:
             width=512, depth=8, patch=4, steps=200_000, takes="a day on a GPU of 80 GB"
         ),
         "coinrun-shortcut": coinrun.shortcut(),
+        "coinrun-world": worlds.coinrun(),
+        "bigfish-world": worlds.bigfish(),
+        "vizdoom-world": worlds.vizdoom(),
         "coinrun-maskgit-jafar": coinrun.jafar(),
         "coinrun-maskgit-jasmine": coinrun.jasmine(),
         "minecraft-shortcut-2b": published.dreamer4(),

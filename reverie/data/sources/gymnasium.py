@@ -63,13 +63,17 @@ class GymnasiumConfig:
             game.close()
 
     def _episode(self, game: "GymnasiumGame", seed: int) -> Episode:
-        rng, space = np.random.default_rng((seed, 1)), game.spec.actions
-        take, action = Take(game.spec, seed, game.reset(seed)), None
+        rng, take = np.random.default_rng((seed, 1)), Take(game.spec, seed, game.reset(seed))
         while len(take.moments) < self.frames and not take.moments[-1][1].over:
-            if action is None or self.policy == "random" or rng.random() >= HELD:
-                action = _drawn(space, rng)
+            action = self._next(take, rng)
             take.add(action, game.step(action))
         return replace(take.episode(self.path), source=f"{self.path}, seed {seed}")
+
+    def _next(self, take: Take, rng: np.random.Generator) -> Action:
+        """Return the next action of the policy."""
+        if len(take.moments) == 1 or self.policy == "random" or rng.random() >= HELD:
+            return _drawn(take.spec.actions, rng)
+        return take.moments[-1][0]
 
     def as_game(self) -> "GymnasiumGame":
         """Return the environment as a game that people can play."""

@@ -38,6 +38,7 @@ GOALS = {
 }
 WALKS = ("left", "right", "up", "down")  # in the others, whose four ways are alike
 GOAL_SHARE = 0.8  # of a scripted player's choices
+MIXED_SHARE = 0.2, 1.0  # range of that share where every episode draws its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class ProcgenConfig:
     count: int = 500  # episodes to record
     frames: int = 512  # most frames per episode; a level ends by itself at its goal, or in death
     size: int = SIDE  # pixels of a side; the games draw 64, other sizes are resampled
-    policy: Literal["sticky", "random", "scripted"] = "sticky"  # hold actions, draw each anew, or head for the goal
+    # hold actions, draw each anew, head for the goal, or head for it more or less from episode to episode
+    policy: Literal["sticky", "random", "scripted", "mixed"] = "sticky"
     levels: int = 0  # different levels to play; 0: every episode has its own
     first_level: int = 0  # number of the first level
     mode: Literal["hard", "easy"] = "hard"  # the game as published, or with few backgrounds
@@ -77,9 +79,10 @@ class ProcgenConfig:
             for index in share_of(shard).of(self.count):
                 level = self.first_level + (index % self.levels if self.levels else index)
                 rng = np.random.default_rng((self.seed, index))
+                share = self._goal_share(rng)
                 take, action = Take(game.spec, level, game.reset(level)), -1
                 while len(take.moments) < self.frames and not take.moments[-1][1].over:
-                    action = self._next(rng, action)
+                    action = self._next(rng, action, share)
                     take.add(action, game.step(action))
                 yield take.episode(self.game)
         finally:
@@ -90,10 +93,16 @@ class ProcgenConfig:
         task, one = f"{self.game.capitalize()}{self.mode.capitalize()}-v0", {"num_envs": 1, "num_threads": 1, "seed": 0}
         return ProcgenGame(self.spec(), lambda level: make_envs(task, **one, num_levels=1, start_level=level))
 
-    def _next(self, rng: np.random.Generator, last: int) -> int:
+    def _goal_share(self, rng: np.random.Generator) -> float:
+        """Return the share of an episode's choices that head for the goal."""
+        if self.policy == "mixed":
+            return rng.uniform(*MIXED_SHARE)
+        return GOAL_SHARE if self.policy == "scripted" else 0.0
+
+    def _next(self, rng: np.random.Generator, last: int, goal_share: float) -> int:
         """Return the next action of the policy, after another or at the start (-1)."""
         if self.policy != "random" and last >= 0 and rng.random() < HELD:
             return last
-        if self.policy == "scripted" and rng.random() < GOAL_SHARE:
+        if goal_share and rng.random() < goal_share:
             return SPACE.names.index(str(rng.choice(GOALS.get(self.game, WALKS))))
         return int(rng.integers(SPACE.size))
