@@ -16,6 +16,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from reverie.nn.attention import attend, cached_attention, rotate
+from reverie.nn.int8 import Int8Linear
 from reverie.nn.kv_cache import KeysValues
 from reverie.nn.linear import Linear
 from reverie.nn.placement import all_frames
@@ -35,8 +36,9 @@ class Attention(nnx.Module):
         # One wide matmul for queries, keys and values: on CPU three narrow ones cost up to twice as much.
         # Its bias lets a query ask for a position ("my left neighbour") whatever its token holds.
         columns = (config.heads + 2 * kv) * config.head
-        self.qkv = Linear(config.width, columns, dtype=dtype, rngs=rngs)
-        self.out = Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
+        linear = Int8Linear if config.int8 else Linear
+        self.qkv = linear(config.width, columns, dtype=dtype, rngs=rngs)
+        self.out = linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
         if config.qk_norm:
             self.q_norm: Any = nnx.RMSNorm(config.head, rngs=rngs)
             self.k_norm: Any = nnx.RMSNorm(config.head, rngs=rngs)
@@ -76,8 +78,9 @@ class FeedForward(nnx.Module):
         self.gated = config.activation == "swiglu"
         hidden, dtype = config.hidden or 4 * config.width, compute_dtype(config.dtype)
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
-        self.up = Linear(config.width, hidden * (1 + self.gated), use_bias=False, dtype=dtype, rngs=rngs)
-        self.down = Linear(hidden, config.width, use_bias=False, dtype=dtype, rngs=rngs)
+        linear = Int8Linear if config.int8 else Linear
+        self.up = linear(config.width, hidden * (1 + self.gated), use_bias=False, dtype=dtype, rngs=rngs)
+        self.down = linear(hidden, config.width, use_bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         y = self.up(self.norm(x))

@@ -45,13 +45,17 @@ class Linear(nnx.Linear):
         """Apply other weights than its own, such as some of its columns (I, O) and their bias (O,)."""
         x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         if size("sequence") > 1 and not split_over("sequence"):  # rows of other devices lie between those of one
-            outputs = jnp.matmul(x, kernel, precision=self.precision)
+            outputs = self.matmul(x, kernel)
             return outputs if bias is None else outputs + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
-        outputs = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=self.precision)
+        outputs = self.matmul(x.reshape(-1, x.shape[-1]), kernel)
         if split_over("tensor") and len(kernel) < self.in_features:  # this device has some of the inputs
             outputs = jax.lax.psum(outputs, "tensor")
         outputs = outputs if bias is None else _shifted(outputs, bias)
         return outputs.reshape(*inputs.shape[:-1], kernel.shape[-1])
+
+    def matmul(self, x: Array, kernel: Array) -> Array:
+        """Multiply (..., I) by (I, O), both in the type of the layer's products."""
+        return jnp.matmul(x, kernel, precision=self.precision)
 
 
 @jax.custom_vjp

@@ -57,6 +57,7 @@ class TransformerConfig:
     remat: Literal["none", "dots", "full", "layers", "offload"] = "none"
     attention_parts: int = 1  # parts in which attention is computed, to save memory; the result is the same
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # type of matmuls; weights, norms and softmax stay float32
+    int8: bool = False  # layers multiply 8-bit integers, rounded as they are multiplied; gradients are not rounded
     stream: Literal["float32", "bfloat16"] = "float32"  # type of tokens between groups, which remat keeps
 
     @property
