@@ -166,10 +166,8 @@ def add_every(to: Parser) -> None:
         flag = group.add_argument(name, dest=EVERY + field, default=argparse.SUPPRESS, help=text, **of(kind))
         if field == "mesh":
             completed(flag, lambda: AXES)
-    text = "the same bits on 1, 2, 4 or 8 devices; slower"
-    group.add_argument(
-        "--exact", dest=EVERY + "exact", action="store_const", const=True, default=argparse.SUPPRESS, help=text
-    )
+    exact: Any = {"dest": EVERY + "exact", "action": "store_const", "const": True, "default": argparse.SUPPRESS}
+    group.add_argument("--exact", **exact, help="the same bits on 1, 2, 4 or 8 devices; slower")
     add_log(group, EVERY + "loggers")
 
 
@@ -278,6 +276,8 @@ def _tools(add: Callable[..., Parser]) -> None:
     text = "further stores, of merge, append and subset; the index, of fetch"
     one.add_argument("others", nargs="*", metavar="MORE", help=text)
     add_store(one)
+    text = "how frames are packed: raw, zstd, png, ffv1, h264 (loses detail) or auto (chosen by a probe)"
+    one.add_argument("--codec", default="auto", metavar="NAME", help=text)
     text = "write part I of N, counted from 0, for an array job; 'merge' joins them"
     one.add_argument("--shard", type=shard_of, metavar="I/N", help=text)
 

@@ -148,7 +148,7 @@ def data(args: argparse.Namespace) -> None:
         return
     if args.others:
         raise ReverieError(f"'reverie data {args.source}' does not take '{args.others[0]}'.")
-    write_source(args.path, made, val=args.val, licence=args.licence, shard=args.shard)
+    write_source(args.path, made, val=args.val, licence=args.licence, shard=args.shard, codec=args.codec)
     print(f"{args.path}: look at it with 'reverie data show {args.path}'")
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from reverie import config
+from reverie.data.codecs import AUTO
 from reverie.data.combining import append, merge
-from reverie.data.copying import opened
+from reverie.data.copying import opened, packing_of
 from reverie.data.filling import MANIFEST
 from reverie.data.held_out import leak
 from reverie.data.splits import labelled
@@ -28,7 +29,7 @@ class Merge:
 
     def run(self, args: argparse.Namespace) -> None:
         """Merge, and say what was done."""
-        print(merge(args.path, [Path(other) for other in args.others], args.licence))
+        print(merge(args.path, [Path(other) for other in args.others], args.licence, args.codec))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Append:
         """Append, and say what was done."""
         other = _one(args, "append", "MORE")
         with _as_store(other, args.path, args.val) as store:
-            print(append(args.path, store))
+            print(append(args.path, store, args.codec))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Subset(Wanted):
 
     def run(self, args: argparse.Namespace) -> None:
         """Write it, and say what was done."""
-        print(subset(args.path, Path(_one(args, "subset", "OUT")), self))
+        print(subset(args.path, Path(_one(args, "subset", "OUT")), self, args.codec))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ class Show:
         if {"train", "val"} <= store.splits.keys():
             share = leak(store.splits["train"], store.splits["val"])
             print(f"leak: {share:.1%} of held-out frames are in train, or nearly so")
+        print(packing_of(store))
         print(table(config.flatten(store.any.spec).items()))
         for note in store.any.notes:
             print(f"note: {note}")
@@ -137,8 +139,11 @@ TOOLS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (Merge, Append, Su
 
 def run(args: argparse.Namespace, tool: Any) -> None:
     """Run a tool; ReverieError if it takes no further paths and some were given."""
-    if args.shard or (args.others and not isinstance(tool, Merge | Append | Subset | Fetch)):
+    writes = isinstance(tool, Merge | Append | Subset)
+    if args.shard or (args.others and not (writes or isinstance(tool, Fetch))):
         raise ReverieError(f"'reverie data {args.source}' takes one store, and no --shard.")
+    if args.codec != AUTO and not writes:
+        raise ReverieError(f"'reverie data {args.source}' writes no frames, so it takes no --codec.")
     tool.run(args)
 
 

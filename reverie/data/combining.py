@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from reverie.actions import ActionSpace
+from reverie.data.codecs import AUTO
 from reverie.data.copying import (
     Concatenated,
     Recorded,
     Store,
     about_of,
+    chosen_for,
+    codec_for,
     key_of,
     made_of,
     notes_of,
@@ -36,29 +39,33 @@ from reverie.errors import ReverieError
 NAMED = 3  # recordings that a note names
 
 
-def merge(out: Path, paths: Sequence[Path], licence: str = "") -> str:
+def merge(out: Path, paths: Sequence[Path], licence: str = "", codec: str = AUTO) -> str:
     """Write all episodes of several stores to a new one; return a line that says what was done.
 
-    Raises ReverieError, which says what to do, if frames, rates or actions differ.
+    codec: "auto" keeps that of the stores, or takes zstd if they differ. Raises ReverieError, which says what to do, if
+    frames, rates or actions differ.
     """
     if len(paths) < 2:
         raise ReverieError("merge needs two stores or more: 'reverie data merge OUT A B'.")
     stores = [opened(path) for path in paths]
     if any(store.any.shard for store in stores):
-        return _join(out, stores)
+        return _join(out, stores, codec)
     spec, kinds, notes = _common(stores)
     chosen, said = _settled([one for whose, store in enumerate(stores) for one in store.episodes(whose)])
     licences = dict.fromkeys(store.any.licence for store in stores if store.any.licence)
-    about = About(licence or "; ".join(licences), made_of("merge", stores), [*notes, *notes_of(stores), *said])
+    about = About(licence or "; ".join(licences), made_of("merge", stores), [*notes, *notes_of(stores), *said],
+                  codec=codec_for(codec, stores))  # fmt: skip
     return write_new(out, spec, [_with(one.entry, kinds) for one in chosen], about)
 
 
-def append(path: Path, other: Store) -> str:
+def append(path: Path, other: Store, codec: str = AUTO) -> str:
     """Add the episodes of another store to the one at ``path``, whose own files stay as they are."""
     store = opened(path)
     if not (path / MANIFEST).is_file() or store.any.shard:
         what = "one file, a mixture or part of an array job"
         raise ReverieError(f"'{path}' is {what}, which is not added to; use 'data merge'.")
+    if codec not in (AUTO, store.codec):
+        raise ReverieError(f"all frames of '{path}' are packed with {store.codec}; 'data merge' can write others.")
     spec, kinds, _ = _common([store, other])
     if kinds != store.any.kinds or spec.simulator != store.any.spec.simulator:
         raise ReverieError(f"'{other.path}' lacks what '{path}' has of a simulator's states; use 'data merge'.")
@@ -67,7 +74,8 @@ def append(path: Path, other: Store) -> str:
         return f"{path}: every episode of '{other.path}' is there already"
     manifest, key = store.any.manifest, key_of(made_of("append", [store, other]), "")
     about = About(manifest["licence"], manifest["provenance"], [*manifest["notes"], *notes_of([other]), *said],
-                  manifest["chunk"], more={"appended": [*manifest.get("appended", ()), about_of(other)]})  # fmt: skip
+                  manifest["chunk"], store.codec,
+                  more={"appended": [*manifest.get("appended", ()), about_of(other)]})  # fmt: skip
     with workplace(path, f"{key}.part") as part:
         fill(part, store.any.spec, [_with(one.entry, kinds) for one in chosen], about,
              parts=manifest["splits"], journal=True)  # fmt: skip
@@ -170,19 +178,20 @@ def _once(held: list[Recorded], fixed: Collection[Recorded]) -> tuple[list[Recor
     return kept, len(held) - len(kept)
 
 
-def _join(out: Path, stores: Sequence[Store]) -> str:
+def _join(out: Path, stores: Sequence[Store], codec: str) -> str:
     """Write the parts of an array job as the one job would have written all of them."""
     parts = sorted((store.any for store in stores), key=lambda part: part.shard or ())
     first = parts[0]
     if len({(*(part.shard or ())[1:], part.provenance) for part in parts}) > 1:
         raise ReverieError("these are not the parts of one array job: some differ in source, flags or number of parts.")
-    _, number, val = first.shard
+    _, number, val, *chosen = first.shard  # earlier versions chose no codec
     if [part.shard[0] for part in parts] != list(range(number)):
         missing = sorted(set(range(number)) - {part.shard[0] for part in parts})
         what = f"part {missing[0]} is missing" if missing else "some are given twice"
         raise ReverieError(f"of the {number} parts of this array job, {what}.")
     whole = Concatenated(parts)
-    about = About(first.licence, first.provenance, list(dict.fromkeys(note for part in parts for note in part.notes)))
+    about = About(first.licence, first.provenance, list(dict.fromkeys(note for part in parts for note in part.notes)),
+                  codec=chosen_for(codec if codec != AUTO or not chosen else chosen[0], whole))  # fmt: skip
     return write_new(out, first.spec, list(divided_entries(whole, val) if val else whole.entries("train")), about)
 
 

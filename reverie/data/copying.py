@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import json
+import math
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reverie import locks
-from reverie.data.episode import Spec
-from reverie.data.filling import MANIFEST, About, Entry, copy_of, fill
+from reverie.data.codecs import AUTO, PROBED, ZSTD, codec_of, probed
+from reverie.data.episode import CHUNK, Spec
+from reverie.data.filling import FRAMES, MANIFEST, About, Entry, copy_of, fill
 from reverie.data.splits import NoSplit
 from reverie.data.store import begin, finish, open_dataset, refuse_existing
 from reverie.errors import ReverieError
@@ -47,6 +50,11 @@ class Store:
     def any(self) -> Any:
         """One of its splits."""
         return next(iter(self.splits.values()))
+
+    @property
+    def codec(self) -> str:
+        """What packs its frames; zstd if it is one file, or a mixture."""
+        return getattr(self.any, "codec", ZSTD)
 
     def episodes(self, whose: int = 0) -> Iterator[Recorded]:
         """Yield every episode, each in the split that it is in."""
@@ -87,6 +95,38 @@ class Concatenated:
         return (copy_of(split, self, episode) for episode in range(len(self.lengths)))
 
 
+def chosen_for(codec: str, dataset: Any) -> str:
+    """Return the name of the codec for a dataset: "auto" probes frames of eight episodes, and says what it found."""
+    if codec != AUTO:
+        codec_of(codec)
+        return codec
+    lengths, size = dataset.lengths, CHUNK * math.prod(dataset.spec.frame)
+    count = min(8, max(1, PROBED // size))
+    episodes = np.unique(np.linspace(0, len(lengths) - 1, count).astype(int)).tolist()
+    first = (dataset.read(episode, 0, min(CHUNK, int(lengths[episode])), (FRAMES,)) for episode in episodes)
+    name, line = probed(arrays[FRAMES] for arrays in first)
+    print(line, file=sys.stderr)
+    return name
+
+
+def codec_for(codec: str, stores: Sequence[Store]) -> str:
+    """Return the name of the codec for a store made of others: "auto" is that of all of them, or zstd."""
+    if codec != AUTO:
+        codec_of(codec)
+        return codec
+    return stores[0].codec if len({store.codec for store in stores}) == 1 else ZSTD
+
+
+def packing_of(store: Store) -> str:
+    """Return a line about the codec of a store and its size on disk."""
+    path = store.path
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()) if file.is_file())
+    raw = sum(int(part.lengths.sum()) for part in store.splits.values()) * math.prod(store.any.spec.frame)
+    lossy = "" if codec_of(store.codec).lossless else ", which loses detail"
+    ratio = raw / max(size, 1)
+    return f"codec: {store.codec}{lossy}; {size / 1e6:.1f} MB on disk, {ratio:.1f} times smaller than its frames"
+
+
 def write_new(out: Path, spec: Spec, entries: list[Entry], about: About) -> str:
     """Write a new store, unless it is there already."""
     count = f"{len(entries)} episodes, {sum(entry.length for entry in entries)} frames"
@@ -96,7 +136,7 @@ def write_new(out: Path, spec: Spec, entries: list[Entry], about: About) -> str:
     if out.suffix == ".npz":
         raise ReverieError(f"'{out}' is to be a folder: stores in one file are not made out of others.")
     begin(out)
-    key = key_of(about.provenance, *(f"{entry.split} {entry.source} {entry.length}" for entry in entries))
+    key = key_of(about.provenance, about.codec, *(f"{entry.split} {entry.source} {entry.length}" for entry in entries))
     with workplace(out, f"{key}.part") as part:
         fill(part, spec, entries, about, journal=True)
         finish(part, out)
@@ -108,7 +148,8 @@ def _is_made(out: Path, entries: list[Entry], about: About) -> bool:
     found = opened(out)
     there = [(one.entry.split, one.entry.length, one.entry.source) for one in found.episodes()]
     wanted = [(entry.split, entry.length, entry.source) for entry in entries]
-    return found.any.provenance == about.provenance and sorted(there) == sorted(wanted)
+    same = (found.any.provenance, found.codec) == (about.provenance, about.codec)
+    return same and sorted(there) == sorted(wanted)
 
 
 @contextlib.contextmanager

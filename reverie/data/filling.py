@@ -17,13 +17,16 @@ import numpy as np
 
 from reverie import config
 from reverie.checksums import read_signed, sha256, write_json
+from reverie.data.codecs import ZSTD, codec_of
 from reverie.data.episode import CHUNK, Episode, Spec, windows
-from reverie.data.records import array_record
+from reverie.data.records import new_records
 from reverie.errors import ReverieError
 
-MANIFEST, FORMAT, SCHEMA = "manifest.json", "reverie-store", 1
+MANIFEST, FORMAT, SCHEMA = "manifest.json", "reverie-store", 2
+SCHEMAS = {"raw": 1, ZSTD: 1}  # of stores that earlier versions can read, by codec
 FILE_BYTES = 1 << 30  # size at which a file is closed, before compression
 NOTES = 1000  # lines about its data that a manifest keeps
+FRAMES = "frames"  # the one array that a codec packs
 ASIDE = "aside"  # of a split in a manifest: the numbers of episodes in quarantine, and why they are there
 JOURNAL = ".{split}.json"  # the complete files of a folder that is being filled
 
@@ -32,7 +35,10 @@ Kinds = list[tuple[str, str, tuple[int, ...]]]  # name, dtype and shape of each 
 
 @dataclass(frozen=True)
 class Entry:
-    """An episode to write. window: returns its arrays from frame ``start`` to ``stop``."""
+    """An episode to write. window: returns its arrays from frame ``start`` to ``stop``.
+
+    packed: returns those frames as they are packed already with a codec of this name; empty if they are not.
+    """
 
     split: str
     length: int
@@ -40,16 +46,18 @@ class Entry:
     kinds: Kinds
     source: str = ""
     task: str = ""
+    packed: Callable[[str, int, int], bytes] = lambda codec, start, stop: b""
 
 
 @dataclass(frozen=True)
 class About:
-    """What a manifest says of a dataset as a whole. more: further entries."""
+    """What a manifest says of a dataset as a whole. codec: a name of ``codecs.CODECS``. more: further entries."""
 
     licence: str = ""
     provenance: str = ""
     notes: Sequence[str] = ()
     chunk: int = CHUNK
+    codec: str = ZSTD
     file_bytes: int = FILE_BYTES
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -77,7 +85,11 @@ def copy_of(split: str, dataset: Any, episode: int, start: int = 0, stop: int | 
             arrays["actions"][0], arrays["rewards"][0] = dataset.spec.actions.start(), 0
         return {name: arrays[name] for name, *_ in dataset.kinds}
 
-    return Entry(split, length, window, dataset.kinds, dataset.sources[episode], dataset.tasks[episode])
+    def packed(codec: str, first: int, last: int) -> bytes:
+        read = getattr(dataset, "packed", None)
+        return b"" if read is None else read(episode, codec, start + first, start + last)
+
+    return Entry(split, length, window, dataset.kinds, dataset.sources[episode], dataset.tasks[episode], packed)
 
 
 def fill(
@@ -113,7 +125,8 @@ def fill(
         rest = [f"and {len(about.notes) - NOTES} more lines"] if len(about.notes) > NOTES else []
         manifest = {
             "format": FORMAT,
-            "schema": SCHEMA,
+            "schema": SCHEMAS.get(about.codec, SCHEMA),
+            "codec": about.codec,
             "spec": config.to_json(spec),
             "chunk": about.chunk,
             "arrays": [[name, kind, list(shape)] for name, kind, shape in kinds or ()],
@@ -139,7 +152,7 @@ class _SplitWriter:
     """
 
     def __init__(self, folder: Path, split: str, about: About, part: dict[str, Any], journal: bool):
-        self.folder, self.split, self.about = folder, split, about
+        self.folder, self.split, self.about, self.codec = folder, split, about, codec_of(about.codec)
         self.lengths: list[int] = list(part.get("lengths", ()))
         self.sources: list[str] = list(part.get("sources", ()))
         self.tasks: list[str] = list(part.get("tasks") or [""] * len(self.lengths))
@@ -172,11 +185,12 @@ class _SplitWriter:
             arrays = entry.window(start, stop)
             kinds = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
             head: bytes = msgpack.packb(header_of(self.split, len(self.lengths), start, kinds))  # pyright: ignore
-            record = b"".join([struct.pack("<I", len(head)), head, *(a.tobytes() for a in arrays.values())])
+            packed = {name: array.tobytes() for name, array in arrays.items() if name != FRAMES}
+            packed[FRAMES] = entry.packed(self.about.codec, start, stop) or self.codec.encode(arrays[FRAMES])
+            record = b"".join([struct.pack("<I", len(head)), head, *(packed[name] for name in arrays)])
             if self.writer is None:
                 file = self.folder / file_name(self.split, len(self.files))
-                # group_size:1: a record is read alone; larger groups make random reads 4-10 times slower
-                self.writer = array_record().ArrayRecordWriter(str(file), "group_size:1,zstd:3")
+                self.writer = new_records(file, self.codec.packing)
             self.writer.write(record)
             self.records, self.size = self.records + 1, self.size + len(record)
             if self.size >= self.about.file_bytes:

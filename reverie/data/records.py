@@ -18,6 +18,14 @@ def array_record() -> Any:
     return array_record_module
 
 
+def new_records(path: Path, packing: str) -> Any:
+    """Return a writer of an ArrayRecord file; packing: how each record is packed, such as "zstd:3" or "uncompressed".
+
+    group_size:1, since a record is read alone: larger groups make random reads 4-10 times slower.
+    """
+    return array_record().ArrayRecordWriter(str(path), f"group_size:1,{packing}")
+
+
 class Records:
     """An ArrayRecord file, read by number; Damaged tells what is wrong with it or with a record."""
 

@@ -1,9 +1,9 @@
 """A dataset on disk: a folder of ArrayRecord files and one manifest.json. All data are written and opened here.
 
 One record is a chunk of an episode (16 frames by default): a msgpack header with the episode's number, its first frame
-and the name, type and shape of every array, then their raw bytes. ArrayRecord compresses each record with zstd. The
-manifest holds everything else: spec, lengths, sizes, checksums, where the data came from. Records are numbered through
-the files of a split in episode order, so lengths alone tell where every chunk is.
+and the name, type and shape of every array, then their bytes. The store's codec packs those of frames
+(``reverie.data.codecs``). The manifest holds everything else: spec, lengths, sizes, checksums, where the data came
+from. Records are numbered through the files of a split in episode order, so lengths alone tell where every chunk is.
 
 ArrayRecord has no build for some systems. There a dataset is one .npz file (``reverie.data.arrays``): a path that ends
 in .npz selects it.
@@ -28,10 +28,12 @@ from reverie import config
 from reverie.bounded import parse_json, read_bytes
 from reverie.checksums import checked, sha256
 from reverie.data.arrays import ArrayDataset, whole_lengths
+from reverie.data.codecs import CODECS, ZSTD, Coded
 from reverie.data.episode import Dataset, Episode, Spec, with_tasks
 from reverie.data.filling import (
     ASIDE,
     FORMAT,
+    FRAMES,
     MANIFEST,
     SCHEMA,
     About,
@@ -188,8 +190,9 @@ class StoreDataset:
     """A Dataset that reads from a folder; see ``open_dataset``.
 
     sources: where each episode came from. tasks: what was to be done in it. notes: what its source said of the files.
-    kinds: name, dtype and shape of each array. shard: [i, n, val] of part i of n of an array job, else None. aside: why
-    episodes in quarantine are left out, by their number on disk; own: that number of each of the others.
+    kinds: name, dtype and shape of each array. codec: the name of what packs frames. shard: [i, n, val] of part i of n
+    of an array job, else None. aside: why episodes in quarantine are left out, by their number on disk; own: that
+    number of each of the others.
     """
 
     def __init__(self, path: Path, split: str, *, checksums: bool = False):
@@ -212,6 +215,7 @@ class StoreDataset:
             self.shard: list | None = manifest.get("shard")
             self.manifest: dict[str, Any] = manifest
             self._chunk: int = manifest["chunk"]
+            self.codec = str(manifest.get("codec", ZSTD))
             self.kinds = [(name, dtype, tuple(shape)) for name, dtype, shape in manifest["arrays"]]
             sizes = [(file["bytes"], file["sha256"]) for file in part["files"]]
             self._ends = np.cumsum([file["records"] for file in part["files"]])  # of each file's record numbers
@@ -222,7 +226,9 @@ class StoreDataset:
             raise ReverieError(f"'{path / MANIFEST}' is damaged ({first_line(error)}); {AGAIN}.") from None
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ReverieError(f"'{path / MANIFEST}' is damaged ({error!r}); {AGAIN}.") from None
-        self.split = split
+        if self.codec not in CODECS:
+            raise ReverieError(f"'{path}' is packed with '{self.codec}', which is unknown here; update Reverie first.")
+        self.split, self._codec = split, CODECS[self.codec]
         self._files = [path / file_name(split, index) for index in range(len(sizes))]
         self._lengths = lengths  # of all episodes on disk
         self._first = np.cumsum(chunks) - chunks  # record number of each episode's first chunk
@@ -254,12 +260,37 @@ class StoreDataset:
         parts, episode = [], self.own[episode]
         for chunk in range(start // self._chunk, (start + length - 1) // self._chunk + 1):
             first = chunk * self._chunk
-            arrays = self._read_chunk(episode, chunk)
-            wanted = arrays if names is None else arrays.keys() & names
-            parts.append({name: arrays[name][max(0, start - first) : start + length - first] for name in wanted})
+            arrays = self._read_chunk(episode, chunk, names)
+            parts.append(
+                {name: array[max(0, start - first) : start + length - first] for name, array in arrays.items()}
+            )
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _read_chunk(self, episode: int, chunk: int) -> dict[str, np.ndarray]:
+    def packed(self, episode: int, codec: str, start: int, stop: int) -> bytes:
+        """Return frames ``start .. stop`` as they lie on disk, if they are one record's, packed with this codec."""
+        chunk, rest = divmod(start, self._chunk)
+        if codec != self.codec or rest or stop != min(start + self._chunk, int(self.lengths[episode])):
+            return b""
+        for name, _, data, _ in self._arrays(self.own[episode], chunk):
+            if name == FRAMES:
+                return bytes(data)
+        return b""
+
+    def _read_chunk(self, episode: int, chunk: int, names: Collection[str] | None) -> dict[str, np.ndarray]:
+        """Return the arrays of a record, or some of them: frames are not unpacked in vain."""
+        arrays = {}
+        for name, kind, data, shape in self._arrays(episode, chunk):
+            if names is None or name in names:
+                try:
+                    frames = self._codec.decode(data, shape) if name == FRAMES else None
+                except Damaged as error:
+                    where = f"chunk {chunk} of episode {episode} in split '{self.split}'"
+                    raise ReverieError(f"{where} of '{self._files[0].parent}' is damaged: {error}; {AGAIN}.") from None
+                arrays[name] = np.frombuffer(data, kind).reshape(shape) if frames is None else frames
+        return arrays
+
+    def _arrays(self, episode: int, chunk: int) -> Iterator[tuple[str, str, memoryview, tuple[int, ...]]]:
+        """Yield name, type, bytes and shape of each array of a record; ReverieError unless the manifest agrees."""
         first = chunk * self._chunk
         length = min(self._chunk, int(self._lengths[episode]) - first)
         record = int(self._first[episode]) + chunk
@@ -273,17 +304,18 @@ class StoreDataset:
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ReverieError(f"record {place} of '{self._files[index]}' cannot be read ({problem[:200]}).") from None
         expected = header_of(self.split, episode, first, [(name, kind, (length, *s)) for name, kind, s in self.kinds])
-        total = 4 + size + sum(bytes_of(kind, shape) for _, kind, shape in expected["arrays"])
-        if header != expected or len(data) != total:
+        sizes = {name: bytes_of(kind, shape) for name, kind, shape in expected["arrays"]}
+        if isinstance(self._codec, Coded):  # its frames have the bytes that are left
+            sizes[FRAMES] += len(data) - 4 - size - sum(sizes.values())
+        if header != expected or len(data) != 4 + size + sum(sizes.values()) or sizes[FRAMES] < 0:
             raise ReverieError(
                 f"record {place} of '{self._files[index]}' disagrees with the manifest: it holds {header}, "
                 f"the manifest says {expected}; {AGAIN}."
             )
-        arrays, at = {}, 4 + size
+        at = 4 + size
         for name, kind, shape in expected["arrays"]:
-            arrays[name] = np.frombuffer(data, kind, int(np.prod(shape)), at).reshape(shape)
-            at += bytes_of(kind, shape)
-        return arrays
+            yield name, kind, memoryview(data)[at : at + sizes[name]], tuple(shape)
+            at += sizes[name]
 
     def _reader(self, index: int) -> Any:
         with self._lock:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from reverie.data.copying import Recorded, made_of, notes_of, opened, write_new
+from reverie.data.codecs import AUTO
+from reverie.data.copying import Recorded, codec_for, made_of, notes_of, opened, write_new
 from reverie.data.filling import About
 from reverie.errors import ReverieError
 
@@ -50,15 +51,15 @@ class Wanted:
             yield from part
 
 
-def subset(path: Path, out: Path, wanted: Wanted) -> str:
-    """Write a part of a store to a new one; splits stay what they are."""
+def subset(path: Path, out: Path, wanted: Wanted, codec: str = AUTO) -> str:
+    """Write a part of a store to a new one; splits stay what they are, and the codec if it is "auto"."""
     store = opened(path)
     if store.any.shard:
         raise ReverieError(f"'{path}' is part of an array job: merge the parts first.")
     chosen = list(wanted.of(list(store.episodes())))
     if not chosen:
         raise ReverieError(f"no episode of '{path}' is so; 'reverie data show {path}' says what there is.")
-    about = About(store.any.licence, made_of(repr(wanted), [store]), notes_of([store]))
+    about = About(store.any.licence, made_of(repr(wanted), [store]), notes_of([store]), codec=codec_for(codec, [store]))
     return write_new(out, store.any.spec, [one.entry for one in chosen], about)
 
 

@@ -3,11 +3,13 @@
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reverie import config
-from reverie.data.copying import Concatenated, key_of, workplace
+from reverie.data.codecs import AUTO, ZSTD, codec_of
+from reverie.data.copying import Concatenated, chosen_for, key_of, workplace
 from reverie.data.counted import counted
 from reverie.data.filling import SCHEMA, About, fill
 from reverie.data.importing import is_divisible, pieces_of
@@ -18,16 +20,27 @@ PART = "part"  # the one split of a part of an array job
 
 
 def write_source(
-    path: str | Path, source: Any, *, val: float = VAL, shard: tuple[int, int] | None = None, licence: str = ""
+    path: str | Path,
+    source: Any,
+    *,
+    val: float = VAL,
+    shard: tuple[int, int] | None = None,
+    licence: str = "",
+    codec: str = AUTO,
 ) -> Path:
     """Write all episodes of a source, of which about a share ``val`` is held out; or part i of n of an array job.
 
     The store keeps the source's config, and what it said of files: what was left out, repaired or guessed. Parts are
     divided into splits when they are merged (``data.combining``). A source that has ``write`` writes itself. If the
     process is killed, the same call goes on from what is complete (``data.importing``); a path that ends in .npz is
-    built in memory and begun again.
+    built in memory and begun again. codec: a name of ``codecs.CODECS``, or "auto" for a probe. Parts of an array job
+    are packed with zstd, and with this codec when they are merged.
     """
     path = Path(path)
+    if codec != AUTO:
+        codec_of(codec)
+        if path.suffix == ".npz" or hasattr(source, "write"):
+            raise ReverieError(f"'{path}' is one file or a mixture, whose frames no codec packs; leave out --codec.")
     if shard and not 0 <= shard[0] < shard[1]:
         raise ReverieError(f"there is no part {shard[0]} of {shard[1]}; parts are counted from 0.")
     if shard and not is_divisible(source):
@@ -39,8 +52,9 @@ def write_source(
     logger = logging.getLogger("reverie.data.sources")
     logger.addHandler(said)
     try:
-        more = {"shard": [*shard, val]} if shard else {}
-        about = About(licence, json.dumps(config.to_json(source)), said.lines, more=more)
+        more = {"shard": [*shard, val, codec]} if shard else {}
+        provenance, codec = json.dumps(config.to_json(source)), ZSTD if shard else codec
+        about = About(licence, provenance, said.lines, codec=codec, more=more)
         if path.suffix == ".npz":
             episodes = counted(source.episodes(), source)
             return write_store(path, source.spec(), {PART: episodes} if shard else episodes, val=val)
@@ -59,8 +73,9 @@ def _imported(path: Path, source: Any, about: About, val: float, shard: tuple[in
         stamps = source.stamps() if hasattr(source, "stamps") else ()
         key = key_of(about.provenance, str(shard), str(stamps), str(SCHEMA))
         whole = Concatenated(pieces_of(part, key, source, spec, shard, said))
+        about = replace(about, codec=chosen_for(about.codec, whole))
         entries = divided_entries(whole, val) if val and not shard else whole.entries(PART if shard else "train")
-        new = part / f"store-{val}"  # its files depend on val, unlike the pieces
+        new = part / f"store-{val}-{about.codec}"  # its files depend on these, unlike the pieces
         new.mkdir(exist_ok=True)
         fill(new, spec, entries, about, journal=True)
         finish(new, path)
