@@ -2,7 +2,7 @@
 #   make demo DEMO_ARGS="--no-play --out runs/demo"      make test TEST_ARGS="-k store -x"
 #   EXTRAS=cuda (or tpu, coinrun, ...) installs optional parts as well;  PYTHON=python3.12 chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench soak mutants lock clean
+.PHONY: help setup demo test lint docs bench slow soak mutants lock clean
 
 VENV ?= .venv
 EXTRAS ?=
@@ -23,8 +23,11 @@ setup: $(READY)  ## install Reverie into .venv (the others do it when needed)
 demo: $(READY)   ## train a small world before your eyes, then play in it
 	$(VENV)/bin/reverie demo $(DEMO_ARGS)
 
-test: $(READY_DEV)  ## every test
+test: $(READY_DEV)  ## all tests but the slow ones
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
+
+slow: $(READY_DEV)  ## the fifty slow tests, half of the time of all (tests/slow.txt)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(TEST_ARGS)
 
 lint: $(READY_DEV)  ## style, types and floors
 	$(VENV)/bin/ruff check

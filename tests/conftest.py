@@ -69,9 +69,16 @@ install_import_hook(
 )
 
 
+SLOW = frozenset((ROOT / "tests" / "slow.txt").read_text("utf8").splitlines())  # ids, the slowest first, as measured
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest asks for marks
 def pytest_collection_modifyitems(items):
     order = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -48,7 +48,7 @@ def mutants() -> list[Mutant]:
 
 def run(root: Path, test: str) -> int:
     """Run a selection of tests in a copy of the repository; return pytest's status, or 124 after LIMIT seconds."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *test.split()]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not soak", *test.split()]
     try:
         return subprocess.run(
             command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, timeout=LIMIT

@@ -55,3 +55,11 @@ def test_a_mutant_applies_and_its_test_exists(mutant):
     for word in mutant.test.split():
         path, _, name = word.partition("::")
         assert re.search(rf"^def {name or 'test_'}", (ROOT / path).read_text("utf8"), re.MULTILINE), word
+
+
+def test_every_slow_test_is_there():
+    lines = (ROOT / "tests" / "slow.txt").read_text("utf8").splitlines()
+    assert len(set(lines)) == len(lines)
+    for line in lines:
+        file, _, name = line.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text("utf8"), line
