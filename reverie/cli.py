@@ -29,7 +29,7 @@ Logger, AXES = Literal["tensorboard", "wandb", "terminal"], ("data", "fsdp", "te
 WHICH = "the folder of a world, an archive of one (.zip), its https address, or a name from 'reverie worlds'"
 BITS: Any = {"type": int, "choices": (32, 16, 8), "default": 32, "help": "bits of the weights of the dynamics (32)"}
 # Those of ``reverie.stores``, which is not loaded for their names.
-STORE_TOOLS = ("merge", "append", "subset", "doctor", "show", "fetch")
+STORE_TOOLS = ("merge", "append", "subset", "doctor", "show", "browse", "fetch")
 OFTEN = {"steps", "batch", "length", "rate", "width", "depth", "patch", "codes", "actions", "passes", "temperature"}
 
 

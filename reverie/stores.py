@@ -81,6 +81,21 @@ class Show:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Browse:
+    """See the episodes of a store in the browser: reverie data browse DIR. Nothing is written."""
+
+    port: int = 8000  # port of the page; 0: any free one
+    no_browser: bool = False  # do not open a browser
+    allow_host: tuple[str, ...] = ()  # further names of this machine, such as that of a proxy or tunnel
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Serve the page until Ctrl-C."""
+        from reverie.play.browsing import browse
+
+        browse(args.path, self.port, not self.no_browser, self.allow_host)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fetch:
     """Fetch OpenAI's Minecraft recordings (VPT): reverie data fetch FOLDER INDEX, an index file or its address."""
 
@@ -134,7 +149,7 @@ class Doctor:
             print(f"{count} episodes set aside; 'reverie data doctor {args.path} --release' puts them back")
 
 
-TOOLS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (Merge, Append, Subset, Doctor, Show, Fetch)}
+TOOLS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (Merge, Append, Subset, Doctor, Show, Browse, Fetch)}
 
 
 def run(args: argparse.Namespace, tool: Any) -> None:

@@ -79,12 +79,17 @@ def some_starts(count: int = 3) -> list[tuple[np.ndarray, np.ndarray | None]]:
 def playing(world: WorldModel, **options) -> Iterator[tuple[str, object]]:
     """Run a server in a thread: yields its address and its seats."""
     options = {"name": "noise", "port": 0, "host": "127.0.0.1", "starts": some_starts(), **options}
-    server, listening, address = prepare(world, **options)
+    with running(*prepare(world, **options)) as (address, app):
+        yield address, app.state.seats
+
+
+@contextlib.contextmanager
+def running(server, listening, address: str) -> Iterator[tuple[str, Any]]:
+    """Run a server that is ready in a thread: yields its address and the application behind its guard."""
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        app: Any = server.config.app
-        yield address, app.app.state.seats
+        yield address, server.config.app.app
     finally:
         server.should_exit = True
         thread.join(10)

@@ -31,6 +31,7 @@ REHEARSED = [  # (how a command begins, what becomes of it)
     ("reverie export platformer --web", "web"),  # needs a file of 33 MB from npm
     ("reverie play", "serve"),  # waits for a player: the page is fetched, then it is interrupted
     ("reverie record", "serve"),
+    ("reverie data browse", "serve"),
     ("reverie demo", "miniature --no-play --minutes 1"),
     ("reverie learn", "miniature"),  # minutes of training, or hours
     ("reverie train toy-maskgit --dynamics.mesh", "miniature --dry-run"),  # tests/test_mesh.py trains on such meshes

@@ -7,15 +7,10 @@ Legend: T time, H W C image.
 """
 
 import contextlib
-import errno
 import socket
-import sys
-import threading
-import webbrowser
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +18,7 @@ import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -34,13 +29,10 @@ from reverie.play import buttons, protocol
 from reverie.play.agent import AgentSeats, agent_of
 from reverie.play.beside import Beside, beside_of
 from reverie.play.connection import TRY_LATER, Limits, Seats, say
-from reverie.play.guard import Guard, loopback
-from reverie.play.transport import Http, Websocket
+from reverie.play.host import file_response, listen, page_files, run_server, server_of
 from reverie.training.checkpoint import load
 from reverie.world import WorldModel
 from reverie.world_folder import Start, initial_frames, named_actions
-
-_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
 def play(run: str | Path, players: int | None = None, bits: int = 32, **options: Any) -> None:
@@ -77,11 +69,7 @@ def serve(world: Any, *, name: str = "a world", open_browser: bool = False, **op
     Prints one line with the address once it can be opened. Raises ReverieError.
     """
     server, listening, address = prepare(world, name=name, **options)
-    print(f"Playing {name} at {address}", flush=True)
-    if open_browser:
-        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()  # some browsers block
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
-        server.run(sockets=[listening])
+    run_server(server, listening, address, f"Playing {name}", open_browser)
 
 
 def prepare(
@@ -109,32 +97,17 @@ def prepare(
     if seed not in protocol.SEEDS:
         raise ReverieError(f"a seed is {protocol.SEEDS[0]} to {protocol.SEEDS[-1]}, not {seed}.")
     starts = [_checked(start, world.config.frame) for start in starts]
-    listening = _listen(host, port, expose)
+    listening = listen(host, port, expose)
     try:
         taken_seats = seats(world, starts, limits or Limits(), beside)
         pictures = [f"start-{number}.png" for number in range(len(starts))]
         about = card(world, name, note, seed, pictures) | {"beside": beside is not None}
-        app = Guard(_application(taken_seats, about), host, allow_hosts)
+        longest = int(max(np.prod(world.config.frame), protocol.LONGEST)) + 1024  # a little more gets an answer
+        server, address = server_of(_application(taken_seats, about), listening, host, allow_hosts, longest)
     except BaseException:
         listening.close()
         raise
-    taken = listening.getsockname()[1]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
-    config = uvicorn.Config(
-        app,
-        http=Http,
-        ws=Websocket,
-        lifespan="on",
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        h11_max_incomplete_event_size=16 << 10,  # bytes of a request's headers
-        timeout_graceful_shutdown=1,
-        ws_max_size=int(max(np.prod(world.config.frame), protocol.LONGEST)) + 1024,  # a little more gets an answer
-        ws_per_message_deflate=False,  # costs more time than it saves locally
-    )
-    return uvicorn.Server(config), listening, f"http://{shown}:{taken}/"
+    return server, listening, address
 
 
 def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
@@ -142,10 +115,7 @@ def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
     files |= {name: picture(start) for name, start in zip(card["pictures"], seats.starts, strict=True)}
 
     async def page(request: Request) -> Response:
-        name = request.path_params.get("name") or "index.html"
-        if name not in files:
-            return PlainTextResponse("There is no such page.", 404)
-        return Response(files[name], media_type={**_TYPES, ".png": "image/png"}[name[name.rindex(".") :]])
+        return file_response(files, request.path_params.get("name", ""))
 
     async def play(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -167,12 +137,6 @@ def _application(seats: Seats, card: dict[str, Any]) -> Starlette:
     app = Starlette(routes=routes, lifespan=lifespan)
     app.state.seats = seats
     return app
-
-
-def page_files(package: str) -> dict[str, bytes]:
-    """Return what a browser loads of a package's folder ``page``, by file name."""
-    folder = resources.files(package) / "page"
-    return {item.name: item.read_bytes() for item in folder.iterdir() if f".{item.name.rpartition('.')[2]}" in _TYPES}
 
 
 def picture(start: Start) -> bytes:
@@ -216,19 +180,3 @@ def _checked(start: Start, frame: tuple[int, int, int]) -> Start:
     if actions is not None and np.shape(actions)[:1] != frames.shape[:1]:
         raise ReverieError(f"a start of {len(frames)} frames has {len(frames)} actions, not {np.shape(actions)}.")
     return frames, actions if actions is None else np.asarray(actions)
-
-
-def _listen(host: str, port: int, expose: bool) -> socket.socket:
-    if not loopback(host):
-        if not expose:
-            raise ReverieError(f"Others on the network could play at {host}: say --expose if you want that.")
-        print(f"Warning: everyone who can reach {host} can play, on this machine's time.", file=sys.stderr)
-    if port not in range(2**16):  # getaddrinfo would take it modulo 2**16
-        raise ReverieError(f"There is no port {port}: choose 0 to 65535.")
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=64)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ReverieError(f"Port {port} is in use: try --port {port + 1}, or --port 0 for any free one.") from None
-        raise ReverieError(f"Cannot listen at {host}, port {port}: {error.strerror}.") from None

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from reverie.play.server import page_files
+from reverie.play.host import page_files
 from reverie.web.runtime import LICENCE, VERSION
 
 IMPORT = re.compile(r'(from|import) "\./([\w.]+)"')
