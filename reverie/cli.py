@@ -8,7 +8,6 @@ JAX before it is needed, so that help and errors come at once.
 import argparse
 import gc
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import reverie
 from reverie import commands
 from reverie.catalogue import catalogue, shipped
-from reverie.commands import EVERY, named, sources_named
+from reverie.commands import EVERY, STORE_TOOLS, game, games_known, named, source, sources_named
 from reverie.errors import ReverieError
 from reverie.flags import Flag, of
 from reverie.interrupts import heeded
@@ -28,8 +27,6 @@ Logger, AXES = Literal["tensorboard", "wandb", "terminal"], ("data", "fsdp", "te
 
 WHICH = "the folder of a world, an archive of one (.zip), its https address, or a name from 'reverie worlds'"
 BITS: Any = {"type": int, "choices": (32, 16, 8), "default": 32, "help": "bits of the weights of the dynamics (32)"}
-# Those of ``reverie.stores``, which is not loaded for their names.
-STORE_TOOLS = ("merge", "append", "subset", "doctor", "show", "browse", "fetch")
 OFTEN = {"steps", "batch", "length", "rate", "width", "depth", "patch", "codes", "actions", "passes", "temperature"}
 
 
@@ -45,26 +42,6 @@ def comparison(name: str) -> Any:
     from reverie.presets.comparison import comparison
 
     return None if Path(name).exists() or name in shipped() else comparison(name)
-
-
-def source(name: str) -> Any:
-    """Return the config class of a source, or of a tool for stores, by name; ReverieError if there is none."""
-    if name in STORE_TOOLS:
-        from reverie.stores import TOOLS
-
-        return TOOLS[name]
-    from reverie.data.sources import sources
-
-    return named(sources(), name, "source")
-
-
-def game(name: str) -> Any:
-    """Return the config of a source by name, or that of a Gymnasium environment by id; ReverieError for neither."""
-    if name in sources_named() or not re.search(r"-v\d+$|[:/]", name):
-        return source(name)
-    from reverie.data.sources.gymnasium import GymnasiumConfig
-
-    return GymnasiumConfig(path=name)
 
 
 def presets_known() -> list[str]:
@@ -106,7 +83,7 @@ class Completion(argparse.Action):
 PRESET = Named("preset", presets_known, preset, is_common)
 COMPARISON = Named("name", comparisons_known, comparison, lambda flag: flag.path.count(".") < 2, default="toy")
 SOURCE = Named("source", sources_known, source, lambda flag: True)
-GAME = Named("game", lambda: list(sources_named()), game, lambda flag: True)
+GAME = Named("game", games_known, game, lambda flag: True)
 
 
 def parser() -> tuple[Parser, dict[str, Parser]]:
@@ -281,11 +258,12 @@ def _tools(add: Callable[..., Parser]) -> None:
     text = "write part I of N, counted from 0, for an array job; 'merge' joins them"
     one.add_argument("--shard", type=shard_of, metavar="I/N", help=text)
 
-    one = add("record", commands.record, "Play a real game in the browser; the takes you keep become a store.",
+    one = add("record", commands.record, "Record a real game, played in the browser or in a window, into a store.",
               "reverie record platformer data/mine", "reverie record CartPole-v1 data/cartpole --size 64 64",
+              "reverie record screen data/game --window 'My game' --keys a d --fps 10",
               "reverie record platformer --help", named=GAME)  # fmt: skip
-    text = "a source with a game, such as platformer, square or coinrun, or the id of a Gymnasium environment"
-    completed(one.add_argument("game", metavar="GAME", help=text), lambda: list(sources_named()))
+    text = "a source with a game, such as platformer or coinrun, the id of a Gymnasium environment, or screen: a window"
+    completed(one.add_argument("game", metavar="GAME", help=text), games_known)
     one.add_argument("out", type=Path, metavar="OUT", help="the store to write; takes are kept in OUT-takes")
     add_store(one)
     add_page(one)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import re
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,6 +15,9 @@ from reverie.errors import ReverieError, did_you_mean
 from reverie.flags import changed, settings
 from reverie.text_table import table
 
+# Those of ``reverie.stores``, which is not loaded for their names.
+STORE_TOOLS = ("merge", "append", "subset", "doctor", "show", "browse", "fetch")
+SCREEN = "screen"  # what 'reverie record' takes beside sources: a window of the desktop
 EVERY = "every."  # before a stage's field where a flag for every stage is kept
 
 
@@ -284,6 +288,38 @@ def sources_named() -> dict[str, str]:
     """Return what each source is, by its name; those of other packages included."""
     others = {entry.name: f"from another package: {entry.value}" for entry in entry_points(group=SOURCES)}
     return others | catalogue()["sources"]
+
+
+def source(name: str) -> Any:
+    """Return the config class of a source, or of a tool for stores, by name; ReverieError if there is none."""
+    if name in STORE_TOOLS:
+        from reverie.stores import TOOLS
+
+        return TOOLS[name]
+    from reverie.data.sources import sources
+
+    return named(sources(), name, "source")
+
+
+def games_known() -> list[str]:
+    """Return the names of what can be recorded: sources, and a window of the desktop."""
+    return [*sources_named(), SCREEN]
+
+
+def game(name: str) -> Any:
+    """Return the config of what is recorded: a source or a window by name, or a Gymnasium environment by id.
+
+    Raises ReverieError if there is no such source.
+    """
+    if name == SCREEN:
+        from reverie.play.screen import ScreenConfig
+
+        return ScreenConfig
+    if name in sources_named() or not re.search(r"-v\d+$|[:/]", name):
+        return source(name)
+    from reverie.data.sources.gymnasium import GymnasiumConfig
+
+    return GymnasiumConfig(path=name)
 
 
 def named(options: dict[str, Any], name: str, kind: str) -> Any:

@@ -169,7 +169,7 @@ def test_a_short_flag_is_for_every_stage_and_a_full_one_wins():
 
 def test_names_that_are_kept_to_start_at_once_are_those_there_are():
     assert get_args(cli.Logger) == get_args(LoggerName) and cli.AXES == sharding.AXES
-    assert tuple(stores.TOOLS) == cli.STORE_TOOLS
+    assert tuple(stores.TOOLS) == commands.STORE_TOOLS
 
 
 @pytest.mark.parametrize("name", catalogue()["presets"])

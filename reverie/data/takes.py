@@ -82,10 +82,10 @@ def game_of(source: Any) -> Game:
 
 
 class Take:
-    """An episode that is being played."""
+    """An episode that is being played. ``where``: what is noted of it; "" for its level, ``seed``."""
 
-    def __init__(self, spec: Spec, seed: int, first: Moment):
-        self.spec, self.seed = spec, seed
+    def __init__(self, spec: Spec, seed: int, first: Moment, where: str = ""):
+        self.spec, self.where = spec, where or f"level {seed}"
         self.moments = [(spec.actions.start(), first)]
         self.reward = first.reward  # of all moments
 
@@ -110,7 +110,7 @@ class Take:
             ends=np.array([moment.end for moment in moments], np.bool_),
             states=None if states[0] is None else np.stack(states),  # pyright: ignore[reportArgumentType]
             fps=self.spec.fps,
-            source=f"{name}, level {self.seed}",
+            source=f"{name}, {self.where}",
         )
 
 

@@ -36,6 +36,8 @@ class RealGame:
 class GameSession:
     """One player in the real game, as ``reverie.world.Session`` is one in a world; ``temperature`` means nothing."""
 
+    uncertainty = None
+
     def __init__(self, real: RealGame, game: Game):
         self.real, self.game, self.actions = real, game, real.config.actions
         self.seed, self.temperature = 0, 0.0
@@ -130,8 +132,11 @@ class _Connection(Connection):
 def record(source: Any, out: Path, *, val: float, licence: str = "", **options: Any) -> Path | None:
     """Let people play a source's game until Ctrl-C, then write the store ``out`` of all takes that were kept.
 
-    ``options`` are those of ``play.server.serve``. Returns None if no take was kept. Raises ReverieError.
+    ``options`` are those of ``play.server.serve``. Returns None if no take was kept. Raises ReverieError. A source that
+    has ``record`` records itself.
     """
+    if hasattr(source, "record"):
+        return source.record(out, val=val, licence=licence)
     real = RealGame(source, out)
     seed = int(np.random.default_rng().integers(2**31))
     with stop_signals() as stop:  # the server takes the first Ctrl-C; writing what was kept is not interrupted by it
