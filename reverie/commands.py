@@ -60,11 +60,12 @@ def train(args: argparse.Namespace) -> None:
     if args.data or args.weights:
         from dataclasses import replace
 
+        from reverie.data.cloud import local_copy
         from reverie.recorded import stored
 
         if fields := [name for name in settings(args) if name.startswith("source.")]:
             raise ReverieError(f"--{fields[0]} changes the source of the preset, which --data replaces.")
-        recipe = replace(recipe, source=stored(args.data, args.weights))
+        recipe = replace(recipe, source=stored([str(local_copy(path)) for path in args.data], args.weights))
     if args.dry_run:
         from reverie.forecast import forecast
         from reverie.recorded import spec_of
@@ -93,6 +94,7 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from reverie.data.cloud import local_copy
     from reverie.evaluation.environment import judge
     from reverie.evaluation.run import evaluate_run
     from reverie.library import place, results
@@ -102,6 +104,7 @@ def evaluate(args: argparse.Namespace) -> None:
         horizon = {} if args.horizon is None else {"horizon": args.horizon, "shorten": False}
         fields = ("data", "split", "context", "seed", "temperature", "bits", "passes")
         how = {name: getattr(args, name) for name in fields}
+        how["data"] = args.data and local_copy(args.data)
         if args.env:
             numbers = judge(run, args.episodes, args.seed, args.plan)
             print(table((name, _with_interval(value)) for name, value in _by_task(numbers).items()))
@@ -144,6 +147,7 @@ def record(args: argparse.Namespace) -> None:
 
 def data(args: argparse.Namespace) -> None:
     from reverie import stores
+    from reverie.data.cloud import address_of, written
     from reverie.data.writing import write_source
 
     made = changed(args.config, settings(args))
@@ -152,8 +156,9 @@ def data(args: argparse.Namespace) -> None:
         return
     if args.others:
         raise ReverieError(f"'reverie data {args.source}' does not take '{args.others[0]}'.")
-    write_source(args.path, made, val=args.val, licence=args.licence, shard=args.shard, codec=args.codec)
-    print(f"{args.path}: look at it with 'reverie data show {args.path}'")
+    how = {"val": args.val, "licence": args.licence, "shard": args.shard, "codec": args.codec}
+    written(args.path, f"{made} {how}", lambda path: write_source(path, made, **how))
+    print(f"{address_of(args.path)}: look at it with 'reverie data show {address_of(args.path)}'")
 
 
 def card(args: argparse.Namespace) -> None:

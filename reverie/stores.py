@@ -7,10 +7,12 @@ import json
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reverie import config
+from reverie.data.cloud import local_copy, refuse_cloud, written
 from reverie.data.codecs import AUTO
 from reverie.data.combining import append, merge
 from reverie.data.copying import opened, packing_of
@@ -29,7 +31,9 @@ class Merge:
 
     def run(self, args: argparse.Namespace) -> None:
         """Merge, and say what was done."""
-        print(merge(args.path, [Path(other) for other in args.others], args.licence, args.codec))
+        others = [local_copy(other) for other in args.others]
+        made = partial(merge, paths=others, licence=args.licence, codec=args.codec)
+        print(written(args.path, f"merge {args.others} {args.codec}", made) or f"{args.path}: uploaded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,8 @@ class Append:
     def run(self, args: argparse.Namespace) -> None:
         """Append, and say what was done."""
         other = _one(args, "append", "MORE")
-        with _as_store(other, args.path, args.val) as store:
+        refuse_cloud(args.path, "changed")
+        with _as_store(str(local_copy(other)), args.path, args.val) as store:
             print(append(args.path, store, args.codec))
 
 
@@ -49,7 +54,9 @@ class Subset(Wanted):
 
     def run(self, args: argparse.Namespace) -> None:
         """Write it, and say what was done."""
-        print(subset(args.path, Path(_one(args, "subset", "OUT")), self, args.codec))
+        path, out = local_copy(args.path), _one(args, "subset", "OUT")
+        made = written(out, f"{path} {self} {args.codec}", lambda new: subset(path, new, self, args.codec))
+        print(made or f"{out}: uploaded")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ class Show:
 
     def run(self, args: argparse.Namespace) -> None:
         """Print it."""
-        store = opened(args.path)
+        store = opened(local_copy(args.path))
         for split, dataset in store.splits.items():
             known = labelled(dataset)
             share = f", {sum(known) / len(known):.0%} of the episodes with actions" if any(known) else ""
@@ -92,7 +99,7 @@ class Browse:
         """Serve the page until Ctrl-C."""
         from reverie.play.browsing import browse
 
-        browse(args.path, self.port, not self.no_browser, self.allow_host)
+        browse(local_copy(args.path), self.port, not self.no_browser, self.allow_host)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +132,9 @@ class Doctor:
         from reverie.data.doctor.faults import examine
         from reverie.data.doctor.quarantine import release, set_aside
 
-        store = opened(args.path)
+        if self.quarantine or self.release or self.html:
+            refuse_cloud(args.path, "changed")
+        store = opened(local_copy(args.path))
         if (self.quarantine or self.release) and not (args.path / MANIFEST).is_file():
             raise ReverieError(f"'{args.path}' is one file or a mixture: nothing can be set aside in it.")
         if self.release:
