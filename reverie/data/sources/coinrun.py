@@ -40,6 +40,8 @@ ACTIONS = ActionSpace(
 # Behaviour: mostly to the right, where the coin is; every action is seen.
 CHANCES = np.array([1, 3, 2, 1, 2, 3, 1, 6, 6, *[0.25] * 6])
 
+IN_TURN = 8  # episodes that each environment plays in a round: at its end some wait for others
+
 
 @dataclass(frozen=True, kw_only=True)
 class CoinRunConfig:
@@ -72,32 +74,34 @@ class CoinRunConfig:
 
     def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield ``count`` episodes; ``source`` is "level SEED"."""
-        for number in share_of(shard).of(-(-self.count // self.num_envs)):
-            yield from self._round(number, min(self.num_envs, self.count - number * self.num_envs))
+        size = self.num_envs * IN_TURN
+        for number in share_of(shard).of(-(-self.count // size)):
+            yield from self._round(number, min(size, self.count - number * size))
 
-    def _round(self, number: int, count: int) -> list[Episode]:
-        """Return one episode of each of ``count`` environments, which depend on nothing but the config and ``number``.
-
-        One of each: taking the episodes that end first would favour short ones.
-        """
-        rng, made = np.random.default_rng((self.seed, number)), {}
-        with contextlib.closing(_make(replace(self, num_envs=count, seed=int(rng.integers(2**31))))) as envs:
+    def _round(self, number: int, count: int) -> Iterator[Episode]:
+        """Yield ``count`` episodes in the order in which they end; they depend on the config and ``number`` alone."""
+        rng, many = np.random.default_rng((self.seed, number)), min(self.num_envs, count)
+        # Each environment records its share: taking the episodes that end first would favour short ones.
+        owed = np.array([count // many + (e < count % many) for e in range(many)])
+        with contextlib.closing(_make(replace(self, num_envs=many, seed=int(rng.integers(2**31))))) as envs:
             pictures, info = envs.reset()
-            takes = [_Take(pictures[e], int(info["level_seed"][e])) for e in range(count)]
-            while len(made) < count:
-                active = np.array([e for e in range(count) if e not in made], np.int32)
+            takes = [_Take(pictures[e], int(info["level_seed"][e])) for e in range(many)]
+            while owed.any():
+                active = np.flatnonzero(owed).astype(np.int32)
                 actions = self._policy(rng, np.array([takes[e].actions[-1] for e in active]))
                 pictures, rewards, ended, timed_out, info = envs.step(actions, active)
                 assert (info["env_id"] == active).all()
                 for row, e in enumerate(active):
                     takes[e].add(pictures[row], actions[row], rewards[row], ended[row] or timed_out[row])
                 full = [e for e in active if takes[e].ends[-1] or len(takes[e].frames) == self.frames]
-                made |= {e: takes[e].episode(self.size) for e in full if len(takes[e].frames) >= self.shortest}
-                if short := [e for e in full if e not in made]:  # the automatic reset would mix two levels
-                    pictures, info = envs.reset(np.array(short, np.int32))
-                    for row, e in enumerate(short):
+                for e in full:
+                    if len(takes[e].frames) >= self.shortest:
+                        owed[e] -= 1
+                        yield takes[e].episode(self.size)
+                if full:  # an explicit reset: the automatic one would drop an action and mix two levels
+                    pictures, info = envs.reset(np.array(full, np.int32))
+                    for row, e in enumerate(full):
                         takes[e] = _Take(pictures[row], int(info["level_seed"][row]))
-        return [made[e] for e in range(count)]
 
     def as_game(self) -> "ProcgenGame":
         """Return the game as people can play it."""
