@@ -33,6 +33,9 @@ class AgentConfig:
     """The heads of an agent. Each has a network of its own: none moves another's features."""
 
     head: HeadConfig = field(default_factory=HeadConfig)  # the network of each head
+    # heads read embeddings of the tokens of a frame and of the one before; MaskGIT does not train what it puts out for
+    # finished frames, and a coin taken is learned from that ten times slower
+    inputs: bool = False
     tokens: int = 0  # agent tokens that the world's transformer runs (A); 0: the heads read the tokens of the frame
     ahead: int = 8  # L: policy, reward and end are predicted for this frame and the L - 1 after it
     rewards: TwoHot = field(default_factory=TwoHot)  # bins of rewards
@@ -47,6 +50,8 @@ class AgentConfig:
 
         Agent tokens are put into the world's dynamics; ReverieError if these are of a family that has none.
         """
+        if self.inputs:
+            world = with_inputs(world)
         if self.tokens:
             if not hasattr(world.dynamics, "agents"):
                 raise ReverieError(f"{type(world.dynamics).__name__} dynamics have no agent tokens: let tokens be 0.")
@@ -56,6 +61,15 @@ class AgentConfig:
         grid = grid_of(world, features[0])
         heads = {name: Head(self.head, features, shape, tasks, grid, rngs=rngs) for name, shape in outputs.items()}
         return Agent(self, world, **heads, finetunes=finetunes)
+
+
+def with_inputs(world: Any) -> Any:
+    """Return a copy of a world whose features are embeddings of tokens; ReverieError if its dynamics have none."""
+    if not hasattr(world.dynamics, "shows_inputs"):
+        raise ReverieError(f"{type(world.dynamics).__name__} dynamics show agents no inputs: let inputs be False.")
+    world = nnx.merge(*nnx.split(world))  # what was loaded cannot be changed while a program is traced
+    world.dynamics.shows_inputs = True
+    return world
 
 
 def feature_shape(world: Any) -> tuple[int, int]:

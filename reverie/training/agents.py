@@ -65,7 +65,7 @@ class BehaviourObjective:
     @property
     def encoder(self) -> Encode:
         """The world's features, or its latents if these are read anew in every step."""
-        return _latents if self._learns_to_read else _features
+        return _latents if self._learns_to_read else _inputs if self.agent.inputs else _features
 
     def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
         """Features or latents, and the actions that condition the world, computed once; the rest as recorded."""
@@ -264,6 +264,11 @@ def _latents(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
 def _features(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
     found = _latents(agent, batch)
     return {"features": _read(agent, found["latents"], found["actions"], 0), "actions": found["actions"]}
+
+
+def _inputs(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
+    """The features of an agent with ``AgentConfig.inputs``: a cache is known by the name of what it holds."""
+    return _features(agent, batch)
 
 
 def _read(agent: Agent, latents: Array, actions: Array, task: Array | int) -> Array:

@@ -82,6 +82,8 @@ class MaskGIT(nnx.Module):
         self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
         self.transformer = SpaceTimeTransformer(config.transformer, config.grid, extra=int(self.prepend), rngs=rngs)
         self.head = Linear(width, config.codes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+        # Set by agents: features are the embeddings of a frame's tokens and of those before, not the network's outputs.
+        self.shows_inputs = False
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -148,6 +150,9 @@ class MaskGIT(nnx.Module):
     def observe(self, state: TokenState, latents_BN: Array, actions_B: Array) -> tuple[TokenState, Array]:
         """Append a finished frame and the action that led to it; returns features (B, N, M) too."""
         h, new_kv = self._step(state, latents_BN, actions_B)
+        if self.shows_inputs:
+            seen = self.embed if self.before is None else self.before
+            h = jnp.concatenate([self.embed[...][latents_BN], seen[...][state.last_BN]], axis=-1)
         return TokenState(state.cache.append(new_kv), latents_BN), h
 
     def imagine(
