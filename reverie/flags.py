@@ -21,6 +21,7 @@ from reverie.config import FROM_DATA
 from reverie.errors import ReverieError, did_you_mean
 
 MARK = "."  # before a dotted path where the parsed flags of a config are kept beside a command's own
+IN_A_LINE = 60  # characters of a flag's choices
 KINDS = {int: ("INT", "a whole number"), float: ("FLOAT", "a number"), str: ("TEXT", "a text")}
 
 
@@ -100,6 +101,10 @@ def add(parser: Any, flag: Flag, text: str | None) -> argparse.Action:
             items = typing.get_args(kind)
             hint, nargs = items[0], "*" if items[-1] is Ellipsis else len(items)
     alone = {"nargs": "?", "const": True} if hint is bool else {"nargs": nargs}  # a switch may stand without its value
+    how = of(hint)
+    known = ", ".join(map(str, how.get("choices", ())))
+    if text is not None and len(known) > IN_A_LINE:  # argparse does not break the list of a flag's choices
+        how, text = how | {"metavar": "NAME"}, f"{text}; one of {known}"
     return parser.add_argument(
         flag.name,
         dest=MARK + flag.path,
@@ -107,7 +112,7 @@ def add(parser: Any, flag: Flag, text: str | None) -> argparse.Action:
         default=argparse.SUPPRESS,
         required=flag.value is dataclasses.MISSING,
         help=argparse.SUPPRESS if text is None else text.replace("%", "%%"),
-        **of(hint),
+        **how,
     )
 
 
