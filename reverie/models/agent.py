@@ -33,8 +33,8 @@ class AgentConfig:
     """The heads of an agent. Each has a network of its own: none moves another's features."""
 
     head: HeadConfig = field(default_factory=HeadConfig)  # the network of each head
-    # heads read embeddings of the tokens of a frame and of the one before; MaskGIT does not train what it puts out for
-    # finished frames, and a coin taken is learned from that ten times slower
+    # heads read embeddings of the tokens of this frame and the one before (MaskGIT), from which rewards are learned ten
+    # times sooner than from its features
     inputs: bool = False
     tokens: int = 0  # agent tokens that the world's transformer runs (A); 0: the heads read the tokens of the frame
     ahead: int = 8  # L: policy, reward and end are predicted for this frame and the L - 1 after it
