@@ -42,7 +42,7 @@ async def player(address: str, seed: int, seconds: float, pace: float) -> tuple[
             await socket.send(json.dumps({"id": id, **command}))
             message = await socket.recv()
             assert isinstance(message, bytes)
-            _, _, _, answered, frame = protocol.unpack(message)
+            _, _, _, answered, _, frame = protocol.unpack(message)
             assert answered == id, "a frame of another key"
             seen.update(frame)
 

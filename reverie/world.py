@@ -91,9 +91,31 @@ class WorldModel(nnx.Module):
         self, cache: WorldKVCache, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[WorldKVCache, Array, Array, Array]:
         """Generate one frame: (cache, frames (B, H, W, C) float32 in 0..1, latents, features for agents)."""
-        dynamics, latents, h = self.dynamics.imagine(cache.dynamics, actions_B, key, temperature)
+        return self.imagine_with_uncertainty(cache, actions_B, key, temperature)[:4]
+
+    def imagine_with_uncertainty(
+        self, cache: WorldKVCache, actions_B: Array, key: Array, temperature: float | Array | None = None
+    ) -> tuple[WorldKVCache, Array, Array, Array, Array]:
+        """See ``imagine``; the last value is how unsure the dynamics was of each frame, (B,): see ``uncertainty``."""
+        dynamics, latents, h, unsure = imagine_with_uncertainty(
+            self.dynamics, cache.dynamics, actions_B, key, temperature
+        )
         decoder, frames = self.tokenizer.decode_frame(cache.decoder, latents)
-        return WorldKVCache(dynamics, decoder), frames, latents, h
+        return WorldKVCache(dynamics, decoder), frames, latents, h, unsure
+
+    @property
+    def uncertainty(self) -> str:
+        """The unit of the uncertainty of a generated frame; "" if the dynamics does not say how unsure it is."""
+        return getattr(self.dynamics, "uncertainty", "")
+
+
+def imagine_with_uncertainty(
+    dynamics: Any, state: Any, actions_B: Array, key: Array, temperature: float | Array | None = None
+) -> tuple[Any, Array, Array, Array]:
+    """Generate the next frame: (state, latents, features, uncertainty (B,)), which is NaN if the dynamics has none."""
+    if getattr(dynamics, "uncertainty", ""):
+        return dynamics.imagine_with_uncertainty(state, actions_B, key, temperature)
+    return *dynamics.imagine(state, actions_B, key, temperature), jnp.full(len(actions_B), jnp.nan)
 
 
 def prefill(
@@ -130,11 +152,15 @@ def features(dynamics: Any, latents: Array, actions: Array, state: Any = None) -
 
 
 class Step(NamedTuple):
-    """Generated frames of a rollout, time first: latents and actions (length, B, ...), features after each frame."""
+    """Generated frames of a rollout, time first: latents and actions (length, B, ...), features after each frame.
+
+    ``uncertainty``: of each frame, (length, B).
+    """
 
     latents: Array
     actions: Array
     h: Array
+    uncertainty: Array
 
 
 def rollout(
@@ -156,8 +182,8 @@ def rollout(
         state, h = carry
         key_act, key_frame = jax.random.split(jax.random.fold_in(key, i))
         actions = act(h, key_act) if callable(act) else act[:, i]
-        state, latents, h_next = dynamics.imagine(state, actions, key_frame, temperature)
-        return (state, h_next if callable(act) else h), Step(latents, actions, h_next)
+        state, latents, h_next, unsure = imagine_with_uncertainty(dynamics, state, actions, key_frame, temperature)
+        return (state, h_next if callable(act) else h), Step(latents, actions, h_next, unsure)
 
     (state, _), steps = jax.lax.scan(step, (state, h), jnp.arange(length))
     return state, steps
@@ -202,8 +228,11 @@ def temperature_of(world: WorldModel, chosen: float | None) -> float:
 class Session:
     """One player in a world. The same seed, initial frames, actions and temperature give the same frames, bit for bit.
 
-    ``temperature``: of sampling; 0 is deterministic, None the model's own.
+    ``temperature``: of sampling; 0 is deterministic, None the model's own. ``uncertainty``: how unsure the model was of
+    the last frame that it generated, in ``world.uncertainty``; None before the first, or if it does not say.
     """
+
+    uncertainty: float | None = None
 
     def __init__(self, world: WorldModel, seed: int = 0, temperature: float | None = None):
         if not isinstance(world, WorldModel):
@@ -236,7 +265,7 @@ class Session:
         Only the last ``config.context`` frames are used. Raises ReverieError for frames or actions of another shape.
         """
         self._cache, *found = self._begin(*initial(self.world, frames, actions))
-        self._time = 0
+        self._time, self.uncertainty = 0, None
         return self._shown(*found)
 
     def step(self, action: Any) -> np.ndarray:
@@ -245,9 +274,11 @@ class Session:
         if self._cache is None:
             raise ReverieError("call reset(frames) before step(action): a session needs at least one initial frame.")
         clock = np.array([self.seed % 2**32, self._time % 2**32], np.uint32)
-        self._cache, *found = self._continue(self._cache, action, clock, np.float32(self.temperature))
+        self._cache, frame, unsure, *found = self._continue(self._cache, action, clock, np.float32(self.temperature))
         self._time += 1
-        return self._shown(*found)
+        shown = self._shown(frame, *found)
+        self.uncertainty = float(unsure) if self.world.uncertainty else None
+        return shown
 
     def _compiled(self) -> tuple[compiled, compiled]:
         """Return the programs of ``reset`` and ``step``."""
@@ -307,14 +338,17 @@ def begin_with_features(
 
 
 def advance(world: WorldModel, cache: WorldKVCache, action: Array, clock: Array, temperature: Array | float) -> Any:
-    """Generate one frame: (cache, frame uint8 (H, W, C)); ``clock`` is (seed, frames since the start), uint32."""
-    return advance_with_features(world, cache, action, clock, temperature)[:2]
+    """Generate one frame: (cache, frame uint8 (H, W, C), its uncertainty ()).
+
+    ``clock`` is (seed, frames since the start), uint32.
+    """
+    return advance_with_features(world, cache, action, clock, temperature)[:3]
 
 
 def advance_with_features(
     world: WorldModel, cache: WorldKVCache, action: Array, clock: Array, temperature: Array | float
-) -> tuple[WorldKVCache, Array, Array]:
-    """See ``advance``; the third value are the features (1, N, M) of the frame, for agents."""
+) -> tuple[WorldKVCache, Array, Array, Array]:
+    """See ``advance``; the fourth value are the features (1, N, M) of the frame, for agents."""
     key = jax.random.fold_in(jax.random.key(clock[0]), clock[1])
-    cache, frames, _, h = world.imagine(cache, action[None], key, temperature)
-    return cache, to_uint8(frames[0]), h
+    cache, frames, _, h, unsure = world.imagine_with_uncertainty(cache, action[None], key, temperature)
+    return cache, to_uint8(frames[0]), unsure[0], h

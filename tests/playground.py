@@ -128,13 +128,13 @@ class Player:
 
     def reset(self, seed=0, start=0) -> bytes:
         id = self.say("reset", seed=seed, start=start)
-        kind, step, _, answered, frame = self.hear()
+        kind, step, _, answered, _, frame = self.hear()
         assert (kind, step, answered) == (protocol.FRAME, 0, id)
         return frame
 
     def step(self, action, temperature=100) -> bytes:
         id = self.say("step", action=action, temperature=temperature)
-        kind, _, played, answered, frame = self.hear()
+        kind, _, played, answered, _, frame = self.hear()
         assert (kind, played, answered) == (protocol.FRAME, action, id)
         return frame
 

@@ -17,8 +17,9 @@ from reverie.errors import ReverieError
 from reverie.evaluation import inverse, rollouts
 from reverie.evaluation.inverse import learned
 from reverie.evaluation.meaning import HEADLINES, MEANING
-from reverie.evaluation.measure import evaluate
+from reverie.evaluation.measure import evaluate, trust
 from reverie.evaluation.report import say, write_report
+from reverie.evaluation.rollouts import Clips
 from reverie.evaluation.verdict import verdict
 from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.lams.pixels import PixelLAMConfig
@@ -187,6 +188,7 @@ def measured(latent: bool, dataset, **how: bool):
 def test_a_real_world_gets_a_whole_report(latent, real, tmp_path, capsys):
     numbers, pictures = real[latent]
     assert set(MEANING) <= set(numbers)
+    assert len(numbers["uncertainty_rank"]) == len(numbers["psnr"]) and min(numbers["uncertainty"]) > 0
     path = write_report(numbers, pictures, tmp_path / "world")
     written = json.loads(path.read_text())
     assert written.pop("checksum")
@@ -226,7 +228,11 @@ def test_video_without_actions_gets_what_it_can(dataset, judged, tmp_path):
     numbers, pictures = evaluate(world, video, clips=40, horizon=6, speed=False, sessions=0, practice=video)
     assert numbers["action_source"] == "none" and numbers["psnr"] == judged["blind"][0]["psnr"]
     absent = ("delta_psnr", "delta_psnr_4", "swap_accuracy", "lam_nmi", "top1", "action_shuffle_ratio", "idm_accuracy")
-    assert all(numbers[name] is None for name in absent) and numbers["drift"] > 0 and numbers["frechet_random"] > 0
+    assert (
+        all(numbers[name] is None for name in (*absent, "uncertainty"))
+        and numbers["drift"] > 0
+        and numbers["frechet_random"] > 0
+    )
     write_report(numbers, pictures, tmp_path)
     assert not (tmp_path / "eval" / "actions.png").exists()
 
@@ -254,6 +260,19 @@ def test_a_world_of_other_data_is_refused(dataset):
         evaluate(tiny_world(False), other)
     with pytest.raises(ReverieError, match="long enough"):
         evaluate(tiny_world(False), dataset, horizon=100)
+
+
+def test_uncertainty_is_ranked_against_the_error_so_far():
+    truth = np.zeros((6, 3, 2, 2, 3), np.uint8)
+    generated = np.broadcast_to(np.arange(6, dtype=np.uint8)[:, None, None, None, None] * 9, truth.shape)
+    given = Clips(truth, np.zeros((6, 3)), np.zeros((6, 3)), 0, np.arange(6))
+    rising = np.arange(6.0)[:, None] + np.zeros(3)
+    late = np.concatenate([rising[:, :1], -9 * rising[:, 1:]], axis=1)  # of the second and third frame: turned around
+    for unsure, ranks in ((rising, [1, 1, 1]), (late, [1, -1, -1]), (np.ones((6, 3)), [0, 0, 0])):
+        found = trust(given, generated, unsure)
+        assert found["uncertainty_rank"] == pytest.approx(ranks) and len(found["uncertainty"]) == 3
+    low, high = found["uncertainty_rank_ci"][0]
+    assert -1 < low < 0 < high < 1, "six clips say little"
 
 
 def test_numbers_that_are_not_finite_are_null(judged, tmp_path):

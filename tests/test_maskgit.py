@@ -112,7 +112,7 @@ def fill(logits, passes, temperature=1.0, rows=256, key=KEY, schedule="cosine"):
         jax.debug.callback(lambda seen: given.append(np.asarray(seen)), latents, ordered=True)
         return jnp.broadcast_to(logits[None], (rows, tokens, codes))
 
-    latents = jax.jit(lambda: model.sample(predict, rows, key, temperature))()
+    latents, _ = jax.jit(lambda: model.sample(predict, rows, key, temperature))()
     jax.effects_barrier()
     return np.stack([*given, latents]), codes
 

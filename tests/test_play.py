@@ -48,6 +48,18 @@ def test_seed_start_and_actions_determine_the_frames(world, player, place):
     assert session.compilations == 2, "all players share two compiled programs"
 
 
+def test_a_generated_frame_comes_with_its_uncertainty(world, player):
+    session = Session(world, seed=5)
+    session.reset(*some_starts()[1])
+    assert session.uncertainty is None and player.hello["uncertainty"] == world.uncertainty
+    player.say("reset", seed=5, start=1)
+    assert np.isnan(player.hear()[4])
+    for action in (1, 2):
+        player.say("step", action=action, temperature=100)
+        session.step(action)
+        assert player.hear()[4] == np.float32(session.uncertainty) > 0
+
+
 def test_players_do_not_touch_each_other(player, place):
     alone = player.rollout([1, 2, 3, 0], seed=1)
     with Player(place[0]) as other:

@@ -67,7 +67,7 @@ def test_a_player_sees_what_the_simulator_does_from_the_same_moment_on(place):
             for action in (0, 1, 3):
                 player.step(action)
                 state, _, _ = simulator.step(state, action)
-                kind, _, played, _, real = player.hear()
+                kind, _, played, _, _, real = player.hear()
                 assert (kind, played) == (protocol.REAL, action) and real == simulator.render(state).tobytes()
 
 

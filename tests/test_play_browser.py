@@ -300,6 +300,24 @@ def test_slow_motion_is_slow(open_page, address):
     says(page, "slow", "1×")
 
 
+def test_how_unsure_the_model_was_is_drawn_and_can_be_hidden(open_page, address):
+    page = open_page(address)
+    drawn = "() => doubt.getContext('2d').getImageData(0, 0, doubt.width, doubt.height).data.some(Boolean)"
+    assert not page.evaluate(drawn) and page.inner_text("#now") == "–"
+    page.keyboard.press("ArrowRight")
+    at_step(page, 4)
+    assert page.evaluate(drawn) and page.inner_text("#now").endswith("bits a token")
+    assert float(page.inner_text("#total")) > float(page.inner_text("#now").split()[0]) > 0
+    page.keyboard.press("h")
+    page.wait_for_selector("#unsure", state="hidden")
+    assert page.get_attribute("#watch", "aria-pressed") == "false"
+    page.click("#watch")
+    page.wait_for_selector("#unsure", state="visible")
+    page.keyboard.press("r")
+    says(page, "badge", "Press a key")
+    assert page.inner_text("#now") == "–" and not page.evaluate(drawn)
+
+
 def test_full_screen_and_back(open_page, address, tmp_path):
     page = open_page(address)
     page.keyboard.press("f")
@@ -326,6 +344,7 @@ def test_a_played_session_ends_in_a_store_that_trains(open_page, tmp_path):
     with server as (address, _):
         page = open_page(address)
         assert page.is_visible("#take") and not page.is_visible("#share") and not page.is_visible("#beginning")
+        assert not page.is_visible("#unsure") and not page.is_visible("#watch"), "a real game is not generated"
         says(page, "badge", "the game begins")
         assert page.is_disabled("#keep")
         seeds = set()

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from einops import rearrange
+from scipy.stats import rankdata
 
 from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset, Simulator
@@ -84,8 +85,8 @@ def evaluate(
     rollouts, given, exact = _prepared(world, dataset, clips, context, horizon, seed, temperature)
     numbers: Numbers = _conditions(rollouts, given, dataset) | dict.fromkeys(MEANING)
     numbers["passes"] = passes_of(world)
-    tokens, views = _views(rollouts, given)
-    numbers |= _likeness(given, views)
+    tokens, unsure, views = _views(rollouts, given)
+    numbers |= _likeness(given, views) | (trust(given, views["rollout"], unsure) if world.uncertainty else {})
     numbers |= _used("code", tokens, getattr(world.tokenizer, "codes", 0)) | _latent(given, space)
     numbers |= rollouts.report(tokens, given.actions)
     pictures = _pictures(given.truth, views)
@@ -157,17 +158,19 @@ def _conditions(rollouts: Rollouts, given: Clips, dataset: Dataset) -> Numbers:
     }
 
 
-def _views(rollouts: Rollouts, given: Clips) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the clips' latents, and by name what is compared with the truth: rollouts and baselines."""
+def _views(rollouts: Rollouts, given: Clips) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Return the clips' latents, the uncertainty (B, T) of the rollouts, and by name what is compared with the truth:
+    rollouts and baselines."""
     tokens, rebuilt = rollouts.reconstruct(given.frames)
+    generated, unsure = rollouts.rollout_with_uncertainty(given.seen, given.actions)
     views = {
-        "rollout": rollouts.rollout(given.seen, given.actions),
+        "rollout": generated,
         "floor": rebuilt[:, given.context :],
         "copy_last": np.broadcast_to(given.seen[:, -1:], given.truth.shape),
     }
     if rollouts.space.size:
         views["random"] = rollouts.rollout(given.seen, _random_actions(rollouts, given))
-    return tokens, views
+    return tokens, unsure, views
 
 
 def _random_actions(rollouts: Rollouts, given: Clips) -> np.ndarray:
@@ -197,6 +200,22 @@ def _likeness(given: Clips, views: dict[str, np.ndarray]) -> Numbers:
         delta = decibels["rollout"] - decibels["random"]
         numbers |= _mean("delta_psnr", delta, given.episodes)
         numbers |= _mean("delta_psnr_4", delta[:, 3], given.episodes) if delta.shape[1] >= 4 else {}
+    return numbers
+
+
+def trust(given: Clips, generated: np.ndarray, unsure_BT: np.ndarray) -> Numbers:
+    """The uncertainty of each generated frame, and whether a clip with more of it has a larger error.
+
+    What went wrong in a rollout stays wrong, so the error of a frame is ranked against all uncertainty up to it.
+    """
+    error_BT = np.square(given.truth.astype(np.float32) - generated).mean((2, 3, 4))
+    total, error = (ranks - ranks.mean(0) for ranks in (rankdata(x, axis=0) for x in (unsure_BT.cumsum(1), error_BT)))
+    found = (total * error).sum(0) / np.maximum(np.sqrt(np.square(total).sum(0) * np.square(error).sum(0)), 1e-9)
+    numbers = _mean("uncertainty", unsure_BT, given.episodes) | {"uncertainty_rank": found.tolist()}
+    if (count := len(np.unique(given.episodes))) > 3:  # Fisher's interval, for ranks (Fieller et al., 1957)
+        reach = 1.96 * np.sqrt(1.06 / (count - 3))
+        middle = np.arctanh(np.clip(found, -0.999, 0.999))
+        numbers["uncertainty_rank_ci"] = np.tanh(np.stack([middle - reach, middle + reach], axis=-1)).tolist()
     return numbers
 
 

@@ -76,6 +76,10 @@ class Rollouts:
 
     def rollout(self, seen_BTHWC: np.ndarray, actions_BT: np.ndarray) -> np.ndarray:
         """Return the frames generated after the context ``seen``; ``actions`` led to ``seen``, then to these."""
+        return self.rollout_with_uncertainty(seen_BTHWC, actions_BT)[0]
+
+    def rollout_with_uncertainty(self, seen_BTHWC: np.ndarray, actions_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See ``rollout``; the second value is the uncertainty (B, T) of the frames, NaN if the world has none."""
         return self._batched(self._rollout, seen_BTHWC, actions_BT)
 
     def pieces(self, seen_BTHWC: np.ndarray, actions_BT: np.ndarray, along_BT: np.ndarray) -> Iterator[np.ndarray]:
@@ -87,7 +91,7 @@ class Rollouts:
         spare = [(0, 0), (0, -along_BT.shape[1] % PIECE)] + [(0, 0)] * (along_BT.ndim - 2)
         along_BT = np.pad(along_BT, spare, mode="edge")
         for index, start in enumerate(range(0, along_BT.shape[1], PIECE)):
-            cache, frames = self._go_on(cache, along_BT[:, start : start + PIECE], self._key(index))
+            cache, frames, _ = self._go_on(cache, along_BT[:, start : start + PIECE], self._key(index))
             yield np.asarray(frames)
 
     def branch(self, seen_BTHWC: np.ndarray, actions_BT: np.ndarray, next_BA: np.ndarray) -> np.ndarray:
@@ -176,16 +180,16 @@ def _reconstruct(world: WorldModel, frames_BTHWC: Array, key: Array) -> tuple[Ar
     return latents, _decoded(world, world.tokenizer.empty(len(frames_BTHWC)), jnp.moveaxis(latents, 1, 0))[1]
 
 
-def _rollout(temperature: float, world: WorldModel, seen_BTHWC: Array, actions_BT: Array, key: Array) -> Array:
+def _rollout(temperature: float, world: WorldModel, seen_BTHWC: Array, actions_BT: Array, key: Array):
     count = seen_BTHWC.shape[1]
     cache = world.prefill(seen_BTHWC, actions_BT[:, :count])
-    return _go_on(temperature, world, cache, actions_BT[:, count:], key)[1]
+    return _go_on(temperature, world, cache, actions_BT[:, count:], key)[1:]
 
 
 def _go_on(temperature: float, world: WorldModel, cache: WorldKVCache, actions_BT: Array, key: Array):
     dynamics, steps = rollout(world.dynamics, cache.dynamics, None, actions_BT, key, actions_BT.shape[1], temperature)
     decoder, frames = _decoded(world, cache.decoder, steps.latents)
-    return WorldKVCache(dynamics, decoder), frames
+    return WorldKVCache(dynamics, decoder), frames, jnp.swapaxes(steps.uncertainty, 0, 1)
 
 
 def _branch(

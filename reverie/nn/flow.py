@@ -28,15 +28,17 @@ def data_of(velocity: Array, point: Array, level: Array) -> Array:
     return point + (1 - level) * velocity
 
 
-def denoise(predict: Callable, noise: Array, passes: int) -> Array:
-    """Integrate from noise to data in ``passes`` equal Euler steps; the last step returns the last prediction itself.
+def denoise(predict: Callable, noise: Array, passes: int) -> tuple[Array, Array]:
+    """Integrate from noise to data in ``passes`` equal Euler steps: (the last prediction of the data, the first).
 
     ``predict``: (point, its level) -> predicted data.
     """
 
-    def step(k, point):
+    def step(k, carry):
+        point, first = carry
         level, next_level = (n.astype(jnp.float32) / passes for n in (k, k + 1))
         share = (next_level - level) / (1 - level)
-        return point + share * (predict(point, level) - point)
+        data = predict(point, level)
+        return point + share * (data - point), jnp.where(k == 0, data, first)
 
-    return jax.lax.fori_loop(0, passes, step, noise)
+    return jax.lax.fori_loop(0, passes, step, (noise, noise))

@@ -54,9 +54,9 @@ def _begin(agent: Agent, frames: Array, actions: Array, length: Array) -> tuple[
 
 
 def _advance(agent: Agent, cache: WorldKVCache, action: Array, clock: Array, temperature: Array) -> Any:
-    cache, frame, h = advance_with_features(agent.world, cache, action, clock, temperature)
+    cache, frame, unsure, h = advance_with_features(agent.world, cache, action, clock, temperature)
     # A key that the world does not use: what the agent draws has nothing to do with what the world draws.
-    return cache, frame, _advice(agent, h, jax.random.fold_in(jax.random.key(~clock[0]), clock[1]))
+    return cache, frame, unsure, _advice(agent, h, jax.random.fold_in(jax.random.key(~clock[0]), clock[1]))
 
 
 def _advice(agent: Agent, h_1NM: Array, key: Array) -> dict[str, Array]:

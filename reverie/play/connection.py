@@ -280,7 +280,8 @@ class Connection:
     async def _show(self, frame: np.ndarray, action: int, id: int) -> None:
         self.frames.append(frame)
         real = self.real  # before the next command changes it
-        await self.socket.send_bytes(protocol.pack(protocol.FRAME, self.steps, action, id, frame.tobytes()))
+        answer = (self.steps, action, id, frame.tobytes(), self.session.uncertainty)
+        await self.socket.send_bytes(protocol.pack(protocol.FRAME, *answer))
         if real is not None:
             await self.socket.send_bytes(protocol.pack(protocol.REAL, self.steps, action, id, real.frame.tobytes()))
 

@@ -2,7 +2,7 @@
 
 The page sends JSON objects, as text (see ``COMMANDS``), and one kind of binary message: the raw bytes of a picture of
 exactly the world's frame size, H*W*C uint8, which becomes start ``PICTURE``. The server answers with JSON objects
-(type "world", "picture", "agent", "busy", "error", "bye") and with binary messages: a header of 16 bytes (``pack``),
+(type "world", "picture", "agent", "busy", "error", "bye") and with binary messages: a header of 20 bytes (``pack``),
 then raw frame bytes or a finished GIF or mp4. Where the real game runs beside the world, its frame follows. Every frame
 carries the id of the command it answers. If steps come faster than frames can be generated, only the newest is played.
 
@@ -10,6 +10,7 @@ Every message is checked against a table here before it is used.
 """
 
 import json
+import math
 import struct
 from typing import Any
 
@@ -23,7 +24,8 @@ IDS = range(2**31)
 LONGEST = 512  # characters of a command; the longest valid one has about 80
 
 FRAME, GIF, MP4, REAL = 0, 1, 2, 3  # kinds of binary messages
-_HEADER = struct.Struct("<IIiI")  # little-endian: kind, step since the start, action that led here, id of the command
+# Little-endian: kind, step since the start, action that led here, id of the command, uncertainty of the frame or NaN.
+_HEADER = struct.Struct("<IIiIf")
 
 
 def commands(actions: int, starts: int) -> dict[str, dict[str, range | tuple]]:
@@ -65,11 +67,11 @@ def parse(text: str, known: dict[str, dict[str, range | tuple]]) -> dict[str, An
     return command
 
 
-def pack(kind: int, step: int, action: int, id: int, payload: bytes) -> bytes:
-    """Return a binary message of the server."""
-    return _HEADER.pack(kind, step, action, id) + payload
+def pack(kind: int, step: int, action: int, id: int, payload: bytes, uncertainty: float | None = None) -> bytes:
+    """Return a binary message of the server; ``uncertainty``: of a generated frame, if its world says so."""
+    return _HEADER.pack(kind, step, action, id, math.nan if uncertainty is None else uncertainty) + payload
 
 
-def unpack(message: bytes) -> tuple[int, int, int, int, bytes]:
-    """Return (kind, step, action, id, payload) of a binary message of the server."""
+def unpack(message: bytes) -> tuple[int, int, int, int, float, bytes]:
+    """Return (kind, step, action, id, uncertainty, payload) of a binary message of the server."""
     return *_HEADER.unpack_from(message), message[_HEADER.size :]

@@ -163,6 +163,7 @@ def card(
         "frame": [height, width, channels],
         "fps": world.config.fps,
         **buttons.card(actions),
+        "uncertainty": getattr(world, "uncertainty", ""),
         "temperature": round(100 * world.dynamics.temperature) if hasattr(world, "dynamics") else None,
         "starts": len(pictures),
         "pictures": list(pictures),

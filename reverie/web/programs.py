@@ -15,7 +15,7 @@ from reverie.training.flops import count
 from reverie.world import WorldModel, advance, begin, initial
 
 BEGIN, STEP = ("frames", "actions", "length"), ("action", "clock", "temperature")  # inputs beside weights and state
-FRAME = "frame"  # the output beside the state
+FRAME, UNSURE = "frame", "unsure"  # the outputs beside the state; the second of a step alone
 
 
 class Traced(NamedTuple):
@@ -56,7 +56,7 @@ def models(traced: Traced) -> Models:
     """Convert both programs. The state is the arrays "0", "1", ...: outputs of both, inputs of a step."""
     constants, state = Constants(), [str(number) for number in range(traced.state)]
     first = convert(traced.begin, [*traced.weights, *BEGIN], [*state, FRAME], constants)
-    further = convert(traced.step, [*traced.weights, *_old(state), *STEP], [*state, FRAME], constants)
+    further = convert(traced.step, [*traced.weights, *_old(state), *STEP], [*state, FRAME, UNSURE], constants)
     return Models(first, further, bytes(constants.data))
 
 

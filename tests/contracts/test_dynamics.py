@@ -107,6 +107,29 @@ def test_temperature_zero_leaves_nothing_to_chance(generate, clip):
     assert len(np.unique(generate(latents[:, :T], actions)[2], axis=0)) > 1
 
 
+def test_uncertainty_changes_no_bit_and_is_that_of_the_head(model, clip):
+    """Tokens that are all as likely have log2(codes) bits each; a denoiser that sees nothing always says the same."""
+    latents, actions = clip(length=T + 1)
+    kernel, bias = (jax.tree.map(jnp.copy, each) for each in (model.head.kernel[...], model.head.bias[...]))
+
+    @jax.jit
+    def both(state, actions):
+        return model.imagine(state, actions, KEY, 1.0), model.imagine_with_uncertainty(state, actions, KEY, 1.0)
+
+    before, _ = watch(model, latents[:, :T], actions[:, :T])
+    plain, watched = both(before, actions[:, -1])
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(watched[:3]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert watched[3].shape == (len(latents),) and (watched[3] > 0).all() and len(set(watched[3].tolist())) > 1
+    try:
+        model.head.kernel[...], model.head.bias[...] = jnp.zeros_like(kernel), jnp.zeros_like(bias)
+        blind = model.imagine_with_uncertainty(before, actions[:, -1], KEY, 1.0)[3]
+    finally:
+        model.head.kernel[...], model.head.bias[...] = kernel, bias
+    np.testing.assert_allclose(blind, np.log2(getattr(model.config, "codes", 1)), atol=1e-5)
+    assert model.uncertainty
+
+
 def test_the_default_temperature_is_the_models_own(model, generate, clip):
     latents, actions = clip(length=T + 1)
     state, _ = watch(model, latents[:, :T], actions[:, :-1])

@@ -20,6 +20,10 @@ class Dynamics(Protocol):
     vectors; or weights over discrete actions, (B, T, size).
 
     ``temperature``: the sampling temperature used unless a caller gives another; 0 is deterministic.
+
+    A family that can say how unsure it was of a frame also has ``uncertainty``, the unit of that number ("": it cannot,
+    as configured), and ``imagine_with_uncertainty``, which is ``imagine`` with the number (B,) as a fourth value. A
+    larger number must mean a larger error: "uncertainty_rank" of an evaluation measures it.
     """
 
     temperature: float

@@ -108,6 +108,11 @@ class Diffusion(nnx.Module):
         self.transformer = SpaceTimeTransformer(config.transformer, config.grid, 2 * self.prepend, rngs=rngs)
         self.head = Linear(width, config.width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
+    @property
+    def uncertainty(self) -> str:
+        """See ``Dynamics``: a single pass has no second estimate."""
+        return "in units of its latents" if self.config.passes > 1 else ""
+
     # -- training ----------------------------------------------------------------------------------------------------
 
     def loss(self, latents_BTNL: Array, actions_BT: Array, keys_B: Array) -> Loss:
@@ -223,15 +228,24 @@ class Diffusion(nnx.Module):
         self, state: LatentState, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[LatentState, Array, Array]:
         """Generate the frame ``actions_B`` leads to: (state with it, latents (B, N, L), features (B, N, M))."""
+        return self.imagine_with_uncertainty(state, actions_B, key, temperature)[:3]
+
+    def imagine_with_uncertainty(
+        self, state: LatentState, actions_B: Array, key: Array, temperature: float | Array | None = None
+    ) -> tuple[LatentState, Array, Array, Array]:
+        """See ``imagine``; the last value (B,) is how far the sampler's first and last estimate lie apart.
+
+        It is a root mean square over all latents of the frame. The first estimate is made from noise alone.
+        """
 
         def predict(point, level):
             label = self._label(level, 1 / self.config.passes)
             h, _ = self.transformer.step(self._tokens(state, point, label, actions_B), state.cache)
             return self._data(h, point, level)
 
-        latents = denoise(predict, self._noise(key, len(actions_B), temperature), self.config.passes)
+        latents, first = denoise(predict, self._noise(key, len(actions_B), temperature), self.config.passes)
         state, h = self.observe(state, latents, actions_B)
-        return state, latents, h
+        return state, latents, h, jnp.sqrt(jnp.mean(jnp.square(latents - first), axis=(1, 2)))
 
     def imagine_uncached(
         self, latents_BTNL: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
@@ -250,7 +264,7 @@ class Diffusion(nnx.Module):
             y = self.transformer(x)[:, -1]
             return self._data(y, point, level)
 
-        return denoise(predict, self._noise(key, batch, temperature), self.config.passes)
+        return denoise(predict, self._noise(key, batch, temperature), self.config.passes)[0]
 
     # -- latents in, latents out -------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from reverie.actions import ActionSpace
 from reverie.config import FROM_DATA
 from reverie.errors import ReverieError
 from reverie.nn.batch import Loss, draw_rows, fold_keys, row_keys, split_keys
-from reverie.nn.codes import AT_ONCE, cross_entropy, nll, sample_codes, top_k_accuracy
+from reverie.nn.codes import AT_ONCE, bits, cross_entropy, nll, sample_codes, top_k_accuracy
 from reverie.nn.embed import ActionEmbedding, from_start
 from reverie.nn.kv_cache import TokenState, previous_frames
 from reverie.nn.linear import Linear
@@ -65,6 +65,8 @@ class MaskGITConfig:
 
 class MaskGIT(nnx.Module):
     """A space-time transformer over token embeddings, with one more code for the mask token."""
+
+    uncertainty = "bits a token"
 
     def __init__(self, config: MaskGITConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -159,13 +161,19 @@ class MaskGIT(nnx.Module):
         self, state: TokenState, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[TokenState, Array, Array]:
         """Generate the frame ``actions_B`` leads to: (state with it appended, latents (B, N), features (B, N, M))."""
+        return self.imagine_with_uncertainty(state, actions_B, key, temperature)[:3]
+
+    def imagine_with_uncertainty(
+        self, state: TokenState, actions_B: Array, key: Array, temperature: float | Array | None = None
+    ) -> tuple[TokenState, Array, Array, Array]:
+        """See ``imagine``; the last value is the mean surprisal (B,) of the frame's tokens in bits: see ``sample``."""
 
         def predict(latents_BN):
             return self._logits(self._step(state, latents_BN, actions_B)[0])
 
-        latents = self.sample(predict, len(actions_B), key, temperature)
+        latents, unsure = self.sample(predict, len(actions_B), key, temperature)
         state, h = self.observe(state, latents, actions_B)
-        return state, latents, h
+        return state, latents, h, unsure
 
     def imagine_uncached(
         self, latents_BTN: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
@@ -177,7 +185,7 @@ class MaskGIT(nnx.Module):
             x = self._embed(x, actions_BT, previous_frames(latents_BTN, self.config.codes))
             return self._logits(self.transformer(x)[:, -1])
 
-        return self.sample(predict, len(latents_BTN), key, temperature)
+        return self.sample(predict, len(latents_BTN), key, temperature)[0]
 
     def schedule(self) -> np.ndarray:
         """Return how many tokens are still masked after each of the K passes, (K,) int32; none after the last.
@@ -197,8 +205,13 @@ class MaskGIT(nnx.Module):
             left = self.tokens ** (1 - done / max(passes - 1, 1))
         return np.append(np.floor(left + 1e-6), 0).astype(np.int32)
 
-    def sample(self, predict, batch: int, key: Array, temperature: float | Array | None = None) -> Array:
-        """Sample a frame (B, N) in K passes. ``predict``: a partly masked frame (B, N) -> logits (B, N, V)."""
+    def sample(self, predict, batch: int, key: Array, temperature: float | Array | None = None) -> tuple[Array, Array]:
+        """Sample a frame in K passes: (codes (B, N), their mean surprisal (B,) in bits).
+
+        ``predict``: a partly masked frame (B, N) -> logits (B, N, V). The surprisal of a code is that in the pass which
+        kept it, at temperature 1. It is one sample of the distribution's entropy. The entropy itself needs another sum
+        over all codes in each pass, 4 to 8 % of a frame's time, and says no more about the error (docs/log.md).
+        """
         c, tokens = self.config, self.tokens
         temperature = jnp.asarray(self.temperature if temperature is None else temperature, jnp.float32)
         left = self.schedule()
@@ -206,20 +219,24 @@ class MaskGIT(nnx.Module):
         uniform = jax.random.uniform(key_code, (c.passes, batch, tokens))
         gumbel = jax.random.gumbel(key_order, (c.passes, batch, tokens))
 
-        def refine(k, latents):
+        def refine(k, carry):
+            latents, nats = carry
             logits = predict(latents)
             codes = sample_codes(uniform[k], logits, temperature)
-            confidence = -nll(logits, codes)
+            surprisal = nll(logits, codes)
+            confidence = -surprisal
             cooling = temperature * (1 - (k + 1).astype(jnp.float32) / c.passes)
             confidence = confidence + cooling * gumbel[k]
             masked = latents == c.codes
             confidence = jnp.where(masked, confidence, jnp.inf)
             rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)  # 0: lowest confidence
             stays_masked = rank < jnp.asarray(left)[k]
-            return jnp.where(masked, jnp.where(stays_masked, c.codes, codes), latents)
+            latents = jnp.where(masked, jnp.where(stays_masked, c.codes, codes), latents)
+            return latents, jnp.where(masked, surprisal, nats)
 
-        start = jnp.full((batch, tokens), c.codes, jnp.int32)
-        return jax.lax.fori_loop(0, c.passes, refine, start)
+        start = jnp.full((batch, tokens), c.codes, jnp.int32), jnp.zeros((batch, tokens))
+        latents, nats = jax.lax.fori_loop(0, c.passes, refine, start)
+        return latents, bits(jnp.mean(nats, axis=-1))
 
     # -- tokens in, logits out ---------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 // The agent of a world, if there is one: what it would press and what it expects, and whether it plays.
 
+import { draw, KEPT } from "./curves.js";
 import { $ } from "./panel.js";
 
-const KEPT = 120; // frames that the curves show
 const CURVES = [["value", "#8f7cff"], ["reward", "#ffd166"]];
 const SAYS = [
   ["reward", "reward of this frame", (x) => x.toFixed(2)],
@@ -14,7 +14,8 @@ export class Agent {
   plays = false;
   advice = null; // for the newest frame, once it has come
 
-  greet(there, buttons) {
+  greet(world, { buttons }) {
+    const there = Boolean(world.agent);
     this.buttons = buttons;
     $("agent").hidden = !there;
     $("pad").classList.toggle("watched", there);
@@ -52,23 +53,7 @@ export class Agent {
       number.textContent = text(advice[name]);
       return [term, number];
     }));
-    this.#draw();
-  }
-
-  #draw() {
-    const canvas = $("curves");
-    const paint = canvas.getContext("2d");
-    const { width, height } = canvas;
-    paint.clearRect(0, 0, width, height);
-    for (const [name, colour] of CURVES) {
-      const numbers = this.past.map((each) => each[name]).filter((number) => number !== undefined);
-      const [low, high] = [Math.min(0, ...numbers), Math.max(0, ...numbers)];
-      const y = (number) => height - 8 - ((number - low) / (high - low || 1)) * (height - 16);
-      paint.strokeStyle = colour;
-      paint.lineWidth = 3;
-      paint.beginPath();
-      numbers.forEach((number, at) => paint.lineTo((at / (KEPT - 1)) * width, y(number)));
-      paint.stroke();
-    }
+    const numbers = (name) => this.past.map((each) => each[name]).filter((number) => number !== undefined);
+    draw($("curves"), CURVES.map(([name, colour]) => [numbers(name), colour]));
   }
 }

@@ -13,6 +13,7 @@ import {
 import { onPicture, pixels, squeeze } from "./picture.js";
 import { showRecorder, showTake } from "./record.js";
 import { Stillness } from "./still.js";
+import { Unsure } from "./unsure.js";
 import { Wire } from "./wire.js";
 
 const IN_FLIGHT = 2; // steps asked for and not yet seen: enough to hide a network, too few to feel
@@ -30,8 +31,7 @@ let input = null;
 let image = null; // ImageData of one frame
 let met = false; // greeted once: what the player chose since then is kept through reconnections
 let goodbye = null; // why the server closed, when it said
-const gamepads = new Gamepads();
-const [agent, beside] = [new Agent(), new Beside()];
+const [gamepads, agent, beside, unsure] = [new Gamepads(), new Agent(), new Beside(), new Unsure()];
 // played: its steps; marks: the hash of all frames up to each of them
 const dream = { seed: 0, start: 0, picture: null, packed: "", played: [], marks: [], from: 0, shown: false };
 const sent = new Map(); // id of a step not yet answered -> {action, temperature, since}
@@ -59,8 +59,7 @@ const wire = new Wire({
     met = true;
     showRecorder(Boolean(world.recorder));
     input = new Input(world, $("pad"), pressed);
-    agent.greet(Boolean(world.agent), input.buttons);
-    beside.greet(world);
+    for (const each of [agent, beside, unsure]) each.greet(world, input);
     dream.start = world.starts ? Math.min(Math.max(dream.start, 0), world.starts - 1) : -1;
     drawStarts(world.pictures, choose);
     for (const format of ["gif", "mp4"]) $(format).hidden = !world.formats.includes(format);
@@ -71,7 +70,7 @@ const wire = new Wire({
     else await setPicture(dream.picture ?? new Uint8Array(world.frame.reduce((a, b) => a * b)).fill(128));
     openLink();
   },
-  frame({ step, action, id, bytes }) {
+  frame({ step, action, id, bytes, unsure: number }) {
     if (id < dream.from) return; // of the dream before
     agent.advice = null; // it was for the frame before
     const asked = sent.get(id);
@@ -80,6 +79,7 @@ const wire = new Wire({
     dream.marks[dream.played.length] = hash(bytes, seen());
     paint.putImageData(pixels(bytes, world.frame, image), 0, 0);
     beside.imagined(bytes);
+    unsure.hear(number);
     $("step").textContent = step;
     meter.drawn(asked?.since);
     input.show(step ? action : -1);
@@ -123,8 +123,7 @@ function begin() {
   if (!world) return;
   sent.clear();
   input.releaseAll();
-  stillness.clear();
-  agent.clear();
+  for (const each of [stillness, agent, unsure]) each.clear();
   stuck = over = false;
   Object.assign(dream, { played: [], marks: [], shown: false, seed: Number($("seed").value) });
   if (dream.start === -1) wire.sendPicture(dream.picture);
@@ -300,6 +299,7 @@ function shortcuts() {
     ...(world.recorder ? [["k", keepTake, "keep"]] : []),
     ...(world.agent ? [["g", () => handOver(), "let the agent play"]] : []),
     ...(world.beside ? [["c", () => beside.show(), "real game beside"]] : []),
+    ...(world.uncertainty ? [["h", () => unsure.show(), "uncertainty"]] : []),
     ["t", () => setLive(!live), "real time / step by step"],
     ...(world.recorder ? [] : [["u", undo, "undo"]]),
     ["m", slower, "slow motion"],
@@ -391,7 +391,7 @@ new ResizeObserver(fit).observe($("screen"));
 const CLICKS = {
   reset: restart, dice: reseed, discard: reseed, keep: keepTake, slow: slower, full: fullScreen, share,
   undo: () => world && undo(), hand: () => world && handOver(), live: () => world && setLive(!live),
-  compare: () => beside.show(), gif: () => record("gif"), mp4: () => record("mp4"),
+  compare: () => beside.show(), watch: () => unsure.show(), gif: () => record("gif"), mp4: () => record("mp4"),
 };
 for (const [id, act] of Object.entries(CLICKS)) $(id).onclick = () => act();
 $("full").hidden = !document.fullscreenEnabled;

@@ -1,6 +1,6 @@
 // The websocket: JSON objects out, JSON objects and binary messages in. Which there are is written in protocol.py.
 
-const HEADER = 16;
+const HEADER = 20;
 const KINDS = ["frame", "gif", "mp4", "real"];
 
 export class Wire {
@@ -25,10 +25,10 @@ export class Wire {
         return;
       }
       const head = new DataView(data);
-      const [kind, step, action, id] = [
-        head.getUint32(0, true), head.getUint32(4, true), head.getInt32(8, true), head.getUint32(12, true),
+      const [kind, step, action, id, unsure] = [
+        head.getUint32(0, true), head.getUint32(4, true), head.getInt32(8, true), head.getUint32(12, true), head.getFloat32(16, true),
       ];
-      this.on[KINDS[kind]]?.({ step, action, id, bytes: new Uint8Array(data, HEADER) });
+      this.on[KINDS[kind]]?.({ step, action, id, unsure, bytes: new Uint8Array(data, HEADER) });
     };
   }
 

@@ -46,16 +46,16 @@ export class Wire {
       const [step, begun] = [command.type === "step" ? ++this.step : 0, this.begun];
       const clip = start === -1 ? this.picture : start;
       const frame = step ? this.#step("player", action, step, this.seed, temperature) : this.#begin("player", clip);
-      frame.then((bytes) => this.#show(bytes, { id, step, action: step ? action : -1, begun })).catch((problem) => this.#fail(problem));
+      frame.then((shown) => this.#show({ ...shown, id, step, action: step ? action : -1, begun })).catch((problem) => this.#fail(problem));
     }
     return id;
   }
 
-  async #show(bytes, { begun, ...answer }) {
+  async #show({ begun, ...answer }) {
     if (begun !== this.begun) return; // of the dream before
     if (answer.step === 0) this.frames = [];
-    if (this.frames.push(bytes) > RECORDED) this.frames.shift();
-    this.on.frame({ ...answer, bytes });
+    if (this.frames.push(answer.bytes) > RECORDED) this.frames.shift();
+    this.on.frame(answer);
     if (!this.checked) await this.#check();
   }
 
@@ -111,9 +111,9 @@ export class Wire {
 
   async #run(program, player, inputs) {
     if (program === "step") await (this.stepping ??= this.model.load("step"));
-    const { frame } = await this.model.ask({ kind: "run", program, player, inputs });
+    const { bytes, unsure } = await this.model.ask({ kind: "run", program, player, inputs });
     this.stepping ??= this.model.load("step");
-    return frame;
+    return { bytes, unsure };
   }
 
   // Play what was played at export, beside the player, and say whether the frames are the same here.
@@ -124,7 +124,7 @@ export class Wire {
     let [frames, equal, most] = [0, 0, 0];
     for (const [at, { temperature, actions }] of runs.entries()) {
       for (let step = 0; step <= actions.length; step++) {
-        const bytes = step
+        const { bytes } = step
           ? await this.#step("check", actions[step - 1], step, seed, temperature)
           : await this.#begin("check", start < 0 ? grey : start);
         const apart = bytes.reduce((most, value, i) => Math.max(most, Math.abs(value - this.recorded[at][step][i])), 0);

@@ -29,8 +29,8 @@ const answers = {
     const given = {};
     if (program === "step") for (const [name, array] of states.get(player)) given[`before-${name}`] = array;
     for (const [name, [type, data, shape]] of Object.entries(inputs)) given[name] = new ort.Tensor(type, data, shape);
-    const { frame, ...state } = await programs[program].run(given);
+    const { frame, unsure, ...state } = await programs[program].run(given);
     states.set(player, Object.entries(state));
-    return { frame: frame.data };
+    return { bytes: frame.data, unsure: unsure?.data[0] };
   },
 };
