@@ -21,11 +21,6 @@ def nll(logits: Array, codes: Array) -> Array:
     return jax.nn.logsumexp(logits, axis=-1) - logits_of(logits, codes)
 
 
-def bits(nats: Array) -> Array:
-    """Return a number of nats in bits."""
-    return nats / np.float32(np.log(2))
-
-
 @jax.custom_vjp
 def logits_of(logits: Array, codes: Array) -> Array:
     """Return the logit of each code (...) out of (..., V): a gather whose gradient is a comparison, not a scatter."""

@@ -108,11 +108,6 @@ class Diffusion(nnx.Module):
         self.transformer = SpaceTimeTransformer(config.transformer, config.grid, 2 * self.prepend, rngs=rngs)
         self.head = Linear(width, config.width, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
-    @property
-    def uncertainty(self) -> str:
-        """See ``Dynamics``: a single pass has no second estimate."""
-        return "in units of its latents" if self.config.passes > 1 else ""
-
     # -- training ----------------------------------------------------------------------------------------------------
 
     def loss(self, latents_BTNL: Array, actions_BT: Array, keys_B: Array) -> Loss:
@@ -228,15 +223,12 @@ class Diffusion(nnx.Module):
         self, state: LatentState, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[LatentState, Array, Array]:
         """Generate the frame ``actions_B`` leads to: (state with it, latents (B, N, L), features (B, N, M))."""
-        return self.imagine_with_uncertainty(state, actions_B, key, temperature)[:3]
+        return self._imagine(state, actions_B, key, temperature)[:3]
 
-    def imagine_with_uncertainty(
-        self, state: LatentState, actions_B: Array, key: Array, temperature: float | Array | None = None
+    def _imagine(
+        self, state: LatentState, actions_B: Array, key: Array, temperature: float | Array | None
     ) -> tuple[LatentState, Array, Array, Array]:
-        """See ``imagine``; the last value (B,) is how far the sampler's first and last estimate lie apart.
-
-        It is a root mean square over all latents of the frame. The first estimate is made from noise alone.
-        """
+        """See ``imagine``; the last value is the sampler's first estimate of the latents, made from noise alone."""
 
         def predict(point, level):
             label = self._label(level, 1 / self.config.passes)
@@ -245,7 +237,7 @@ class Diffusion(nnx.Module):
 
         latents, first = denoise(predict, self._noise(key, len(actions_B), temperature), self.config.passes)
         state, h = self.observe(state, latents, actions_B)
-        return state, latents, h, jnp.sqrt(jnp.mean(jnp.square(latents - first), axis=(1, 2)))
+        return state, latents, h, first
 
     def imagine_uncached(
         self, latents_BTNL: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None

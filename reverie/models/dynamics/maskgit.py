@@ -13,6 +13,7 @@ Shapes: B batch, T time, N tokens per frame, M model width, V codes, K passes.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from reverie.actions import ActionSpace
 from reverie.config import FROM_DATA
 from reverie.errors import ReverieError
 from reverie.nn.batch import Loss, draw_rows, fold_keys, row_keys, split_keys
-from reverie.nn.codes import AT_ONCE, bits, cross_entropy, nll, sample_codes, top_k_accuracy
+from reverie.nn.codes import AT_ONCE, cross_entropy, nll, sample_codes, top_k_accuracy
 from reverie.nn.embed import ActionEmbedding, from_start
 from reverie.nn.kv_cache import TokenState, previous_frames
 from reverie.nn.linear import Linear
@@ -236,7 +237,7 @@ class MaskGIT(nnx.Module):
 
         start = jnp.full((batch, tokens), c.codes, jnp.int32), jnp.zeros((batch, tokens))
         latents, nats = jax.lax.fori_loop(0, c.passes, refine, start)
-        return latents, bits(jnp.mean(nats, axis=-1))
+        return latents, jnp.mean(nats, axis=-1) / math.log(2)
 
     # -- tokens in, logits out ---------------------------------------------------------------------------------------
 
