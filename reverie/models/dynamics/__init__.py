@@ -21,7 +21,7 @@ class Dynamics(Protocol):
 
     ``temperature``: the sampling temperature used unless a caller gives another; 0 is deterministic.
 
-    A family that can say how unsure it was of a frame also has ``imagine_with_uncertainty``: ``imagine`` with that number
+    A family that can say how unsure it was of a frame has ``imagine_with_uncertainty``: ``imagine`` with that number
     (B,) as a fourth value. Its ``uncertainty`` is the number's unit, or "" if it cannot say as configured. A larger
     number must mean a larger error: "uncertainty_rank" of an evaluation measures it.
     """
