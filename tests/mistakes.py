@@ -172,7 +172,7 @@ def show_data_with_a_damaged_manifest(world):
     return "data show store"
 
 
-@case("written by a newer Reverie .data format 99, this one reads 1.; update Reverie first")
+@case("written by a newer Reverie .data format 99, this one reads 2.; update Reverie first")
 def show_data_of_a_newer_version(world):
     manifest(stored(), schema=99)
     return "data show store"

@@ -125,7 +125,7 @@ def test_an_episode_is_seen_and_played_with_keys(open_page, address, store, widt
     page.keyboard.press(" ")
     assert page.inner_text("#speed") == "2×"
     is_frame(1, LENGTH - 1)  # it plays to the end, and stops there
-    assert page.get_attribute("#play", "aria-pressed") == "false"
+    page.wait_for_selector("#play[aria-pressed=false]")
     page.keyboard.press("PageDown")
     page.wait_for_function("() => document.getElementById('page').textContent === '21–23 of 23'")
     page.wait_for_function("() => document.getElementById('episode-22')?.textContent.includes('return 11')")

@@ -162,11 +162,12 @@ def test_how_far_writing_has_come_is_said(tmp_path, monkeypatch, capsys):
     film(tmp_path / "clips" / "a.mp4")
     film(tmp_path / "clips" / "b.mp4")
     writing.write_source(tmp_path / "data", config(tmp_path / "clips"))
-    said = [re.sub(r"\d:\d\d", "0:00", line) for line in capsys.readouterr().err.splitlines()]
+    *said, codec = [re.sub(r"\d:\d\d", "0:00", line) for line in capsys.readouterr().err.splitlines()]
     assert said == [
         "━━━━━━╌╌╌╌╌╌  50%, 0:00 left, 1 episodes, 20 frames, at a.mp4",
         "━━━━━━━━━━━━ 100%, 0:00 left, 2 episodes, 40 frames, at b.mp4",
     ]
+    assert codec.startswith("codec: zstd (raw 1.0 times smaller, ")
 
 
 @pytest.mark.parametrize("known", [1, 2, 5, 11])

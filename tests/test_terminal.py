@@ -29,7 +29,8 @@ import time
 from reverie.data import counted
 from reverie.data.sources.square import SquareConfig
 counted.SHOWN = 0.0
-for episode in counted.counted(SquareConfig(count=30, frames=4)):
+source = SquareConfig(count=30, frames=4)
+for episode in counted.counted(source.episodes(), source):
     episode.source = "a/very/long/name/of/a/folder/and/of/a/recording/in/it/number/12345.mp4"
     time.sleep(0.01)
 """

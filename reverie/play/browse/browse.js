@@ -6,7 +6,7 @@ const COLOURS = ["#8f7cff", "#ffd166", "#6fdc9a", "#ff8a80", "#5cc8ff", "#f29cff
 const at = (id) => document.getElementById(id);
 const view = at("view");
 let about, split, first = 0, rows = [], chosen = -1; // of the list; chosen: the number of an episode
-let shown = null; // {row, told, chunks: Map of frame -> promise of frames, time, playing}
+let shown = null; // {row, found, chunks: Map of frame -> promise of frames, time, playing}
 let speed = 0, last = 0, asked = 0;
 
 async function get(path, query = {}) {
@@ -64,12 +64,12 @@ async function details(row, name, from) { // its first frame, return and actions
   if (name !== split || from !== first) return;
   const line = at(`episode-${row.number}`);
   try {
-    const [told, picture] = await Promise.all([ask("episode", { split: name, number: row.number }), thumbnail(row.number)]);
+    const [found, picture] = await Promise.all([ask("episode", { split: name, number: row.number }), thumbnail(row.number)]);
     if (name !== split || from !== first) return;
     draw(line.children[0], picture);
-    const most = counted(told).slice(0, 2).map(([index, share]) => `${told.names[index] || "–"} ${Math.round(100 * share)}%`);
+    const most = counted(found).slice(0, 2).map(([index, share]) => `${found.names[index] || "–"} ${Math.round(100 * share)}%`);
     line.querySelector("div span").textContent = `${row.number}: ${row.length} frames; ${most.join(", ")}`;
-    line.children[2].textContent = `return ${told.return}`;
+    line.children[2].textContent = `return ${found.return}`;
   } catch (error) {
     line.querySelector("div span").textContent = error.message;
   }
@@ -77,10 +77,10 @@ async function details(row, name, from) { // its first frame, return and actions
 
 const thumbnail = async (number) => (await frames(number, 0)).subarray(0, size());
 
-function counted(told) { // [action, share of the frames], the most frequent first; the first frame has none
+function counted(found) { // [action, share of the frames], the most frequent first; the first frame has none
   const counts = new Map();
-  for (const index of told.actions.slice(1)) counts.set(index, (counts.get(index) ?? 0) + 1);
-  return [...counts].map(([index, count]) => [index, count / Math.max(1, told.actions.length - 1)]).sort((a, b) => b[1] - a[1]);
+  for (const index of found.actions.slice(1)) counts.set(index, (counts.get(index) ?? 0) + 1);
+  return [...counts].map(([index, count]) => [index, count / Math.max(1, found.actions.length - 1)]).sort((a, b) => b[1] - a[1]);
 }
 
 async function choose(number) {
@@ -91,17 +91,17 @@ async function choose(number) {
   at(`episode-${number}`).scrollIntoView({ block: "nearest" });
   history.replaceState(null, "", `#${split}/${number}`);
   const playing = shown?.playing ?? false;
-  const told = await ask("episode", { split, number });
+  const found = await ask("episode", { split, number });
   if (mine !== asked) return;
   say(null);
-  shown = { row, told, chunks: new Map(), time: 0, playing };
+  shown = { row, found, chunks: new Map(), time: 0, playing };
   at("time").max = row.length - 1;
-  const parts = [row.source, row.task, `${row.length} frames at ${about.fps} per second`, `return ${told.return}`];
-  if (told.ends.length) parts.push(`ends at frame ${told.ends.join(", ")}`);
-  if (!told.whole) parts.push(`actions and rewards of the first ${told.actions.length} frames`);
+  const parts = [row.source, row.task, `${row.length} frames at ${about.fps} per second`, `return ${found.return}`];
+  if (found.ends.length) parts.push(`ends at frame ${found.ends.join(", ")}`);
+  if (!found.whole) parts.push(`actions and rewards of the first ${found.actions.length} frames`);
   at("about").textContent = parts.filter(Boolean).join(" · ");
-  const shares = counted(told).slice(0, 24).map(([index, share]) => {
-    const pair = make("div"), name = make("dt", told.names[index] || "–");
+  const shares = counted(found).slice(0, 24).map(([index, share]) => {
+    const pair = make("div"), name = make("dt", found.names[index] || "–");
     name.style.borderColor = COLOURS[index % COLOURS.length];
     pair.append(name, make("dd", `${Math.round(100 * share)}%`));
     return pair;
@@ -132,10 +132,10 @@ async function seek(time) {
   const next = start + count;
   if (next < mine.row.length && time - start > count / 2) chunk(next).catch(() => mine.chunks.delete(next));
   draw(view, bytes.subarray((time - start) * size(), (time - start + 1) * size()));
-  const { told, row } = mine, name = told.names[told.actions[time]];
+  const { found, row } = mine, name = found.names[found.actions[time]];
   at("action").replaceChildren(time === 0 ? "first frame" : name === undefined ? "" : name || "–");
-  if (told.rewards[time]) at("action").append(make("small", `reward ${told.rewards[time]}`));
-  if (told.ends.includes(time)) at("action").append(make("small", "the end"));
+  if (found.rewards[time]) at("action").append(make("small", `reward ${found.rewards[time]}`));
+  if (found.ends.includes(time)) at("action").append(make("small", "the end"));
   at("time").value = time;
   at("time").setAttribute("aria-valuetext", `frame ${time}, ${at("action").textContent}`);
   at("frame").textContent = `${time} of ${row.length - 1}`;
@@ -145,20 +145,20 @@ async function seek(time) {
 }
 
 function chart() { // above, rewards as bars; below, the colour of each action; a line at this frame
-  const canvas = at("curves"), context = canvas.getContext("2d"), { told, row, time } = shown;
+  const canvas = at("curves"), context = canvas.getContext("2d"), { found, row, time } = shown;
   const [width, height] = [canvas.width, canvas.height], strip = 28, step = width / row.length;
   context.clearRect(0, 0, width, height);
-  const most = Math.max(1e-9, ...told.rewards.map(Math.abs)), middle = (height - strip) / 2;
+  const most = Math.max(1e-9, ...found.rewards.map(Math.abs)), middle = (height - strip) / 2;
   context.fillStyle = "#2a2d3a";
   context.fillRect(0, middle, width, 1);
-  told.rewards.forEach((reward, index) => {
-    context.fillStyle = COLOURS[told.actions[index] % COLOURS.length];
+  found.rewards.forEach((reward, index) => {
+    context.fillStyle = COLOURS[found.actions[index] % COLOURS.length];
     if (index) context.fillRect(index * step, height - strip, Math.ceil(step), strip);
     context.fillStyle = reward > 0 ? "#6fdc9a" : "#ff8a80";
     if (reward) context.fillRect(index * step, middle, Math.max(2, step), (-reward / most) * (middle - 4));
   });
   context.fillStyle = "#e8e9f0";
-  for (const end of told.ends) context.fillRect(end * step, 0, 3, height - strip);
+  for (const end of found.ends) context.fillRect(end * step, 0, 3, height - strip);
   context.fillStyle = "#ffffff";
   context.fillRect((time + 0.5) * step - 1, 0, 3, height);
 }
