@@ -34,7 +34,7 @@ def checkout(tmp_path_factory):
     ignore = shutil.ignore_patterns("__pycache__", "worlds")
     shutil.copytree(ROOT / "reverie", place / "reverie", ignore=ignore)
     shutil.copytree(ROOT / "tests" / "contracts", place / "tests" / "contracts", ignore=ignore)
-    for name in ("tests/conftest.py", "tests/rehearsal.py", "tests/miniature.py", "pyproject.toml"):
+    for name in ("tests/conftest.py", "tests/slow.txt", "tests/rehearsal.py", "tests/miniature.py", "pyproject.toml"):
         shutil.copy(ROOT / name, place / name)
     (ROOT / ".cache").mkdir(exist_ok=True)
     (place / ".cache").symlink_to(ROOT / ".cache")  # of compiled programs

@@ -233,6 +233,7 @@ def test_dynamics_learn_with_the_agent_if_they_may_and_imagination_has_what_they
     spec = replace(spec, frame=tiny.FRAME, actions=tiny.ACTIONS)
     data = ArrayDataset.from_episodes(spec, episodes)
     how = run(Finetuned(), steps=2, batch=4, length=4, relevant=0.5)
+    original()  # not while ``fit`` traces
     fit(how, tmp_path / "agent", dataset=data, progress=False)
     cloned, before = load(tmp_path / "agent"), Finetuned().init(nnx.Rngs(0), spec, tmp_path)
     assert cloned.dynamics is cloned.world.dynamics and cloned.tasks == 2
