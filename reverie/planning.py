@@ -158,9 +158,6 @@ def _estimates(run: Any, where: Topology, facts: dict[str, Any]) -> list[tuple[s
     if not (peak := where.chip.peak):
         return []
     best = facts["flops_per_step"] / facts["devices"] / peak
-    sent = {True: 0.0, False: 0.0}  # between slices, or within one
-    for each in facts["collectives"]:
-        sent[each["axis"] == SLICES] += WIRE.get(each["kind"], 1.0) * each["bytes"]
     rows = [
         (
             "step, matmuls alone",
@@ -169,13 +166,11 @@ def _estimates(run: Any, where: Topology, facts: dict[str, Any]) -> list[tuple[s
         (f"frames per second, at {MFU:.0%}", si(run.batch * run.length / (best / MFU))),
         (f"all {run.steps} steps, at {MFU:.0%}", duration(run.steps * best / MFU)),
     ]
-    for between, what, rate in (
-        (True, "step, between slices alone", BETWEEN),
-        (False, "step, communication alone", where.link),
-    ):
-        if sent[between]:
-            text = f"{duration(sent[between] / rate)} at {si(rate)}B/s per device, hidden as far as it overlaps"
-            rows.insert(1, (what, text))
+    for what, rate, between in (("between slices", BETWEEN, True), ("communication", where.link, False)):
+        passed = [each for each in facts["collectives"] if (each["axis"] == SLICES) == between]
+        if sent := sum(WIRE.get(each["kind"], 1.0) * each["bytes"] for each in passed):
+            text = f"{duration(sent / rate)} at {si(rate)}B/s per device, hidden as far as it overlaps"
+            rows.insert(1, (f"step, {what} alone", text))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""An import that is killed a dozen times at random instants writes the store of one that nobody interrupted.
+"""An import that is killed a dozen times at random instants writes the store of one without a kill.
 
 ``make soak TEST_ARGS="-k soak_importing"``.
 """

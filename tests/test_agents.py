@@ -25,7 +25,6 @@ from reverie.errors import ReverieError
 from reverie.evaluation import environment
 from reverie.evaluation.planning import Planner
 from reverie.models.agent import Agent, AgentConfig
-from reverie.models.dynamics.maskgit import MaskGITConfig
 from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.nn.batch import row_keys
 from reverie.nn.heads import ActionDistribution, HeadConfig, TwoHot
@@ -80,38 +79,6 @@ def test_features_are_one_thing_in_training_imagination_and_play():
     policy = jax.jit(lambda x, a: agent.policy(features(world.dynamics, world.encode(x), a)))(shown, seen)
     np.testing.assert_array_equal(np.stack(taken[1:], axis=1), policy[:, :, 0].argmax(-1))
     assert len(np.unique(policy.argmax(-1))) > 1
-
-
-def test_heads_convolve_over_the_grid_of_any_world_whose_tokens_have_one():
-    """Agent tokens have none, nor have latents without positions: that is an error in one line."""
-    heads = AgentConfig(head=HeadConfig(width=8, depth=1, convolutions=1, channels=4), ahead=1)
-    world = tiny_world(MaskGITConfig)
-    agent = heads.make(world, nnx.Rngs(0))
-    assert agent.policy.grid == world.tokenizer.grid == (2, 2) and len(agent.reward.convolutions) == 1
-    world.tokenizer.grid = (1, 4)  # that of Dreamer 4's tokenizer: its latents have no position in the picture
-    for agents, of in ((0, world), (2, tiny_world(ShortcutConfig))):
-        with pytest.raises(ReverieError, match="need a grid of tokens.*let head.convolutions be 0"):
-            replace(heads, tokens=agents).make(of, nnx.Rngs(0))
-
-
-def test_heads_may_read_what_maskgit_reads():
-    """Embeddings of the tokens of a frame and of the one before, in clips and in imagination alike."""
-    heads, world = AgentConfig(head=HeadConfig(width=8, depth=1), inputs=True), tiny_world(MaskGITConfig)
-    agent = heads.make(world, nnx.Rngs(0))
-    dynamics, (latents, actions) = agent.world.dynamics, clip(2, 3, of=MaskGITConfig)
-
-    @jax.jit
-    def read(latents, actions):
-        state, _ = prefill(dynamics, latents, actions)
-        return features(dynamics, latents, actions), dynamics.imagine(state, actions[:, 0], KEY)
-
-    found, (_, generated, h) = read(latents, actions)
-    tables = np.asarray(dynamics.embed[...]), np.asarray((dynamics.before or dynamics.embed)[...])
-    for got, now, before in ((found[:, 2], latents[:, 2], latents[:, 1]), (h, generated, latents[:, 2])):
-        np.testing.assert_array_equal(got, np.concatenate([tables[0][now], tables[1][before]], -1))
-    assert agent.policy.features == (4, 2 * tables[0].shape[1]) and not world.dynamics.shows_inputs
-    with pytest.raises(ReverieError, match="let inputs be False"):
-        heads.make(tiny_world(ShortcutConfig), nnx.Rngs(0))
 
 
 # -- what it is trained on -------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def address(store):
         yield address
 
 
-def told(address, path):
+def asked(address, path):
     status, headers, body = ask(address, path)
     assert status == 200 and headers["content-type"].startswith("application/json")
     return json.loads(body)
@@ -47,15 +47,15 @@ def told(address, path):
 
 def test_the_page_is_sent_what_the_store_holds(address, store):
     before, whole = files(store), opened(store)
-    about = told(address, "/about")
+    about = asked(address, "/about")
     assert about["splits"]["train"] == {"episodes": COUNT, "frames": COUNT * LENGTH} and len(about["splits"]) == 2
     assert about["packing"].startswith("codec: png") and about["notes"] == [EVIL]
-    rows = told(address, "/rows?split=train&first=20")
+    rows = asked(address, "/rows?split=train&first=20")
     assert [row["number"] for row in rows] == [20, 21, 22] and rows[0]["source"] == "level 20"
-    assert len(told(address, "/rows?split=train&first=0")) == pages.ROWS == about["rows"]
+    assert len(asked(address, "/rows?split=train&first=0")) == pages.ROWS == about["rows"]
     train = whole.splits["train"]
     for number in (0, 7):
-        episode, read = told(address, f"/episode?split=train&number={number}"), train.read(number, 0, LENGTH)
+        episode, read = asked(address, f"/episode?split=train&number={number}"), train.read(number, 0, LENGTH)
         space = train.spec.actions
         assert [episode["names"][at] for at in episode["actions"]] == [space.name_of(one) for one in read["actions"]]
         assert np.allclose(episode["rewards"], read["rewards"]) and episode["return"] == number / 2

@@ -1,4 +1,4 @@
-"""A killed import goes on from where it was, and its store is that of one that nobody interrupted, to the byte."""
+"""A killed import goes on from where it was, and its store is that of one without a kill, to the byte."""
 
 import random
 import subprocess

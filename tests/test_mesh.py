@@ -1,6 +1,8 @@
 """Every axis of the mesh computes what one device computes, and divides what the table of rules says it divides."""
 
 import math
+import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from contracts.tiny import ACTIONS, FRAME
 from test_placement import ADAM, LENGTH, batch_of, family
 
 from reverie.data.episode import Spec
+from reverie.errors import ReverieError
 from reverie.training import engine, hlo, sharding
 from reverie.training.blueprint import Blueprint
 from reverie.training.engine import Run
@@ -81,3 +84,59 @@ def check(kind: str, name: str, layout: str, devices: int) -> None:
 def test_a_mesh_computes_what_one_device_computes(monkeypatch, layout):
     monkeypatch.setattr(sharding, "SPREAD_FROM", 256)
     check("dynamics", "maskgit", layout, 4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "devices", "sizes"),
+    [
+        ("data", 4, (4, 1)),
+        ("fsdp", 4, (1, 4)),
+        ("fsdp=2", 4, (2, 2)),
+        ("data=2,fsdp", 4, (2, 2)),
+        ("fsdp=2, data=1", 2, (1, 2)),
+    ],
+)
+def test_a_mesh_is_laid_over_all_devices(one_device, layout, devices, sizes):
+    assert tuple(sharding.make_mesh(layout, one_device()[:devices]).shape.values()) == (*sizes, 1, 1)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What JAX knows of a TPU when it lays out a mesh."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+def test_slices_of_tpus_lie_along_data_alone():
+    """Two slices of 2 x 2, given in any order: every axis but "data" stays within a slice."""
+    chips = [Chip(i, i % 2, (i // 2 % 2, i // 4, 0)) for i in range(8)]
+    for layout, sizes in (("data", (8, 1)), ("data=2,fsdp", (2, 4)), ("data=4,fsdp=2", (4, 2))):
+        mesh = sharding.make_mesh(layout, chips)
+        assert tuple(mesh.shape.values()) == (*sizes, 1, 1)
+        first, second = np.split(mesh.devices, 2)
+        assert {chip.slice_index for chip in first.flat} == {0} and {chip.slice_index for chip in second.flat} == {1}
+    with pytest.raises(ReverieError, match="has data 1, which 2 slices do not divide: .* as in 'data=2,fsdp'"):
+        sharding.make_mesh("fsdp", chips)
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ("fdsp", "Did you mean 'fsdp'"),
+        ("data=2,data=2", "'data=2' is no axis"),
+        ("data=0", "'data=0' is no axis"),
+        ("", "'' is no axis"),
+        ("data,fsdp", "only one axis can take all devices"),
+        ("fsdp=3", "cannot be laid over 4 devices (data 1 x fsdp 3)"),
+        ("data=2,fsdp=4", "cannot be laid over 4 devices (data 2 x fsdp 4)"),
+    ],
+)
+def test_a_mesh_that_fits_no_devices_is_refused_in_a_line(one_device, layout, said):
+    with pytest.raises(ReverieError, match=re.escape(said)):
+        sharding.make_mesh(layout, one_device())

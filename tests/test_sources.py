@@ -99,15 +99,6 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path):
         decoded(data)
 
 
-@pytest.mark.parametrize("ending", ["png", "webp"])
-def test_an_animation_is_not_taken_for_one_picture(tmp_path, store, capsys, ending):
-    first, *others = (Image.fromarray(frame * 80) for frame in frames(3))
-    first.save(tmp_path / f"0.{ending}", save_all=True, append_images=others)
-    others[0].save(tmp_path / "1.png")
-    store("images", tmp_path, status=2)
-    assert "an animation of 3: make a video or a GIF of it" in capsys.readouterr().err
-
-
 # -- arrays ----------------------------------------------------------------------------------------------------------
 
 
@@ -136,8 +127,7 @@ def test_one_file_of_many_episodes_is_cut_by_its_flags_or_lengths(tmp_path, stor
     over = np.zeros(9, bool)
     over[[3, 8]] = True
     want = [taken(3), taken(4)]
-    first = np.zeros(9, bool)
-    first[[0, 4]] = True
+    first = np.isin(np.arange(9), [0, 4])
     for name, more in {
         "done": {"dones": over},
         "timeouts": {"terminals": np.zeros(9, bool), "timeouts": over},

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from foreign import check, encoded, frames, taken
+from PIL import Image
 from test_sources_records import shard
 
 from reverie.data.sources import roles, tables
@@ -238,3 +239,12 @@ def test_samples_of_one_picture_each_are_the_frames_of_episodes(tmp_path, store,
         assert window["frames"][:, 1, 1, 0].tolist() == list(range(length))
         assert window["actions"][1:].tolist() == taken(length - 1).tolist()
         assert np.flatnonzero(window["rewards"]).tolist() == [4]
+
+
+@pytest.mark.parametrize("ending", ["png", "webp"])
+def test_an_animation_is_not_taken_for_one_picture(tmp_path, store, capsys, ending):
+    first, *others = (Image.fromarray(frame * 80) for frame in frames(3))
+    first.save(tmp_path / f"0.{ending}", save_all=True, append_images=others)
+    others[0].save(tmp_path / "1.png")
+    store("images", tmp_path, status=2)
+    assert "an animation of 3: make a video or a GIF of it" in capsys.readouterr().err

@@ -131,8 +131,8 @@ class Topology(NamedTuple):
 
     def _names(self) -> dict[str, Any]:
         if self.chip.platform == "tpu":
-            kind = self.name[self.name.index("v") :]
-            return {"platform": "tpu", "topology_name": kind} | ({"num_slices": self.slices} if self.slices > 1 else {})
+            one = {"platform": "tpu", "topology_name": self.name.removeprefix(f"{self.slices}x")}
+            return one | ({"num_slices": self.slices} if self.slices > 1 else {})
         c, (count,) = self.chip, self.shape
         text = TEXT.format(
             **{name: int(getattr(c, name)) for name in ("units", "shared", "cache", "memory", "bandwidth")},
