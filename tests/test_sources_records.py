@@ -344,6 +344,7 @@ def test_a_hostile_pickle_does_nothing(tmp_path, store, monkeypatch, caplog):
 
 
 def shard(path, members):
+    path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)

@@ -150,8 +150,8 @@ def _unstacked(bundle: Bundle) -> Iterator[Bundle]:
 def _is_stack(name: str, column: Column) -> bool:
     """Whether an array is pictures (E,T,H,W,C), or (E,T,H,W), which no place of the channels explains."""
     shape = column.shape
-    grey = len(shape) == 4 and column.kind == "u1" and roles.shows(name) and not {shape[1], shape[3]} & {*CHANNELS}
-    return column.form == "numbers" and (len(shape) == 5 or grey)
+    grey = len(shape) == 4 and is_picture(shape[1:], column.kind, named=roles.shows(name))
+    return column.form == "numbers" and (len(shape) == 5 or (grey and not {shape[1], shape[3]} & {*CHANNELS}))
 
 
 def _of_episode(column: Column, episode: int, length: int) -> Column:

@@ -82,7 +82,7 @@ class DreamerV3Config(FileSource):
         """Yield the episodes in chunks that follow each other."""
         shapes = stream[0].shapes
         options = [
-            key for key, (kind, shape) in shapes.items() if is_picture(shape, kind.str[1:], named=key == "image")
+            key for key, (kind, shape) in shapes.items() if is_picture(shape, kind.str[1:], named=roles.shows(key))
         ]
         if not options:
             raise ReverieError(f"it holds no pictures (it has {', '.join(shapes)[:200]})")

@@ -8,6 +8,7 @@ deterministic.
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -80,6 +81,10 @@ class GymnasiumConfig:
         return GymnasiumGame(self)
 
     def _made(self) -> Any:
+        if Path(self.path).exists():
+            raise ReverieError(
+                f"'{self.path}' is no id of an environment; 'reverie learn' finds out how files are read."
+            )
         try:
             import gymnasium
         except ImportError as error:
@@ -142,7 +147,7 @@ class GymnasiumGame:
 
 
 def _shows(array: np.ndarray) -> bool:
-    return is_picture((1, *array.shape), array.dtype.str[1:], named=array.ndim == 2)
+    return is_picture((1, *array.shape), array.dtype.str[1:], named=array.ndim == 2 and array.itemsize == 1)
 
 
 def _space(name: str, env: Any) -> ActionSpace:

@@ -59,6 +59,11 @@ class ImagesConfig(FileSource):
                 found.skip(name, f"its cameras have {', '.join(str(len(view)) for view in views)} pictures")
                 continue
             steps = self._steps(name, table, frames, found)
+            if table and steps.unread:
+                some = ", ".join(steps.unread)[:200]
+                found.say(
+                    f"which of {some} in {files.name_of(table, root)} are actions is not clear; --actions names them"
+                )
             read.add(table)
             parts.append((steps.actions, steps.declared))
             shown = partial(_pictures, views)

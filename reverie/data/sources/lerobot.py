@@ -18,14 +18,15 @@ import numpy as np
 from reverie import bounded
 from reverie.data.sources import clips, roles
 from reverie.data.sources.parquet import numbers, pyarrow, table_of
-from reverie.data.sources.pictures import decoded, side_by_side
+from reverie.data.sources.pictures import decoded, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at
-from reverie.data.sources.spaces import Declared
+from reverie.data.sources.spaces import Declared, one_vector
 from reverie.errors import Damaged, ReverieError
 
 INFO = "meta/info.json"
 BYTES = 2**28  # of a list of episodes
 OWN = ("timestamp", "episode_index", "task_index")
+COUNTED = (*OWN, "frame_index", "index")  # features that number rows
 log = logging.getLogger(__name__)
 REWARDS, DONES = ("next.reward", "reward"), ("next.done", "done")
 
@@ -35,7 +36,7 @@ class LeRobotConfig(FileSource):
     """LeRobot data sets, v2.0, v2.1 and v3.0."""
 
     camera: str = ""  # the camera, or the end of its name; several, joined by commas, are put side by side
-    actions: str = "action"  # the column of the actions
+    actions: str = ""  # the column of the actions, or several; empty takes the one named so
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
@@ -73,16 +74,15 @@ class _Set:
         if not options:
             raise ReverieError(f"'{self.root}' has no cameras: its features are {', '.join(self.features)[:200]}.")
         cameras = roles.cameras(self.config.camera, options, found.say)
-        key = self.config.actions
-        if key not in self.features:
-            acting = [name for name in self.features if "action" in name]
-            key = roles.chosen(key, acting, "column of actions") if acting else ""
-        found.declared = Declared(names=_names(self.features.get(key, {}).get("names")))
+        numeric = [k for k, v in self.features.items() if v.get("dtype") not in ("video", "image", "string")]
+        keys = roles.acting(self.config.actions, [key for key in numeric if key not in COUNTED], found.say)
+        names = [_names(self.features[key].get("names")) for key in keys]
+        found.declared = Declared(names=sum(names, ()) if all(names) else ())
         tasks, lost, made = self._tasks(found), 0, {}
-        for episode, rows in self._episodes(key, found):
+        for episode, rows in self._episodes(keys, found):
             number = int(episode["episode_index"])
             try:
-                recording = self._recording(number, episode, rows, key, cameras, tasks)
+                recording = self._recording(number, episode, rows, keys, cameras, tasks)
             except UNREADABLE as error:
                 found.skip(f"episode {number}", error)
                 continue
@@ -98,7 +98,7 @@ class _Set:
         number: int,
         episode: dict[str, Any],
         rows: dict[str, np.ndarray],
-        key: str,
+        keys: list[str],
         cameras: tuple[str, ...],
         tasks: dict[int, str],
     ) -> Recording:
@@ -115,7 +115,7 @@ class _Set:
             name=f"episode {number}",
             length=length,
             frames=partial(self._frames, number, episode, rows["timestamp"], cameras),
-            actions=at(rows.get(key), length),
+            actions=at(one_vector([rows[key] for key in keys if key in rows]), length),
             rewards=None if reward is None else at(reward.reshape(-1), length),
             ends=None if done is None else at(done.reshape(-1) != 0, length),
             task=own or str(named),
@@ -128,9 +128,9 @@ class _Set:
 
     # -- tables ------------------------------------------------------------------------------------------------------
 
-    def _episodes(self, key: str, found: Found) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    def _episodes(self, keys: list[str], found: Found) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
         """Yield the metadata and the rows of each episode; files that cannot be read are skipped."""
-        wanted = [*OWN, *REWARDS, *DONES, *([key] if key else [])]
+        wanted = [*OWN, *REWARDS, *DONES, *keys]
         known, done, count = self._metadata(found), set(), 0
         for path in sorted((self.root / "data").rglob("*.parquet")):
             try:
@@ -142,6 +142,7 @@ class _Set:
                 continue
             for number in dict.fromkeys(index.tolist()):  # in the order they come in
                 rows = np.flatnonzero(index == number)
+                rows = rows[np.argsort(columns["timestamp"][rows].reshape(-1), kind="stable")]
                 episode = known.get(number, {"episode_index": number}) | {"_table": path}
                 done.add(number)
                 count += 1
@@ -205,10 +206,14 @@ class _Set:
 
     def _stored(self, table: Path, number: int, camera: str) -> Iterator[np.ndarray | None]:
         """Yield the pictures of an episode that are in its table, or in files that it names."""
-        rows = pyarrow().parquet.read_table(table, columns=[camera], filters=[("episode_index", "=", number)])
-        for row in rows[camera].to_pylist():
+        of_episode = [("episode_index", "=", number)]
+        rows = pyarrow().parquet.read_table(table, columns=[camera, "timestamp"], filters=of_episode)
+        for row in rows.sort_by("timestamp")[camera].to_pylist():
             try:
                 data = row.get("bytes") if isinstance(row, dict) else row
+                if isinstance(data, list):  # numbers of pixels
+                    yield rgb(np.array([data], np.uint8))[0]
+                    continue
                 yield decoded(data if data else self._file(Path(row["path"]), number, camera))
             except (Damaged, OSError, TypeError, KeyError):
                 yield None

@@ -15,6 +15,7 @@ from reverie.errors import Damaged, ReverieError, first_line
 LARGEST = 2**25  # pixels of a picture: 8K is just within; a PNG of 100 KB may claim a hundred times more
 KINDS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")  # that Pillow may try: no format with scripts or other files in it
 SMALLEST = 8  # pixels of a side; arrays with shorter sides are vectors, not pictures
+SMALLEST_GREY = 16  # of arrays (T,H,W) that are not bytes: they may be features as well
 CHANNELS = (1, 3, 4)
 SOFT = 0.02  # share of half transparent pixels; with more, a fourth channel is no transparency
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
@@ -60,7 +61,7 @@ def is_picture(shape: Sequence[int], kind: str, *, named: bool) -> bool:
     ``named``: it is called a picture. Only then may it be grey without a channel, or hold numbers of other types.
     """
     if len(shape) == 3:
-        return named and kind in ("u1", "b1") and min(shape[1:]) >= SMALLEST
+        return named and kind[0] in "fiub" and min(shape[1:]) >= (SMALLEST if kind in ("u1", "b1") else SMALLEST_GREY)
     if len(shape) != 4 or (kind != "u1" and not (named and kind[0] in "fiub")):
         return False
     sides = shape[1:3] if shape[3] in CHANNELS else shape[2:4] if shape[1] in CHANNELS else (0,)

@@ -204,6 +204,9 @@ def _size(one: Recording, failed: list[str]) -> tuple[int, int] | None:
     except UNREADABLE as error:
         picture = None
         failed.append(f"{one.name}: {first_line(error)}")
+    else:
+        if picture is None:
+            failed.append(f"{one.name}: none of its pictures can be read")
     return None if picture is None else picture.shape[:2]
 
 

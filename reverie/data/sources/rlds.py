@@ -159,7 +159,7 @@ def _are_pictures(name: str, value: np.ndarray | list[memoryview], shape: tuple[
     """Whether a feature of steps is encoded pictures, or numbers of a picture's declared shape."""
     if isinstance(value, list):
         return len(value) > 0 and is_encoded(bytes(value[0][:8]))
-    whole = len(value) > 0 and is_picture((1, *(shape or ())), "u1", named=False)
+    whole = len(value) > 0 and is_picture((1, *(shape or ())), "u1", named=roles.shows(name))
     if value.dtype.kind == "f":
         return whole and roles.shows(name)
     return whole and value.dtype.kind in "iu" and 0 <= value.min() <= value.max() <= 255

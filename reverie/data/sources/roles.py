@@ -49,7 +49,7 @@ def last(name: str) -> str:
 
 def shows(name: str) -> bool:
     """Return whether the name of an array says that it holds pictures."""
-    return last(name) in FRAMES or any(word in name.lower() for word in ("image", "rgb", "pixels"))
+    return last(name) in FRAMES or any(word in name.lower() for word in ("image", "img", "rgb", "pixels"))
 
 
 def is_next(name: str) -> bool:
@@ -59,7 +59,7 @@ def is_next(name: str) -> bool:
 
 def is_part(name: str, wanted: tuple[str, ...]) -> bool:
     """Return whether an array lies in a group that means one of ``wanted`` ("action/gripper")."""
-    return any(part in wanted for part in name.lower().split("/")[:-1])
+    return any(part in wanted for part in re.split(r"[/.]", name.lower())[:-1])
 
 
 def find(names: Iterable[str], wanted: tuple[str, ...]) -> str | None:

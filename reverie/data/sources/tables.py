@@ -34,19 +34,20 @@ NAMES = ("actions", "action", "labels", "data", "steps")
 FOLDERS = 3  # in front of a picture's name in a table, at most
 FILES = ("frame", "file", "filename", "file_name", "image", "path")  # columns with the names of pictures
 BYTES = 2**26  # of a table: a day of rows at 60 a second
-PART = re.compile(r"(?:action|actions|act)[._\[/](.+?)\]?")
+PART = re.compile(r"(?:action|actions|act)(?:[._\[/]|(?=\d))(.+?)\]?")
 DECIMAL = re.compile(r"-?\d+,\d+")  # where columns are not separated by commas
 KEY = re.compile(r"(?:key|keys|held|button|buttons)[._\[/](.+?)\]?")
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What belongs to the steps between the frames of an episode; see ``Recording``."""
+    """What belongs to the steps between the frames of an episode; see ``Recording``. unread: columns if none is one."""
 
     actions: np.ndarray | None = None
     rewards: np.ndarray | None = None
     ends: np.ndarray | None = None
     declared: Declared = field(default_factory=Declared)
+    unread: tuple[str, ...] = ()
 
 
 class Tables:
@@ -143,6 +144,7 @@ def steps(path: Path, shown: Sequence[Path], key: str, alignment: Alignment) -> 
         spread(_named(columns, roles.REWARDS), 0.0),
         None if over is None else spread(over != 0, False),
         declared,
+        tuple(columns) if actions is None else (),
     )
 
 
@@ -243,27 +245,41 @@ def _jsonl(path: Path) -> dict[str, np.ndarray | list[str]]:
 
 
 def _json(path: Path) -> dict[str, np.ndarray | list[str]]:
-    found = bounded.parse_json(bounded.read_bytes(path, BYTES), path.name)
+    return of_json(bounded.parse_json(bounded.read_bytes(path, BYTES), path.name))
+
+
+def of_json(found: Any) -> dict[str, np.ndarray | list[str]]:
+    """Return the columns in the value of a JSON text: a list of rows, or lists by name."""
     if not isinstance(found, dict):
         return _of_rows(found if isinstance(found, list) else [])
-    lists = {name.lower(): value for name, value in found.items() if isinstance(value, list)}
-    return {name: column for name, value in lists.items() if (column := _numbers(value)) is not None}
+    columns: dict[str, np.ndarray | list[str]] = {}
+    for name, value in found.items():
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            columns |= _of_rows(value)
+        elif isinstance(value, list):
+            columns |= _numeric(_of_values(name, value))
+    return columns
 
 
 def _of_rows(rows: list[Any]) -> dict[str, np.ndarray | list[str]]:
     rows = [row if isinstance(row, dict) else {"action": row} for row in rows]
     columns: dict[str, np.ndarray | list[str]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        held = [value for value in values if isinstance(value, list) and all(isinstance(key, str) for key in value)]
-        if len(held) == len(values):
-            keys = sorted({key for value in held for key in value})
-            columns |= {f"key.{key}": np.array([key in value for value in held], np.int64) for key in keys}
-        elif (array := _numbers(values)) is not None:
-            columns[name.lower()] = array
-        elif all(isinstance(value, str) for value in values):
-            columns[name.lower()] = [str(value) for value in values]
+        columns |= _of_values(name, [row.get(name) for row in rows])
     return columns
+
+
+def _of_values(name: str, values: list[Any]) -> dict[str, np.ndarray | list[str]]:
+    """Return the column of some values: numbers or words, or of lists of keys held a column for each key."""
+    held = [value for value in values if isinstance(value, list) and all(isinstance(key, str) for key in value)]
+    missing = values.count(None) if held else 0
+    if len(held) + missing == len(values):
+        keys = sorted({key for value in held for key in value})
+        kind = np.float64 if missing else np.int64
+        return {f"key.{key}": np.array([np.nan if v is None else key in v for v in values], kind) for key in keys}
+    if (array := _numbers(values)) is not None:
+        return {name.lower(): array}
+    return {name.lower(): [str(value) for value in values]} if all(isinstance(v, str) for v in values) else {}
 
 
 def _npy(path: Path) -> dict[str, np.ndarray | list[str]]:
@@ -289,6 +305,7 @@ def _numbers(values: Any) -> np.ndarray | None:
     texts = [value.strip().lower() for value in values if isinstance(value, str)]
     try:
         array = np.array([_plain(value, words) for value in values])
+        array = array.astype(np.int64) if array.dtype.kind == "b" else array
         array = array if array.dtype.kind in "iu" and not texts else array.astype(np.float64)
     except (TypeError, ValueError):
         return None

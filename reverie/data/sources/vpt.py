@@ -91,6 +91,9 @@ class VPTConfig(FileSource):
                 found.recordings.append(_recording(name, video, found))
             except UNREADABLE as error:
                 found.skip(name, error)
+        for table in files.ending(inside, (".jsonl",)):
+            if is_vpt(table) and not table.with_suffix(ENDINGS[0]).is_file():
+                found.skip(files.name_of(table, root), f"it has no {ENDINGS[0]} beside it")
         return found
 
 
@@ -133,7 +136,7 @@ def _rows(name: str, table: Path, found: Found) -> tuple[np.ndarray, np.ndarray]
             hangs = pressed == [0] if number == 0 else hangs and 0 not in pressed
             held = {KEYBOARD.get(key.removeprefix("key.keyboard.")) for key in keyboard.get("keys") or []}
             held |= {MOUSE.get(button) for button in buttons if not (hangs and button == 0)}
-            now = int(row.get("hotbar", slot))
+            now = slot if row.get("hotbar") is None else int(row["hotbar"])
             held |= {f"hotbar.{now + 1}"} if now != slot else set()
             slot = now
             ticks[number] = row.get("tick", np.nan)

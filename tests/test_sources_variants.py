@@ -1,0 +1,124 @@
+"""Layouts that programs vary: the same episodes, written in every way, come out the same. See ``foreign.py``."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from filming import coded, write
+from foreign import check, encoded, frames, taken
+from test_sources_records import lerobot, npy, numbers, shard
+from test_sources_vpt import line
+
+from reverie.actions import ActionSpace
+from reverie.data.sources import tables
+from reverie.data.sources.pictures import is_picture, rgb
+
+LENGTHS = (5, 1, 3)
+
+
+def rows(**values):
+    return json.dumps(values).encode()
+
+
+# How a sample says of its frame: t of episode e, the n-th of all; its key and its members.
+MOMENTS = {
+    "folders": lambda e, t, n, a: (f"ep{e}/{t}", {"json": rows(action=a, reward=t)}),
+    "underscores": lambda e, t, n, a: (
+        f"ep{e}_{t:04d}",
+        {"action.npy": npy(np.int64(a)), "reward.txt": str(t).encode()},
+    ),
+    "numbers": lambda e, t, n, a: (f"{n:06d}", {"json": rows(episode=e, step=t, action=a, reward=t)}),
+    "names": lambda e, t, n, a: (f"{n}", {"json": rows(episode_id=f"e{e}", frame_index=t, reward=t), "cls": b"%d" % a}),
+    "cameras": lambda e, t, n, a: (f"e{e}/{t}", {"side.png": encoded(frames(1)[0]), "json": rows(action=a, reward=t)}),
+}
+
+
+@pytest.mark.parametrize("form", MOMENTS)
+def test_frames_in_any_order_in_several_tars_are_episodes(tmp_path, store, form):
+    made = []
+    for episode, length in enumerate(LENGTHS):
+        for t, frame in enumerate(frames(length, episode)):
+            key, more = MOMENTS[form](episode, t, len(made), int(taken(length)[t]))
+            camera = "front.png" if form == "cameras" else "png"
+            made.append({f"{key}.{end}": data for end, data in {camera: encoded(frame), **more}.items()})
+    order = np.random.default_rng(len(form)).permutation(len(made))
+    for number, part in enumerate(np.array_split(order, 3)):
+        shard(tmp_path / "tars" / f"{number}.tar", {name: data for one in part for name, data in made[one].items()})
+    found = store("webdataset", tmp_path / "tars", *(("--camera", "front") if form == "cameras" else ()))
+    check(found, list(LENGTHS), [taken(n - 1) for n in LENGTHS], [list(range(2, n)) for n in LENGTHS])
+
+
+SAMPLES = {
+    "keys.jsonl": b'{"keys": ["left"]}\n{"keys": ["left", "up"]}\n{"keys": []}\n{"keys": null}',
+    "a.csv": b"key.left,key.up\n1,0\n1,1\n0,0\n0,0",
+    "a.json": rows(steps=[{"action": [1, 0]}, {"action": [1, 1]}, {"action": [0, 0]}]),
+    "b.json": rows(actions=[[True, False], [True, True], [False, False]]),
+}
+
+
+@pytest.mark.parametrize("member", SAMPLES)
+def test_components_of_actions_in_tables_of_a_sample(tmp_path, store, member):
+    shard(
+        tmp_path / "a.tar", {"e.frames.npy": npy(frames(4)), f"e.{member}": SAMPLES[member], "e.x.pyd": b"\x80\x04N."}
+    )
+    found = store("webdataset", tmp_path / "a.tar")
+    check(found, [4], [[[1, 0], [1, 1], [0, 0]]])
+    assert found.spec.actions.kind == "binary" and "that end in .x.pyd are not read" in " ".join(found.notes)
+
+
+def test_a_sample_may_lie_in_two_tars_and_each_tar_may_count_its_own(tmp_path, store):
+    shard(tmp_path / "twins" / "a.tar", {"e.frames.npy": npy(frames(4))})
+    shard(tmp_path / "twins" / "b.tar", {"e.actions.npy": npy(taken(3))})
+    check(store("webdataset", tmp_path / "twins"), [4], [taken(3)])
+    for number in range(2):
+        own = {f"{t:04d}.png": encoded(frame) for t, frame in enumerate(frames(3, number))}
+        shard(tmp_path / "own" / f"{number}.tar", own | {"0001.json": b"{broken"})
+    check(store("webdataset", tmp_path / "own"), [3, 3])
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "i8", "f2", "f4", "f8"])
+def test_grey_pictures_without_a_channel_may_hold_any_numbers(tmp_path, store, kind):
+    shown = frames(4)[..., 0] * 50
+    made = (shown / 255).astype(kind) if kind[0] == "f" else shown.astype(kind) * (257 if kind == "u2" else 1)
+    assert (rgb(made) == shown[..., None]).all() and is_picture(made.shape, kind, named=True)
+    assert not is_picture(made.shape, kind, named=False) and not is_picture((4, 9, 9), "f4", named=True)
+    if kind == "f4":
+        np.savez(tmp_path / "a.npz", frames=made, action=taken(3))
+        assert (store("arrays", tmp_path / "a.npz").read(0, 0, 4)["frames"] == shown[..., None]).all()
+
+
+def test_lerobots_rows_in_any_order_and_actions_of_another_name(tmp_path, store):
+    root = lerobot(tmp_path / "arm", [7, 5], "v3.0")
+    file, info = root / "data" / "chunk-000" / "file-000.parquet", root / "meta" / "info.json"
+    table = pq.read_table(file).rename_columns({"action": "actions"})
+    pq.write_table(table.take(np.random.default_rng(0).permutation(12)), file)
+    info.write_text(info.read_text().replace('"action"', '"actions"'))
+    found = store("lerobot", root)
+    assert numbers(found) == [list(range(7)), list(range(7, 12))]
+    assert np.allclose(found.read(0, 0, 7)["actions"][1:, 0], taken(6) / 20)
+
+
+def test_vpts_lines_without_a_slot_and_a_table_without_a_video(tmp_path, store, caplog):
+    write(tmp_path / "a.mp4", [coded(t) for t in range(4)], 20)
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(line(hotbar=slot) for slot in (2, None, 2, 0)))
+    space = store("vpt", tmp_path).spec.actions
+    assert isinstance(space, ActionSpace) and "lines cannot be read" not in caplog.text
+    assert "skipped b.jsonl: it has no .mp4 beside it" in caplog.text
+
+
+def test_columns_that_no_name_makes_actions_are_named(tmp_path, store, caplog):
+    (tmp_path / "e0").mkdir()
+    for t, frame in enumerate(frames(3)):
+        (tmp_path / "e0" / f"{t}.png").write_bytes(encoded(frame))
+    (tmp_path / "e0" / "actions.csv").write_text("steer,gas\n1,2\n3,4")
+    assert store("images", tmp_path).spec.actions.kind == "none"
+    assert "which of steer, gas in e0/actions.csv are actions is not clear; --actions names them" in caplog.text
+    check(store("images", tmp_path, "--actions", "steer,gas"), [3], [[[1, 2], [3, 4]]])
+    assert tables.is_component("action0") and not tables.is_component("actions")
+
+
+def test_a_folder_is_no_environment(tmp_path, store, capsys):
+    store("gymnasium", tmp_path, status=2)
+    assert "is no id of an environment; 'reverie learn' finds out how files are read" in capsys.readouterr().err
