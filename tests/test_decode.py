@@ -84,6 +84,8 @@ def pictures(path):
         ("a.flv", "flv", {"between": 0}),
         ("a.gif", "gif", {"between": 0, "form": "rgb8"}),
         ("raw.h264", "libx264", {}),
+        ("raw.m1v", "mpeg1video", {"fmt": "mpeg1video"}),  # its demuxer makes times up
+        ("times of decoding.mxf", "libx264", {}),
     ],
 )
 def test_every_frame_is_shown_once_in_order_and_in_time(tmp_path, name, codec, made):
@@ -99,6 +101,14 @@ def test_a_bare_stream_has_the_rate_that_it_was_coded_at(tmp_path, rate):
     """It has no times, and its demuxer says 25 of every one."""
     write(tmp_path / "a.h264", [coded(index) for index in range(24)], rate)
     assert decode.track(tmp_path / "a.h264").rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("between", [0, 3])
+def test_where_few_pictures_have_times_the_others_follow_at_the_rate(tmp_path, between):
+    """A packet of MPEG-PS holds many small ones, and one time; some of these are wrong."""
+    found, times, tally = shown(encode(tmp_path / "a.mpg", count=200, between=between, fmt="vob"))
+    assert found == list(range(200)) and str(tally) == ""
+    np.testing.assert_allclose(times, np.arange(200) / RATE)
 
 
 def test_a_packed_bitstream_is_in_order(tmp_path):
@@ -315,6 +325,14 @@ def test_frames_before_the_first_time_stamp_are_shown_one_after_the_other():
     stamps = [None] * 10 + list(range(20, 420, 40))
     frames = [SimpleNamespace(pts=stamp, dts=None, time_base=Fraction(1, 1000)) for stamp in stamps]
     np.testing.assert_allclose([clock.shown(frame) for frame in frames], np.arange(20) / RATE)  # pyright: ignore
+
+
+def test_frames_whose_time_has_passed_are_shown_one_after_the_other():
+    """Some muxers give a few frames one time, or an earlier one, and catch up later."""
+    clock = decode._Clock(RATE)
+    places = [*range(20), 18, 19, 20, 21, 24, 25]
+    frames = [SimpleNamespace(pts=40 * place, dts=None, time_base=Fraction(1, 1000)) for place in places]
+    np.testing.assert_allclose([clock.shown(frame) for frame in frames], np.arange(26) / RATE)  # pyright: ignore
 
 
 def test_a_stream_whose_clock_starts_anew_goes_on(tmp_path, caplog):

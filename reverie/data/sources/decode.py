@@ -7,6 +7,7 @@ A frame is damaged if its packet or picture is marked so, or if its packet does 
 up to the next key frame, in *decoding* order, because they may refer to the damaged picture.
 """
 
+import math
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from av.container.core import Flags
 from av.error import EOFError as EndOfStream
 from av.error import FFmpegError
 from av.format import Flags as FormatFlags
-from av.stream import Discard, Disposition, Stream
+from av.stream import Discard, Disposition
 from av.video.frame import PictureType
 
 LARGEST = 2**25  # pixels of a picture: 8K is just within. A gif of 88 KB may claim 16000 x 16000
@@ -31,6 +32,10 @@ TEXT = {"tty", "bin", "xbin", "adf", "idf"}  # ffmpeg shows any .txt as a film o
 LEAP = 10.0  # seconds: in broadcast streams a longer step is a new clock and no pause (as in ffmpeg)
 BACK = 1.0  # seconds: in any file a longer step back is a new clock; a shorter one is an error of the muxer
 REACH = 20  # packets: in H.264 and HEVC at most 16 frames lie between a picture and one predicted from it
+SPARSE = (
+    0.75  # share of packets: if fewer have times (small pictures in MPEG-PS), some of these are wrong by some frames
+)
+LOOSE = 0.5  # seconds by which the times of such a file are allowed to differ from those of a constant rate
 LATEST = 2 * REACH  # packets after which a packet gives no frame any more; some never do, such as VP8's "altref"
 DEPENDENT = (PictureType.P, PictureType.B)  # may mark key frames in streams with gradual refresh
 
@@ -44,7 +49,8 @@ class Track:
     """The video stream of a file that is used.
 
     rate: its usual frames per second; span: seconds; aspect: a pixel's width / height; sized: its head tells a size.
-    packets: those that are shown, as a rule one a frame.
+    packets: those that are shown, as a rule one a frame. ascending: each has a time of presentation, in decoding order.
+    loose: seconds by which a time is to differ from the next expected one, or it is ignored.
     """
 
     path: Path
@@ -54,6 +60,8 @@ class Track:
     aspect: float
     sized: bool
     packets: int = 0
+    ascending: bool = False
+    loose: float = 0.0
 
 
 class Shown(NamedTuple):
@@ -107,8 +115,8 @@ def track(path: Path) -> Track:
                 raise Unusable("it has no moving pictures, only sound, text or a cover")
             stamps = {index: array("d") for index in streams}
             facts = {index: _facts(stream) for index, stream in streams.items()}
-            broadcast = _broadcast(container)
-            _read_stamps(container, list(streams.values()), stamps)
+            bare, broadcast = _has(container, FormatFlags.no_timestamps), _has(container, FormatFlags.ts_discont)
+            lacking = _read_stamps(container, list(streams.values()), stamps)
     except (FFmpegError, ValueError) as error:
         raise Unusable(f"it is no video, or damaged ({_reason(error)})") from None
     lasts = {index: np.ptp(times) if len(times := [t for t in stamps[index] if t == t]) else 0.0 for index in facts}
@@ -118,18 +126,22 @@ def track(path: Path) -> Track:
     if chosen.area > LARGEST:
         raise Unusable(f"its pictures are {chosen.width} x {chosen.height}; at most {LARGEST} pixels can be read")
     times = np.array(stamps[index])
-    timed = bool(np.isfinite(times).any())  # a bare stream of H.264 has no times, and its demuxer says 25 of every one
+    if bare:  # a stream of H.264 has no times, and its demuxer says 25 of every one; that of MPEG-1 makes some up
+        times[:] = np.nan
+    timed = float(np.isfinite(times).mean()) if len(times) else 0.0
     rate, span = _rate(times, chosen.average if timed else chosen.coded or chosen.average, broadcast)
-    return Track(path, index, rate, span, chosen.aspect, chosen.area > 0, len(stamps[index]))
+    loose = math.inf if bare else LOOSE if timed < SPARSE else 0.0
+    ascending = index not in lacking and bool((np.diff(times) > 0).all())
+    return Track(path, index, rate, span, chosen.aspect, chosen.area > 0, len(times), ascending, loose)
 
 
 def frames(one: Track, tally: Tally) -> Iterator[Shown]:
     """Yield the frames of a video in display order, and count into ``tally``; damage never raises."""
-    clock = _Clock(one.rate)
+    clock = _Clock(one.rate, one.loose)
     try:
         with _opened(one.path) as container:
-            clock.broadcast = _broadcast(container)
-            for frame, good in _sound(container, container.streams[one.stream], clock, tally):
+            clock.broadcast = _has(container, FormatFlags.ts_discont)
+            for frame, good in _sound(container, one, clock, tally):
                 if frame is None:
                     yield Shown(float("nan"), None)
                     continue
@@ -142,7 +154,7 @@ def frames(one: Track, tally: Tally) -> Iterator[Shown]:
 
 
 def _sound(
-    container: InputContainer, stream: Stream, clock: "_Clock", tally: Tally
+    container: InputContainer, one: Track, clock: "_Clock", tally: Tally
 ) -> Iterator[tuple[av.VideoFrame | None, bool]]:
     """Yield every frame of the decoder with whether it is sound; None for a packet that failed.
 
@@ -150,25 +162,33 @@ def _sound(
     to. Packets that never give a frame (hidden pictures, second fields) delay it only for a limited time. A packet
     carries its number in its time stamp, which the decoder copies to its frame. (PyAV's ``copy_opaque`` calls Python
     from the decoder's threads, and deadlocks if Python waits for them.)
+
+    Where times ascend although frames are reordered, they are those of decoding (H.264 in MXF): the next frame has the
+    earliest of them.
     """
+    stream = container.streams[one.stream]
     assert isinstance(stream, av.VideoStream)
     context, damage, held = stream.codec_context, _Damage(), deque()
     # With frame threads, the result for broken files depends on timing.
     context.thread_type, context.options = "SLICE", {"max_pixels": str(LARGEST)}
     waiting: dict[int, _Stamps] = {}  # packets that have given no frame yet, by their number in decoding order
+    swapped = one.ascending and context.has_b_frames
+    unused: deque[_Stamps] = deque(maxlen=REACH)  # where they are swapped, those that no frame has had yet
     for number, packet in enumerate(container.demux(stream)):
         flush = not packet.size
         if flush and packet.dts is not None:
             continue  # an empty chunk (in AVI a repeated frame) would end the decoder
         if not flush:
             waiting[number] = _Stamps(packet.pts, packet.dts, packet.time_base, packet.is_discard)
+            unused.append(waiting[number])
             packet.pts = number
             if packet.is_corrupt:
                 damage.at(number)
         earliest = max(0, number + 1 - max(1, context.thread_count))  # the first packet that an error may belong to
         for frame in _decoded(packet, flush, damage, earliest):
             own = number if frame.pts is None else frame.pts
-            frame.pts = waiting.pop(own, UNKNOWN).pts
+            stamps = waiting.pop(own, UNKNOWN)
+            frame.pts = (unused.popleft() if swapped and unused else stamps).pts
             if frame.is_corrupt:
                 damage.at(own)
             held.append((own, frame))
@@ -231,12 +251,12 @@ class _Clock:
     """Ascending seconds after the first frame, from ffmpeg's two clocks, of which one may be missing or wrong.
 
     It uses presentation times, unless they are missing (AVI) or failed to ascend more often than decoding times. A
-    frame without either follows the previous one by the usual interval.
+    frame without either follows the previous one by the usual interval. So does one whose time has passed already.
     """
 
-    def __init__(self, rate: float):
+    def __init__(self, rate: float, loose: float = 0.0):
         self.broadcast, self.leaps = False, 0
-        self._interval, self._offset = 1 / rate, 0.0
+        self._interval, self._loose, self._offset = 1 / rate, loose, 0.0
         self._known = False  # whether any time was
         self._last: float | None = None
         self._before: list[float | None] = [None, None]
@@ -259,10 +279,10 @@ class _Clock:
             self._last = 0.0
             return 0.0
         step = self._interval if time is None else time + self._offset - self._last
-        if time is not None and (step < -BACK or (self.broadcast and step > LEAP)):
+        if time is not None and self._loose < math.inf and (step < -BACK or (self.broadcast and step > LEAP)):
             self.leaps += 1
             self._offset, step = follows - time, self._interval
-        self._last += max(0.0, step)
+        self._last += step if step > 0 and abs(step - self._interval) > self._loose else self._interval
         return self._last
 
     def of(self, time: float) -> float:
@@ -317,37 +337,47 @@ def _opened(path: Path) -> InputContainer:
     return container
 
 
-def _read_stamps(container: InputContainer, streams: list[av.VideoStream], stamps: dict[int, array]) -> None:
-    """Note the time of every packet that is shown, as far as the file can be read; nan where it has none."""
+def _read_stamps(container: InputContainer, streams: list[av.VideoStream], stamps: dict[int, array]) -> set[int]:
+    """Note the time of every packet that is shown, as far as the file can be read; nan where it has none.
+
+    Returns the streams of which not every packet has a time of presentation.
+    """
+    lacking = set()
     try:
         for packet in container.demux(streams):
             if packet.size and not packet.is_discard:
                 time = _Stamps(packet.pts, packet.dts, packet.time_base).time
                 stamps[packet.stream_index].append(float("nan") if time is None else time)
+                lacking |= {packet.stream_index} if packet.pts is None else set()
     except (FFmpegError, ValueError):
         if not any(stamps.values()):
             raise
+    return lacking
 
 
 def _rate(stamps: np.ndarray, average: float, broadcast: bool) -> tuple[float, float]:
     """Return the usual frames per second, from all time stamps (T,), and the seconds that they cover.
 
     For variable rates, from typical intervals. The declared average is exact if it agrees, and absurd in some files.
+    Where few packets have times, an interval is a share of the time between two, and imprecise.
     """
-    known = stamps[np.isfinite(stamps)]
-    gaps = np.diff(np.unique(known))
+    places = np.flatnonzero(np.isfinite(stamps))
+    known, sparse = stamps[places], len(places) < SPARSE * len(stamps)
+    gaps = np.diff(known) / np.diff(places) if sparse else np.diff(np.unique(known))
+    gaps = gaps[gaps > 0]
     usual = gaps[(gaps > 0.5 * np.median(gaps)) & (gaps < 1.5 * np.median(gaps))] if gaps.size else gaps
     measured = 1 / float(usual.mean()) if usual.size else average or 25.0
-    rate = min(max(average if abs(average / measured - 1) < 0.02 else measured, 0.05), 240.0)
-    if len(known) < len(stamps) or not len(known):
+    agrees = 1 / 3 < average / measured < 3 if sparse else abs(average / measured - 1) < 0.02
+    rate = min(max(average if agrees else measured, 0.05), 240.0)
+    if len(known) < len(stamps):
         return rate, len(stamps) / rate
     parts = np.split(known, np.flatnonzero(np.diff(known) < -BACK) + 1)
     steps = np.concatenate([np.diff(np.sort(part)) for part in parts])
     return rate, float(steps[(steps <= LEAP) | (not broadcast)].sum()) + len(parts) / rate
 
 
-def _broadcast(container: InputContainer) -> bool:
-    return bool(container.format.flags & FormatFlags.ts_discont.value)
+def _has(container: InputContainer, flag: FormatFlags) -> bool:
+    return bool(container.format.flags & flag.value)
 
 
 def _seconds(stamp: int | None, base) -> float | None:

@@ -28,7 +28,7 @@ from reverie.errors import ReverieError
 ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx", ".gif", ".flv"),
     *(".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".wmv", ".asf", ".ogv", ".mxf", ".dv"),
-    *(".h264", ".264", ".h265", ".265", ".hevc", ".mjpeg", ".mjpg", ".ivf", ".y4m"),
+    *(".m1v", ".m2p", ".h264", ".264", ".h265", ".265", ".hevc", ".mjpeg", ".mjpg", ".ivf", ".y4m"),
 )
 RATE = 15.0  # frames per second: more give longer sequences of smaller changes, and no better play
 DARK = 64  # of 255
