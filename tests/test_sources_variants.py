@@ -122,3 +122,42 @@ def test_columns_that_no_name_makes_actions_are_named(tmp_path, store, caplog):
 def test_a_folder_is_no_environment(tmp_path, store, capsys):
     store("gymnasium", tmp_path, status=2)
     assert "is no id of an environment; 'reverie learn' finds out how files are read" in capsys.readouterr().err
+
+
+ARRAYS = {
+    "obs_next": {"obs": frames(4), "obs_next": frames(5)[1:], "act": taken(4), "done": [0, 0, 0, 1]},
+    "bytes": {"image": np.array([encoded(frame) for frame in frames(5)]), "act": taken(4), "done": [0, 0, 0, 1]},
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_of_the_moment_after_and_encoded_pictures(tmp_path, store, name):
+    np.savez(tmp_path / "a.npz", **ARRAYS[name], fps=30, instruction="push")
+    found = store("arrays", tmp_path / "a.npz")
+    check(found, [5], [taken(4)], ends=[[4]])
+    assert found.tasks == ["push"] and found.spec.fps == 30
+
+
+def test_episodes_with_names_and_files_of_the_moment_after(tmp_path, store, capsys):
+    both = np.concatenate([frames(3), frames(2, 1)])
+    np.savez(tmp_path / "a.npz", obs=both, act=[*taken(3), *taken(2)], episode_id=["a", "a", "a", "b", "b"])
+    check(store("arrays", tmp_path / "a.npz"), [3, 2], [taken(2), taken(1)])
+    (tmp_path / "files").mkdir()
+    for key, array in {"frames": frames(4), "next_frames": frames(5)[1:], "actions": taken(4)}.items():
+        np.save(tmp_path / "files" / f"e0_{key}.npy", array)
+    check(store("arrays", tmp_path / "files"), [5], [taken(4)])
+    np.savez(tmp_path / "b.npz", obs=np.zeros((3, 16, 24, 6), np.uint8))
+    store("arrays", tmp_path / "b.npz", status=2)
+    assert "no pictures of 1, 3 or 4 channels (it has obs (3, 16, 24, 6))" in capsys.readouterr().err
+
+
+def test_of_folders_named_like_cameras_the_first_is_read_unless_more_are_wanted(tmp_path, store, caplog):
+    for episode in range(2):
+        for camera in ("wrist_cam", "front_cam", "depth"):
+            (tmp_path / f"e{episode}" / camera).mkdir(parents=True)
+            for t, frame in enumerate(frames(3, episode if camera == "front_cam" else 9)):
+                (tmp_path / f"e{episode}" / camera / f"{t}.png").write_bytes(encoded(frame))
+        (tmp_path / f"e{episode}" / "actions.csv").write_text("action\n10\n11")
+    check(store("images", tmp_path), [3, 3], [taken(2)] * 2)
+    assert "of 3 cameras, front_cam is read; --camera takes another" in caplog.text
+    assert store("images", tmp_path, "--camera", "all").spec.frame == (16, 72, 3)

@@ -4,6 +4,7 @@ Which array is what follows from its name (``roles``) and shape, where episodes 
 "lengths"; ``bundles`` says which step an entry belongs to.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from reverie.data.sources import bundles, files, roles
 from reverie.data.sources.boundaries import NUMBERS
 from reverie.data.sources.bundles import Alignment, Bundle, Column
 from reverie.data.sources.dreamerv3 import CHUNK
+from reverie.data.sources.pictures import is_encoded
 from reverie.data.sources.recognise import beside, outnumber, recognise
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
 from reverie.errors import Damaged
@@ -50,7 +52,7 @@ class ArraysConfig(FileSource):
         for file in sorted(files.ending(inside, (".npz",)), key=files.natural):
             name = files.name_of(file, root)
             try:
-                made.append(Bundle(name, _npz(name, file, found)))
+                made.append(_npz(name, file, found))
             except UNREADABLE as error:
                 found.skip(name, error)
         for name, group in _groups(files.ending(inside, (".npy",)), root).items():
@@ -72,7 +74,7 @@ def is_dataset(path: Path) -> bool:
     return "reverie" in names or names >= OURS
 
 
-def _npz(name: str, file: Path, found: Found) -> dict[str, Column]:
+def _npz(name: str, file: Path, found: Found) -> Bundle:
     headers, others = bounded.npz_headers(file)
     if others and not headers:
         raise Damaged(
@@ -85,9 +87,15 @@ def _npz(name: str, file: Path, found: Found) -> dict[str, Column]:
 
     def column(key: str) -> Column:
         kind, shape = headers[key]
-        return Column(shape, kind.str[1:], lambda a, b: _member(file, key, stamp)[a:b])
+        encoded = kind.kind == "S" and len(shape) == 1 and shape[0] and is_encoded(_member(file, key, stamp)[0])
+        form = "encoded" if encoded else "numbers"
+        return Column(shape, kind.str[1:], lambda a, b: _member(file, key, stamp)[a:b], form)
 
-    return {key: column(key) for key in headers}
+    single = {key: _member(file, key, stamp).item() for key, (_, shape) in headers.items() if math.prod(shape) == 1}
+    if isinstance(rate := single.get("fps"), int | float) and 0 < rate <= 240:
+        found.fps = found.fps or float(rate)
+    texts = (single[key] for key in roles.TASKS if isinstance(single.get(key), str))
+    return Bundle(name, {key: column(key) for key in headers}, task=next(texts, ""))
 
 
 @lru_cache(maxsize=2)  # frames are read in parts, and those of several cameras in turn
@@ -108,6 +116,8 @@ def _groups(found: list[Path], root: Path) -> dict[str, dict[str, Path]]:
         front = max((word for word in ROLES if re.search(rf"^{word}([_.-]|$)", stem)), key=len, default="")
         if role:
             rest, key = stem[: len(stem) - len(role)].rstrip("_.-"), role
+            if rest == "next" or rest.endswith("_next"):
+                rest, key = rest.removesuffix("next").rstrip("_"), f"next_{role}"
         elif front:
             rest, key = stem[len(front) :].lstrip("_.-"), front
         else:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reverie.data.sources import roles
-from reverie.data.sources.boundaries import is_list, of_list, of_rows
+from reverie.data.sources.boundaries import NUMBERS, is_list, of_list, of_rows
 from reverie.data.sources.pictures import CHANNELS, decoded, is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, Found, Recording
 from reverie.data.sources.spaces import one_vector
@@ -168,7 +168,8 @@ def _segments(bundle: Bundle, camera: str, actions: str, found: Found) -> Iterat
     columns = bundle.columns
     options = cameras_of(columns)
     if not options:
-        raise ReverieError(f"it holds no pictures (it has {', '.join(columns)[:200] or 'nothing'})")
+        some = ", ".join(f"{name} {column.shape}" for name, column in columns.items())[:200]
+        raise ReverieError(f"it holds no pictures of 1, 3 or 4 channels (it has {some or 'nothing'})")
     cameras = roles.cameras(camera, options, found.say)
     nexts = tuple(name for one in cameras if (name := _next_of(one, columns)) is not None)
     length = columns[cameras[0]].shape[0]
@@ -183,7 +184,8 @@ def _segments(bundle: Bundle, camera: str, actions: str, found: Found) -> Iterat
 def _next_of(camera: str, columns: dict[str, Column]) -> str | None:
     """Return the array of the pictures after each step, beside one of those before it."""
     parts = camera.split("/")
-    options = ["/".join([*parts[:i], f"next_{part}", *parts[i + 1 :]]) for i, part in enumerate(parts)]
+    options = ["/".join([*parts[:i], after, *parts[i + 1 :]])
+               for i, part in enumerate(parts) for after in (f"next_{part}", f"{part}_next")]  # fmt: skip
     shape = columns[camera].shape[:1]
     return next((name for name in options if name in columns and columns[name].shape[:1] == shape), None)
 
@@ -246,10 +248,11 @@ def _cuts(rows: dict[str, np.ndarray], bundle: Bundle, length: int) -> list[int]
     per_frame = {role: _flags(array) for role, array in rows.items() if len(array) == length}
     if "firsts" in per_frame:
         return [row for row in np.flatnonzero(per_frame["firsts"]).tolist() if row > 0]
-    columns = {name: one for name, one in bundle.columns.items() if one.shape == (length,) and one.kind[0] in "biuf"}
+    columns = {name: one for name, one in bundle.columns.items() if one.shape == (length,)}
 
     def entries(wanted: tuple[str, ...]) -> np.ndarray | None:
-        name = roles.find(columns, wanted)
+        kinds = "biufUS" if wanted is NUMBERS else "biuf"  # an episode may have a name
+        name = roles.find([name for name, one in columns.items() if one.kind[0] in kinds], wanted)
         return None if name is None else columns[name].all()
 
     begins = of_rows(entries)

@@ -165,8 +165,15 @@ def _column(file: Path | None, array: Any) -> Column | None:
 
 
 def _rate(handle: Any) -> float:
-    """Return the frames per second that robomimic notes of its simulator; 0 if it does not."""
+    """Return the frames per second in an attribute, or that robomimic notes of its simulator; 0 if there are none."""
     data = handle.get("data")
+    for place in (handle, data):
+        if (
+            place is not None
+            and isinstance(rate := place.attrs.get("fps"), int | float | np.number)
+            and 0 < rate <= 240
+        ):
+            return float(rate)
     text = data.attrs.get("env_args") if data is not None else None
     if not isinstance(text, str | bytes):
         return 0.0

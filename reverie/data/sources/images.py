@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from reverie import bounded
-from reverie.data.sources import files, tables
+from reverie.data.sources import files, roles, tables
 from reverie.data.sources.bundles import Alignment
 from reverie.data.sources.pictures import decoded, side_by_side
 from reverie.data.sources.recognise import recognise
@@ -25,6 +25,10 @@ from reverie.errors import Damaged, ReverieError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BYTES = 2**28  # of one picture's file
+CAMERAS = {  # words in the names of folders of one camera each
+    *("left", "right", "front", "back", "rear", "top", "overhead", "side", "wrist", "head", "hand", "ego", "agentview"),
+    *("cam", "camera", "view", "rgb", "depth", "image", "images"),
+}
 DECIMAL = re.compile(r"\d+(\.\d+)?")
 
 
@@ -50,7 +54,7 @@ class ImagesConfig(FileSource):
         pictures = sorted(files.ending(inside, ENDINGS), key=files.natural)
         table_of = tables.Tables(root, known).of
         groups = files.grouped(pictures, lambda file: file.parent)  # other folders may lie between the pictures of one
-        for folder, views in self._episodes(groups):
+        for folder, views in self._episodes(groups, found):
             views = [_in_order(view) for view in views]
             frames = views[0]
             name = files.name_of(folder, root) if folder != root else root.absolute().name
@@ -80,12 +84,22 @@ class ImagesConfig(FileSource):
             found.skip(root.name, "it holds no .png or .jpg files")
         return found
 
-    def _episodes(self, groups: dict[Path, list[Path]]) -> list[tuple[Path, list[list[Path]]]]:
-        """Return the folder of each episode and the pictures of its cameras; without a choice, of every folder."""
+    def _episodes(self, groups: dict[Path, list[Path]], found: Found) -> list[tuple[Path, list[list[Path]]]]:
+        """Return the folder of each episode and the pictures of its cameras; without a choice, of every folder.
+
+        But of folders beside each other that are named like cameras and have as many pictures, the first is taken.
+        """
+        beside = files.grouped(groups, lambda folder: folder.parent)
         if not self.camera:
-            return [(folder, [frames]) for folder, frames in groups.items()]
-        above = dict.fromkeys(folder.parent for folder in groups)
-        chosen = {folder: [groups.get(folder / key) for key in self.camera.split(",")] for folder in above}
+            rigs = {above: own for above, own in beside.items() if _are_cameras(own, groups)}
+            names = roles.by_likeness(dict.fromkeys(folder.name for own in rigs.values() for folder in own))
+            first = roles.cameras("", names, found.say)[0] if names else ""
+            shown = {own[0] if above / first not in own else above / first: above for above, own in rigs.items()}
+            plain = {folder: folder for folder in groups if folder.parent not in rigs} | shown
+            return [(plain[folder], [frames]) for folder, frames in groups.items() if folder in plain]
+        if self.camera == "all":
+            return [(above, [groups[folder] for folder in own]) for above, own in beside.items()]
+        chosen = {folder: [groups.get(folder / key) for key in self.camera.split(",")] for folder in beside}
         whole = [(folder, [view for view in views if view]) for folder, views in chosen.items() if all(views)]
         if not whole:
             some = ", ".join(dict.fromkeys(folder.name for folder in groups))
@@ -99,6 +113,11 @@ class ImagesConfig(FileSource):
         except UNREADABLE as error:
             found.say(f"{name} is used without actions: {error}")
             return tables.Steps()
+
+
+def _are_cameras(folders: list[Path], groups: dict[Path, list[Path]]) -> bool:
+    named = len(folders) > 1 and all({*re.split(r"[^a-z]+", folder.name.lower())} & CAMERAS for folder in folders)
+    return named and len({len(groups[folder]) for folder in folders}) == 1
 
 
 def _tells(table: Path) -> bool:

@@ -54,7 +54,7 @@ def shows(name: str) -> bool:
 
 def is_next(name: str) -> bool:
     """Return whether an array is of the moment after a step ("next_obs/image")."""
-    return any(part.startswith("next_") for part in name.lower().split("/"))
+    return any(part.startswith("next_") or part.endswith("_next") for part in name.lower().split("/"))
 
 
 def is_part(name: str, wanted: tuple[str, ...]) -> bool:
