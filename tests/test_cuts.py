@@ -103,3 +103,19 @@ def test_of_cuts_closer_than_a_scene_may_be_one_is_kept_and_no_frame_is_lost():
     assert lost(turns) == 0
     still = [textured(rng, SIDE, SIDE)] * 30
     assert begins(still[:15] + [textured(rng, SIDE, SIDE)] * 30, SHORTEST) == [15]  # alone and certain, though early
+
+
+def test_a_menu_shortly_before_or_after_a_cut_does_not_hide_it():
+    """It is a larger change than the cut, and none itself, since the game goes on behind it."""
+    for place in range(6):
+        rng = generator("menu", place)
+        palette = rng.integers(60, 190, (8, 3))
+        scenes = [
+            [frame.copy() for _ in range(30)]
+            for frame in (seen(room(rng, 640, palette), 0), seen(room(rng, 640, palette), 0))
+        ]
+        menu = textured(rng, 56, 56, 24) // 128 * 255
+        for scene, begin in zip(scenes, (18, 6), strict=True):
+            for frame in scene[begin : begin + 6]:
+                frame[4:60, 4:60] = menu
+        assert begins(chain(*scenes), SHORTEST) == [30]

@@ -4,8 +4,8 @@ A cut is a single large change: larger than the changes right before and right a
 but repeatedly. A change is measured in three ways: per pixel; after the best shift of one picture over the other; and
 by colours alone, independent of position. On each side, any of the three may show the cut.
 
-A change is no cut if the same view is seen before and after it (a flash, a light, a glance aside), in whatever light.
-Of several changes within the shortest scene, at most the clearest one is a cut. In doubt the scene continues, and no
+A change is no cut if the same view is seen before and after it (a flash, a menu, a glance aside), in whatever light.
+Of several others within the shortest scene, at most the clearest one is a cut. In doubt the scene continues, and no
 frame is lost. Results are in docs/log.md, the test films in tests/motions.py.
 """
 
@@ -112,15 +112,19 @@ def _is_cut(steps: deque[_Step[T]], place: int, apart: int, reach: int, at_an_en
     step = steps[place]
     if not step.alone or (at_an_end and not step.certain):
         return False
-    near = range(max(0, place - apart + 1), min(len(steps), place + apart))
-    rivals = [(steps[other].alone, -other) for other in near if other != place and steps[other].alone]
-    if rivals and (at_an_end or max(rivals) > (step.alone, -place)):
-        return False
-    before, after = _whitened(steps[place - 1].picture), _whitened(step.picture)
+    near = (other for other in range(max(0, place - apart + 1), min(len(steps), place + apart)) if other != place)
+    rivals = (other for other in near if steps[other].alone)
+    better = (other for other in rivals if at_an_end or (steps[other].alone, -other) > (step.alone, -place))
+    return not _is_aside(steps, place, reach) and all(_is_aside(steps, other, reach) for other in better)
+
+
+def _is_aside(steps: deque[_Step[T]], place: int, reach: int) -> bool:
+    """Return whether one view is seen before and after a step."""
+    before, after = _whitened(steps[place - 1].picture), _whitened(steps[place].picture)
     earlier = [steps[i].picture for i in range(max(0, place - reach), place)]
     later = [steps[i].picture for i in range(place, min(len(steps), place + reach))]
     pairs = [(before, _whitened(picture)) for picture in later] + [(_whitened(picture), after) for picture in earlier]
-    return all(_misfit(_spectrum(a), _spectrum(b), SHARED) > ALIKE for a, b in pairs)
+    return any(_misfit(_spectrum(a), _spectrum(b), SHARED) <= ALIKE for a, b in pairs)
 
 
 def _whitened(picture: np.ndarray) -> np.ndarray:
