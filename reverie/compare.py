@@ -13,9 +13,14 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +62,11 @@ def compare(made: Comparison, out: Path, seeds: int = 3, jobs: int = 2) -> Path:
         todo = [name for name in todo if not _is_done(made, out / name)]
         if not todo:
             continue
-        with workers(jobs) as pool_of_processes:
-            try:
-                working = {pool_of_processes.submit(work, out, name): name for name in todo}
-                for future in as_completed(working):
-                    minutes = (time.perf_counter() - began) / 60
-                    print(f"{working[future]}: {future.result()} steps ({minutes:.1f} minutes)", flush=True)
-            except BaseException:
-                pool_of_processes.shutdown(wait=True, cancel_futures=True)
-                raise
+        with workers(jobs) as processes:
+            working = {processes.submit(work, out, name): name for name in todo}
+            for future in as_completed(working):
+                minutes = (time.perf_counter() - began) / 60
+                print(f"{working[future]}: {future.result()} steps ({minutes:.1f} minutes)", flush=True)
     found = [_row(made, out, row, seeds) for row in rows]
     table = {"comparison": config.to_json(made), "rows": found}
     (out / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
@@ -74,20 +75,42 @@ def compare(made: Comparison, out: Path, seeds: int = 3, jobs: int = 2) -> Path:
     return out
 
 
-def workers(jobs: int) -> ProcessPoolExecutor:
-    """Return processes for ``jobs`` rows at a time, since one small network does not use two cores or a GPU fully.
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for ``jobs`` rows at a time, since one small network does not use two cores or a GPU fully.
 
     Each may use an equal share of a GPU's memory. Without that, JAX in the first process reserves 75 % of it, and too
     little is left for a second one. Settings of that memory in the environment are respected.
+
+    None outlives this process. If the block ends with an error or Ctrl-C, rows are saved and stop at once.
     """
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_share_memory, initargs=(jobs,))
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    begin = {"initializer": _begin_worker, "initargs": (jobs, theirs)}
+    with theirs, ours, ProcessPoolExecutor(jobs, context, **begin) as processes:
+        try:
+            yield processes
+        except BaseException:
+            ours.close()
+            processes.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
-def _share_memory(jobs: int) -> None:
+def _begin_worker(jobs: int, parent: Connection) -> None:
     # JAX reads these when the process first uses a device.
     said = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE")
     if jobs > 1 and not any(name in os.environ for name in said):
         os.environ["XLA_CLIENT_MEM_FRACTION"] = f"{0.9 / jobs:.3f}"
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Connection) -> None:
+    parent.poll(None)  # until its other end is closed, by the parent or by its death
+    os.kill(os.getpid(), signal.SIGINT)
+    started_by = multiprocessing.parent_process()
+    assert started_by
+    started_by.join()  # it waits for the row to be saved, unless it is dead
+    os._exit(1)
 
 
 def work(out: Path, name: str) -> int:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -113,6 +116,30 @@ def test_rows_at_a_time_share_the_memory_of_a_gpu(monkeypatch, jobs, said, expec
     with module.workers(jobs) as processes:
         assert processes.submit(memory_of_a_process).result() == (expected, False)
     assert {name: os.environ[name] for name in MEMORY if name in os.environ} == said, "ours is as it was"
+
+
+WAITS = """
+import os, time
+from reverie.compare import workers
+
+with workers(1) as processes:
+    print(processes.submit(os.getpid).result(), flush=True)
+    processes.submit(time.sleep, 600).result()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_one_that_started_it(number):
+    """Each process holds the other end of the output, so it ends when the last of them does."""
+    with subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout
+        worker = int(parent.stdout.readline())
+        parent.send_signal(number)
+        try:
+            assert parent.communicate(timeout=60) == (b"", None)
+        except subprocess.TimeoutExpired:
+            os.kill(worker, signal.SIGKILL)
+            raise
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
