@@ -26,7 +26,7 @@ demo: $(READY)   ## train a small world before your eyes, then play in it
 test: $(READY_DEV)  ## all tests but the slow ones
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
-slow: $(READY_DEV)  ## the seventy slow tests, half of the time of all (tests/slow.txt)
+slow: $(READY_DEV)  ## the slow tests, which take as long as all others (tests/slow.txt)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(TEST_ARGS)
 
 lint: $(READY_DEV)  ## style, types and floors
