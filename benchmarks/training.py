@@ -114,16 +114,23 @@ class Side:
         return flops.count(self.step.trace(self.state, self.frozen, self.batch, self.pace).jaxpr) / 1e9
 
 
-def sides(sizes: Sizes) -> dict[str, Side]:
-    """Return the predecessor's step and ours, on the same clips, with the same weights; and ours with clean context."""
+def sides(sizes: Sizes, int8: bool = False) -> dict[str, Side]:
+    """Return the predecessor's step and ours, on the same clips, with the same weights; and ours with clean context.
+
+    ``int8``: and ours with hidden context and products of 8-bit integers.
+    """
     tokenizer, lam, hidden = sizes.models("hidden")
     frames = jnp.asarray(sizes.noise(sizes.batch))
     theirs = Side(PredecessorObjective(tokenizer, lam, hidden), sizes, {"frames": frames}, optimizer())
     world = theirs.blueprint.merge(theirs.frozen, theirs.state.params, theirs.state.rest)
     read = compiled(world, _encode)(frames)
     ours = UntrainedObjective(dynamics=hidden, lam="", sizes=sizes)
-    clean = replace(ours, dynamics=sizes.models("clean")[2])
-    return {"predecessor": theirs, "hidden": Side(ours, sizes, read), "clean": Side(clean, sizes, read)}
+    kinds = {"hidden": hidden, "clean": sizes.models("clean")[2]}
+    if int8:
+        kinds["int8"] = replace(hidden, transformer=replace(hidden.transformer, int8=True))
+    return {"predecessor": theirs} | {
+        name: Side(replace(ours, dynamics=kind), sizes, read) for name, kind in kinds.items()
+    }
 
 
 def _encode(world: WorldModel, frames: Array) -> dict[str, Array]:
@@ -137,7 +144,7 @@ def _encode(world: WorldModel, frames: Array) -> dict[str, Array]:
 def measure(seconds: float = 12.0, sizes: tuple[Sizes, ...] = (Sizes(), Sizes(patch=8))) -> Iterator[Figure]:
     """Yield the figures of every size."""
     for size in sizes:
-        yield from figures(size, sides(size), seconds)
+        yield from figures(size, sides(size, int8=True), seconds)
 
 
 def figures(size: Sizes, steps: dict[str, Side], seconds: float, peak: int = PEAK) -> Iterator[Figure]:
@@ -157,5 +164,8 @@ def figures(size: Sizes, steps: dict[str, Side], seconds: float, peak: int = PEA
         pair = (f"train_step_{context}_{tokens}", f"train_step_predecessor_{tokens}")
         name = f"train_step_vs_predecessor_{context}_{tokens}"
         yield Figure(name, ratio(times["predecessor"], times[context]), "x", pair, about | {"context": context})
+    if "int8" in times:
+        pair = (f"train_step_int8_{tokens}", f"train_step_hidden_{tokens}")
+        yield Figure(f"train_step_int8_vs_hidden_{tokens}", ratio(times["hidden"], times["int8"]), "x", pair, about)
     share = float(np.median(work["hidden"] / times["hidden"] / rate))
     yield Figure(f"train_step_share_of_peak_{tokens}", share, "of 1", (f"train_step_hidden_{tokens}", top), about)

@@ -16,7 +16,7 @@ import numpy as np
 
 from reverie.actions import ActionSpace
 from reverie.bounded import map_npy, read_json
-from reverie.checksums import check_manifest, write_json
+from reverie.checksums import LATE, check_manifest, write_json
 from reverie.config import replace, to_json
 from reverie.data.arrays import ArrayDataset
 from reverie.data.store import open_dataset
@@ -123,13 +123,17 @@ def _names(world: Path) -> tuple[str, ...]:
 
 
 def verdict(world: Path, file: Path, truth: dict[str, Any], said: Callable[[], str]) -> str:
-    """Return what came of breaking ``file``: "same", "reported", or what is wrong. ``said()``: stderr since then."""
+    """Return what came of breaking ``file``. ``said()``: stderr since then.
+
+    "same", "reported" if a line says what is wrong and nothing wrong is loaded, "refused" if nothing is loaded at all,
+    "never saved" if a whole checkpoint is gone, or "wrong" and why.
+    """
     try:
         found = look(world, file)
         if found.get("record") != truth.get("record"):
             load(world / file.parts[0])  # the record of another stage is whole, but does not fit the weights
     except ReverieError as error:
-        return "reported" if "\n" not in str(error) else f"wrong: two lines, {error}"
+        return "refused" if "\n" not in str(error) else f"wrong: two lines, {error}"
     except Exception as error:
         return f"wrong: a traceback, {type(error).__name__}: {str(error)[:200]}"
     lines = said()
@@ -138,7 +142,9 @@ def verdict(world: Path, file: Path, truth: dict[str, Any], said: Callable[[], s
             continue
         if name == "checkpoint" and same(found[name], truth["older"]):
             at = world / file.parts[0] / "checkpoints" / str(value[0])
-            if "is damaged" in lines or not at.exists():  # deleted as a whole, it might never have been
+            if not at.exists():
+                return "never saved"  # as far as anyone can tell
+            if "is damaged" in lines:
                 continue
         if name == "older" or ("/" in name and name not in found) or (name == "names" and found[name] == UNNAMED):
             continue  # the truth about the checkpoint before; a cache that is made again; codes without names
@@ -157,11 +163,23 @@ def truths(world: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def run_mutations(world: Path, aside: Path, count: int, seed: int, said: Callable[[], str]) -> Counter[str]:
-    """Break a whole world ``count`` times, look, and mend it; return how often what came of it, by verdict."""
+def newest(world: Path) -> list[Path]:
+    """Those files of the newest checkpoint of every stage that are read when it is."""
+    steps = {stage: str(checkpoint.steps(world / stage)[-1]) for stage in STAGES}
+    found = [file for file in files_of(world) if file.parts[0] in steps and steps[file.parts[0]] in file.parts]
+    return [file for file in found if file.name not in LATE]
+
+
+def run_mutations(
+    world: Path, aside: Path, count: int, seed: int, said: Callable[[], str], files: list[Path] | None = None
+) -> Counter[str]:
+    """Break a whole world ``count`` times, look, and mend it; return how often what came of it, by verdict.
+
+    ``files``: those that are broken, all by default.
+    """
     rng, verdicts, truth = np.random.default_rng(seed), Counter[str](), truths(world)
     groups: dict[str, list[Path]] = {}
-    for file in files_of(world):
+    for file in files or files_of(world):
         kind = "weights" if "d" in file.parts or "ocdbt.process_0" in file.parts else file.name
         groups.setdefault(kind, []).append(file)
     for _ in range(count):
@@ -169,10 +187,12 @@ def run_mutations(world: Path, aside: Path, count: int, seed: int, said: Callabl
         file = group[int(rng.integers(len(group)))]
         unit = world / file.parts[0]
         (shutil.copytree if unit.is_dir() else shutil.copy2)(unit, aside)
-        what = mutate(world, file, rng)
+        before, what = (world / file).read_bytes(), mutate(world, file, rng)
         said()
         came = verdict(world, file, truth[file.parts[0]], said)
-        verdicts[came if came in ("same", "reported") else f"{came} ({file}: {what})"] += 1
+        if came == "same" and (world / file).is_file() and (world / file).read_bytes() == before:
+            came = "unchanged"  # zeros in place of zeros
+        verdicts[f"{came} ({file}: {what})" if came.startswith("wrong") else came] += 1
         if unit.is_dir():
             shutil.rmtree(unit)
         shutil.move(aside, unit)

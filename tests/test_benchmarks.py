@@ -84,7 +84,7 @@ def test_every_figure_has_a_name_a_value_and_a_unit(steps):
         *dispatch.measure(seconds=0, calls=1),
         *loader.measure(seconds=0, episodes=2, frames=6, batch=2, length=3),
         *tokens.measure(seconds=0, episodes=2, frames=6, batch=2, length=3),
-        *training.figures(TINY, steps, seconds=0, peak=16),
+        *training.figures(TINY, steps | {"int8": steps["hidden"]}, seconds=0, peak=16),
         *play.caching(small, 0, context=3, peak=16),
         *play.imagining("x", small, seconds=0, rows=2, length=2),
         *play.demo(frames=3),

@@ -114,13 +114,15 @@ def test_programs_are_traced_for_the_target():
     ("words", "line"),
     [
         (["--topology", "v5:4x4"], "there is no 'v5' to plan for. Did you mean 'v5"),
-        (["--topology", "v5e:16"], "'v5e:16' is no topology: write 'v5e:4x4', 2 numbers."),
+        (["--topology", "v5e:16"], "'v5e:16' is no topology: write it like 'v5e:4x4', with 2 numbers above 0."),
         (["--topology", "2xh100:8"], "'2xh100:8': only TPUs form slices; write 'h100:16' for as many h100."),
         (["--topology", "h100:12"], "'h100:12': more than 8 GPUs are whole machines of 8."),
         (["--topology", "cpu:8", "--stage", "dynamic"], "there is no stage 'dynamic' here. Did you mean 'dynamics'?"),
+        (["--topology", "v5e:256x256"], "'v5e:256x256' has 65536 devices, more than the 10000 that can be planned for."),
         (["--topology", "v5e:4x4"], "needs the extra plan-tpu: pip install 'reverie-worlds[plan-tpu]'."),
         (["--topology", "h100:8"], "needs the extra plan-gpu: pip install 'reverie-worlds[plan-gpu]'."),
-        (["--topology", "cpu:3"], "a batch of 8 cannot be shared by 3 devices in 1 parts: make it a multiple of 3."),
+        (["--topology", "cpu:3"], "a batch of 8 cannot be shared by 3 devices: make it a multiple of 3."),
+        (["--topology", "cpu:3", "--exact"], "a step with --exact is many small programs, which are not planned"),
         (["--topology", "cpu:8", "--time-limit", "0"], "not compiled after 0 minutes: raise --time-limit, or use"),
     ],
 )

@@ -19,6 +19,7 @@ TPU = "cloud.google.com/tpu/docs/"
 POOL = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 NETWORK = 50e9  # bytes per second of a GPU to other machines: 400 Gb/s, as many clusters have
 BETWEEN = 6.25e9  # bytes per second of a chip to other slices: 50 Gb/s on a v5p (cloud.google.com/tpu/docs/v5p)
+MOST = 10_000  # devices: a whole pod of v5p has 8960 chips, and JAX needs minutes to begin with more
 NVIDIA = "NVIDIA's data sheet and XLA's description of the device"
 
 
@@ -160,10 +161,14 @@ def topology(name: str) -> Topology:
     chip = CHIPS[kind]
     axes = chip.shape.count("x") + 1
     if not re.fullmatch(r"\d+(x\d+)*", shape) or shape.count("x") + 1 != axes or "0" in shape.split("x"):
-        raise ReverieError(f"'{name}' is no topology: write '{kind}:{chip.shape}', {axes} number{'s' * (axes > 1)}.")
+        numbers = "1 number" if axes == 1 else f"{axes} numbers"
+        raise ReverieError(f"'{name}' is no topology: write it like '{kind}:{chip.shape}', with {numbers} above 0.")
     sizes = tuple(map(int, shape.split("x")))
     if chip.platform == "gpu" and sizes[0] > chip.node and sizes[0] % chip.node:
         raise ReverieError(f"'{name}': more than {chip.node} GPUs are whole machines of {chip.node}.")
     if slices > 1 and chip.platform != "tpu":
         raise ReverieError(f"'{name}': only TPUs form slices; write '{kind}:{slices * sizes[0]}' for as many {kind}.")
-    return Topology(f"{slices}x{kind}:{shape}" if slices > 1 else f"{kind}:{shape}", chip, sizes, slices)
+    found = Topology(f"{slices}x{kind}:{shape}" if slices > 1 else f"{kind}:{shape}", chip, sizes, slices)
+    if found.size > MOST:
+        raise ReverieError(f"'{name}' has {found.size} devices, more than the {MOST} that can be planned for.")
+    return found

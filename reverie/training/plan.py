@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from reverie.data.episode import Spec
+from reverie.errors import ReverieError
 from reverie.nn.target import traced_for
 from reverie.training import flops, hlo, sharding
 from reverie.training.blueprint import Blueprint
@@ -33,9 +34,11 @@ SHOWN = 5  # arrays that are listed
 def plan_step(run: Run, spec: Spec, folder: Path, where: Topology, quick: bool) -> dict[str, Any]:
     """Return what a step takes on each device: the keys of ``reverie plan --json``.
 
-    ``quick`` only traces, and estimates temporaries. Raises ReverieError if the batch does not divide, or if the
-    machine cannot be planned for. Runs on which this one depends are those of ``checkpoint.untrained_models``.
+    ``quick`` only traces, and estimates temporaries. Raises ReverieError if the batch does not divide, if the run is
+    exact, or if the machine cannot be planned for. Runs on which this one depends are those of ``checkpoint.untrained_models``.
     """
+    if run.exact:
+        raise ReverieError("a step with --exact is many small programs, which are not planned: plan without --exact.")
     mesh = sharding.make_mesh(run.mesh, where.devices(stand_in=quick))
     sharding.check_slices(run.mesh, mesh.shape["data"], where.slices)
     sharding.check_batch(mesh, run.batch, run.accumulate)

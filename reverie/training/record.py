@@ -104,7 +104,8 @@ def find_run(path: str | Path) -> Path:
     """Return the folder of a run: ``path`` itself, or the dynamics of a world's folder. Creates nothing."""
     path = Path(os.path.abspath(path))  # without links: "run/../other" may be read before "run" exists
     if not path.exists():
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        inside = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = [p.name for p in inside if p.is_dir() and p.name[0] != "."]
         raise ReverieError(f"there is nothing at '{path}'.{did_you_mean(path.name, near) if len(near) < 50 else ''}")
     settled(path)
     for folder in (path, path / "dynamics"):

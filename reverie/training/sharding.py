@@ -332,7 +332,5 @@ def check_batch(mesh: Mesh, batch: int, accumulate: int) -> None:
     """Raise ReverieError unless ``accumulate`` parts of a batch have equally many rows for every device."""
     parts = row_parts(mesh) * accumulate
     if batch < 1 or accumulate < 1 or batch % parts:
-        raise ReverieError(
-            f"a batch of {batch} cannot be shared by {row_parts(mesh)} devices in {accumulate} parts: "
-            f"make it a multiple of {parts}."
-        )
+        shared = f"shared by {row_parts(mesh)} devices" + f" in {accumulate} parts" * (accumulate != 1)
+        raise ReverieError(f"a batch of {batch} cannot be {shared}: make it a multiple of {parts}.")
