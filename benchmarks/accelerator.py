@@ -39,7 +39,7 @@ from reverie.nn.target import Target, target, traced_for
 from reverie.nn.transformer import TransformerConfig
 from reverie.presets import preset, presets
 from reverie.presets.recipe import stages
-from reverie.training import checkpoint, engine, flops, plan, sharding
+from reverie.training import checkpoint, engine, flops, hlo, sharding
 from reverie.training.blueprint import Blueprint
 from reverie.training.cost import batch_of, cost
 from reverie.training.engine import Run
@@ -116,7 +116,7 @@ def training(run: Run, spec: Spec, seconds: float, folder: Path = Path("dynamics
     batch = sharding.put_batch(mesh, _noise(batch_of(run, spec, blueprint)))
     pace = sharding.put(engine.pace_of(run, 0), sharding.everywhere(mesh))
     step = engine.compile_step(run, blueprint, mesh, state)
-    held, work = plan.shard_bytes((state, frozen, batch)), flops.count(step.trace(state, frozen, batch, pace).jaxpr)
+    held, work = hlo.held_bytes((state, frozen, batch)), flops.count(step.trace(state, frozen, batch, pace).jaxpr)
     began = time.perf_counter()
     program = step.lower(state, frozen, batch, pace).compile()
     compiling = time.perf_counter() - began
@@ -137,7 +137,7 @@ def training(run: Run, spec: Spec, seconds: float, folder: Path = Path("dynamics
         "mfu": work * rate / top if top else None,
         "compile_seconds": compiling,
         "estimated_bytes": expected,
-        "planned_bytes": held + plan.passing_bytes(program),
+        "planned_bytes": held + hlo.passing_bytes(program),
         "peak_bytes": _memory("peak_bytes_in_use"),
         "loss": float(metrics["loss"]),
     }

@@ -42,6 +42,10 @@ SPEEDS = {
     "goodput": "goodput: share of the time in steps",
     "data_wait": "share of the time waiting for data",
 }
+MEMORY = {
+    "planned_bytes": "memory of a device, as compiled",
+    "peak_bytes": "memory of a device, peak in use",  # of the process, with reports and stages before
+}
 MOMENTS, PICTURE_BYTES = 6, 2**24  # pictures over time, of each name
 PICTURE = re.compile(r"(\d{1,18})-([\w.-]{1,100})\.png", re.ASCII)  # as ``training.log`` names them
 ROWS = {  # what a stage's own pictures show
@@ -256,23 +260,37 @@ def thinned(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
 
 
 def _health(stage: Stage) -> Iterator[Element]:
-    """How fast a stage was trained, how much of the time went into steps, and what went wrong."""
-    figures, found = {}, {}
-    for name, text in SPEEDS.items():
-        points = [(line["step"], value) for line in stage.times if (value := number(line.get(name))) is not None]
-        if points:
-            median = float(np.median([value for _, value in points]))
-            found[text] = si(median).strip() if name.endswith("_per_s") else f"{median:.0%}"
-            figures[text] = plots.trace({"training": thinned(points)})
-    if found:
-        yield page.node("h3", "Speed")
-        yield page.table(("median", *found), [("", *found.values())])
-        yield page.charts(figures)
-    incidents = [(line["step"], str(line[INCIDENT])) for line in (*stage.metrics, *stage.times) if INCIDENT in line]
-    if incidents:
+    """How fast a stage was trained, how much of the time went into steps, what memory it took, and what went wrong."""
+    if found := speeds(stage):
+        yield page.node("h3", "Speed, as medians, and memory")
+        yield page.table(tuple(found), [tuple(found.values())])
+        timed = {text: points for name, text in SPEEDS.items() if (points := over_time(stage, name))}
+        yield page.charts({text: plots.trace({"training": thinned(points)}) for text, points in timed.items()})
+    if incidents := incidents_of(stage):
         shown = [f"step {step}: {text[:300]}" for step, text in sorted(incidents)[-INCIDENTS:]]
         yield page.node("h3", f"Incidents: {len(incidents)}")
         yield page.node("ul", *(page.node("li", text) for text in shown), class_="bad")
+
+
+def over_time(stage: Stage, name: str) -> list[tuple[int, float]]:
+    """Return a number of ``timing.jsonl`` as (step, value)."""
+    return [(line["step"], value) for line in stage.times if (value := number(line.get(name))) is not None]
+
+
+def speeds(stage: Stage) -> dict[str, str]:
+    """Return how fast a stage was trained and what memory it took: texts by what they say, empty where not known."""
+    found = {}
+    for name, text in {**SPEEDS, **MEMORY}.items():
+        if values := [value for _, value in over_time(stage, name)]:
+            middle = float(np.median(values))
+            shown = {"_per_s": si(middle).strip(), "_bytes": f"{si(max(values))}B"}
+            found[text] = next((each for end, each in shown.items() if name.endswith(end)), f"{middle:.0%}")
+    return found
+
+
+def incidents_of(stage: Stage) -> list[tuple[int, str]]:
+    """Return what went wrong while a stage was trained: (step, what)."""
+    return [(line["step"], str(line[INCIDENT])) for line in (*stage.metrics, *stage.times) if INCIDENT in line]
 
 
 def _pictures(stage: Stage) -> Iterator[Element]:

@@ -19,7 +19,20 @@ from reverie.evaluation.meaning import HEADLINES, MEANING, Numbers, is_readable,
 from reverie.evaluation.pool import RULES
 from reverie.evaluation.report import CHARTS, PICTURES
 from reverie.evaluation.verdict import verdict
-from reverie.show import CURVES, HEADS, PICTURE_BYTES, Log, Stage, logged, look, thinned
+from reverie.show import (
+    CURVES,
+    HEADS,
+    PICTURE_BYTES,
+    SPEEDS,
+    Log,
+    Stage,
+    incidents_of,
+    logged,
+    look,
+    over_time,
+    speeds,
+    thinned,
+)
 
 PAGE = "compare.html"
 SHOWN = ("dream.gif", "actions.png")  # of an evaluation's pictures
@@ -142,7 +155,22 @@ def _trainings(runs: dict[str, list[Stage]]) -> Iterator[Element]:
         parts = [page.table(heads, rows)] if rows else []
         if figures := _curves({name: logged(stage) for name, stage in shared.items()}):
             parts.append(page.charts(figures))
+        parts += _health(shared)
         yield page.section(kind, *parts)
+
+
+def _health(stages: dict[str, Stage]) -> Iterator[Element]:
+    """Speed, goodput, memory and incidents of several runs: a table with a row for each, and curves."""
+    found = {name: {**speeds(stage), "incidents": str(len(incidents_of(stage)))} for name, stage in stages.items()}
+    heads = tuple(dict.fromkeys(head for each in found.values() for head in each))
+    yield page.table(("run", *heads), [(name, *(each.get(head, "") for head in heads)) for name, each in found.items()])
+    figures = {}
+    for name, text in SPEEDS.items():
+        timed = {run: over_time(stage, name) for run, stage in stages.items()}
+        if lines := {run: thinned(points) for run, points in timed.items() if points}:
+            figures[text] = plots.trace(lines)
+    if figures:
+        yield page.charts(figures)
 
 
 def _curves(logs: dict[str, Log]) -> dict[str, Figure]:

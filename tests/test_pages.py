@@ -220,12 +220,14 @@ def test_a_stage_shows_its_speed_and_its_incidents(world):
     with (stage / "timing.jsonl").open("a") as timing, (stage / "metrics.jsonl").open("a") as log:
         for step in (5, 6):
             line = {"step": step, "frames_per_s": 2500, "mfu": 0.41, "goodput": 0.93, "data_wait": 0.04}
-            timing.write(json.dumps(line) + "\n")
+            timing.write(json.dumps(line | {"peak_bytes": 4e9 + step}) + "\n")
+        timing.write(json.dumps({"step": 5, "planned_bytes": 3_100_000_000}) + "\n")
         timing.write(json.dumps({"step": 9, "incident": "stalled in phase 'data'"}) + "\n")
         log.write(json.dumps({"step": 7, "incident": f"skipped: {EVIL}"}) + "\n")
     assert cli.main(["show", str(stage)]) == 0
     seen = read(stage / "report.html")
-    for text in ("41%", "93%", "4%", "Incidents: 2", "step 9: stalled in phase 'data'", f"step 7: skipped: {EVIL}"):
+    said = "step 9: stalled in phase 'data'", f"step 7: skipped: {EVIL}"
+    for text in ("41%", "93%", "4%", "3.1 GB", "4 GB", "Incidents: 2", *said):
         assert text in seen.text, text
 
 
@@ -233,11 +235,13 @@ def test_runs_side_by_side_are_one_page(world, tmp_path, capfd):
     other = shutil.copytree(world, tmp_path / "other")
     record = read_record(other / "lam")
     write_record(other / "lam", dataclasses.replace(record, run=dataclasses.replace(record.run, batch=77)))
+    with (other / "lam" / "timing.jsonl").open("a") as timing:
+        timing.write(json.dumps({"step": 4, "mfu": 0.37, "incident": "stalled in phase 'data'"}) + "\n")
     both = tmp_path / "both.html"
     assert cli.main(["show", str(world), str(other), "--page", str(both)]) == 0
     seen = read(both)
     assert "2 runs side by side" in capfd.readouterr().out and "77" in seen.text and "batch" in seen.texts
-    assert {"world", "other", "tokenizer", "lam", "dynamics", "loss"} <= {*seen.texts}
+    assert {"world", "other", "tokenizer", "lam", "dynamics", "loss", "MFU", "37%", "incidents"} <= {*seen.texts}
     assert cli.main(["show", str(world / "lam"), str(other / "dynamics"), "--page", str(both)]) == 0
     assert "Training" in read(both).texts and not (world / "report.html").exists()
     assert cli.main(["show", str(world), str(world), "--page", str(both)]) == 2

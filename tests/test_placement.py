@@ -20,8 +20,9 @@ from reverie.training import engine, flops, hlo, sharding
 from reverie.training.blueprint import Blueprint
 from reverie.training.cost import state_of
 from reverie.training.engine import Run
+from reverie.training.hlo import held_bytes
 from reverie.training.optim import OptimConfig
-from reverie.training.plan import placed, shard_bytes
+from reverie.training.plan import placed
 
 LENGTH = 6
 NET = TransformerConfig(width=32, depth=2, heads=2, hidden=128, window=3, scan=True)
@@ -88,7 +89,7 @@ class Step:
         compiled = traced.lower().compile()
         self.flops = flops.count(traced.jaxpr, costliest=True)
         self.devices, self.memory = devices, compiled.memory_analysis()
-        self.params, self.arguments = whole.params, shard_bytes((state, batch))
+        self.params, self.arguments = whole.params, held_bytes((state, batch))
         self.weights = {no_ones(shape) for a in leaves(state) for shape in (a.shape, a.shape[1:])}
         self.program = hlo.read(compiled.as_text())
 

@@ -118,7 +118,10 @@ def test_programs_are_traced_for_the_target():
         (["--topology", "2xh100:8"], "'2xh100:8': only TPUs form slices; write 'h100:16' for as many h100."),
         (["--topology", "h100:12"], "'h100:12': more than 8 GPUs are whole machines of 8."),
         (["--topology", "cpu:8", "--stage", "dynamic"], "there is no stage 'dynamic' here. Did you mean 'dynamics'?"),
-        (["--topology", "v5e:256x256"], "'v5e:256x256' has 65536 devices, more than the 10000 that can be planned for."),
+        (
+            ["--topology", "v5e:256x256"],
+            "'v5e:256x256' has 65536 devices, more than the 10000",
+        ),
         (["--topology", "v5e:4x4"], "needs the extra plan-tpu: pip install 'reverie-worlds[plan-tpu]'."),
         (["--topology", "h100:8"], "needs the extra plan-gpu: pip install 'reverie-worlds[plan-gpu]'."),
         (["--topology", "cpu:3"], "a batch of 8 cannot be shared by 3 devices: make it a multiple of 3."),

@@ -281,7 +281,7 @@ def _train(
             watch.at("step" if n > start else "compilation", n, idle=ready(previous))
             pace = sharding.put(pace_of(run, n), everywhere)
             if n == start:
-                log.count(step.trace(state, frozen, batch, pace).jaxpr, mesh.devices)
+                log.count(n, step, (state, frozen, batch, pace), mesh.devices, compiled=not run.exact)
             state, metrics = step(state, frozen, batch, pace)
             if n == start:
                 jax.block_until_ready(metrics)

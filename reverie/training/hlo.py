@@ -8,8 +8,9 @@ import functools
 import math
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 MOVES = ("all-to-all", "collective-permute", "ragged-all-to-all")  # what moves activations, never weights or gradients
@@ -116,6 +117,18 @@ def read(text: str) -> Program:
 
     visit(entry, 1)
     return Program(flops(entry), list(sent.values()), sorted(arrays.values(), reverse=True))
+
+
+def passing_bytes(compiled: Any) -> int:
+    """Return what a compiled program needs on one device besides its arguments."""
+    found = compiled.memory_analysis()
+    return found.temp_size_in_bytes + max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
+
+
+def held_bytes(arguments: Any) -> int:
+    """Return the bytes of one device's part of a program's arguments, used or not, whose shardings are known."""
+    leaves = jax.tree.leaves(arguments)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def dims(text: str) -> tuple[int, ...]:

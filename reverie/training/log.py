@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import jax
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -25,7 +26,7 @@ from rich.table import Column
 
 from reverie.bounded import number, parse_json, read_bytes
 from reverie.errors import Damaged, ReverieError, first_line
-from reverie.training import flops
+from reverie.training import flops, hlo
 
 LoggerName = Literal["tensorboard", "wandb", "terminal"]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -93,9 +94,16 @@ class Log:
             self._task = self._bar.add_task(self._name, total=steps, completed=resume, text="")
             self._bar.start()
 
-    def count(self, program: Any, devices: Any) -> None:
-        """Count the FLOPs of one step, a jaxpr, on an array of devices."""
-        self.flops, self.peak = flops.count(program), flops.peak(devices)
+    def count(self, step: int, program: Any, given: Any, devices: Any, *, compiled: bool = True) -> None:
+        """Count the FLOPs of a jitted step on an array of devices, and log the bytes that it needs on each of them.
+
+        ``given``: its arguments. ``compiled``: whether this very program is called next, and finds itself compiled.
+        """
+        traced = program.trace(*given)
+        self.flops, self.peak = flops.count(traced.jaxpr), flops.peak(devices)
+        needed = hlo.held_bytes(given) + hlo.passing_bytes(traced.lower().compile()) if compiled else 0
+        if self._writes and needed:
+            self._time(step, {"planned_bytes": needed})
 
     def metrics(self, step: int, values: dict[str, Any], shares: dict[str, float] | None = None) -> dict[str, float]:
         """Log the numbers of one training step, the speed since the last call, and ``shares`` of the time; return all.
@@ -107,6 +115,8 @@ class Log:
         numbers = {name: float(value) for name, value in values.items()}
         self._write(step, numbers)
         speed = self._speed(step) | {name: float(f"{share:.3g}") for name, share in (shares or {}).items()}
+        if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):  # a CPU has no such numbers
+            speed["peak_bytes"] = float(peak)
         self._time(step, speed)
         for logger in self._loggers:
             logger.scalars(step, numbers | speed)

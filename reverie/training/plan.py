@@ -35,7 +35,8 @@ def plan_step(run: Run, spec: Spec, folder: Path, where: Topology, quick: bool) 
     """Return what a step takes on each device: the keys of ``reverie plan --json``.
 
     ``quick`` only traces, and estimates temporaries. Raises ReverieError if the batch does not divide, if the run is
-    exact, or if the machine cannot be planned for. Runs on which this one depends are those of ``checkpoint.untrained_models``.
+    exact, or if the machine cannot be planned for. Runs on which this one depends are those of
+    ``checkpoint.untrained_models``.
     """
     if run.exact:
         raise ReverieError("a step with --exact is many small programs, which are not planned: plan without --exact.")
@@ -54,7 +55,7 @@ def plan_step(run: Run, spec: Spec, folder: Path, where: Topology, quick: bool) 
             "row_parts": sharding.row_parts(mesh),
             "flops_per_step": flops.count(traced.jaxpr),
             "flops_of_costliest_step": flops.count(traced.jaxpr, costliest=True),
-            "parts": {name: shard_bytes(part) for name, part in _parts(state, frozen, batch).items()},
+            "parts": {name: hlo.held_bytes(part) for name, part in _parts(state, frozen, batch).items()},
             "copied": copied(mesh, state),
         }
         held = sum(facts["parts"].values())
@@ -97,7 +98,7 @@ def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topo
     """Return what a compiled step says of one device. ``held``: the bytes of all arguments, used or not."""
     found, program = compiled.memory_analysis(), hlo.read(compiled.as_text())
     # XLA drops arguments that a step does not read (a frozen tokenizer, where tokens are cached). They are held anyway.
-    facts = _memory(held, passing_bytes(compiled), where.limit)
+    facts = _memory(held, hlo.passing_bytes(compiled), where.limit)
     if where.chip.platform == "tpu":  # its compiler refuses what does not fit, and may take more than it needs
         facts["fits"], peak = True, found.peak_memory_in_bytes + held - found.argument_size_in_bytes
         facts["bytes_per_device"]["total"] = min(facts["bytes_per_device"]["total"], peak)
@@ -121,12 +122,6 @@ def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topo
             {"bytes": size, "shape": shape, "made_by": by} for (size, shape), by in list(largest.items())[:SHOWN]
         ],
     }
-
-
-def passing_bytes(compiled: Any) -> int:
-    """Return what a compiled program needs on one device besides its arguments."""
-    found = compiled.memory_analysis()
-    return found.temp_size_in_bytes + max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
 
 
 def _of_weights(each: hlo.Collective, state: Any) -> bool:
@@ -158,12 +153,6 @@ def _memory(held: float, passing: float, limit: float) -> dict[str, Any]:
     total = held + passing
     sizes = {"arguments": held, "temporaries": passing, "total": total, "limit": limit}
     return {"bytes_per_device": sizes, "fits": total <= limit}
-
-
-def shard_bytes(tree: Any) -> int:
-    """Return the bytes of one device's part of arrays whose shardings are known."""
-    leaves = jax.tree.leaves(tree)
-    return size_of([jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in leaves])
 
 
 def copied(mesh: Mesh, state: Any) -> dict[str, int]:
