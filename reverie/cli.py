@@ -301,6 +301,8 @@ def _looks(add: Callable[..., Parser]) -> None:
     text = "a world's folder or a stage's, or a preset's name (./NAME for a folder of that name); several: side by side"
     completed(one.add_argument("run", nargs="+", metavar="RUN", help=text), presets_known)
     one.add_argument("--tree", action="store_true", help="the model as a tree: parameters, shapes, bytes, shardings")
+    text = "with --tree: on this mesh, as in data=2,fsdp=4; its devices need not be here"
+    one.add_argument("--mesh", default="", metavar="LAYOUT", help=text)
     text = "the page of several runs (side-by-side.html)"
     one.add_argument("--page", type=Path, default=Path("side-by-side.html"), metavar="FILE", help=text)
     one = add("export", commands.export, "Write what is needed to play, and no more: a folder, an archive or a page.",

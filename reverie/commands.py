@@ -216,7 +216,7 @@ def list_(args: argparse.Namespace) -> None:
 
 def show(args: argparse.Namespace) -> None:
     run, *others = args.run
-    if run in catalogue()["presets"] and not others and not args.tree:
+    if run in catalogue()["presets"] and not others and not (args.tree or args.mesh):
         from reverie.forecast import forecast
         from reverie.presets import preset
 
@@ -228,6 +228,8 @@ def show(args: argparse.Namespace) -> None:
         raise ReverieError(f"there is no run, world or preset '{run}'.{hint}")
     if others and args.tree:
         raise ReverieError("--tree shows the model of one run.")
+    if args.mesh and not args.tree:
+        raise ReverieError("--mesh says on which mesh --tree shows a model: give both.")
     from reverie.library import place, results
 
     if args.tree:
@@ -235,7 +237,7 @@ def show(args: argparse.Namespace) -> None:
 
         from reverie.tree import tree
 
-        print_tree(tree(place(run)))
+        print_tree(tree(place(run), args.mesh))
         return
     if others:
         from reverie.side_by_side import trainings

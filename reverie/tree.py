@@ -19,17 +19,19 @@ from reverie.training.record import find_run, read_record
 PARTS = {"params": "", "rest": "not trained", "frozen": "frozen"}
 
 
-def tree(path: str | Path) -> Tree:
-    """Return the model of a run, or of a world's dynamics, as its config and the devices here would have it.
+def tree(path: str | Path, layout: str = "") -> Tree:
+    """Return the model of a run, or of a world's dynamics, as it lies on a mesh, the run's own by default.
 
-    Raises ReverieError if there is no such run, or if a run on top of which it was trained is missing.
+    The devices need not be here. Raises ReverieError if there is no such run, if a run on top of which it was trained
+    is missing, or if the layout is none.
     """
     folder = find_run(path)
     record = read_record(folder)
     blueprint = Blueprint(record.run.objective, record.spec, record.run.seed, folder)
-    mesh = sharding.make_mesh(record.run.mesh)
+    layout = layout or record.run.mesh
+    mesh = sharding.sketched(layout)
     part_of = {name: part for part, names in blueprint.parts.items() for name in names}
-    devices = f"{mesh.size} device{'s' if mesh.size > 1 else ''}, mesh {record.run.mesh}"
+    devices = f"{mesh.size} device{'s' if mesh.size > 1 else ''}, mesh {layout}"
     root = Tree(f"{folder.name}: {_total(blueprint.shapes.values())}, on {devices}", highlight=False)
     nodes: dict[str, Tree] = {"": root}
     for name, leaf in blueprint.shapes.items():

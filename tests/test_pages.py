@@ -20,6 +20,7 @@ from reverie.errors import ReverieError
 from reverie.evaluation.meaning import HEADLINES, MEANING
 from reverie.evaluation.page import picture
 from reverie.evaluation.report import PICTURES, write_report
+from reverie.training import sharding
 from reverie.training.checkpoint import load
 from reverie.training.log import si
 from reverie.training.record import read_record, write_record
@@ -247,7 +248,7 @@ def test_runs_side_by_side_are_one_page(world, tmp_path, capfd):
     assert cli.main(["show", str(world), str(world), "--page", str(both)]) == 2
 
 
-def test_a_tree_shows_every_weight_once(world, capfd):
+def test_a_tree_shows_every_weight_once(world, capfd, monkeypatch):
     """Of dynamics: its own, and those of the tokenizer, which are frozen."""
     assert cli.main(["show", str(world), "--tree"]) == 0
     out = capfd.readouterr().out
@@ -256,3 +257,8 @@ def test_a_tree_shows_every_weight_once(world, capfd):
     assert f"dynamics: {total} numbers" in out and "mesh data" in out
     assert out.count("replicated") == len(leaves) and "tokenizer: " in out and ", frozen" in out
     assert cli.main(["show", str(world), str(world), "--tree"]) == 2
+    assert cli.main(["show", str(world), "--mesh", "tensor=2"]) == 2 and "give both" in capfd.readouterr().err
+    monkeypatch.setattr(sharding, "SPREAD_FROM", 1)  # the world is small
+    assert cli.main(["show", str(world), "--tree", "--mesh", "fsdp=4,tensor=2"]) == 0
+    out = capfd.readouterr().out
+    assert "on 8 devices, mesh fsdp=4,tensor=2" in out and " over fsdp" in out and " over tensor" in out

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from reverie.errors import ReverieError, did_you_mean
 from reverie.nn.placement import ROWS, Place, spread
@@ -121,9 +121,16 @@ def axes_of(layout: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in layout.split(","):
         name, _, size = part.strip().partition("=")
-        if name not in AXES or name in found or not re.fullmatch(r"(=[1-9]\d{0,6})?", part.strip().removeprefix(name)):
+        wrong = ""
+        if name not in AXES:
+            wrong = f"is no axis.{did_you_mean(name, AXES)}"
+        elif name in found:
+            wrong = "names an axis again."
+        elif not re.fullmatch(r"(=[1-9]\d{0,6})?", part.strip().removeprefix(name)):
+            wrong = "has no size: a whole number above 0."
+        if wrong:
             known = f"axes are {', '.join(AXES)}, each at most once, as in 'fsdp' or 'data=2,fsdp=4'."
-            raise ReverieError(f"mesh '{layout}': '{part.strip()}' is no axis.{did_you_mean(name, AXES)} The {known}")
+            raise ReverieError(f"mesh '{layout}': '{part.strip()}' {wrong} The {known}")
         found[name] = int(size or 0)
     if list(found.values()).count(0) > 1:
         raise ReverieError(f"mesh '{layout}': only one axis can take all devices that are left; size the others.")
@@ -135,6 +142,20 @@ def laid_over() -> Sequence[Any]:
     return jax.devices()
 
 
+def sizes_of(layout: str, devices: int) -> dict[str, int]:
+    """Return the axes of a layout and their sizes; one without a size takes what is left of so many devices."""
+    sizes = axes_of(layout)
+    sizes = sizes if 0 in sizes.values() or "data" in sizes else {"data": 0, **sizes}
+    taken = math.prod(size for size in sizes.values() if size)
+    return {name: size or max(devices // taken, 1) for name, size in sizes.items()}
+
+
+def sketched(layout: str) -> AbstractMesh:
+    """Return a mesh of these sizes without devices, which need not be here: what knows how arrays would lie."""
+    sizes = sizes_of(layout, len(laid_over()))
+    return AbstractMesh(tuple(sizes.get(name, 1) for name in AXES), AXES)
+
+
 def make_mesh(layout: str = "data", devices: Sequence[Any] | None = None) -> Mesh:
     """Return the mesh of a layout over ``devices``, ``laid_over()`` if they are not given.
 
@@ -143,10 +164,7 @@ def make_mesh(layout: str = "data", devices: Sequence[Any] | None = None) -> Mes
     the sizes do not multiply to the number of devices, or if the slices do not divide "data".
     """
     devices = laid_over() if devices is None else devices
-    sizes = axes_of(layout)
-    sizes = sizes if 0 in sizes.values() or "data" in sizes else {"data": 0, **sizes}
-    taken = math.prod(size for size in sizes.values() if size)
-    sizes = {name: size or max(len(devices) // taken, 1) for name, size in sizes.items()}
+    sizes = sizes_of(layout, len(devices))
     if math.prod(sizes.values()) != len(devices):
         wanted = " x ".join(f"{name} {size}" for name, size in sizes.items())
         raise ReverieError(
@@ -187,7 +205,7 @@ def mesh_of(tree: Any) -> Mesh:
     return make_mesh("data", list(np.ravel(np.asarray(found))))
 
 
-def sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+def sharding(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
     """Return the sharding of an array of the training state, by its dotted name and its shape.
 
     "tensor" cuts the axis that ``RULES`` name. Otherwise a large array is sharded along its largest axis that the size
@@ -203,7 +221,7 @@ def sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-def in_use(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+def in_use(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
     """Return the sharding of a weight where a program uses it: whole, but for what "tensor" cuts by ``RULES``."""
     axes: list[str | None] = [None] * len(shape)
     axis = next((axis for end, axis in RULES.items() if re.search(rf"(^|\.){end}$", name)), None)
@@ -243,7 +261,7 @@ def whole(mesh: Mesh, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return jax.jit(lambda arrays: arrays, out_shardings=everywhere(mesh))(arrays)
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def everywhere(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of a replicated array."""
     return NamedSharding(mesh, PartitionSpec())
 
