@@ -159,6 +159,12 @@ def test_a_zip_that_lies_about_sizes_is_refused(tmp_path):
         with pytest.raises(Damaged) as error:
             read_npz(tmp_path / "lies.npz")
         one_line(error)
+    broken = bytearray(zipped(tmp_path / "some.npz", {"a.npy": npy()}, zipfile.ZIP_STORED).read_bytes())
+    broken[27] = 255  # the length of a name, which the library's error would print
+    (tmp_path / "long.npz").write_bytes(broken + bytes(2**16))
+    with pytest.raises(Damaged) as error:
+        read_npz(tmp_path / "long.npz")
+    one_line(error)
 
 
 def test_every_flipped_byte_of_an_npz_is_found_or_harmless(tmp_path):
