@@ -257,6 +257,8 @@ def _tools(add: Callable[..., Parser]) -> None:
     one.add_argument("--codec", default="auto", metavar="NAME", help=text)
     text = "write part I of N, counted from 0, for an array job; 'merge' joins them"
     one.add_argument("--shard", type=shard_of, metavar="I/N", help=text)
+    text = "write N parts by Apache Beam, whose options may follow: '8 --runner=FlinkRunner'"
+    one.add_argument("--beam", default="", metavar="N", help=text)
 
     one = add("record", commands.record, "Record a real game, played in the browser or in a window, into a store.",
               "reverie record platformer data/mine", "reverie record CartPole-v1 data/cartpole --size 64 64",

@@ -147,6 +147,7 @@ def record(args: argparse.Namespace) -> None:
 
 def data(args: argparse.Namespace) -> None:
     from reverie import stores
+    from reverie.data.beam import write_by_beam
     from reverie.data.cloud import address_of, written
     from reverie.data.writing import write_source
 
@@ -156,8 +157,12 @@ def data(args: argparse.Namespace) -> None:
         return
     if args.others:
         raise ReverieError(f"'reverie data {args.source}' does not take '{args.others[0]}'.")
-    how = {"val": args.val, "licence": args.licence, "shard": args.shard, "codec": args.codec}
-    written(args.path, f"{made} {how}", lambda path: write_source(path, made, **how))
+    how = {"val": args.val, "licence": args.licence, "codec": args.codec}
+    if args.beam and args.shard:
+        raise ReverieError("--beam writes all parts, so it takes no --shard.")
+    more = {"how": args.beam} if args.beam else {"shard": args.shard}
+    write = write_by_beam if args.beam else write_source
+    written(args.path, f"{made} {how} {more}", lambda path: write(path, made, **how, **more))
     print(f"{address_of(args.path)}: look at it with 'reverie data show {address_of(args.path)}'")
 
 

@@ -164,8 +164,8 @@ TOOLS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (Merge, Append, Su
 def run(args: argparse.Namespace, tool: Any) -> None:
     """Run a tool; ReverieError if it takes no further paths and some were given."""
     writes = isinstance(tool, Merge | Append | Subset)
-    if args.shard or (args.others and not (writes or isinstance(tool, Fetch))):
-        raise ReverieError(f"'reverie data {args.source}' takes one store, and no --shard.")
+    if args.shard or args.beam or (args.others and not (writes or isinstance(tool, Fetch))):
+        raise ReverieError(f"'reverie data {args.source}' takes one store, and no --shard or --beam.")
     if args.codec != AUTO and not writes:
         raise ReverieError(f"'reverie data {args.source}' writes no frames, so it takes no --codec.")
     tool.run(args)
