@@ -161,3 +161,38 @@ def test_of_folders_named_like_cameras_the_first_is_read_unless_more_are_wanted(
     check(store("images", tmp_path), [3, 3], [taken(2)] * 2)
     assert "of 3 cameras, front_cam is read; --camera takes another" in caplog.text
     assert store("images", tmp_path, "--camera", "all").spec.frame == (16, 72, 3)
+
+
+TABLES = {
+    "numbers": ("actions.csv", "episode,frame,action,reward", "{e},{t},{a},{t}"),
+    "names": ("actions.csv", "episode,step,action,reward", "ep_{e},{t},{a},{t}"),
+    "lines": ("actions.jsonl", "", '{{"episode_index": {e}, "action": {a}, "reward": {t}}}'),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_one_table_of_several_folders_tells_them_apart(tmp_path, store, caplog, name):
+    file, head, row = TABLES[name]
+    for episode in range(2):
+        (tmp_path / f"ep_{episode}").mkdir()
+        for t, frame in enumerate(frames(4, episode)):
+            (tmp_path / f"ep_{episode}" / f"{t}.png").write_bytes(encoded(frame))
+    of = {"numbers": (1, 0), "names": (0, 1), "lines": (1, 0)}[name]
+    lines = [row.format(e=e, t=t, a=taken(4)[t] - e) for e in of for t in range(4)]
+    (tmp_path / file).write_text("\n".join([head, *lines] if head else lines))
+    check(store("images", tmp_path), [4, 4], [taken(3), taken(3) - 1], [[2, 3]] * 2)
+    if name == "numbers":
+        (tmp_path / file).write_text("frame,action\n0,1\n0,2\n1,1")
+        assert store("images", tmp_path).spec.actions.kind == "none" and "names some frames twice" in caplog.text
+
+
+@pytest.mark.parametrize("none", [-1, np.nan])
+def test_a_first_action_that_stands_for_none_says_that_actions_led_to_frames(tmp_path, store, caplog, none):
+    for number in range(2):
+        np.savez(tmp_path / f"{number}.npz", frames=frames(4, number), action=np.array([none, *taken(3)]))
+    check(store("arrays", tmp_path), [4, 4], [taken(3)] * 2)
+    assert "stands for none" in caplog.text
+    assert store("arrays", tmp_path, "--alignment", "at").read(0, 0, 4)["actions"][2] != taken(3)[1]
+        4,
+        4,
+    ]

@@ -4,6 +4,7 @@ The store has the bytes that one process would have written. Workers share a dis
 it is complete. A worker that fails is called again by Beam, and goes on from what is there.
 """
 
+import importlib
 import json
 import shlex
 import shutil
@@ -63,7 +64,6 @@ def _joined(parts: list[str], path: str) -> str:
 
 def _beam() -> Any:
     try:
-        import apache_beam
+        return importlib.import_module("apache_beam")
     except ImportError:
         raise ReverieError("--beam needs Apache Beam: pip install 'reverie-worlds[beam]'") from None
-    return apache_beam

@@ -271,6 +271,10 @@ def _alignment(segments: Sequence[_Segment], found: Found) -> Alignment:
     equal = [one for one in segments if len(one.rows.get("actions", ())) == one.length]
     if not equal or all(one.nexts for one in equal):
         return "at"
+    if all(_begins_with_none(one) for one in equal):
+        found.say("the first action of every recording stands for none: actions are taken as those that led to their "
+                  "frame (--alignment at: those taken at it)")  # fmt: skip
+        return "to"
     dreamer = all("firsts" in one.rows or "discounts" in one.rows for one in equal)
     if dreamer and not any(np.any(one.rows["actions"][one.start]) for one in equal):
         found.say("the first action of every recording is 0: actions are taken as those that led to their frame "
@@ -279,6 +283,14 @@ def _alignment(segments: Sequence[_Segment], found: Found) -> Alignment:
     found.say("there are as many actions as frames: they count as taken at their frame (--alignment to: as those "
               "that led to it)")  # fmt: skip
     return "at"
+
+
+def _begins_with_none(one: _Segment) -> bool:
+    """Whether the first action of an episode alone is nan, or -1 where actions are whole numbers from 0 on."""
+    first, *later = one.rows["actions"][one.start : one.stop]
+    if one.rows["actions"].dtype.kind == "f":
+        return bool(np.isnan(first).all()) and not any(np.isnan(row).all() for row in later[-1:])
+    return bool(np.all(first == -1)) and all(np.all(row >= 0) for row in later)
 
 
 def _add(found: Found, one: _Segment, alignment: Alignment) -> bool:

@@ -6,7 +6,8 @@ Columns are named in the first line of a csv, by the keys of a jsonl or json, by
 - ``key.NAME``: 1 while a key is held; in a jsonl also ``keys``, a list of those held;
 - ``reward``, ``terminal`` (the world ended), ``truncated`` (the recording stopped);
 - ``frame``: the frame number of the row, or any column with the names of the frames' files; without it, row i belongs
-  to frame i.
+  to frame i;
+- ``episode``: the number at the end of a folder's name, or the name, where one table tells of several folders.
 
 R rows, T frames.
 """
@@ -24,6 +25,7 @@ import numpy as np
 
 from reverie import bounded
 from reverie.data.sources import files, roles
+from reverie.data.sources.boundaries import NUMBERS, STEPS
 from reverie.data.sources.bundles import Alignment
 from reverie.data.sources.recordings import at, to
 from reverie.data.sources.spaces import Declared
@@ -115,7 +117,7 @@ def _columns(path: Path) -> dict[str, np.ndarray | list[str]]:
 
 def steps(path: Path, shown: Sequence[Path], key: str, alignment: Alignment) -> Steps:
     """Return what a table says of the steps between frames in files ``shown``; ReverieError where it does not fit."""
-    (columns, words, lengths), frames = _table(*files.stamps([path])), len(shown)
+    (columns, words, lengths), frames = _of_episode(_table(*files.stamps([path])), shown), len(shown)
     if len(lengths) > 1:
         raise ReverieError(f"{path.name} has columns of different lengths ({sorted(lengths)})")
     if named := _by_file(words, shown):
@@ -148,6 +150,26 @@ def steps(path: Path, shown: Sequence[Path], key: str, alignment: Alignment) -> 
     )
 
 
+def _of_episode(table: _Table, shown: Sequence[Path]) -> _Table:
+    """Return the rows about the episode of these frames, if a column tells several episodes apart."""
+    above = [folder.name for folder in shown[0].parents][:FOLDERS]
+    name, number = roles.find(table.words, NUMBERS), roles.find(table.numbers, NUMBERS)
+    rows = next((table.words[name][folder] for folder in above if folder in table.words[name]), []) if name else []
+    if number and len(table.lengths) == 1 and len(np.unique(table.numbers[number])) > 1:
+        ends = (files.ROW.findall(folder)[-1:] for folder in above)
+        found = (np.flatnonzero(table.numbers[number] == int(end[0])) for end in ends if end)
+        rows = next((each.tolist() for each in found if len(each)), rows)
+    if not rows:
+        return table
+    place = {row: new for new, row in enumerate(rows)}
+    numbers = {name: column[rows] for name, column in table.numbers.items()}
+    words = {
+        name: {word: [place[row] for row in own if row in place] for word, own in column.items()}
+        for name, column in table.words.items()
+    }
+    return _Table(numbers, words, {len(rows)})
+
+
 def _by_file(words: dict[str, dict[str, list[int]]], shown: Sequence[Path]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the rows about these frames, and the frame of each, by a column with names or paths of their files.
 
@@ -171,12 +193,17 @@ def _by_file(words: dict[str, dict[str, list[int]]], shown: Sequence[Path]) -> t
 def _places(name: str, columns: dict[str, np.ndarray], count: int, shown: Sequence[Path]) -> np.ndarray:
     frames = len(shown)
     if "frame" not in columns:
+        step = columns.get(roles.find(columns, STEPS) or "")
+        if step is not None and len(np.unique(step)) == count and set(step.tolist()) <= set(range(frames)):
+            return step.astype(np.int64)
         if count not in (frames, frames - 1):
             raise ReverieError(f"{name} has {count} rows for {frames} frames")
         return np.arange(count)
     given = columns["frame"]
     digits = [files.ROW.findall(file.stem) for file in shown]
     table = {int(each[-1]): place for place, each in enumerate(digits) if each}  # numbers in the names of the files
+    if len(np.unique(given)) < len(given):
+        raise ReverieError(f"{name} names some frames twice")
     if len(table) == frames and all(float(value) in table for value in given):
         return np.array([table[int(value)] for value in given])
     if ((given < 0) | (given >= frames) | (given % 1 != 0)).any():
