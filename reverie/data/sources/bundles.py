@@ -268,7 +268,7 @@ def _flags(rows: np.ndarray) -> np.ndarray:
 
 def _alignment(segments: Sequence[_Segment], found: Found) -> Alignment:
     """Return to which frame entries belong where there are as many as frames; say so where that is a choice."""
-    equal = [one for one in segments if len(one.rows.get("actions", ())) == one.length]
+    equal = [one for one in segments if one.stop > one.start and len(one.rows.get("actions", ())) == one.length]
     if not equal or all(one.nexts for one in equal):
         return "at"
     if all(_begins_with_none(one) for one in equal):
