@@ -193,5 +193,5 @@ def test_a_first_action_that_stands_for_none_says_that_actions_led_to_frames(tmp
     check(store("arrays", tmp_path), [4, 4], [taken(3)] * 2)
     assert "stands for none" in caplog.text
     np.savez(tmp_path / "empty.npz", frames=frames(0), action=np.zeros(0, int))
-    assert store("arrays", tmp_path, "--alignment", "at").read(0, 0, 4)["actions"][2] != taken(3)[1]
+    assert store("arrays", tmp_path, "--alignment", "at").read(0, 0, 4)["actions"][1] < 1
     check(store("arrays", tmp_path), [4, 4], [taken(3)] * 2)
