@@ -1,6 +1,8 @@
 """Layouts that programs vary: the same episodes, written in every way, come out the same. See ``foreign.py``."""
 
+import io
 import json
+import tarfile
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -195,3 +197,17 @@ def test_a_first_action_that_stands_for_none_says_that_actions_led_to_frames(tmp
     np.savez(tmp_path / "empty.npz", frames=frames(0), action=np.zeros(0, int))
     assert store("arrays", tmp_path, "--alignment", "at").read(0, 0, 4)["actions"][1] < 1
     check(store("arrays", tmp_path), [4, 4], [taken(3)] * 2)
+
+
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
+def test_packed_tars_and_what_no_file_is_for(tmp_path, store, capsys, packing):
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / f"a.tar.{packing}"
+    with tarfile.open(file, f"w:{packing}") as archive:
+        for name, data in {"a.frames.npy": npy(frames(4)), "a.actions.npy": npy(taken(3))}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    check(store("webdataset", tmp_path / "in"), [4], [taken(3)])
+    store("vpt", tmp_path / "in", status=2)
+    assert f"no file is one that 'vpt' reads; 'reverie learn {tmp_path / 'in'}' finds" in capsys.readouterr().err

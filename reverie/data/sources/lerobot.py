@@ -49,8 +49,8 @@ class LeRobotConfig(FileSource):
         pyarrow()  # if it is missing, that is one line, not one for each file
         roots = sorted({file.parents[1] for file in inside if file.as_posix().endswith(f"/{INFO}")})
         if len(roots) != 1:
-            some = f"; choose one: {', '.join(map(str, roots[:5]))}" if roots else ""
-            raise ReverieError(f"'{self.path}' holds {len(roots)} data sets of LeRobot{some}.")
+            some = f"choose one: {', '.join(map(str, roots[:5]))}" if roots else f"there is no {INFO} in it"
+            raise ReverieError(f"'{self.path}' holds {len(roots)} data sets of LeRobot; {some}.")
         return _Set(roots[0], self).found()
 
 

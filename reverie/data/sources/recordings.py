@@ -213,6 +213,9 @@ def _size(one: Recording, failed: list[str]) -> tuple[int, int] | None:
 def _nothing(source: FileSource, failed: list[str]) -> ReverieError:
     more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
     why = f" ({'; '.join(failed[:NAMED])}{more})" if failed else ""
+    if not failed:
+        name = type(source).__module__.rpartition(".")[2]
+        why = f": no file is one that '{name}' reads; 'reverie learn {source.path}' finds out what it holds"
     return ReverieError(f"'{source.path}' holds no recording that can be used{why}.")
 
 

@@ -6,8 +6,10 @@ Where every sample is one picture of each camera, they are the frames of episode
 each sample has, else by the numbers at the end of their keys.
 """
 
+import bz2
 import contextlib
 import gzip
+import lzma
 import re
 import tarfile
 import tempfile
@@ -29,14 +31,14 @@ from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
 from reverie.data.sources.spaces import Declared, merged
 from reverie.errors import Damaged, ReverieError, first_line
 
-ENDINGS = (".tar", ".tar.gz", ".tgz")
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 VIDEOS = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "gif")
 PICTURES = ("png", "jpg", "jpeg", "webp")
 VIDEO_BYTES, ARRAY_BYTES = 2**32, 2**28  # of one member
 MEMBERS = 10**6  # of one tar
 OF_MOMENTS = (*PICTURES, "npy", "npz", "json", "cls", "txt")  # endings in a sample that is a moment
 TEXTS = ("task", "instruction", "text", "caption", "language_instruction")  # names of what was to be done
-GZIP = b"\x1f\x8b"
+PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by the first bytes of a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +146,25 @@ def _file(members: _Members) -> Path:
 def _plain(file: Path, stamp: int) -> np.ndarray:
     """Return the bytes of a tar file, mapped into memory; of a compressed one, those of a temporary copy."""
     with file.open("rb") as raw:
-        if raw.read(2) != GZIP:
+        head = raw.read(8)
+        unpack = next((unpack for first, unpack in PACKED.items() if head.startswith(first)), None)
+        if unpack is None:
             return np.memmap(raw, np.uint8, "r")
     limit = bounded.room_for(file)
-    with tempfile.TemporaryFile() as copy:
-        with gzip.open(file) as stream, contextlib.suppress(EOFError, zlib.error):  # if cut or damaged, what is there
-            while (part := stream.read(2**20)) and copy.tell() < limit:
-                copy.write(part)
+    with tempfile.TemporaryFile() as copy, unpack(file) as stream:
+        for part in _sound(stream):
+            copy.write(part)
+            if copy.tell() >= limit:
+                break
         copy.flush()
         return np.memmap(copy, np.uint8, "r")
+
+
+def _sound(stream: Any) -> Iterator[bytes]:
+    """Yield what can be unpacked: all, or what is there before the damage."""
+    with contextlib.suppress(EOFError, OSError, zlib.error, lzma.LZMAError):
+        while part := stream.read(2**20):
+            yield part
 
 
 def _listed(file: Path, found: Found) -> _Tar:
@@ -162,7 +174,7 @@ def _listed(file: Path, found: Found) -> _Tar:
             for info in archive:
                 if info.isreg() and not info.issparse() and len(places) < MEMBERS:
                     places[info.name] = (info.offset_data, info.size)
-    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         if not places:
             raise Damaged(f"it is no tar file, or damaged ({first_line(error)})") from None
         found.say(f"{file.name} is damaged after {len(places)} files: those are read ({first_line(error)})")
