@@ -1,4 +1,4 @@
-"""What takes an hour: kills at random instants of every stage, many while saving. `make soak TEST_ARGS="-k kills"`.
+"""What takes an hour: kills at random instants of every stage, most of them while saving; `make soak`.
 
 Two hundred times a training is stopped, its folder is copied, and it goes on: a copy is what SIGKILL would have left,
 since that runs nothing and takes nothing back. Every copy is resumed. Twenty more processes are killed in earnest.
