@@ -20,6 +20,7 @@ from reverie.data.takes import Moment, Take
 from reverie.errors import ReverieError, did_you_mean, first_line
 
 FPS = 15.0  # where the environment does not say
+CHOICES = 1024  # of all components of an action together
 HELD = 0.75  # probability that the sticky player repeats its action
 
 
@@ -166,7 +167,14 @@ def _space(name: str, env: Any) -> ActionSpace:
         low, high = (np.ravel(bound).astype(float) for bound in (space.low, space.high))
         if np.abs([low, high]).max() <= FAR / 10:
             return ActionSpace("continuous", len(low), low=tuple(low.tolist()), high=tuple(high.tolist()))
-    raise ReverieError(f"the actions of '{name}' cannot be recorded: {str(space)[:100]}.")
+    if kind == "Box" and space.dtype.kind in "iu":
+        sizes = tuple((np.ravel(space.high).astype(int) - np.ravel(space.low).astype(int) + 1).tolist())
+        if sum(sizes) <= CHOICES:
+            return ActionSpace("multi", len(sizes), sizes=sizes)
+    raise ReverieError(
+        f"the actions of '{name}' cannot be recorded: {str(space)[:100]}; wrap it so that they are discrete, several "
+        "choices, keys held, or numbers within bounds."
+    )
 
 
 def _drawn(space: ActionSpace, rng: np.random.Generator) -> Action:
@@ -180,4 +188,6 @@ def _native(space: Any, action: Action) -> Any:
     """Return an action as the environment counts and shapes it."""
     if type(space).__name__ == "Discrete":
         return int(action) + int(space.start)
-    return (np.asarray(action) + getattr(space, "start", 0)).reshape(space.shape).astype(space.dtype)
+    first = np.ravel(space.low) if type(space).__name__ == "Box" and space.dtype.kind in "iu" else 0
+    first = np.ravel(getattr(space, "start", first))
+    return (np.ravel(action) + first).reshape(space.shape).astype(space.dtype)
