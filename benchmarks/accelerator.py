@@ -1,7 +1,7 @@
 """``python -m benchmarks.accelerator OUT.json``: what only an accelerator can show, part by part, in ten minutes.
 
 Each part runs in a process of its own, so that its peak of memory is its own and a crash ends nothing else. Its result
-is in the file before the next one begins. The same command goes on with the parts that are missing.
+is in the file before the next one begins. The same command continues with the missing parts.
 
 Shapes: B batch, T time, N tokens per frame.
 """

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def rows_of(run: Path, numbers: dict[str, Any], world: str) -> list[Row]:
-    """Return the rows of what ``judge`` said of a run. ``world``: what its agent learned in, in words."""
+    """Return the rows of what ``judge`` found in a run. ``world``: what its agent learned in, in words."""
     if "tasks" in numbers:
         found = {task: rows_of(run, each, world) for task, each in numbers["tasks"].items()}
         return [row | {"task": f"{row['task']}, {task}"} for task, rows in found.items() for row in rows]

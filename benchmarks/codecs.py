@@ -1,4 +1,4 @@
-"""``python -m benchmarks.codecs STORE ...``: of each codec of frames, its size and how fast it writes and reads."""
+"""``python -m benchmarks.codecs STORE ...``: the size of each codec of frames, and how fast it writes and reads."""
 
 import sys
 import tempfile

@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.jasmine CHECKOUT`` (https://github.com/p-doom/jasmine, measured at 420859b) needs ``dm-pix``,
 ``tyro`` and ``wandb`` besides. Everything of Jasmine is called, nothing is copied: its step is a closure inside its
-``main``, and is cut out of there. Its own defaults stay, but for the sizes, float32 (a CPU has no other fast type) and
-flash attention, which it has on GPUs only.
+``main``, and is cut out of there. Its own defaults stay, except for the sizes, float32 (a CPU has no other fast type)
+and flash attention, which it has on GPUs only.
 
 Shapes: B batch, T time, H W C image.
 """

@@ -57,7 +57,7 @@ def played(run: Path, passes: Sequence[int]) -> dict[int, float]:
 
 
 def row(numbers: dict[str, Any]) -> Row:
-    """Return what an evaluation says of its passes. Shares are of the longest play, with random and with held keys."""
+    """Return what an evaluation says about its passes. Shares are of the longest play, random and held keys."""
     play: Row = numbers["long_play"] or {"sessions": 0, "frames": 0}
     kinds = [play[kind] for kind in ("random", "held") if kind in play]
     return {

@@ -30,7 +30,7 @@ CROWD = 64
 
 
 async def player(address: str, seed: int, seconds: float, pace: float) -> tuple[list[float], list[int], str]:
-    """Play for so many seconds: the seconds from each key to its frame, the actions, and a hash of all frames.
+    """Play for ``seconds``: the seconds from each key to its frame, the actions, and a hash of all frames.
 
     ``pace``: keys a second; 0: the next one as soon as the frame of the last has come.
     """

@@ -39,7 +39,7 @@ def parse_json(text: str | bytes, what: str, *, finite: bool = True) -> Any:
         data = json.loads(text, parse_float=number, parse_constant=number)
     except RecursionError:
         raise Damaged(f"{what} is nested too deeply.") from None
-    except ValueError as error:  # no JSON, or bytes that are no text
+    except ValueError as error:  # no JSON, or bytes that are not text
         raise Damaged(f"{what} is not JSON ({error}).") from None
     level = [data]
     for _ in range(DEPTH):
@@ -54,14 +54,14 @@ def parse_json(text: str | bytes, what: str, *, finite: bool = True) -> Any:
 
 
 def read_lines(path: Path, limit: int, errors: str = "strict") -> list[str]:
-    """Return the lines of a text file that are not empty, at most ``limit`` bytes of them; Damaged if it is no text.
+    """Return the lines of a text file that are not empty, at most ``limit`` bytes of them; Damaged if it is not text.
 
     Only a line feed ends a line: a JSON text may hold the other characters at which ``str.splitlines`` ends one.
     """
     try:
         return [line for line in read_bytes(path, limit).decode("utf-8-sig", errors).split("\n") if line.strip()]
     except UnicodeDecodeError as error:
-        raise Damaged(f"'{path}' is no text ({error}).") from None
+        raise Damaged(f"'{path}' is not text ({error}).") from None
 
 
 def read_json_lines(path: Path, limit: int) -> list[Any]:
@@ -92,7 +92,7 @@ def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
 
 
 def room_for(path: Path) -> int:
-    """Return how many bytes what is packed in a file may take: 256 MiB, or 300 times the file's size if more."""
+    """Return the most bytes that a compressed file may unpack to: 256 MiB, or 300 times its size if more."""
     return max(ROOM, RATIO * path.stat().st_size)
 
 
@@ -130,7 +130,7 @@ def map_npy(path: Path) -> np.ndarray:
 
 
 def read_npy(data: bytes, what: str) -> np.ndarray:
-    """Return the array in the bytes of an .npy file; ``what`` names it in the error."""
+    """Return the array that the bytes of an .npy file hold; ``what`` names it in the error."""
     file = io.BytesIO(data)
     kind, shape, order = _header(file, len(data), what)
     return np.frombuffer(data, kind, math.prod(shape), file.tell()).reshape(shape, order=order)
@@ -146,7 +146,7 @@ def read_npz(path: Path, limit: int | None = None, names: Collection[str] | None
 
 
 def npz_headers(path: Path) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...]]], list[str]]:
-    """Return (type, shape) of the arrays of an .npz file by name, and the names of what is no array of numbers."""
+    """Return (type, shape) of the arrays of an .npz file by name, and the names of other members."""
     found, others = {}, []
     with _archive(path, None, None) as (archive, members):
         for name, info in members.items():
@@ -183,7 +183,7 @@ def opened_zip(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise Damaged(f"'{path}' is damaged: its table of contents points outside of it.") from None
+        raise Damaged(f"'{path}' is damaged: its table of contents points outside it.") from None
 
 
 def check_members(
@@ -191,9 +191,9 @@ def check_members(
 ) -> None:
     """Raise ``Damaged`` unless these are at most ``most`` members that would unpack to ``limit`` bytes in all."""
     if len(members) > most:
-        raise Damaged(f"'{path}' is no {what} of ours: it has {len(members)} members, more than {most}.")
+        raise Damaged(f"'{path}' is not a {what} of ours: it has {len(members)} members, more than {most}.")
     if len({info.filename for info in members}) < len(members):
-        raise Damaged(f"'{path}' is no {what}: two of its members have the same name.")
+        raise Damaged(f"'{path}' is not a {what}: two of its members have the same name.")
     if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in members):
         raise Damaged(f"'{path}' is compressed in a way that no {what} is.")
     if any(info.flag_bits & 1 for info in members):

@@ -1,4 +1,4 @@
-"""``reverie card``: the model card of a world, as Markdown and as a page, for whoever gets the world.
+"""``reverie card``: the model card of a world, as Markdown and as a page, for the people who get it.
 
 Every fact is read from the world's folder. What is not there is "not recorded".
 """

@@ -1,4 +1,4 @@
-"""Names of presets, sources, comparisons and worlds, with what ``reverie list`` says of them, without loading any.
+"""Names of presets, sources, comparisons and worlds, with what ``reverie list`` says about them, without loading any.
 
 Loading them takes seconds, since a preset's file imports its models. So their facts are kept in a file beside this one,
 which a test compares with the presets themselves (``tests/test_catalogue.py``).

@@ -48,7 +48,7 @@ def read_signed(path: Path, *, required: bool = False, limit: int = JSON_BYTES) 
 def checked(data: Any, what: str, *, required: bool = False) -> dict[str, Any]:
     """Return a JSON object without its checksum; ``Damaged`` if that is wrong, or is missing and ``required``."""
     if not isinstance(data, dict):
-        raise Damaged(f"{what} is damaged: it is no JSON object.")
+        raise Damaged(f"{what} is damaged: it is not a JSON object.")
     rest = {key: value for key, value in data.items() if key != CHECKSUM}
     if (CHECKSUM in data or required) and data.get(CHECKSUM) != _of(rest):
         raise Damaged(f"{what} is damaged: its checksum {'differs' if CHECKSUM in data else 'is missing'}.")
@@ -78,7 +78,7 @@ def check_manifest(folder: Path, whole: Callable[[str], bool] = lambda name: Tru
         data, strict = {"files": data}, False
     noted, found = data.get("files"), _files(folder)
     if not isinstance(noted, dict) or not all(_is_entry(entry) for entry in noted.values()):
-        raise Damaged(f"'{path}' is no checksum manifest.")
+        raise Damaged(f"'{path}' is not a checksum manifest.")
     for name, (size, checksum) in noted.items():
         if name not in found:
             raise Damaged(f"{name} is missing")

@@ -60,7 +60,7 @@ def shard_of(text: str) -> tuple[int, int]:
     """Return (i, n) of "i/n"."""
     part, slash, parts = text.partition("/")
     if not slash or not part.isdecimal() or not parts.isdecimal() or not 0 <= int(part) < int(parts):
-        raise argparse.ArgumentTypeError(f"'{text}' is no part of a whole such as 0/4 to 3/4")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a part of a whole such as 0/4 to 3/4")
     return int(part), int(parts)
 
 

@@ -47,7 +47,7 @@ def checked_address(address: str) -> str:
     """Return an address; ReverieError unless it is https, or http on this machine."""
     parts = urlsplit(address)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and _is_here(parts.hostname))):
-        raise ReverieError(f"'{address[:200]}' is no https address: files are fetched over https only.")
+        raise ReverieError(f"'{address[:200]}' is not an https address: files are fetched over https only.")
     return address
 
 
@@ -146,7 +146,7 @@ def _write(response: Any, part: Path, start: int, length: int | None, limit: int
 
 
 def _noted(note: Path, address: str) -> dict[str, str]:
-    """Return what is known of an unfinished download of this address; empty if it cannot be continued."""
+    """Return what is known about an unfinished download of this address; empty if it cannot be continued."""
     try:
         found = read_json(note, 4096)
     except (OSError, Damaged):

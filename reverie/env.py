@@ -3,7 +3,7 @@
 ``ImaginedEnv`` has pure functions on pytrees, for ``jax.jit``, ``jax.vmap`` and ``jax.lax.scan``; ``make_env`` of
 ``reverie/gymnasium_env.py`` wraps it for Gymnasium.
 
-Shapes: H W C image, T real frames before an episode, K recorded beginnings.
+Shapes: H W C image, T real frames before an episode, K recorded contexts.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from reverie.nn.transformer import unstack_layers
 from reverie.training.checkpoint import load
 from reverie.training.record import RECORD, find_run, read_record
 from reverie.world import begin, temperature_of, with_passes
-from reverie.world_folder import beginnings
+from reverie.world_folder import contexts
 
 LENGTH = 128  # steps of an episode if the world was not learned from a simulator, which says how long its own are
 EVEN = 0.5  # an episode ends where the head gives its end at least this probability
@@ -131,4 +131,4 @@ def load_env(run: str | Path, options: EnvOptions | None = None) -> ImaginedEnv:
     temperature = temperature_of(agent.world, options.temperature)
     options = dataclasses.replace(options, steps=steps, temperature=temperature)
     task = spec.tasks.index(options.task) + 1 if options.task else agent.first_task
-    return ImaginedEnv(agent, beginnings(folder, options.context), options, task)
+    return ImaginedEnv(agent, contexts(folder, options.context), options, task)

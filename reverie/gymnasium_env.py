@@ -137,7 +137,7 @@ class WorldEnv(gymnasium.Env):
 
 
 class WorldVectorEnv(gymnasium.vector.VectorEnv):
-    """Rows of episodes, stepped by one program. A row that is over begins anew at the next step ("NextStep").
+    """Rows of episodes, stepped by one program. A row that is over begins again at the next step ("NextStep").
 
     Row i of seed s plays the episodes of a ``WorldEnv`` of seed s + i.
     """

@@ -94,7 +94,7 @@ def _fetched(address: str) -> Path:
         try:
             unpack(archive, out)
         except Damaged as error:
-            raise ReverieError(f"what is at '{address}' is no world that can be used: {error}") from None
+            raise ReverieError(f"what is at '{address}' is not a world that can be used: {error}") from None
         finally:
             archive.unlink(missing_ok=True)
 

@@ -19,7 +19,8 @@ from reverie.world_folder import Start
 
 
 def rounded(world: WorldModel, bits: int) -> WorldModel:
-    """Return a world whose dynamics has its matrices rounded to float16, or to 8-bit integers times a number a column.
+    """Return a world whose dynamics has its matrices rounded to float16, or to 8-bit integers times a number per
+    column.
 
     The tokenizer stays as it is: its decoder draws every pixel.
     """
@@ -33,11 +34,11 @@ def rounded(world: WorldModel, bits: int) -> WorldModel:
 
 
 def narrowed(world: WorldModel, bits: int) -> WorldModel:
-    """Return a world whose dynamics holds the matrices of its linear layers in so many ``bits``: 32, 16 or 8.
+    """Return a world whose dynamics holds the matrices of its linear layers in 32, 16 or 8 ``bits``.
 
     Its other matrices, which are tables, are rounded and stay float32.
     """
-    if bits == 32 or not isinstance(world, WorldModel):  # what is no world is refused where it is used
+    if bits == 32 or not isinstance(world, WorldModel):  # what is not a world is refused where it is used
         return world
     small = rounded(world, bits)
     for _, layer in nnx.iter_modules(small.dynamics):

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def table(rows: Iterable[tuple[Any, Any]]) -> str:
-    """Return one line a pair, the values below each other."""
+    """Return one line per pair, with the values aligned."""
     rows = [(str(a), str(b)) for a, b in rows]
     width = max((len(a) for a, _ in rows), default=0)
     return "\n".join(f"  {a:{width}}  {b}".rstrip() for a, b in rows)

@@ -199,7 +199,7 @@ def passes_of(world: WorldModel) -> int | None:
 
 
 def with_passes(world: WorldModel, passes: int) -> WorldModel:
-    """Return a world that samples a frame in so many passes, a copy with the same weights; 0: the world as it is.
+    """Return a world that samples a frame in this many passes, a copy with the same weights; 0: the world as it is.
 
     Raises ReverieError if its dynamics cannot.
     """
@@ -330,7 +330,7 @@ def begin(
 def begin_with_features(
     world: WorldModel, frames_1THWC: Array, actions_1T: Array, length: Array | int, state: Any = None
 ) -> tuple[WorldKVCache, Array, Array]:
-    """See ``begin``; the third value are the features (1, N, M) of the last frame, for agents."""
+    """See ``begin``; the third value is the features (1, N, M) of the last frame, for agents."""
     actions = world.actions_of(frames_1THWC, actions_1T)
     cache, h = world.prefill_with_features(frames_1THWC, actions, length, state)
     seen = world.tokenizer.decode(world.encode(frames_1THWC))
@@ -348,7 +348,7 @@ def advance(world: WorldModel, cache: WorldKVCache, action: Array, clock: Array,
 def advance_with_features(
     world: WorldModel, cache: WorldKVCache, action: Array, clock: Array, temperature: Array | float
 ) -> tuple[WorldKVCache, Array, Array, Array]:
-    """See ``advance``; the fourth value are the features (1, N, M) of the frame, for agents."""
+    """See ``advance``; the fourth value is the features (1, N, M) of the frame, for agents."""
     key = jax.random.fold_in(jax.random.key(clock[0]), clock[1])
     cache, frames, _, h, unsure = world.imagine_with_uncertainty(cache, action[None], key, temperature)
     return cache, to_uint8(frames[0]), unsure[0], h

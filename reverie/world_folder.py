@@ -32,7 +32,7 @@ Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions
 def name_actions(space: ActionSpace, run: str | Path, names: Mapping[int, str]) -> None:
     """Keep names of a world's latent actions in its folder, for its buttons; "" takes a name away.
 
-    Raises ReverieError for a number that is none of its actions, and for a text that fits on no button.
+    Raises ReverieError for a number that is not one of its actions, and for a text that does not fit on a button.
     """
     folder = find_run(run)
     for code, name in names.items():
@@ -70,7 +70,7 @@ def _numbered(space: ActionSpace) -> str:
 
 
 def _chosen(world: Path) -> dict[int, str]:
-    """Return the names that a person gave, by number of the latent action; empty if there are none that can be read."""
+    """Return the names that a person gave latent actions, by action number; empty if none can be read."""
     try:
         found = read_signed(world / NAMES)["names"]
         named = {int(code): name for code, name in found.items()}
@@ -127,7 +127,7 @@ def _unseen(folder: Path) -> Dataset | None:
     return next((found for place in places if place.exists() and (found := _held_out(place))), None)
 
 
-def beginnings(run: str | Path, length: int, count: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+def contexts(run: str | Path, length: int, count: int = 1024) -> tuple[np.ndarray, np.ndarray]:
     """Return the first ``length`` frames of up to ``count`` training episodes: (K, T, H, W, C), actions (K, T, ...).
 
     If the run's data is gone, those of its initial frames. ReverieError if there are none that long.

@@ -76,7 +76,7 @@ def learn_from_a_folder_without_videos(world):
     return "learn clips --out run"
 
 
-@case("a.mp4: it is no video")
+@case("a.mp4: it is not a video")
 def learn_from_text_named_video(world):
     Path("clips").mkdir()
     Path("clips/a.mp4").write_text("these are words " * 100)

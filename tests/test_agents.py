@@ -226,7 +226,7 @@ def test_what_learned_on_top_of_an_agent_knows_when_that_has_changed(runs, tmp_p
         load(tmp_path / "runs" / "policy")
 
 
-@pytest.mark.parametrize(("agent", "says"), [("../policy", "no agent that has cloned"), ("../nothing", "nothing at")])
+@pytest.mark.parametrize(("agent", "says"), [("../policy", "not an agent that has cloned"), ("../nothing", "nothing at")])
 def test_imagination_needs_an_agent_that_has_cloned(runs, tmp_path, agent, says):
     with pytest.raises(ReverieError, match=says):
         ImaginationObjective(agent=agent).init(nnx.Rngs(0), DATA.spec, runs / "policy")
@@ -247,7 +247,7 @@ def test_rollouts_take_as_many_passes_as_imagination_says(monkeypatch, tmp_path)
 
 
 def test_an_agent_lives_in_a_world(runs):
-    with pytest.raises(ReverieError, match="is no world but a Agent"):
+    with pytest.raises(ReverieError, match="is not a world: it holds Agent"):
         BehaviourObjective(world="../agent").init(nnx.Rngs(0), DATA.spec, runs / "policy")
     with pytest.raises(ValueError, match="horizon"):
         ImaginationObjective(horizon=0)

@@ -350,6 +350,6 @@ def hostile(file):
         raw = json.dumps(header).encode()
         file.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(8 if header else 0))
         write_json(plain.beside(file), {**about, "bytes": file.stat().st_size, "crc": crc(file)})
-        with pytest.raises(ReverieError, match="no file of plain weights|does not fit this version") as error:
+        with pytest.raises(ReverieError, match="not a file of plain weights|does not fit this version") as error:
             load(file)
         assert "\n" not in str(error.value)

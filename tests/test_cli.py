@@ -75,7 +75,7 @@ def test_every_command_helps_with_an_example_that_parses(run, command):
         (["train"], "the following arguments are required: PRESET. 'reverie train --help' lists every flag."),
         (["train", "--out", "x", "toy-maskgti"], "there is no preset 'toy-maskgti'. Did you mean 'toy-maskgit'?"),
         (["train", "toy-maskgit", "--stesp", "3"], "does not know '--stesp'. Did you mean '--steps'?"),
-        (["train", "toy-maskgit", "--mesh", "fdsp"], "mesh 'fdsp': 'fdsp' is no axis. Did you mean 'fsdp'?"),
+        (["train", "toy-maskgit", "--mesh", "fdsp"], "mesh 'fdsp': 'fdsp' is not an axis. Did you mean 'fsdp'?"),
         (
             ["train", "toy-maskgit", "--dynamics.optimizer.kind", "moun"],
             "argument --dynamics.optimizer.kind: there is no 'moun'. Did you mean 'muon'? 'reverie train toy-maskgit "

@@ -117,5 +117,5 @@ def test_models_compute_their_losses_and_reports_in_parts(family):
 
 def test_no_codes_at_once_are_refused():
     head, x, codes = problem(24)
-    with pytest.raises(ReverieError, match="codes_at_once 0 is no number of codes: it must be 1 or more"):
+    with pytest.raises(ReverieError, match="codes_at_once 0 is not a number of codes: it must be 1 or more"):
         scores(head, x, codes, 0)

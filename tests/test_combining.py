@@ -184,7 +184,7 @@ def test_parts_of_an_array_job_make_the_store_of_one_job(tmp_path, val):
 
 
 def test_a_part_says_what_is_wrong(tmp_path, capsys):
-    for flag, message in (("3/3", "no part of a whole"), ("x", "no part of a whole")):
+    for flag, message in (("3/3", "not a part of a whole"), ("x", "not a part of a whole")):
         assert cli.main(["data", "square", "out", "--shard", flag]) == 2
         assert message in capsys.readouterr().err
     assert cli.main(["data", "mixture", "out", "--stores", "a", "--shard", "0/2"]) == 2

@@ -179,7 +179,7 @@ def test_vizdooms_walker_turns_at_walls_and_needs_no_engine_for_its_spec():
     rng = np.random.default_rng(0)
     chosen = {take: [spec.actions.names[int(source._next(take, rng))] for _ in range(99)] for take in (wall, free)}
     assert set(chosen[wall]) == {"turn left", "turn right"} and chosen[free].count("move forward") > 80
-    with pytest.raises(ReverieError, match="no scenario to walk in: its actions are fire"):
+    with pytest.raises(ReverieError, match="not a scenario to walk in: its actions are fire"):
         source._next(Take(replace(spec, actions=ActionSpace("discrete", 1, ("fire",))), 0, wall.moments[0][1]), rng)
     with pytest.raises(ReverieError, match="skip of 1 to 35"):
         ViZDoomConfig(skip=0)

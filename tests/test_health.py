@@ -251,7 +251,7 @@ def test_a_job_whose_peer_is_killed_ends_and_can_be_resumed(tmp_path):
     since = time.time()
     (status, said), (killed, _) = job("-c", KILLED, str(tmp_path / "run"))
     assert (status, killed) == (AGAIN, -9), said
-    assert "process 0 of this job cannot go on with the others" in said and "Traceback" not in said
+    assert "process 0 of this job cannot continue with the others" in said and "Traceback" not in said
     assert time.time() - since < 60, "JAX's own barrier waits for 100 s"
     fit(poisoned_run(), tmp_path / "run", dataset=DATA, held_out=DATA)
     assert checkpoint.steps(tmp_path / "run")[-1] == 12

@@ -152,7 +152,7 @@ def test_what_another_import_left_is_not_gone_on_with(tmp_path, recordings, monk
             write_source(out, source)
         capsys.readouterr()
 
-    anew = f"'{tmp_path / '.out.import'}' {{}}: this one starts anew\n"
+    anew = f"'{tmp_path / '.out.import'}' {{}}: this one starts over\n"
     stopped(SquareConfig(count=8, frames=4))
     write_source(out, SQUARE)
     assert files(out) == expected and anew.format("is of other flags or files") in capsys.readouterr().err

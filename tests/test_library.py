@@ -124,7 +124,7 @@ def test_links_many_members_bombs_and_two_of_a_name_are_refused(tmp_path, monkey
         file.unlink()
 
     file = tmp_path / "x.zip"
-    refused(made(file, {"tokenizer": b"/etc"}, mode=stat.S_IFLNK | 0o777), "no plain file")
+    refused(made(file, {"tokenizer": b"/etc"}, mode=stat.S_IFLNK | 0o777), "not a plain file")
     refused(made(file, {"a/run.json": b"", "A/RUN.json": b""}), "two members in one place")
     refused(made(file, {"a": b"", "a/b": b""}), "two members in one place")
     refused(made(file, {f"a{n}": b"" for n in range(archives.MEMBERS + 1)}), f"{archives.MEMBERS + 1} entries")
@@ -148,7 +148,7 @@ def test_a_flipped_bit_and_a_missing_or_foreign_member_are_found(archive, tmp_pa
         "starts.npz is not what was written": members | {"starts.npz": members["starts.npz"][:-1] + b"x"},
         "extra.bin does not belong there": members | {"extra.bin": b"x"},
         "world.json is missing": {name: data for name, data in members.items() if name != "world.json"},
-        "is no world archive": {name: data for name, data in members.items() if name != "seal.json"},
+        "is not a world archive": {name: data for name, data in members.items() if name != "seal.json"},
     }
     for why, content in broken.items():
         with pytest.raises(ReverieError, match=why):
@@ -170,7 +170,7 @@ def test_a_world_that_names_a_place_outside_of_its_archive_is_refused(archive, t
         write_manifest(world, {"what": archives.KIND})
         members = {path.relative_to(world).as_posix(): path for path in world.rglob("*") if path.is_file()}
         file = made(tmp_path / "x.zip", {name: path.read_bytes() for name, path in members.items()})
-        with pytest.raises(ReverieError, match=f"a place outside of it: {field} of its dynamics"):
+        with pytest.raises(ReverieError, match=f"a place outside it: {field} of its dynamics"):
             unpack(file, tmp_path / "out")
 
 
@@ -272,10 +272,10 @@ def test_a_file_that_cannot_be_continued_is_fetched_from_its_beginning(server, o
     [
         ("claims much", "1099512 MB: more than the 2147 MB allowed"),
         ("404", "the server answers 404"),
-        ("longer", "is no world that can be used"),
+        ("longer", "is not a world that can be used"),
         ("file:///etc/passwd", "the server answers 302"),
-        ("http://example.com/x.zip", "is no https address"),
-        ("ftp://example.com/x.zip", "is no https address"),
+        ("http://example.com/x.zip", "is not an https address"),
+        ("ftp://example.com/x.zip", "is not an https address"),
     ],
 )
 def test_a_server_that_misbehaves_costs_one_line(server, own_cache, how, why, capsys):
@@ -301,18 +301,18 @@ def test_an_endless_and_a_slow_answer_end(server, own_cache, monkeypatch):
 
 @pytest.mark.parametrize("address", ["http://example.com/x.zip", "ftp://x/y.zip", "file:///x.zip", "https:///x.zip"])
 def test_only_https_is_fetched(address):
-    with pytest.raises(ReverieError, match="is no https address"):
+    with pytest.raises(ReverieError, match="is not an https address"):
         library.place(address)
 
 
 def test_what_is_at_an_address_but_no_world_is_said(server, own_cache):
     server.content = b"<html>a page</html>" * 1000
-    with pytest.raises(ReverieError, match="what is at '.*' is no world that can be used"):
+    with pytest.raises(ReverieError, match="what is at '.*' is not a world that can be used"):
         library.place(server.address)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("readme.txt", "a zip of something else")
     server.content = buffer.getvalue()
-    with pytest.raises(ReverieError, match="is no world that can be used"):
+    with pytest.raises(ReverieError, match="is not a world that can be used"):
         library.place(server.address)
     assert not left(own_cache)

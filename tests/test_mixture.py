@@ -281,7 +281,7 @@ def test_a_damaged_or_newer_mixture_is_one_line(stores, tmp_path):
     good.pop("checksum")
     for change, says in [
         ({"weights": [1]}, "do not fit"), ({"weights": ["x", 1]}, "damaged"), ({"stores": []}, "do not fit"),
-        ({"size": [0, 4]}, "do not fit"), ({"schema": 2}, "newer Reverie"), ({"format": "x"}, "no mixture"),
+        ({"size": [0, 4]}, "do not fit"), ({"schema": 2}, "newer Reverie"), ({"format": "x"}, "not a mixture"),
         ({"stores": 3}, "damaged"), ({"stores": ["/nowhere", "/else"]}, "no dataset at"),
     ]:  # fmt: skip
         write_json(file, good | change)

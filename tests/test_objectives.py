@@ -144,11 +144,11 @@ def test_latent_actions_that_still_learn_are_not_kept(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"tokenizer": "../lam"}, "is no tokenizer but a TokenLAM"),
+        ({"tokenizer": "../lam"}, "is not a tokenizer: it holds TokenLAM"),
         ({"lam": tiny(PixelLAMConfig(), PAIR)}, "take 'lam' out of frozen"),
         ({"lam": "../lam", "frozen": ("tokenizer",)}, "a TokenLAM is trained before the dynamics"),
-        ({"tokenizer": "../latent"}, "is no tokenizer but a WorldModel"),
-        ({"lam": "../tokenizer"}, "is no latent action model but a VQVAE"),
+        ({"tokenizer": "../latent"}, "is not a tokenizer: it holds WorldModel"),
+        ({"lam": "../tokenizer"}, "is not a latent action model: it holds VQVAE"),
         ({"tokenizer": "../nowhere"}, "nowhere"),
         ({"frozen": ("tokenizer", "decoder")}, "'decoder' cannot be frozen"),
     ],

@@ -187,7 +187,7 @@ def test_what_is_damaged_or_missing_costs_a_line(world, capfd):
     assert "dynamics.batch" in out and "tokenizer.batch" not in out
     seen = read(world / "report.html")
     assert all(line in seen.text for line in lines)
-    assert "00000001-picture.png cannot be shown (it is no picture" in seen.text and "step 8" in seen.text
+    assert "00000001-picture.png cannot be shown (it is not a picture" in seen.text and "step 8" in seen.text
     for stage in ("dynamics", "tokenizer"):
         (world / stage / "run.json").write_text("{")
     assert cli.main(["show", str(world)]) == 2
@@ -212,7 +212,7 @@ def test_what_is_no_picture_is_refused(tmp_path):
     data = (tmp_path / "a.png").read_bytes()
     assert picture(data, "alt", "caption").find("img").get("width") == "40"  # pyright: ignore
     for bad in (b"", b"GIF89a", data[:40], data[:-20], data.replace(b"IDAT", b"IDAU"), b"<svg/>"):
-        with pytest.raises(ReverieError, match="no picture"):
+        with pytest.raises(ReverieError, match="not a picture"):
             picture(bad, "alt", "caption")
 
 

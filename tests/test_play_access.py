@@ -146,7 +146,7 @@ def test_a_reload_keeps_the_session(open_page, address):
     seen = picture(page)
     for _ in range(2):  # and once more
         page.reload()
-        says(page, "badge", "Your dream is back")
+        says(page, "badge", "Your session is back")
         assert page.inner_text("#step") == "3" and picture(page) == seen
         assert page.input_value("#seed") == "99" and page.input_value("#temperature") == "42"
         assert "step by step" in page.inner_text("#live")
@@ -168,7 +168,7 @@ def test_a_lost_connection_brings_the_session_back(open_page, world):
         seen, port = picture(page), int(re.search(r":(\d+)", address).group(1))
     page.wait_for_selector("#veil", state="visible")
     with playing(world, port=port):
-        says(page, "badge", "Your dream is back")
+        says(page, "badge", "Your session is back")
         assert picture(page) == seen
         page.goto("about:blank")
 

@@ -88,7 +88,7 @@ def test_the_agent_plays_until_a_key_is_pressed_and_a_link_replays_it(open_page,
     assert page.get_attribute("#hand", "aria-pressed") == "false"
     page.keyboard.press("t")
     page.click("#share")
-    says(open_page(page.url), "badge", "The same dream, bit for bit")
+    says(open_page(page.url), "badge", "The same session, bit for bit")
 
 
 def test_an_agent_that_has_no_checkpoint_yet_is_none(tmp_path):

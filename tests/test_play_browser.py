@@ -131,7 +131,7 @@ def test_a_picture_of_ones_own_is_a_start_and_travels_in_the_link(open_page, add
     again = open_page(page.input_value("#link"))
     again.wait_for_selector("#badge.good")
     page.set_input_files("#file", {"name": "text.png", "mimeType": "image/png", "buffer": b"no picture"})
-    says(page, "message", "no picture")
+    says(page, "message", "not a picture")
 
 
 @pytest.mark.parametrize(("format", "magic"), [("gif", b"GIF89a"), ("mp4", b"ftyp")])
@@ -302,7 +302,7 @@ def test_slow_motion_is_slow(open_page, address):
 
 def test_how_unsure_the_model_was_is_drawn_and_can_be_hidden(open_page, address):
     page = open_page(address)
-    drawn = "() => doubt.getContext('2d').getImageData(0, 0, doubt.width, doubt.height).data.some(Boolean)"
+    drawn = "() => uncertainty.getContext('2d').getImageData(0, 0, uncertainty.width, uncertainty.height).data.some(Boolean)"
     assert not page.evaluate(drawn) and page.inner_text("#now") == "–"
     page.keyboard.press("ArrowRight")
     at_step(page, 4)

@@ -113,7 +113,7 @@ def test_lerobot_cuts_videos_where_the_metadata_say(tmp_path, store, caplog, cap
     text = (root / "meta" / "info.json").read_text()
     (root / "meta" / "info.json").write_text(text.replace('"videos/', '"../videos/'))
     store("lerobot", root, status=2)
-    assert "would be outside of the data set" in capsys.readouterr().err or version == "v3.0"
+    assert "would be outside the data set" in capsys.readouterr().err or version == "v3.0"
 
 
 def test_lerobot_pictures_in_the_table_and_a_video_that_is_too_short(tmp_path, store, caplog):
@@ -230,7 +230,7 @@ def test_rlds_in_tfrecords(tmp_path, store, caplog):
     assert "skipped the rest of proof-train" in caplog.text and "ends in the middle of a record" in caplog.text
     shard.write_bytes(tfrecord([episode(6, 0), b"\xff" * 90, episode(5, 1)]))
     check(store("rlds", root), [6, 5])
-    assert "record 1: it is no example of TensorFlow's" in caplog.text
+    assert "record 1: it is not an example of TensorFlow's" in caplog.text
     place = whole.rindex(b"steps/action") + 17  # in the actions of the second episode
     shard.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     check(store("rlds", root), [6], [taken(5)])
@@ -387,7 +387,7 @@ def test_nothing_is_taken_out_of_a_tar_and_damage_costs_its_sample(tmp_path, sto
         archive.addfile(link)
     found = store("webdataset", tmp_path / "a.tar")
     assert sorted(found.lengths.tolist()) == [3, 3, 5]
-    assert "bad: it is no video, or damaged" in caplog.text and "a.tar, bomb: " in caplog.text
+    assert "bad: it is not a video, or damaged" in caplog.text and "a.tar, bomb: " in caplog.text
     assert not list(tmp_path.parent.rglob("evil.npy")) and not os.path.exists("/abs.npy")
     (tmp_path / "cut.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:6000])
     assert len(store("webdataset", tmp_path / "cut.tar").lengths) >= 1

@@ -207,7 +207,7 @@ def test_nothing_usable_is_one_clear_line(tmp_path):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "b.mp4").write_text("words")
     with pytest.raises(
-        ReverieError, match=r"none of 2 videos .*a.mp4: the file is empty; b.mp4: it is no video"
+        ReverieError, match=r"none of 2 videos .*a.mp4: the file is empty; b.mp4: it is not a video"
     ) as error:
         config(tmp_path).spec()
     assert "\n" not in str(error.value)

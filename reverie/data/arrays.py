@@ -95,7 +95,7 @@ class ArrayDataset:
     def clips(
         self, episodes: np.ndarray, starts: np.ndarray, length: int, names: Collection[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Return many windows of one length at once, (R, length, ...) each: what ``read`` says of each, stacked."""
+        """Return many windows of one length at once, (R, length, ...) each: the results of ``read``, stacked."""
         if not ((starts >= 0) & (starts + length <= self.lengths[episodes])).all():
             raise IndexError(f"clips of {length} frames reach beyond their episodes")
         at = self.starts[episodes] + starts

@@ -35,7 +35,7 @@ def is_cloud(path: str | Path) -> bool:
 def local_copy(path: str | Path) -> Path:
     """Return a local copy of a store in the cloud, or the path itself if it is on this machine.
 
-    The copy lies in the cache, under the checksum of its manifest: files that are there are not fetched again.
+    The copy lies in the cache, under the checksum of its manifest: complete files are not fetched again.
     """
     if not is_cloud(path):
         return Path(path)
@@ -57,7 +57,7 @@ def local_copy(path: str | Path) -> Path:
 def written(path: str | Path, work: str, write: Callable[[Path], Any]) -> Any:
     """Call ``write`` with a path on this machine; upload what it wrote if ``path`` is in the cloud. Return its result.
 
-    work: names what is written, so that a killed command goes on with its own leftovers, here or in the upload.
+    work: names what is written, so that a killed command resumes from its own leftovers, here or in the upload.
     """
     if not is_cloud(path):
         return write(Path(path))
@@ -108,7 +108,7 @@ def _place(path: str | Path) -> tuple[Any, str, str]:
 
 
 def _asked(address: str, ask: Callable[[], Any]) -> Any:
-    """Return an answer of the service; what its packages raise in any way becomes one line."""
+    """Return the service's answer; any error of its packages becomes one line."""
     try:
         return ask()
     except FileNotFoundError:
@@ -118,7 +118,7 @@ def _asked(address: str, ask: Callable[[], Any]) -> Any:
 
 
 def _files(raw: bytes, address: str) -> dict[str, tuple[int, str]]:
-    """Return (bytes, SHA-256) of each file that a manifest names; ReverieError if it is none."""
+    """Return (bytes, SHA-256) of each file that a manifest names; ReverieError if it is not a manifest."""
     try:
         manifest = checked(parse_json(raw, f"'{address}/{MANIFEST}'"), "its content")
         if manifest["format"] != FORMAT or not all(split.isidentifier() for split in manifest["splits"]):

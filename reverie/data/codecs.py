@@ -42,7 +42,7 @@ class Plain:
         return frames.tobytes()
 
     def decode(self, data: memoryview, shape: Sequence[int]) -> np.ndarray:
-        """Return the frames of this shape; Damaged if the bytes are not so many."""
+        """Return the frames of this shape; Damaged if the number of bytes is wrong."""
         if len(data) != np.prod(shape):
             raise Damaged(f"it has {len(data)} bytes of frames, not {np.prod(shape)}")
         return np.frombuffer(data, np.uint8).reshape(shape)
@@ -50,7 +50,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Coded:
-    """Frames as pictures of FFmpeg. pixels: their format. tall: all frames of a record are one picture, on each other.
+    """Frames as pictures of FFmpeg. pixels: their format. tall: all frames of a record are stacked as one picture.
 
     nanoseconds: to read a byte of frames.
     """
@@ -92,7 +92,7 @@ class Coded:
         return [context.extradata or b"", *map(bytes, packets)]
 
     def decode(self, data: memoryview, shape: Sequence[int]) -> np.ndarray:
-        """Return the frames of this shape; Damaged if they are not so many, or of another size."""
+        """Return the frames of this shape; Damaged if their number or size is wrong."""
         _refuse_large(shape)
         count, height, width, channels = shape
         if self.tall:
@@ -186,7 +186,7 @@ def _rgb(frames: np.ndarray) -> np.ndarray:
 
 
 def _parts(data: memoryview) -> list[bytes]:
-    """Return what stands behind each length; Damaged if that is not all there."""
+    """Return the bytes that follow each length; Damaged if some are missing."""
     parts, at = [], 0
     while at < len(data):
         if at + 4 > len(data) or at + 4 + (size := struct.unpack_from("<I", data, at)[0]) > len(data):

@@ -157,7 +157,7 @@ def _settled(held: list[Recorded], fixed: Collection[Recorded] = ()) -> tuple[li
 
 
 def _once(held: list[Recorded], fixed: Collection[Recorded]) -> tuple[list[Recorded], int]:
-    """Return the episodes without copies, and how many there were; only those that begin alike are read whole."""
+    """Return the episodes without copies, and the number of copies; only those that begin alike are read whole."""
 
     def groups(members: list[int], key: Any) -> list[list[int]]:
         found: dict[Any, list[int]] = {}

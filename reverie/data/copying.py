@@ -1,4 +1,4 @@
-"""Episodes of stores on their way into other stores: which there are, and a place to write that survives a kill."""
+"""Copying episodes from stores into other stores, in a folder that survives a killed process."""
 
 import contextlib
 import hashlib
@@ -154,7 +154,7 @@ def _is_made(out: Path, entries: list[Entry], about: About) -> bool:
 
 @contextlib.contextmanager
 def workplace(path: Path, name: str) -> Iterator[Path]:
-    """Yield a hidden folder beside ``path``, the same for the same work, which is gone on with after a kill."""
+    """Yield a hidden folder beside ``path``, the same for the same work, so that a killed command resumes there."""
     part = path.parent / f".{path.name}.{name}"
     part.mkdir(exist_ok=True)
     lock = part.with_suffix(".lock")

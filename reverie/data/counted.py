@@ -15,8 +15,8 @@ BAR = 12  # characters
 def counted(episodes: Iterable[Episode], source: Any, parts: int = 1, there: Sequence[int] = ()) -> Iterator[Episode]:
     """Yield episodes of a source, or of one of its parts; say on stderr how many there were, and how long it takes.
 
-    there: lengths of the episodes before these, which were written earlier. A source with a field ``count`` has so many
-    episodes; one with a method ``expected_frames`` about so many frames.
+    there: lengths of the episodes before these, which were written earlier. A source's field ``count`` is its number of
+    episodes, and its method ``expected_frames`` estimates its frames.
     """
     shown, began = sys.stderr.isatty(), time.monotonic()
     said, number, frames = began, len(there), sum(there)
@@ -36,7 +36,7 @@ def counted(episodes: Iterable[Episode], source: Any, parts: int = 1, there: Seq
 
 
 def left(share: float, seconds: float, before: float = 0.0) -> str:
-    """Return a bar and the time left; "" if the share that is done is unknown. Without ``before`` it took so long."""
+    """Return a bar and the time left, "" if ``share`` is not known; ``seconds`` is the time since ``before``."""
     if not share > before:
         return ""
     share = min(share, 1.0)

@@ -218,7 +218,7 @@ class Share:
 
 
 def share_of(shard: Share | tuple[int, int]) -> Share:
-    """Return what ``episodes`` of a source is given as a Share."""
+    """Return the ``shard`` argument of a source's ``episodes`` as a Share."""
     return shard if isinstance(shard, Share) else Share(*shard)
 
 
@@ -241,7 +241,7 @@ def record(
 ) -> Episode:
     """Return one episode of at most ``frames`` frames of level ``seed``, played by ``policy``.
 
-    ``policy``: None for the simulator's own. ``kind``: what is noted of it in the episode's source. ``task``: what the
+    ``policy``: None for the simulator's own. ``kind``: a note in the episode's source. ``task``: what the
     simulator rewards.
     """
     policy = policy or simulator.policy

@@ -1,8 +1,8 @@
 """OpenAI's Minecraft recordings (VPT) from the web: an index names videos, each with a file of actions beside it.
 
 Several files are fetched at a time. Each is checked when it is complete: its length is the one that the server claimed,
-a video's boxes end where the file does, and every line of actions is JSON. Files that are there are not fetched again,
-and an interrupted one is continued (``reverie.download``).
+a video's boxes end where the file does, and every line of actions is JSON. Complete files are not fetched again, and an
+interrupted one is continued (``reverie.download``).
 """
 
 import json
@@ -28,7 +28,7 @@ GONE = (401, 403, 404, 410)  # answers that do not change when the question is r
 def fetch(index: str, folder: Path, *, count: int = 0, first: int = 0, workers: int = 4) -> str:
     """Fetch the recordings that an index (a file or its address) names into ``folder``; return a line about them.
 
-    count: at most so many, from the ``first`` on; 0: all. Recordings that cannot be fetched are named on stderr, and
+    count: at most this many, from the ``first`` on; 0: all. Recordings that cannot be fetched are named on stderr, and
     the others are kept. ReverieError if none could be fetched.
     """
     if count < 0 or first < 0 or not 1 <= workers <= MOST_WORKERS:
@@ -50,20 +50,20 @@ def fetch(index: str, folder: Path, *, count: int = 0, first: int = 0, workers: 
 
 
 def _index(index: str) -> tuple[str, list[str]]:
-    """Return where an index's files lie, and the names of its videos; ReverieError if it is none."""
+    """Return where an index's files lie, and the names of its videos; ReverieError if it is not an index."""
     if is_address(index):
         with tempfile.TemporaryDirectory() as place:
             found = bounded.read_json(download(index, Path(place) / "index.json", INDEX_BYTES), INDEX_BYTES)
     else:
         found = bounded.read_json(Path(index), INDEX_BYTES)
     if not isinstance(found, dict) or not isinstance(found.get("basedir"), str):
-        raise ReverieError(f"'{index}' is no index of VPT: it needs 'basedir' and 'relpaths'.")
+        raise ReverieError(f"'{index}' is not an index of VPT: it needs 'basedir' and 'relpaths'.")
     names = found.get("relpaths")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ReverieError(f"'{index}' is no index of VPT: its 'relpaths' are no list of names.")
+        raise ReverieError(f"'{index}' is not an index of VPT: its 'relpaths' are not a list of names.")
     for name in names:
         if PurePosixPath(name).is_absolute() or {"..", "."} & set(name.split("/")) or not name.endswith(".mp4"):
-            raise ReverieError(f"'{index}' names '{name[:100]}', which is no video inside its folder.")
+            raise ReverieError(f"'{index}' names '{name[:100]}', which is not a video inside its folder.")
     return checked_address(found["basedir"].rstrip("/") + "/"), names
 
 

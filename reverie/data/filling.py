@@ -1,7 +1,7 @@
 """Filling a folder with the record files of a dataset, and its manifest; see ``reverie.data.store`` for the format.
 
 An entry is an episode on its way into a store. It is read by windows of one record, so however long it is, only 16
-frames of it are in memory. A folder that a killed process began is gone on with: complete files are not written again.
+frames of it are in memory. The folder of a killed process is continued: complete files are not written again.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class About:
-    """What a manifest says of a dataset as a whole. codec: a name of ``codecs.CODECS``. more: further entries."""
+    """What a manifest says about a dataset as a whole. codec: a name of ``codecs.CODECS``. more: further entries."""
 
     licence: str = ""
     provenance: str = ""
@@ -210,7 +210,7 @@ class _SplitWriter:
             write_json(self.journal, {"files": self.files[self.old :]})
 
     def abandon(self) -> None:
-        """Close the file without a word about it."""
+        """Close the file and do not list it."""
         if self.writer is not None:
             writer, self.writer, self.records, self.size = self.writer, None, 0, 0
             try:

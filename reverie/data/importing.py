@@ -30,7 +30,7 @@ ALL = "all"  # the one split of a piece
 
 
 class Lines(Protocol):
-    """What a source has said of its files. heard: whether further lines are kept and printed."""
+    """What a source has reported about its files. heard: whether further lines are kept and printed."""
 
     lines: list[str]
     heard: bool
@@ -109,7 +109,7 @@ class _Drawn:
 
 
 def _found(folder: Path, key: str) -> tuple[Progress, list[StoreDataset]]:
-    """Return how far the import of this key came in a folder. What another one left there goes, with a line."""
+    """Return the progress of this key's import in a folder. Leftovers of another import are deleted, with a line."""
     why = ""
     try:
         at = Progress(**read_signed(folder / PROGRESS, required=True, limit=MANIFEST_BYTES))
@@ -121,7 +121,7 @@ def _found(folder: Path, key: str) -> tuple[Progress, list[StoreDataset]]:
     except (ReverieError, ValueError, TypeError, OSError):
         why = "is damaged"
     if why:
-        print(f"the unfinished import in '{folder}' {why}: this one starts anew", file=sys.stderr)
+        print(f"the unfinished import in '{folder}' {why}: this one starts over", file=sys.stderr)
     shutil.rmtree(folder)
     folder.mkdir()
     return Progress(key), []

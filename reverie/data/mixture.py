@@ -120,7 +120,7 @@ def _named(path: Path) -> tuple[list[Path], list[float], tuple[int, int] | None]
     try:
         found = read_signed(path / FILE, required=True)
         if found.get("format") != FORMAT or not isinstance(found.get("schema"), int):
-            raise Damaged("it is no mixture that Reverie wrote")
+            raise Damaged("it is not a mixture that Reverie wrote")
         if found["schema"] > SCHEMA:
             raise ReverieError(f"'{path}' was written by a newer Reverie; update Reverie first.")
         stores, weights, size = ([kind(each) for each in found[name]] for name, kind in FIELDS.items())

@@ -27,7 +27,7 @@ def new_records(path: Path, packing: str) -> Any:
 
 
 class Records:
-    """An ArrayRecord file, read by number; Damaged tells what is wrong with it or with a record."""
+    """An ArrayRecord file, read by number; Damaged says what is wrong with it or with a record."""
 
     def __init__(self, path: Path):
         self._name, module = path.name, array_record()
@@ -35,9 +35,9 @@ class Records:
             self._reader = module.ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
             sound = self._reader.ok()
         except (RuntimeError, ValueError, OSError) as error:
-            raise Damaged(f"'{path.name}' is no ArrayRecord, or damaged ({first_line(error)})") from None
+            raise Damaged(f"'{path.name}' is not an ArrayRecord, or damaged ({first_line(error)})") from None
         if not sound:
-            raise Damaged(f"'{path.name}' is no ArrayRecord, or damaged")
+            raise Damaged(f"'{path.name}' is not an ArrayRecord, or damaged")
 
     def __len__(self) -> int:
         return int(self._reader.num_records())

@@ -129,7 +129,7 @@ def finish(part: Path, path: Path) -> None:
 def _named(episodes: Mapping[Any, Iterable[Episode]], spec: Spec) -> Iterator[Entry]:
     for split, part in episodes.items():
         if not split.isidentifier():
-            raise ReverieError(f"'{split}' is no name for a split; use letters, digits and _.")
+            raise ReverieError(f"'{split}' is not a name for a split; use letters, digits and _.")
         yield from (entry_of(split, episode, spec) for episode in part)
 
 
@@ -189,10 +189,10 @@ def _checked_manifest(path: Path, split: str, raw: bytes) -> dict[str, Any]:
 class StoreDataset:
     """A Dataset that reads from a folder; see ``open_dataset``.
 
-    sources: where each episode came from. tasks: what was to be done in it. notes: what its source said of the files.
-    kinds: name, dtype and shape of each array. codec: the name of what packs frames. shard: [i, n, val] of part i of n
-    of an array job, else None. aside: why episodes in quarantine are left out, by their number on disk; own: that
-    number of each of the others.
+    sources: where each episode came from. tasks: what was to be done in it. notes: what its source said about the
+    files. kinds: name, dtype and shape of each array. codec: the name of what packs frames. shard: [i, n, val] of part
+    i of n of an array job, else None. aside: why episodes in quarantine are left out, by their number on disk; own:
+    that number of each of the others.
     """
 
     def __init__(self, path: Path, split: str, *, checksums: bool = False):
@@ -277,7 +277,7 @@ class StoreDataset:
         return b""
 
     def _read_chunk(self, episode: int, chunk: int, names: Collection[str] | None) -> dict[str, np.ndarray]:
-        """Return the arrays of a record, or some of them: frames are not unpacked in vain."""
+        """Return the arrays of a record, or some of them: frames are unpacked only if wanted."""
         arrays = {}
         for name, kind, data, shape in self._arrays(episode, chunk):
             if names is None or name in names:
@@ -330,5 +330,5 @@ class StoreDataset:
 
 
 def is_store(path: Path) -> bool:
-    """Whether ``open_dataset`` is for what is there, by its name: a store, a mixture of them, or one file."""
+    """Whether ``open_dataset`` opens this path, judged by names: a store, a mixture of stores, or one file."""
     return (path / MANIFEST).is_file() or (path / MIXTURE).is_file() or path.suffix == ".npz"

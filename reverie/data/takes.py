@@ -47,7 +47,7 @@ class Game(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what the environment holds."""
+        """Close the environment."""
         ...
 
 
@@ -82,7 +82,7 @@ def game_of(source: Any) -> Game:
 
 
 class Take:
-    """An episode that is being played. ``where``: what is noted of it; "" for its level, ``seed``."""
+    """An episode that is being played. ``where``: a note about it; "" for its level, ``seed``."""
 
     def __init__(self, spec: Spec, seed: int, first: Moment, where: str = ""):
         self.spec, self.where = spec, where or f"level {seed}"
@@ -115,7 +115,7 @@ class Take:
 
 
 class Takes:
-    """The takes beside the store ``out``, which they make. ReverieError if those there are of another game."""
+    """The takes beside the store ``out``, which they make. ReverieError if old ones are of another game."""
 
     def __init__(self, spec: Spec, out: Path):
         self.spec, self.out = spec, Path(out).absolute()
@@ -140,7 +140,7 @@ class Takes:
         return ArrayDataset.from_episodes(self.spec, [episode]).save(self.folder / TAKE.format(number))
 
     def write(self, val: float = VAL, licence: str = "") -> Path:
-        """Make the store of all takes anew, and return its path; ReverieError if there are none."""
+        """Write the store of all takes again, and return its path; ReverieError if there are none."""
         files = self.files()
         if not files:
             raise ReverieError(f"no take was kept: '{self.out}' is not written.")

@@ -1,4 +1,4 @@
-"""A source of episodes to a store, with what it said of its files and how far writing has come."""
+"""Writing a source's episodes to a store, with its notes about its files, and progress."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ def write_source(
 ) -> Path:
     """Write all episodes of a source, of which about a share ``val`` is held out; or part i of n of an array job.
 
-    The store keeps the source's config, and what it said of files: what was left out, repaired or guessed. Parts are
+    The store keeps the source's config, and its notes about files: what was left out, repaired or guessed. Parts are
     divided into splits when they are merged (``data.combining``). A source that has ``write`` writes itself. If the
     process is killed, the same call goes on from what is complete (``data.importing``); a path that ends in .npz is
     built in memory and begun again. codec: a name of ``codecs.CODECS``, or "auto" for a probe. Parts of an array job
@@ -83,7 +83,7 @@ def _imported(path: Path, source: Any, about: About, val: float, shard: tuple[in
 
 
 class _Said(logging.Handler):
-    """Keeps the lines that a source logs, and prints them as they would be without it. heard: whether it does."""
+    """Keeps the lines that a source logs and prints them, as long as ``heard`` is True."""
 
     def __init__(self):
         super().__init__(logging.WARNING)

@@ -1,6 +1,6 @@
 """``reverie atlas``: what each action of a world does, on one page; and names for latent actions.
 
-Of each action: how often it occurs in held-out clips, the recorded actions it goes with, and moments before and after
+For each action: how often it occurs in held-out clips, the recorded actions it goes with, and moments before and after
 it. Names that a person gives are kept beside the world, and its buttons bear them.
 
 Legend: B clips, T frames, H W C image, N moments.
@@ -128,7 +128,7 @@ def _parts(space: ActionSpace, recorded: ActionSpace, moments: Moments) -> Itera
 def _action(
     code: int, share: float, moments: Moments, of: np.ndarray, known: np.ndarray, recorded: ActionSpace
 ) -> Iterator[Element]:
-    """What there is of one action: its share, the recorded actions it goes with, moments before and after it."""
+    """What is known about one action: its share, the recorded actions it goes with, moments before and after it."""
     if not of.any():
         yield page.node("p", "Does not occur in these clips.", class_="dim")
         return

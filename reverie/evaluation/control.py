@@ -141,7 +141,7 @@ def interval(
 
 
 def student(freedom: int) -> float:
-    """Return the half width of a 95 % interval in standard errors, for so many degrees of freedom."""
+    """Return the half width of a 95 % interval in standard errors, for these degrees of freedom."""
     return float(stdtrit(freedom, 0.975))
 
 

@@ -79,7 +79,7 @@ def play(environment: Environment, levels: Sequence[int] | np.ndarray, steps: in
 # -- who plays -------------------------------------------------------------------------------------------------------
 
 
-class Memory(NamedTuple):
+class Seen(NamedTuple):
     """What an agent keeps of an episode: the dynamics' state, the frames its tokenizer looks back at, the time."""
 
     dynamics: Any
@@ -106,7 +106,7 @@ class Actor:
     def __init__(self, agent: Agent, episodes: int, seed: int, choose: Choose = sampled, task: int = 0):
         look = agent.world.tokenizer.receptive_field + 1
         self._call = compiled(agent, partial(_act, choose=choose, task=task), donate=(0,))
-        self._memory = Memory(
+        self._seen = Seen(
             jax.jit(lambda: agent.empty(episodes, task))(),
             jnp.zeros((episodes, look, *agent.world.config.frame), jnp.uint8),
             jnp.zeros((), jnp.int32),
@@ -114,20 +114,20 @@ class Actor:
         self._key = jax.random.key(seed)
 
     def __call__(self, frames: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        self._memory, chosen = self._call(self._memory, frames, actions, self._key)
+        self._seen, chosen = self._call(self._seen, frames, actions, self._key)
         return np.asarray(chosen)
 
 
-def _act(agent: Agent, memory: Memory, frames, actions, key, choose: Choose, task: int) -> tuple[Memory, Array]:
+def _act(agent: Agent, seen: Seen, frames, actions, key, choose: Choose, task: int) -> tuple[Seen, Array]:
     """Take in real frames and the actions that led to them, and choose the next actions."""
-    window, look = memory.frames, memory.frames.shape[1]
-    window = jnp.where(memory.time >= look, jnp.roll(window, -1, axis=1), window)
-    place = jnp.minimum(memory.time, look - 1)
+    window, look = seen.frames, seen.frames.shape[1]
+    window = jnp.where(seen.time >= look, jnp.roll(window, -1, axis=1), window)
+    place = jnp.minimum(seen.time, look - 1)
     window = jax.lax.dynamic_update_index_in_dim(window, frames, place, 1)
     latents = jax.lax.dynamic_index_in_dim(agent.world.encode(window), place, 1, keepdims=False)
-    dynamics, h = agent.world.dynamics.observe(memory.dynamics, latents, actions)
-    chosen = choose(agent, dynamics, h, jax.random.fold_in(key, memory.time), task)
-    return Memory(dynamics, window, memory.time + 1), chosen
+    dynamics, h = agent.world.dynamics.observe(seen.dynamics, latents, actions)
+    chosen = choose(agent, dynamics, h, jax.random.fold_in(key, seen.time), task)
+    return Seen(dynamics, window, seen.time + 1), chosen
 
 
 class Blind:
@@ -183,7 +183,8 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
     are sampled. ``return_plan`` is the search by ``planner``, in the first ``plan`` of the levels. ``return_imagined``
     is the trained policy in its own world, ``return_replayed`` the same actions in the real environment; ``gap`` is
     their relative difference, ``gap_correlation`` their correlation over episodes, ``gap_error`` the mean difference of
-    a reward. ``alarm`` is 1 if imagined returns leave the range of those in the data. What a run has not, is left out.
+    a reward. ``alarm`` is 1 if imagined returns leave the range of those in the data. What a run does not have is left
+    out.
 
     Where the environment has tasks, these numbers are in "tasks" by their names. There ``_other`` is the policy that
     was given the id of another task.
@@ -222,7 +223,7 @@ def _judged(
     planner: Planner,
     task: int,
 ) -> Numbers:
-    """Return what ``judge`` says of one task; 0: of an environment that has none."""
+    """Return the numbers of ``judge`` for one task; 0: for an environment without tasks."""
     simulator: Any = environment.simulator
     rng = np.random.default_rng(seed)
 

@@ -93,7 +93,7 @@ def measured(
 
 
 def moments(frames: int) -> list[int]:
-    """Return after how many generated frames a session is shown, of so many: dense at first, then sparse."""
+    """Return after which of its generated frames a session is shown: dense at first, then sparse."""
     return [moment for moment in MOMENTS if moment <= frames]
 
 

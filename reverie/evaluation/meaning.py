@@ -77,7 +77,7 @@ Numbers = dict[str, Any]
 def rows(numbers: Numbers, names: Iterable[str] = MEANING) -> list[tuple[str, str, str, str]]:
     """Return (name, value, 95 % interval, meaning) as text; what is None is left out.
 
-    Of a list, the values of the first and the last generated frame and the interval of the last.
+    For a list, the values of the first and the last generated frame and the interval of the last.
     """
     found = []
     for name in names:

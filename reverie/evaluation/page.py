@@ -51,7 +51,7 @@ def write_page(path: Path, title: str, parts: Iterable[Element]) -> None:
     text = "<!doctype html>\n" + ElementTree.tostring(page, encoding="unicode", method="html") + "\n"
 
     def save(file: BinaryIO) -> None:
-        file.write(text.encode("utf-8", "replace"))  # a path may hold bytes that are no text
+        file.write(text.encode("utf-8", "replace"))  # a path may hold bytes that are not text
 
     write_file(path, save)
 
@@ -95,7 +95,7 @@ def picture(data: bytes, alt: str, caption: str, *, wide: bool = False) -> Eleme
             (width, height), kind = image.size, "gif" if image.format == "GIF" else "png"
             image.verify()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ReverieError(f"it is no picture ({first_line(error)}).") from error
+        raise ReverieError(f"it is not a picture ({first_line(error)}).") from error
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     shown = node("img", src=source, alt=alt, width=str(width), height=str(height))
     if wide:

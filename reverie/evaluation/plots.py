@@ -12,7 +12,7 @@ from reverie.evaluation.meaning import Numbers, basis, title
 
 SMALL = (4.4, 3.3)  # inches of a chart on a page: its text is still read where a phone scales it to 360 pixels
 AXES = {"psnr": "PSNR, dB", "ssim": "SSIM", "delta_psnr": "delta-PSNR, dB"}
-# Of which numbers a panel has curves: prefix -> label, colour, line.
+# The numbers that a panel has curves of: prefix -> label, colour, line.
 VIEWS = {
     "floor_": ("reconstruction", "tab:gray", ":"),
     "": ("rollout", "tab:blue", "-"),

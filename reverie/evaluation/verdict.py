@@ -167,7 +167,7 @@ def _clips(numbers: Numbers) -> Iterator[str]:
 
 
 def _curve(numbers: Numbers, name: str) -> list[float]:
-    """Return a list of numbers; nothing if one of its entries is none."""
+    """Return a list of numbers; empty if an entry is not a number."""
     values = numbers.get(name)
     found = [number(value) for value in values] if isinstance(values, list) else []
     return [value for value in found if value is not None] if None not in found else []

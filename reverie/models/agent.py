@@ -24,7 +24,7 @@ from reverie.nn.batch import Rows
 from reverie.nn.heads import ActionDistribution, Head, HeadConfig, TwoHot
 from reverie.nn.running import RunningMoments, RunningRMS, Statistics
 
-MARGIN = 0.1  # of the range of real returns: how far outside of it an imagined one may lie
+MARGIN = 0.1  # of the range of real returns: how far outside it an imagined one may lie
 TOO_MANY = 0.05  # share of rollouts outside that sets off the alarm
 
 
@@ -177,6 +177,6 @@ class Returns(nnx.Module):
 
 
 def is_outside(imagined: Any, low: Any, high: Any) -> Any:
-    """Return which imagined returns lie outside of low..high by more than ``MARGIN`` of that range; for any arrays."""
+    """Return which imagined returns lie outside low..high by more than ``MARGIN`` of that range; for any arrays."""
     spare = np.float32(MARGIN) * (high - low)
     return (imagined < low - spare) | (imagined > high + spare)

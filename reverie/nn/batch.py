@@ -205,7 +205,7 @@ def row_keys(key: Array, rows: int, first: int | Array = 0) -> Array:
 
 
 def split_keys(keys_B: Array, number: int) -> tuple[Array, ...]:
-    """Return ``number`` keys for each row: so many arrays (B,)."""
+    """Return ``number`` keys for each row, one array (B,) each."""
     keys = jax.vmap(lambda key: jax.random.split(key, number), out_axes=1)(keys_B)
     return tuple(keys[i] for i in range(number))
 

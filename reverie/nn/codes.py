@@ -50,7 +50,7 @@ def scores(head: Linear, x: Array, codes: Array, at_once: int = AT_ONCE, best: i
     kernel, bias = head.weights
     number = kernel.shape[-1]
     if at_once < 1:
-        raise ReverieError(f"codes_at_once {at_once} is no number of codes: it must be 1 or more.")
+        raise ReverieError(f"codes_at_once {at_once} is not a number of codes: it must be 1 or more.")
     parts = -(-number // at_once)
     if parts == 1:
         total, own, top = _summary(head(x), codes, best)

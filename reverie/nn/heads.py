@@ -143,7 +143,7 @@ class TwoHot:
         return jnp.sum(low[..., ::-1] + high, axis=-1) + each[..., middle]
 
     def nll(self, logits: Array, numbers: Array) -> Array:
-        """Cross-entropy (...) of logits (..., K) with numbers (...); outside of the bins the outermost counts."""
+        """Cross-entropy (...) of logits (..., K) with numbers (...); outside the bins the outermost counts."""
         values = jnp.asarray(self.values)
         numbers = jax.lax.stop_gradient(jnp.clip(numbers, values[0], values[-1]))
         above = jnp.clip(jnp.searchsorted(values, numbers, side="right"), 1, self.bins - 1)

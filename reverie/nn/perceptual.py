@@ -102,9 +102,9 @@ def read(path: str) -> Perceptual:
     def array(name: str, *shape: int | None) -> np.ndarray:
         found = arrays.get(name)
         if found is None:
-            raise ReverieError(f"'{path}' is no file of LPIPS weights: '{name}' of {network.name} is missing.")
+            raise ReverieError(f"'{path}' is not a file of LPIPS weights: '{name}' of {network.name} is missing.")
         if len(found.shape) != len(shape) or any(n not in (None, m) for n, m in zip(shape, found.shape, strict=True)):
-            raise ReverieError(f"'{path}' is no file of LPIPS weights: '{name}' has shape {found.shape}.")
+            raise ReverieError(f"'{path}' is not a file of LPIPS weights: '{name}' has shape {found.shape}.")
         return found
 
     kernels, biases, heads, width = {}, {}, [], 3

@@ -26,6 +26,6 @@ def made_with(key: Array, loss: Callable) -> Callable:
 
 
 def step_key(otherwise: Array) -> Array:
-    """Return the key of the training step being traced; ``otherwise`` if a loss is computed outside of one."""
+    """Return the key of the training step being traced; ``otherwise`` if a loss is computed outside a step."""
     here = _key.get()
     return otherwise if here is None else here

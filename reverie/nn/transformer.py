@@ -132,7 +132,7 @@ class SpaceTimeTransformer(nnx.Module):
         self.norm = nnx.RMSNorm(config.width, rngs=rngs)
 
     def empty(self, batch: int, tokens: int = 0) -> KVCache:
-        """Return an empty KV cache for ``batch`` rows of a frame's tokens, or of so many others."""
+        """Return an empty KV cache for ``batch`` rows of a frame's tokens, or of ``tokens`` others."""
         c = self.config
         layers = c.depth // c.group if c.time_every else 0
         shape = (batch, tokens or self.tokens + c.registers, c.kv_heads or c.heads, c.head)
@@ -227,7 +227,7 @@ class SpaceTimeTransformer(nnx.Module):
         return x, mask, rotation
 
     def _filled(self, x: Array, times: Times | None, clips: Array | None, mask: Array | None):
-        """Return the inputs of ``__call__`` with so many more frames that the mesh divides them, and their times."""
+        """Return the inputs of ``__call__`` with frames added until the mesh divides them, and their times."""
         length = x.shape[1]
         more, times = padding(length), times or Times(length, ())
         if not more:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-INLINE = 2048  # bytes; a larger constant lies outside of the model, where several models can share it
+INLINE = 2048  # bytes; a larger constant lies outside the model, where several models can share it
 ALIGNED = 64  # bytes, the start of each
 OUTSIDE = "weights"  # the name of that file
 

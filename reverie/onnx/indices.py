@@ -138,7 +138,7 @@ def _with_batch(g: Graph, index: Operand, batch: Sequence[int]) -> Operand:
 
 
 def _fill(e: Equation, dtype: np.dtype) -> np.ndarray:
-    """What JAX reads outside of an array, unless the program says otherwise."""
+    """What JAX reads outside an array, unless the program says otherwise."""
     fill = e.params["fill_value"]
     if fill is None:
         others = {"i": np.iinfo(dtype).min, "u": np.iinfo(dtype).max} if dtype.kind in "iu" else {"b": True}

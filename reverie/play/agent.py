@@ -60,7 +60,7 @@ def _advance(agent: Agent, cache: WorldKVCache, action: Array, clock: Array, tem
 
 
 def _advice(agent: Agent, h_1NM: Array, key: Array) -> dict[str, Array]:
-    """Return what an agent says of a frame: an action drawn from its policy, and numbers for the page.
+    """Return what an agent says about a frame: an action drawn from its policy, and numbers for the page.
 
     ``shares``: the policy's probability of each button. ``reward``: expected to have arrived with the frame.
     ``goes_on``: the probability that the frame was not the last. ``value``: the expected return from here, if a critic

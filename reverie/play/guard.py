@@ -73,7 +73,7 @@ class Guard:
         return not loopback(self.host) and (name in (self.host.lower(), socket.gethostname().lower()) or _is_ip(name))
 
     def _may_play(self, origin: str, host: str) -> bool:
-        # Without Origin it is no browser, so no page of a site. https: behind a proxy that adds TLS.
+        # Without Origin it is not a browser, so no page of a site. https: behind a proxy that adds TLS.
         return origin in (f"http://{host}", f"https://{host}") or _host_of(origin) in self.allowed
 
     def _advice(self, headers: list[str]) -> str:
@@ -97,7 +97,7 @@ def _host_of(url: str) -> str | None:
     """Return the lower-case host of a URL without its port; None if it has none."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  raises if it is no port
+        parts.port  # noqa: B018  raises if it is not a port
         return None if "@" in url else parts.hostname
     except ValueError:
         return None

@@ -73,7 +73,7 @@ class GameSession:
         self.take = None
 
     def state(self) -> dict[str, Any]:
-        """Return what the page shows of the take: its frames, its reward, whether it is over; and how many are kept."""
+        """Return the take's frames and reward, whether it is over, and the number of takes kept, for the page."""
         kept = {"kept": self.real.kept}
         if self.take is None:
             return {"frames": 0, "reward": 0.0, "over": True, **kept}
@@ -103,7 +103,7 @@ class GameSeats(Seats):
         return 1
 
     def connect(self, socket: WebSocket, seat: Seat, card: dict[str, Any]) -> Connection:
-        """Return a connection that also says how the take stands."""
+        """Return a connection that also reports the take's state."""
         return _Connection(socket, seat, self, {**card, "recorder": True})
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """``reverie record screen``: a window of the desktop becomes a dataset, with the keys and the mouse used in it.
 
-Only what happens in that window while it has the focus is kept (``play.x11``). An episode ends when the focus goes,
+Only what happens in that window while it has the focus is kept (``play.x11``). An episode ends when the focus is lost,
 when the window is covered, moves or changes its size, or when a frame comes too late. So each episode has one rate.
 """
 
@@ -55,7 +55,7 @@ class ScreenConfig:
         return (*self.keys, *BUTTONS) if self.mouse else self.keys
 
     def spec(self) -> Spec:
-        """Keys are binary actions. With the mouse's way, which has five levels, they are components of two levels."""
+        """Keys are binary actions; with the mouse's movement (five levels) they are components of two levels."""
         if not self.mouse:
             space = ActionSpace("binary", len(self.held), tuple(map(_named, self.held)), self.held)
         else:
@@ -128,7 +128,7 @@ class Recording:
         self.take, self.last, self.pressed = None, None, set()
 
     def _heard(self, look: Look | None) -> None:
-        """Take in the keys of a moment; what was held when the focus came counts once it was let go."""
+        """Read the keys of a moment; one that was held when the window got the focus counts after its release."""
         held = frozenset() if look is None else look.held
         if look is not None and not self.focused:
             self.before = held
@@ -164,7 +164,7 @@ class Recording:
             self.cut()
 
     def _action(self, before: Sequence[float], now: Sequence[float]) -> np.ndarray:
-        """Return what was pressed since the last frame, and with the mouse its way since then."""
+        """Return what was pressed since the last frame, and with the mouse its movement."""
         keys = [int(key in self.pressed) for key in self.config.held]
         way = [int(np.digitize(b - a, MOVES)) for a, b in zip(before, now, strict=True)] if self.config.mouse else []
         return np.array([*keys, *way], np.int32)

@@ -1,4 +1,4 @@
-"""CoinRun: by our own lights, and as two open replicas of Genie do it."""
+"""CoinRun, with our own settings and with those of two open replicas of Genie."""
 
 from dataclasses import replace
 from typing import Any

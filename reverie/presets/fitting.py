@@ -68,7 +68,7 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
 
 
 def _labelled(source: Any) -> float:
-    """Return the share of recordings with actions: of a store's episodes, or what a source says of itself, else all."""
+    """Return the share of recordings with actions: of a store's episodes, or what a source reports, else all."""
     if not isinstance(source, str | Path):
         return source.labelled() if hasattr(source, "labelled") else 1.0
     dataset = open_dataset(source)

@@ -1,4 +1,4 @@
-"""Worlds of real games that two CPU cores learn in hours, small enough to be handed on."""
+"""Worlds of real games that two CPU cores learn in hours, small enough to share."""
 
 from dataclasses import replace
 from typing import Any

@@ -64,7 +64,7 @@ class BehaviourObjective:
 
     @property
     def encoder(self) -> Encode:
-        """The world's features, or its latents if these are read anew in every step."""
+        """The world's features, or its latents if these are read again in every step."""
         return _latents if self._learns_to_read else _inputs if self.agent.inputs else _features
 
     def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
@@ -148,7 +148,7 @@ class ImaginationObjective:
     learner: PMPO | Reinforce = field(default_factory=PMPO)  # how the policy learns from advantages
     agent: str = "../agent"  # folder of the agent that cloned, relative to this run's folder
     horizon: int = 16  # steps of a rollout
-    context: int = 8  # real frames before a rollout: 1 up to so many, drawn once per step
+    context: int = 8  # real frames before a rollout: at least 1 and at most this many, drawn once per step
     gamma: float = 0.95  # discount of a step; .997 needs hundreds of steps of the critic alone
     lam: float = 0.95  # lambda of the returns
     critic_steps: int = 30  # first steps, in which only the critic learns
@@ -165,7 +165,7 @@ class ImaginationObjective:
         path = folder / self.agent
         cloned, again = load(path), load(path)  # twice: what is trained shares no array with what is frozen
         if not isinstance(cloned, Agent) or cloned.prior is not None:
-            raise ReverieError(f"'{path}' is no agent that has cloned but a {type(cloned).__name__}.")
+            raise ReverieError(f"'{path}' is not an agent that has cloned: it holds {type(cloned).__name__}.")
         c, world, policy = cloned.config, cloned.world, cloned.policy
         world = with_passes(world, self.passes)
         value = Head(c.head, policy.features, (c.values.bins,), cloned.tasks, policy.grid, rngs=rngs)

@@ -79,7 +79,7 @@ def unpack(path: Path, out: Path) -> Path:
             except Damaged as error:
                 raise Damaged(f"'{path}' is damaged: {first_line(error)}.") from None
             if about is None or about.get("what") != KIND:
-                raise Damaged(f"'{path}' is no {KIND}: 'reverie export RUN OUT.zip' writes one.")
+                raise Damaged(f"'{path}' is not a {KIND}: 'reverie export RUN OUT.zip' writes one.")
             find_run(half)
             for record in half.rglob(RECORD):
                 _check_runs(path, record.parent, half)
@@ -98,10 +98,10 @@ def _check_end(path: Path) -> None:
         tail = file.read()
     end = tail[-END_BYTES:]
     if len(end) < END_BYTES or not end.startswith(END):
-        raise Damaged(f"'{path}' is no {KIND}, or its end is missing.")
+        raise Damaged(f"'{path}' is not a {KIND}, or its end is missing.")
     count, table = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
     if count > MEMBERS or table > MEMBERS * ENTRY_BYTES or tail[:-END_BYTES].startswith(LOCATOR):
-        raise Damaged(f"'{path}' is no {KIND}: its table of contents has {count} entries in {table} bytes.")
+        raise Damaged(f"'{path}' is not a {KIND}: its table of contents has {count} entries in {table} bytes.")
 
 
 def _check_name(path: Path, info: zipfile.ZipInfo) -> None:
@@ -112,11 +112,11 @@ def _check_name(path: Path, info: zipfile.ZipInfo) -> None:
     if not plain or info.orig_filename != info.filename:
         raise Damaged(f"'{path}' has a member of a name that no world has: {info.orig_filename[:80]!r}.")
     if kind not in (0, stat.S_IFREG):
-        raise Damaged(f"'{path}' has a member that is no plain file: {info.filename[:80]!r}.")
+        raise Damaged(f"'{path}' has a member that is not a plain file: {info.filename[:80]!r}.")
 
 
 def _check_places(path: Path, names: list[str]) -> None:
-    """Raise ``Damaged`` if two members would have one place, on a disk that does not tell capitals apart."""
+    """Raise ``Damaged`` if two members would have one place, on a disk that ignores case."""
     lower = {name.lower() for name in names}
     inside = {name.lower() for name in names for deep in Path(name).parents if deep.as_posix().lower() in lower}
     if len(lower) < len(names) or inside:
@@ -139,4 +139,4 @@ def _check_runs(path: Path, stage: Path, half: Path) -> None:
     for name, value in config.flatten(read_record(stage).run).items():
         place = os.path.abspath(stage / value) if isinstance(value, str) and re.search(r"[/\\]", value) else str(half)
         if not Path(place).is_relative_to(half):
-            raise Damaged(f"'{path}' names a place outside of it: {name} of its {stage.name} is {value[:80]!r}.")
+            raise Damaged(f"'{path}' names a place outside it: {name} of its {stage.name} is {value[:80]!r}.")

@@ -85,7 +85,7 @@ device_description_str: "{kind}"
 
 
 class Topology(NamedTuple):
-    """So many chips of one kind: "v5e:16x16" is 256, "2xv5e:16x16" two slices of them, "h100:64" 8 machines of 8."""
+    """Chips of one kind: "v5e:16x16" is 256, "2xv5e:16x16" two slices of them, "h100:64" 8 machines of 8."""
 
     name: str
     chip: Chip

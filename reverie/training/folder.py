@@ -137,7 +137,8 @@ def begin(folder: Path, keeps: Callable[[Path], bool]) -> Path:
 
 
 def link(place: Path, target: Path) -> None:
-    """Let ``place`` lead to ``target``, a path as links have it; where no link can be made, it is a copy of a file.
+    """Make ``place`` a link to ``target``, a path relative to its folder; or a copy of a file where links cannot be
+    made.
 
     Windows makes links for administrators only.
     """

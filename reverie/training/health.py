@@ -76,7 +76,8 @@ def check(run: Any) -> None:
 class Monitor:
     """Reads what steps have computed: logs it, warns, saves what is sound, and stops a run that cannot go on.
 
-    ``run``, ``state``: at the first step. ``items``: of the checkpoint of a state. ``place``: of replicated arrays.
+    ``state``: at the first step. ``items(state)``: what a checkpoint saves. ``place``: the sharding of replicated
+    arrays.
     """
 
     def __init__(

@@ -92,7 +92,7 @@ class _Part:
 
 
 def read(text: str) -> Program:
-    """Return what the text of a compiled program (``compiled.as_text()``) says of one device."""
+    """Return what the text of a compiled program (``compiled.as_text()``) says about one device."""
     parts, entry, fused = _parts(re.sub(r"/\*.*?\*/", "", text))
 
     @functools.cache
@@ -137,7 +137,7 @@ def dims(text: str) -> tuple[int, ...]:
 
 
 def _parts(text: str) -> tuple[dict[str, _Part], str, set[str]]:
-    """Return the computations by name, the name of the first, and the names of those that are inside of fusions."""
+    """Return the computations by name, the name of the first, and the names of those inside fusions."""
     parts: dict[str, _Part] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     fused: set[str] = set()
@@ -269,6 +269,6 @@ def _group(line: str) -> tuple[tuple[int, ...], int]:
 
 
 def _numbers(shape: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
-    """Return 0, 1, 2, ... in a shape whose axes are then transposed."""
+    """Return the devices that "[8,2]<=[4,4]T(1,0)" lists: 0, 1, 2, ... in a shape, transposed."""
     numbers = np.arange(math.prod(shape)).reshape(shape)
     return numbers.transpose(axes) if axes else numbers

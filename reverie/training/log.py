@@ -35,7 +35,7 @@ WANDB = "wandb-id"  # the file with the id of a run at Weights & Biases
 REPORT = "report/"  # before the numbers of a report
 INCIDENT = "incident"  # the key of a text in a line of either file: what happened
 LOG_BYTES = 2**27  # 300,000 lines of 400 bytes: 15 million steps, one of 50 logged
-QUIET = 10.0  # seconds between lines if the output is no terminal
+QUIET = 10.0  # seconds between lines if the output is not a terminal
 
 
 class Logger(Protocol):

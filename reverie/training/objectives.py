@@ -241,7 +241,7 @@ def _tokenizer(path: Path, spec: Spec) -> Any:
 def check_fits(model: Any, ability: str, kind: str, path: Path, spec: Spec) -> Any:
     """Return a loaded model; ReverieError unless it is of the right kind and its frames have the data's shape."""
     if not hasattr(model, ability):
-        raise ReverieError(f"'{path}' is no {kind} but a {type(model).__name__}.")
+        raise ReverieError(f"'{path}' is not a {kind}: it holds {type(model).__name__}.")
     if tuple(model.config.frame) != tuple(spec.frame):
         raise ReverieError(f"the {kind} was trained on frames {model.config.frame}, the data has {spec.frame}.")
     return model

@@ -65,7 +65,7 @@ def read(file: Path) -> Plain:
     try:
         weights = load_file(file)
     except (safetensors.SafetensorError, KeyError) as error:
-        raise Damaged(f"'{file}' is no file of plain weights ({first_line(error)}).") from error
+        raise Damaged(f"'{file}' is not a file of plain weights ({first_line(error)}).") from error
     if not isinstance(others := about.get("others"), dict):
         raise Damaged(f"'{beside(file)}' has no records of other runs.")
 

@@ -26,7 +26,7 @@ from reverie.training.engine import Pace, Run, compile_step
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}}
 REFUSED = re.compile(r"([\d.]+)([KMG])\)? exceeds|Used ([\d.]+)([KMG]) of")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
-FEW = 4096  # numbers of an array that is no activation: norms, means, statistics
+FEW = 4096  # numbers of an array that is not an activation: norms, means, statistics
 SLICES = "slices"
 SHOWN = 5  # arrays that are listed
 
@@ -95,7 +95,7 @@ def placed(tree: Any, where: Any) -> Any:
 
 
 def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topology) -> dict[str, Any]:
-    """Return what a compiled step says of one device. ``held``: the bytes of all arguments, used or not."""
+    """Return what a compiled step says about one device. ``held``: the bytes of all arguments, used or not."""
     found, program = compiled.memory_analysis(), hlo.read(compiled.as_text())
     # XLA drops arguments that a step does not read (a frozen tokenizer, where tokens are cached). They are held anyway.
     facts = _memory(held, hlo.passing_bytes(compiled), where.limit)

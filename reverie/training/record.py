@@ -85,7 +85,7 @@ def record_from(read: Callable[[], Any], where: str) -> Record:
         raise ReverieError(f"{where} cannot be read ({why}): it is damaged or not Reverie's.") from error
     texts = isinstance(record.fingerprint, str) and isinstance(record.frozen, str)
     if not (texts and hasattr(record.run, "objective") and hasattr(record.spec, "frame")):
-        raise ReverieError(f"{where} cannot be read: what it holds is no run of Reverie's.")
+        raise ReverieError(f"{where} cannot be read: what it holds is not a run of Reverie's.")
     return record
 
 

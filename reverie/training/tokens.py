@@ -215,7 +215,7 @@ def _begin(files: dict[str, Path], kinds: dict[str, tuple[np.dtype, tuple[int, .
 
 
 def _kind(dtype: Any) -> np.dtype:
-    """Return the type of an array in an .npy file: bfloat16, which these do not support, becomes float32."""
+    """Return the type that an array has in an .npy file: float32 for bfloat16, which such files do not support."""
     return np.dtype(dtype) if np.dtype(dtype).kind in "biuf" else np.dtype(np.float32)
 
 

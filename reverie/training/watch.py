@@ -47,7 +47,7 @@ class Watch:
         self._done = threading.Event()
 
     def at(self, phase: Phase, step: int, idle: bool = True) -> None:
-        """Enter a phase. ``idle``: whether the device was idle at the end of the last one; if not, steps ran in it."""
+        """Enter a phase. ``idle``: whether the device was idle at the end of the last phase; if not, it ran steps."""
         now = time.perf_counter()
         self._spent[self._phase if idle else "step"] += now - self._since
         self._phase, self._step, self._since, self._beats = phase, step, now, self._beats + 1
@@ -134,7 +134,7 @@ def with_peers() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        say(f"process {jax.process_index()} of this job cannot go on with the others ({first_line(error)})")
+        say(f"process {jax.process_index()} of this job cannot continue with the others ({first_line(error)})")
         os._exit(AGAIN)
 
 

@@ -149,7 +149,7 @@ def _black(store: Store, seen: Sequence[Looked]) -> Iterator[Fault]:
 
 def _cuts(store: Store, seen: Sequence[Looked]) -> Iterator[Fault]:
     def bad(one: Looked) -> bool:
-        """Whether its cuts stand out: where frames often change so much, that is how they look."""
+        """Whether its cuts stand out: some games change as much in many frames."""
         cuts = list(one.cuts)
         return bool(cuts) and (np.delete(one.change, cuts) > LIKE_A_CUT * one.change[cuts].min()).sum() <= len(cuts)
 
@@ -159,7 +159,7 @@ def _cuts(store: Store, seen: Sequence[Looked]) -> Iterator[Fault]:
 def _jitter(store: Store, seen: Sequence[Looked]) -> Iterator[Fault]:
     """A frame repeated once amid motion: frames were shown twice to fill a rate, or others were lost.
 
-    A step counts if its action is one that moves things, or nothing is known of actions.
+    A step counts if its action is one that moves things, or nothing is known about actions.
     """
     space, steps = store.any.spec.actions, {}
     usable = [one for one in seen if not one.damage and one.length > FROZEN]

@@ -52,7 +52,7 @@ class Looked:
 
 
 def look(dataset: Dataset, split: str, episode: int, source: str, every: int = 1) -> Looked:
-    """Return what is seen of an episode; ``every``: how many frames lie between two thumbnails, and one."""
+    """Return what is seen of an episode; ``every``: the step between thumbnails, in frames."""
     seen = Looked(split, episode, source, int(dataset.lengths[episode]))
     try:
         return _look(dataset, seen, every)

@@ -46,7 +46,7 @@ def _is_source(value: type) -> bool:
 def source_at(path: Path) -> Any:
     """Return the config of the one source that reads what is at ``path``, by asking each for ``of(path, files)``.
 
-    ReverieError names those that would, if there are several, or what is there instead, if there is none.
+    ReverieError names those that would, if there are several, or what the folder holds instead, if there is none.
     """
     from reverie.data.sources.files import at
     from reverie.data.sources.videos import VideosConfig

@@ -76,7 +76,7 @@ class _Segment:
 
     @property
     def length(self) -> int:
-        """Of the bundle."""
+        """The number of rows."""
         return self.bundle.columns[self.cameras[0]].shape[0]
 
     def steps(self, rows: np.ndarray | None, frames: int, *, led: bool) -> np.ndarray | None:
@@ -88,7 +88,7 @@ class _Segment:
 
 
 def cameras_of(columns: dict[str, Column]) -> list[str]:
-    """Return the names of the arrays that are pictures, the most telling first; not those of the step after."""
+    """Return the names of the arrays that are pictures, the likeliest first; not the next observations."""
     found = [
         name
         for name, column in columns.items()
@@ -99,7 +99,7 @@ def cameras_of(columns: dict[str, Column]) -> list[str]:
 
 
 def add(found: Found, bundles: Sequence[Bundle], *, camera: str, actions: str, alignment: Alignment | None) -> None:
-    """Add the recordings of bundles to ``found``; what cannot be used is skipped there, and guesses are said."""
+    """Add the recordings of bundles to ``found``; what cannot be used is skipped there, and guesses are reported."""
     segments: list[_Segment] = []
     for bundle in _episodes(bundles, found):
         try:
@@ -148,7 +148,7 @@ def _unstacked(bundle: Bundle) -> Iterator[Bundle]:
 
 
 def _is_stack(name: str, column: Column) -> bool:
-    """Whether an array is pictures (E,T,H,W,C), or (E,T,H,W), which no place of the channels explains."""
+    """Whether an array is pictures (E,T,H,W,C), or (E,T,H,W) without an axis that could be channels."""
     shape = column.shape
     grey = len(shape) == 4 and is_picture(shape[1:], column.kind, named=roles.shows(name))
     return column.form == "numbers" and (len(shape) == 5 or (grey and not {shape[1], shape[3]} & {*CHANNELS}))
@@ -191,7 +191,7 @@ def _next_of(camera: str, columns: dict[str, Column]) -> str | None:
 
 
 def _rows(columns: dict[str, Column], actions: str, length: int, found: Found) -> dict[str, np.ndarray]:
-    """Return the arrays of an episode's steps by role; those of a wrong length are said and left out."""
+    """Return the arrays of an episode's steps by role; those of a wrong length are reported and left out."""
     names = [
         name
         for name, column in columns.items()
@@ -242,7 +242,7 @@ def _listed(columns: dict[str, Column], length: int, found: Found) -> dict[str, 
 
 
 def _cuts(rows: dict[str, np.ndarray], bundle: Bundle, length: int) -> list[int]:
-    """Return where in a bundle further episodes begin, by what is said of each row."""
+    """Return where in a bundle further episodes begin, by arrays with an entry for each row."""
     if bundle.whole:  # robomimic's "dones" are set in every step after the success
         return []
     per_frame = {role: _flags(array) for role, array in rows.items() if len(array) == length}
@@ -335,7 +335,7 @@ def _pictures(one: _Segment, follows: bool) -> Iterator[np.ndarray | None]:
 
 
 def _view(column: Column, start: int, stop: int) -> Iterator[np.ndarray | None]:
-    """Yield pictures of one camera; what floats and fourth channels mean is judged over all of them."""
+    """Yield pictures of one camera; all of them together decide what floats and fourth channels mean."""
     if column.form == "pictures":
         yield from column.read(start, stop)
         return

@@ -17,7 +17,7 @@ HIDDEN = (".webm", ".ivf")  # may hold pictures that are never shown: their fram
 
 
 def track(path: Path) -> Track:
-    """Return the stream of a video; Damaged if it is none."""
+    """Return the stream of a video; Damaged if there is none."""
     try:
         return decode.track(path)
     except Unusable as error:

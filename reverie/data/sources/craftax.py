@@ -71,7 +71,7 @@ def _compiled(path: str) -> tuple[Any, Any, list[str]]:
     game = importlib.import_module("craftax.craftax_env").make_craftax_env_from_name(path, auto_reset=False)
     names = importlib.import_module(f"craftax.{GAMES[path]}.constants").Action
 
-    def shown(picture: Any, state: Any) -> tuple[Any, Any]:  # types said aloud: else the second step compiles anew
+    def shown(picture: Any, state: Any) -> tuple[Any, Any]:  # explicit types: else the second step compiles again
         state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
         return jax.numpy.rint(picture * 255).astype("uint8"), state
 

@@ -48,8 +48,8 @@ class Unusable(Exception):
 class Track:
     """The video stream of a file that is used.
 
-    rate: its usual frames per second; span: seconds; aspect: a pixel's width / height; sized: its head tells a size.
-    packets: those that are shown, as a rule one a frame. ascending: each has a time of presentation, in decoding order.
+    rate: its usual frames per second; span: seconds; aspect: a pixel's width / height; sized: its head states a size.
+    packets: the shown ones, usually one per frame. ascending: each has a time of presentation, in decoding order.
     loose: seconds by which a time is to differ from the next expected one, or it is ignored.
     """
 
@@ -87,7 +87,7 @@ class Tally:
         if lost:
             parts.append(f"{lost} of {self.shown + len(self.missing)} frames damaged, left out")
         if self.leaps:
-            parts.append(f"its clock starts anew {self.leaps} times, joined")
+            parts.append(f"its clock restarts {self.leaps} times, joined")
         if self.ended:
             parts.append(f"it ends early, after {self.shown} frames ({self.ended})")
         return "; ".join(parts)
@@ -118,7 +118,7 @@ def track(path: Path) -> Track:
             bare, broadcast = _has(container, FormatFlags.no_timestamps), _has(container, FormatFlags.ts_discont)
             lacking = _read_stamps(container, list(streams.values()), stamps)
     except (FFmpegError, ValueError) as error:
-        raise Unusable(f"it is no video, or damaged ({_reason(error)})") from None
+        raise Unusable(f"it is not a video, or damaged ({_reason(error)})") from None
     lasts = {index: np.ptp(times) if len(times := [t for t in stamps[index] if t == t]) else 0.0 for index in facts}
     long = {index: 2 * lasts[index] >= max(lasts.values()) for index in facts}
     index = max(facts, key=lambda i: (long[i] and len(stamps[i]) > 1, facts[i].default, facts[i].area))

@@ -26,7 +26,7 @@ def tfrecords(path: Path) -> Iterator[tuple[int, int]]:
             file.seek(place)
             head = file.read(12)
             if len(head) < 12 or _masked(head[:8]) != struct.unpack("<I", head[8:])[0]:
-                raise Damaged(f"it is no TFRecord file, or damaged at byte {place}")
+                raise Damaged(f"it is not a TFRecord file, or damaged at byte {place}")
             (length,) = struct.unpack("<Q", head[:8])
             if place + 16 + length > size:
                 raise Damaged(f"it ends in the middle of a record, at byte {place}")
@@ -35,7 +35,7 @@ def tfrecords(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def read_record(path: Path, offset: int, size: int) -> bytes:
-    """Return the bytes of a record; Damaged if they are not those that its checksum was made of."""
+    """Return the bytes of a record; Damaged if its checksum is wrong."""
     with path.open("rb") as file:
         file.seek(offset)
         data, check = file.read(size), file.read(4)
@@ -72,7 +72,7 @@ def _crc(data: bytes) -> int:
 
 
 def _applied(moved: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Return states (n,) uint32 after as many zeros as ``moved`` (32,) says of each bit."""
+    """Return states (n,) uint32 after a run of zeros; ``moved`` (32,) are those of single bits after it."""
     bits = states[:, None] >> np.arange(32, dtype=np.uint32) & 1
     return np.bitwise_xor.reduce(moved * bits, axis=1)
 
@@ -88,7 +88,7 @@ _TABLE = _table()
 
 
 def example(data: bytes) -> dict[str, np.ndarray | list[memoryview]]:
-    """Return the features of a tf.train.Example by name: floats, whole numbers, or bytes; Damaged if it is none."""
+    """Return the features of a tf.train.Example by name: floats, whole numbers, or bytes; Damaged if it is not one."""
     found: dict[str, np.ndarray | list[memoryview]] = {}
     try:
         for _, features in _fields(memoryview(data)):
@@ -97,7 +97,7 @@ def example(data: bytes) -> dict[str, np.ndarray | list[memoryview]]:
                 name = bytes(_bytes(parts[1])).decode()
                 found[name] = _values(_bytes(parts[2])) if 2 in parts else []
     except (KeyError, IndexError, UnicodeDecodeError, ValueError, struct.error) as error:
-        raise Damaged(f"it is no example of TensorFlow's, or damaged ({error})") from None
+        raise Damaged(f"it is not an example of TensorFlow's, or damaged ({error})") from None
     return found
 
 

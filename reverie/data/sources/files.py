@@ -1,4 +1,4 @@
-"""The files of a source: which lie in a folder, in which order, and what is in each. Also the door's first question."""
+"""The files of a source: which lie in a folder, in which order, and what is in each."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ def ending(files: Iterable[Path], endings: Sequence[str]) -> list[Path]:
 
 
 def grouped(files: Iterable[Path], key: Callable[[Path], Any]) -> dict[Any, list[Path]]:
-    """Return files by what ``key`` says of each, in the order they came in."""
+    """Return files grouped by their ``key``, in the order they came in."""
     found: dict[Any, list[Path]] = {}
     for file in files:
         found.setdefault(key(file), []).append(file)

@@ -33,7 +33,7 @@ class GymnasiumConfig:
     count: int = 64  # episodes to record
     frames: int = 128  # most frames of an episode
     seed: int = 0  # of the first episode; each further one has the next
-    policy: Literal["sticky", "random"] = "sticky"  # repeat an action for a while, or draw every action anew
+    policy: Literal["sticky", "random"] = "sticky"  # repeat an action for a while, or draw a new one for every frame
     size: tuple[int, int] | None = None  # height and width of the frames made; None keeps their own
     fps: float = 0.0  # frames per second; 0 takes what the environment says, or 15
     extra: ClassVar[str] = ""  # of this package, that installs the environment

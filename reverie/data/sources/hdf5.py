@@ -1,4 +1,5 @@
-"""Episodes in HDF5: robomimic's (a group an episode), D4RL's (one table, cut by flags), and files of one episode each.
+"""Episodes in HDF5: robomimic's (one group per episode), D4RL's (one table, cut by flags), and files of one episode
+each.
 
 Every group that holds an array of actions is one table of steps; arrays below it belong to it by their paths, such as
 "obs/agentview_image" and "next_obs/agentview_image". ``bundles`` says which step an entry belongs to.
@@ -73,7 +74,7 @@ def opened(file: Path) -> Any:
     try:
         return h5py().File(file, "r")
     except OSError as error:
-        raise Damaged(f"it is no HDF5 file, or damaged ({str(error)[:100]})") from None
+        raise Damaged(f"it is not an HDF5 file, or damaged ({str(error)[:100]})") from None
 
 
 def columns_below(file: Path, group: Any) -> dict[str, Column]:
@@ -136,7 +137,7 @@ def _arrays(group: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
 
 
 def _column(file: Path | None, array: Any) -> Column | None:
-    """Return an array as a column, which opens the file anew to read; None where it holds no numbers or pictures.
+    """Return an array as a column, which opens the file again to read; None where it holds no numbers or pictures.
 
     What lies in other files is not read: links, virtual arrays, arrays with external storage.
     """
@@ -165,7 +166,7 @@ def _column(file: Path | None, array: Any) -> Column | None:
 
 
 def _rate(handle: Any) -> float:
-    """Return the frames per second in an attribute, or that robomimic notes of its simulator; 0 if there are none."""
+    """Return the frames per second in an attribute, or that robomimic notes for its simulator; 0 if there are none."""
     data = handle.get("data")
     for place in (handle, data):
         if (

@@ -91,10 +91,10 @@ def _record(data: bytes) -> dict[str, Any]:
     if not isinstance(video, bytes | bytearray | np.ndarray) or (
         isinstance(video, np.ndarray) and video.dtype != np.uint8
     ):
-        raise Damaged("it is no record of Jasmine's: it has no raw_video")
+        raise Damaged("it is not a record of Jasmine's: it has no raw_video")
     video, length = bytes(video), found.get("sequence_length")
     if not isinstance(length, int | np.integer) or not 0 < length <= len(video):
-        raise Damaged("it is no record of Jasmine's: it has no sequence_length")
+        raise Damaged("it is not a record of Jasmine's: it has no sequence_length")
     return found | {"raw_video": video, "sequence_length": int(length)}
 
 
@@ -146,7 +146,7 @@ def _shapes(pixels: int) -> list[tuple[int, int]]:
 
 
 def _actions(root: Path) -> int:
-    """Return how many actions the metadata say there are, of the folder or the one above; 0 if they do not."""
+    """Return the number of actions in metadata.json, in the folder or one above it; 0 if it is not there."""
     for folder in (root, root.parent, root.parent.parent):
         try:
             about = bounded.read_json(folder / "metadata.json", 2**28)

@@ -1,4 +1,4 @@
-"""LeRobot's data sets, v2 (a file an episode) and v3 (files shared by episodes): tables beside videos or pictures.
+"""LeRobot's data sets, v2 (one file per episode) and v3 (files shared by episodes): tables beside videos or pictures.
 
 A row holds what was seen at a frame, the action commanded *at* it, and the reward of the step after it ("next.reward").
 Frames are found by time: each row's timestamp, after the moment at which its episode begins in the video.
@@ -153,7 +153,7 @@ class _Set:
             found.skip(f"episode {some}", "its rows are missing")
 
     def _metadata(self, found: Found) -> dict[int, dict[str, Any]]:
-        """Return what the metadata say of each episode, by its number."""
+        """Return the metadata of each episode by its number."""
         old = self.root / "meta" / "episodes.jsonl"
         try:
             if old.is_file():
@@ -219,7 +219,7 @@ class _Set:
                 yield None
 
     def _file(self, path: Path, number: int, camera: str) -> bytes:
-        """Return a picture's file: below the data set, where the table says or by its name in the episode's folder."""
+        """Return a picture's file: at ``path`` below the data set, else by its name in the episode's folder."""
         usual = self.root / "images" / camera / f"episode_{number:06d}" / path.name
         if path.is_absolute() or ".." in path.parts or not (self.root / path).is_file():
             return bounded.read_bytes(usual, BYTES)
@@ -247,14 +247,14 @@ class _Set:
         name = re.sub(r"\{(\w+)(?::0?(\d{1,2})d)?\}", filled, pattern)
         place = Path(name)
         if place.is_absolute() or ".." in place.parts:
-            raise Damaged(f"its video would be outside of the data set ({name[:80]})")
+            raise Damaged(f"its video would be outside the data set ({name[:80]})")
         if not (self.root / place).is_file():
             raise Damaged(f"its video '{name[:120]}' is missing")
         return self.root / place
 
 
 def _columns(paths: list[Path]) -> list[str]:
-    """Return the columns of episodes' metadata but their statistics, of which there are hundreds."""
+    """Return the columns of episodes' metadata without their statistics, of which there are hundreds."""
     schema = pyarrow().parquet.read_schema
     return list(dict.fromkeys(n for path in paths for n in schema(path).names if not n.startswith("stats/")))
 

@@ -1,4 +1,5 @@
-"""Minari's data sets: metadata.json beside main_data.hdf5, or beside a folder of Arrow or Parquet files an episode.
+"""Minari's data sets: metadata.json beside main_data.hdf5, or beside a folder of Arrow or Parquet files for each
+episode.
 
 T steps have T + 1 observations, so nothing is lost. Pictures are JPEG bytes unless "jpeg_encoding" says otherwise.
 """
@@ -75,7 +76,7 @@ def _metadata(path: Path, found: Found) -> dict[str, Any]:
 
 
 def _space(text: Any) -> dict[str, Any]:
-    """Return a space as Minari writes it, a text of JSON in JSON; {} where it is none."""
+    """Return a space as Minari writes it, a text of JSON in JSON; {} if it is not one."""
     try:
         found = bounded.parse_json(text, "a space", finite=False) if isinstance(text, str) else text
     except Damaged:
@@ -96,7 +97,7 @@ def _leaf(space: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _declared(space: dict[str, Any], actions: str) -> Declared:
-    """Return what an action space says of actions; of its parts, the one that was chosen."""
+    """Return what an action space declares, or the chosen part of it."""
     space = _leaf(space, actions) if actions else space
     try:
         if space.get("type") == "Discrete":

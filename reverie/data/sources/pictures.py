@@ -17,12 +17,12 @@ KINDS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")  # that Pillow may try: no format 
 SMALLEST = 8  # pixels of a side; arrays with shorter sides are vectors, not pictures
 SMALLEST_GREY = 16  # of arrays (T,H,W) that are not bytes: they may be features as well
 CHANNELS = (1, 3, 4)
-SOFT = 0.02  # share of half transparent pixels; with more, a fourth channel is no transparency
+SOFT = 0.02  # share of half transparent pixels; with more, a fourth channel is not transparency
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
 
 
 def decoded(data: bytes) -> np.ndarray:
-    """Return an encoded picture as uint8 (H,W,3), upright; Damaged if it is none or too large.
+    """Return an encoded picture as uint8 (H,W,3), upright; Damaged if it is not a picture, or too large.
 
     ReverieError if it is an animation, of which one picture would be too little.
     """
@@ -98,7 +98,7 @@ def _bytes(frames: np.ndarray) -> np.ndarray:
     if numbers.dtype.kind == "f" and most <= 1 and least >= -1:
         return np.rint((numbers + 1) * 127.5 if least < 0 else numbers * 255).astype(np.uint8)
     if least < 0 or most > (65535 if numbers.dtype == np.uint16 else 255):
-        raise Damaged("pictures of numbers outside of 0..255")
+        raise Damaged("pictures of numbers outside 0..255")
     return (np.right_shift(frames, 8) if most > 255 else np.rint(numbers)).astype(np.uint8)
 
 

@@ -50,7 +50,7 @@ class ProcgenConfig:
     count: int = 500  # episodes to record
     frames: int = 512  # most frames per episode; a level ends by itself at its goal, or in death
     size: int = SIDE  # pixels of a side; the games draw 64, other sizes are resampled
-    # hold actions, draw each anew, head for the goal, or head for it more or less from episode to episode
+    # hold actions, draw a new one each time, head for the goal, or head for it more or less from episode to episode
     policy: Literal["sticky", "random", "scripted", "mixed"] = "sticky"
     levels: int = 0  # different levels to play; 0: every episode has its own
     first_level: int = 0  # number of the first level

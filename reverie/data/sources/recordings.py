@@ -61,8 +61,8 @@ class Recording:
 class Found:
     """What a look into the files found.
 
-    fps: 0 where they do not say. declared: what they say of actions; coding: all of it, where nothing is to be guessed.
-    notes: what was left out, repaired or guessed, one line each.
+    fps: 0 where they do not say. declared: what they say about actions; coding: all of it, if nothing has to be
+    guessed. notes: what was left out, repaired or guessed, one line each.
     """
 
     recordings: list[Recording] = field(default_factory=list)
@@ -143,7 +143,7 @@ class FileSource(ABC):
         """Return the path, time and size of each file; ReverieError if there are none."""
         inside = files.at(Path(self.path))
         if not inside:
-            missing = "holds no files" if Path(self.path).is_dir() else "is no file or folder"
+            missing = "holds no files" if Path(self.path).is_dir() else "is not a file or folder"
             raise ReverieError(f"'{self.path}' {missing}.")
         return files.stamps(inside)
 
@@ -164,7 +164,7 @@ class FileSource(ABC):
 
 @dataclass(frozen=True)
 class _Looked:
-    """chosen: the size was."""
+    """What a look into the files found. chosen: whether the size was given."""
 
     chosen: bool
     found: Found

@@ -166,12 +166,12 @@ def _are_pictures(name: str, value: np.ndarray | list[memoryview], shape: tuple[
 
 
 def _numbers_of(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> int:
-    """Return how many entries of a feature make one step's."""
+    """Return how many entries of a feature belong to one step."""
     return math.prod(shape or ()) if isinstance(value, np.ndarray) else 1
 
 
 def _rows(value: np.ndarray | list[memoryview], length: int, shape: tuple[int, ...] | None) -> np.ndarray | None:
-    """Return a feature of steps as an array with a row for each; None where it is not that."""
+    """Return a feature of steps as an array with a row for each; None if it has another length."""
     if isinstance(value, list) or not len(value) or len(value) % length:
         return None
     own = shape if shape is not None and math.prod(shape) * length == len(value) else None

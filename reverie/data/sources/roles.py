@@ -69,7 +69,7 @@ def find(names: Iterable[str], wanted: tuple[str, ...]) -> str | None:
 
 
 def like(names: Iterable[str], wanted: tuple[str, ...]) -> list[str]:
-    """Return the names of no known role with a word of ``wanted``, and no word that says that they are of another."""
+    """Return names without a known role that contain a word of ``wanted``, and no word of another role."""
     telling = {word for word in wanted if len(word) > 3} - {"ends"}  # "end" is also of an arm, "r" right or red
     words = {name: {*re.split(r"[^a-z]+", last(name))} for name in names if last(name) not in KNOWN}
     return [name for name, own in words.items() if own & telling and not own & NOT_TAKEN]
@@ -95,7 +95,7 @@ def acting(key: str, names: Sequence[str], say: Callable[[str], None]) -> list[s
 
 
 def chosen(key: str, names: Iterable[str], what: str) -> str:
-    """Return the name that a user meant by ``key``: all of it, or its end; ReverieError names what there is."""
+    """Return the name that a user meant by ``key``: all of it, or its end; ReverieError lists the names."""
     names = list(names)
     if key in names:
         return key

@@ -1,6 +1,6 @@
-"""Which kind of actions are recorded somewhere, by what their format declares or by the numbers themselves.
+"""Which kind of action a recording has, from what its format declares or from the numbers themselves.
 
-Rows are one a step. A components; S steps of an episode.
+One row per step. A components; S steps of an episode.
 """
 
 import math
@@ -18,7 +18,7 @@ VALUES = 1024  # of all components of whole numbers together: beyond, they are a
 
 @dataclass(frozen=True)
 class Declared:
-    """What a format says of its actions; what it does not say is empty.
+    """What a format declares about its actions; what it does not declare is empty.
 
     names: one for each component, or each action. sizes: how many values a component has, counted from ``first``.
     low, high: bounds. held: the components are keys that may be held together.

@@ -99,7 +99,7 @@ class Square:
         return np.array([x, y, side, ink, paper, -1, 0, 0], np.int32)
 
     def step(self, state: np.ndarray, action: Action) -> tuple[np.ndarray, float, bool]:
-        """Return (state, reward, False); the world does not end. IndexError if the action is none of its space."""
+        """Return (state, reward, False); the world does not end. IndexError if the action is not in its space."""
         if not self.actions.is_action(np.asarray(action)):
             raise IndexError(f"action {action} of {self.actions.choices}")
         x, y, side, ink, paper, last, held, time = state.tolist()

@@ -90,7 +90,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return _numeric(_columns(path))
 
 
-@lru_cache(maxsize=1)  # one table may tell of all folders
+@lru_cache(maxsize=1)  # one table may describe all folders
 def _table(stamp: tuple[Path, int, int]) -> _Table:
     columns = _columns(stamp[0])
     words: dict[str, dict[str, list[int]]] = {}
@@ -222,7 +222,7 @@ def is_component(name: str) -> bool:
 
 
 def actions_of(columns: dict[str, np.ndarray], key: str = "") -> tuple[np.ndarray | None, Declared]:
-    """Return the actions (R,) or (R,A) in columns, and what their names say of them."""
+    """Return the actions (R,) or (R,A) in columns, and what their names say about them."""
     if key:
         names = tuple(roles.chosen(one, columns, "column") for one in key.split(","))
         parts = [columns[name] for name in names]

@@ -103,7 +103,7 @@ class _Reader:
         self.notes: dict[int, Any] = {}
 
     def follow(self, name: str, argument: Any) -> None:
-        """Do what one instruction says."""
+        """Execute one instruction."""
         if name in VALUES:
             self.stack.append(argument)
         elif name in PLAIN:
@@ -159,7 +159,7 @@ class _Reader:
         elif name == "REDUCE":
             given, function = stack.pop(), stack.pop()
             if function not in NAMES.values():
-                raise Damaged("a pickle that calls what is no function")
+                raise Damaged("a pickle that calls what is not a function")
             stack.append(function(*given))
         elif name == "BUILD":
             state, made = stack.pop(), stack.pop()
@@ -180,5 +180,5 @@ class _Reader:
 
     def _top(self, kind: type) -> Any:
         if not isinstance(self.stack[-1], kind):
-            raise Damaged(f"a pickle that fills what is no {kind.__name__}")
+            raise Damaged(f"a pickle that fills what is not a {kind.__name__}")
         return self.stack[-1]

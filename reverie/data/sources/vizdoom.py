@@ -68,7 +68,7 @@ class ViZDoomConfig(GymnasiumConfig):
             return super()._next(take, rng)
         names = take.spec.actions.names
         if not set(WALKS) <= set(names):
-            raise ReverieError(f"'{self.path}' is no scenario to walk in: its actions are {', '.join(names)}.")
+            raise ReverieError(f"'{self.path}' is not a scenario to walk in: its actions are {', '.join(names)}.")
         if len(take.moments) > 1:
             (_, before), (last, now) = take.moments[-2:]
             change = np.abs(now.frame.astype(np.int16) - before.frame).mean()

@@ -1,8 +1,9 @@
-"""OpenAI's Minecraft recordings for VPT: a video NAME.mp4 beside NAME.jsonl, one line a frame.
+"""OpenAI's Minecraft recordings for VPT: a video NAME.mp4 beside NAME.jsonl, one line per frame.
 
 A line says which keys and mouse buttons were held *at* its frame and how far the mouse moved. Actions are VPT's: 23
 keys, and the camera's movement in 11 bins of pitch times 11 of yaw, finer near 0 (mu-law). As in VPT's own loader, an
-attack that hangs from the first line on counts once it is pressed anew, and the wheel counts as the key of its slot.
+attack that is held from the first line on counts only when it is pressed again, and the wheel counts as the key of its
+slot.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def camera_bins(pitch: float, yaw: float) -> int:
 
 
 def _space() -> ActionSpace:
-    """Return 23 keys, each held or not, and the bins of the camera; the middle one stays."""
+    """Return 23 keys, each held or not, and the camera's bins, of which the middle one is no movement."""
     edges = (np.arange(BINS) * 2 / (BINS - 1)) - 1
     turns = np.sign(edges) * ((1 + MU) ** np.abs(edges) - 1) / MU * LARGEST
     camera = [f"camera {pitch:.1f} {yaw:.1f}" for pitch in turns for yaw in turns]

@@ -43,7 +43,7 @@ PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # b
 
 @dataclass(frozen=True, kw_only=True)
 class WebDatasetConfig(FileSource):
-    """WebDataset shards (tar), a sample an episode: a video or pictures, and arrays."""
+    """WebDataset shards (tar), one sample per episode: a video or pictures, and arrays."""
 
     camera: str = ""  # of several videos or arrays of pictures in a sample, which; or several, joined by commas
     actions: str = ""  # the array of the actions; empty takes the one named so
@@ -176,7 +176,7 @@ def _listed(file: Path, found: Found) -> _Tar:
                     places[info.name] = (info.offset_data, info.size)
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         if not places:
-            raise Damaged(f"it is no tar file, or damaged ({first_line(error)})") from None
+            raise Damaged(f"it is not a tar file, or damaged ({first_line(error)})") from None
         found.say(f"{file.name} is damaged after {len(places)} files: those are read ({first_line(error)})")
     return _Tar(file, places)
 
@@ -235,7 +235,7 @@ def _pictures(members: _Members) -> dict[str, _Member]:
 
 
 def _is_moment(members: _Members) -> bool:
-    """Whether a sample is one picture of each camera, with what is known of its moment; numbers are no cameras."""
+    """Whether a sample is one picture of each camera, with facts about its moment; a number is not a camera."""
     cameras = [re.sub(r"\d+", "", camera) for camera in _pictures(members)]
     return 0 < len(cameras) == len({*cameras} - {""}) and all(rest.rpartition(".")[2] in OF_MOMENTS for rest in members)
 
@@ -361,7 +361,7 @@ def _video(member: _Member, ending: str, found: Found) -> Column:
 
 @contextlib.contextmanager
 def _copied(data: bytes, ending: str) -> Iterator[Path]:
-    """Give bytes as a file, under a name of ours, for what reads files only."""
+    """Yield a temporary file with these bytes, for readers that take files only."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"member.{ending}"
         path.write_bytes(data)

@@ -97,7 +97,7 @@ export class Input {
     others.className = "others";
     const buttons = Array.from({ length: Math.max(size, 1) }, (_, action) => {
       const key = keys[action] || (size === 0 ? " " : action < 9 ? String(action + 1) : "");
-      const name = names[action] ?? (size === 0 ? "dream on" : `${action + 1}`);
+      const name = names[action] ?? (size === 0 ? "next frame" : `${action + 1}`);
       const arrow = key.startsWith("Arrow");
       const button = document.createElement("button");
       button.dataset.action = action;

@@ -1,8 +1,8 @@
-// A dream outlives its page: what it was is kept in the tab, so that a reload or a lost connection goes on with it.
+// A session outlives its page: it is kept in the tab, so that a reload or a lost connection goes on with it.
 
 const place = (name) => `reverie ${location.pathname} ${name}`; // one origin may serve several worlds
 
-// Returns {hash, text, live}, or null: the address's part after '#' when it was kept, the dream as a link, real time.
+// Returns {hash, text, live}, or null: the address's part after '#' when it was kept, the session as a link, real time.
 export function kept(name) {
   try {
     const found = JSON.parse(sessionStorage.getItem(place(name)));
@@ -12,10 +12,10 @@ export function kept(name) {
   }
 }
 
-export function keep(name, dream) {
+export function keep(name, session) {
   try {
-    sessionStorage.setItem(place(name), JSON.stringify(dream));
+    sessionStorage.setItem(place(name), JSON.stringify(session));
   } catch {
-    // no storage, or no room for a long dream: then a reload begins anew
+    // no storage, or no room for a long session: then a reload begins anew
   }
 }

@@ -1,9 +1,9 @@
-// A dream as a link: seed, start and actions in the part after '#', which no server ever sees.
-// The same world on the same kind of machine dreams the same bits again; `end` is the check.
+// A session as a link: seed, start and actions in the part after '#', which no server ever sees.
+// The same world on the same kind of machine generates the same bits again; `end` is the check.
 
 const MARK = 0; // in the list of runs: the number that follows is a temperature in hundredths; an action is its number + 1
 
-// FNV-1a over the bytes of every frame since the start: eight hex digits that say "it was this dream".
+// FNV-1a over the bytes of every frame since the start: eight hex digits that say "it was this session".
 export const EMPTY = 0x811c9dc5;
 export function hash(bytes, seen = EMPTY) {
   for (let i = 0; i < bytes.length; i++) seen = Math.imul(seen ^ bytes[i], 0x01000193);
@@ -21,9 +21,9 @@ export function encode({ seed, start, picture, played, temperature: next, end })
   const numbers = [];
   let temperature = null;
   for (let i = 0, run; i < played.length; i += run) {
-    const { action, temperature: warmth } = played[i];
-    for (run = 1; played[i + run]?.action === action && played[i + run].temperature === warmth; ) run++;
-    if (warmth !== temperature) numbers.push(MARK, (temperature = warmth));
+    const { action, temperature: value } = played[i];
+    for (run = 1; played[i + run]?.action === action && played[i + run].temperature === value; ) run++;
+    if (value !== temperature) numbers.push(MARK, (temperature = value));
     numbers.push(action + 1, run);
   }
   if (next !== temperature) numbers.push(MARK, next);

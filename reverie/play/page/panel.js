@@ -81,7 +81,7 @@ export function drawKeys({ actions }, input, shortcuts) {
   const rows = new Map();
   for (const [key, action] of input.keys) {
     if (/^[1-9]$/.test(key) && actions.keys[action]) continue; // digits always work; shown where there is nothing better
-    const name = names[action] ?? (size ? `action ${action + 1}` : "dream on");
+    const name = names[action] ?? (size ? `action ${action + 1}` : "next frame");
     rows.set(name, [glyph(key), ...(rows.get(name) ?? [])]);
   }
   const list = [...rows].map(([name, keys]) => [keys.join(" "), name]);

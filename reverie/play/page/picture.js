@@ -1,4 +1,4 @@
-// Any picture as the first frame of a dream: its middle, at the size of the world.
+// Any picture as the first frame of a session: its middle, at the size of the world.
 
 export async function squeeze(file, [height, width, channels]) {
   const picture = await createImageBitmap(file);

@@ -17,10 +17,10 @@ import { Unsure } from "./unsure.js";
 import { Wire } from "./wire.js";
 
 const IN_FLIGHT = 2; // steps asked for and not yet seen: enough to hide a network, too few to feel
-const ASLEEP = 180_000; // ms without a key until real time stops, so that a forgotten tab does not dream all night
-const LONGEST = 20_000; // steps of a dream that a link can hold
+const ASLEEP = 180_000; // ms without a key until real time stops, so that a forgotten tab does not generate frames all night
+const LONGEST = 20_000; // steps of a session that a link can hold
 const SPEEDS = [1, 0.5, 0.25]; // of time, as its button takes them in turn
-const FAST = 10; // ms a step while a dream is brought back: the server allows 120 messages a second
+const FAST = 10; // ms a step while a session is brought back: the server allows 120 messages a second
 
 const view = $("view");
 const paint = view.getContext("2d");
@@ -33,11 +33,11 @@ let met = false; // greeted once: what the player chose since then is kept throu
 let goodbye = null; // why the server closed, when it said
 const [gamepads, agent, beside, unsure] = [new Gamepads(), new Agent(), new Beside(), new Unsure()];
 // played: its steps; marks: the hash of all frames up to each of them
-const dream = { seed: 0, start: 0, picture: null, packed: "", played: [], marks: [], from: 0, shown: false };
+const session = { seed: 0, start: 0, picture: null, packed: "", played: [], marks: [], from: 0, shown: false };
 const sent = new Map(); // id of a step not yet answered -> {action, temperature, since}
 const stillness = new Stillness();
 let stuck = false; // the badge says that nothing moves
-let replay = null; // {played, end, temperature, at, text, back}; back: what is said while and after this tab's own dream is brought back, in a hurry
+let replay = null; // {played, end, temperature, at, text, back}; back: what is said while and after this tab's own session is brought back, in a hurry
 let live = true; // real time, or step by step
 let speed = SPEEDS[0];
 let still = true; // real time waits for a first key
@@ -60,44 +60,44 @@ const wire = new Wire({
     showRecorder(Boolean(world.recorder));
     input = new Input(world, $("pad"), pressed);
     for (const each of [agent, beside, unsure]) each.greet(world, input);
-    dream.start = world.starts ? Math.min(Math.max(dream.start, 0), world.starts - 1) : -1;
+    session.start = world.starts ? Math.min(Math.max(session.start, 0), world.starts - 1) : -1;
     drawStarts(world.pictures, choose);
     for (const format of ["gif", "mp4"]) $(format).hidden = !world.formats.includes(format);
     drawKeys(world, input, shortcuts());
     setLive(live);
     fit();
-    if (dream.start >= 0) dream.picture = null;
-    else await setPicture(dream.picture ?? new Uint8Array(world.frame.reduce((a, b) => a * b)).fill(128));
+    if (session.start >= 0) session.picture = null;
+    else await setPicture(session.picture ?? new Uint8Array(world.frame.reduce((a, b) => a * b)).fill(128));
     openLink();
   },
   frame({ step, action, id, bytes, unsure: number }) {
-    if (id < dream.from) return; // of the dream before
+    if (id < session.from) return; // of the session before
     agent.advice = null; // it was for the frame before
     const asked = sent.get(id);
     for (const other of sent.keys()) if (other <= id) sent.delete(other); // the server merges steps that come too fast
-    if (asked) dream.played.push({ action, temperature: asked.temperature });
-    dream.marks[dream.played.length] = hash(bytes, seen());
+    if (asked) session.played.push({ action, temperature: asked.temperature });
+    session.marks[session.played.length] = hash(bytes, seen());
     paint.putImageData(pixels(bytes, world.frame, image), 0, 0);
     beside.imagined(bytes);
     unsure.hear(number);
     $("step").textContent = step;
     meter.drawn(asked?.since);
     input.show(step ? action : -1);
-    if (!dream.shown) begun();
+    if (!session.shown) begun();
     else if (!replay) watch(bytes, action);
     if (replay && step === replay.played.length) replayed();
   },
-  real: ({ id, bytes }) => id < dream.from || beside.real(bytes),
-  agent: (advice) => advice.id < dream.from || agent.hear(advice),
+  real: ({ id, bytes }) => id < session.from || beside.real(bytes),
+  agent: (advice) => advice.id < session.from || agent.hear(advice),
   take(state) {
-    if (state.id < dream.from) return; // of the take before
+    if (state.id < session.from) return; // of the take before
     showTake(state);
     if (!state.frames) return reseed(); // it was kept: the next one begins
     over = state.over;
     if (over) badge("The game is over. Keep this take (K), or discard it (N).");
   },
-  gif: (message) => save(message.bytes, `${world.name}-${dream.seed}`, "gif", "image/gif"),
-  mp4: (message) => save(message.bytes, `${world.name}-${dream.seed}`, "mp4", "video/mp4"),
+  gif: (message) => save(message.bytes, `${world.name}-${session.seed}`, "gif", "image/gif"),
+  mp4: (message) => save(message.bytes, `${world.name}-${session.seed}`, "mp4", "video/mp4"),
   busy: ({ text }) => (goodbye = { text, again: 5 }),
   bye: ({ text }) => (goodbye = { text }),
   error: ({ text }) => tell(text),
@@ -107,7 +107,7 @@ const wire = new Wire({
     goodbye = null;
     keepDream();
     world = null;
-    dream.shown = false;
+    session.shown = false;
     veil(text, again ? "" : "Come back", reconnect);
     if (again) setTimeout(reconnect, again * 1000);
   },
@@ -117,7 +117,7 @@ function reconnect() {
   if (wire.closed) wire.open();
 }
 
-// ---- a dream -------------------------------------------------------------------------------------------------------
+// ---- a session -------------------------------------------------------------------------------------------------------
 
 function begin() {
   if (!world) return;
@@ -125,21 +125,21 @@ function begin() {
   input.releaseAll();
   for (const each of [stillness, agent, unsure]) each.clear();
   stuck = over = false;
-  Object.assign(dream, { played: [], marks: [], shown: false, seed: Number($("seed").value) });
-  if (dream.start === -1) wire.sendPicture(dream.picture);
-  dream.from = wire.send({ type: "reset", seed: dream.seed, start: dream.start });
-  markStart(dream.start);
+  Object.assign(session, { played: [], marks: [], shown: false, seed: Number($("seed").value) });
+  if (session.start === -1) wire.sendPicture(session.picture);
+  session.from = wire.send({ type: "reset", seed: session.seed, start: session.start });
+  markStart(session.start);
   still = true;
 }
 
 function begun() {
-  dream.shown = true;
+  session.shown = true;
   $("veil").hidden = true;
   if (replay?.played.length)
     return badge(replay.back ? `${replay.back[0]} Esc: stop here.` : "Replaying. Esc: stop here and play on.");
   if (replay) return replayed();
   if (world.actions.size === 0 || agent.plays) still = !live;
-  badge(still && live ? `Press a key, and the ${world.recorder ? "game" : "dream"} begins.` : "");
+  badge(still && live ? `Press a key, and the ${world.recorder ? "game" : "session"} begins.` : "");
 }
 
 function restart() {
@@ -149,11 +149,11 @@ function restart() {
   begin();
 }
 
-// Take back the last second, or the last step: the same dream again, in a hurry and without its end.
+// Take back the last second, or the last step: the same session again, in a hurry and without its end.
 function undo() {
-  const { played, marks } = dream;
+  const { played, marks } = session;
   const stays = Math.max(0, played.length - (live ? Math.ceil(world.fps) : 1));
-  if (!dream.shown || replay || world.recorder || !played.length) return;
+  if (!session.shown || replay || world.recorder || !played.length) return;
   const rest = played.slice(0, stays);
   const [temperature, text] = [Number($("temperature").value), encoded(rest, marks[stays])];
   replay = { played: rest, end: hex(marks[stays]), temperature, at: 0, text, back: ["Going back.", "Taken back."] };
@@ -179,7 +179,7 @@ function tick() {
 }
 
 function advance(now) {
-  if (!world || !wire.ready || !dream.shown || over || now < due || sent.size >= IN_FLIGHT) return;
+  if (!world || !wire.ready || !session.shown || over || now < due || sent.size >= IN_FLIGHT) return;
   if (live && !still && !replay && now - touched > ASLEEP) {
     still = true;
     badge("Asleep. Press a key to go on.");
@@ -217,7 +217,7 @@ function watch(bytes, action) {
 
 // ---- links ---------------------------------------------------------------------------------------------------------
 
-// Open the link in the address, or go on with the dream that this tab kept since.
+// Open the link in the address, or go on with the session that this tab kept since.
 async function openLink() {
   replay = null;
   if (world.recorder) return begin(); // a real game is not brought back
@@ -229,12 +229,12 @@ async function openLink() {
       const size = world.frame.reduce((a, b) => a * b);
       const { count } = world.actions;
       const link = await decode(text, { actions: count, starts: world.starts, size, longest: LONGEST });
-      Object.assign(dream, { start: link.start });
+      Object.assign(session, { start: link.start });
       if (link.picture) await setPicture(link.picture);
       $("seed").value = link.seed;
       if (link.temperature !== null) setTemperature(link.temperature);
       if (back) setLive(own.live);
-      if (!back || link.played.length) replay = { ...link, at: 0, text, back: back && ["Bringing your dream back.", "Your dream is back."] };
+      if (!back || link.played.length) replay = { ...link, at: 0, text, back: back && ["Bringing your session back.", "Your session is back."] };
     } catch (problem) {
       if (!back) tell(problem.message);
     }
@@ -251,32 +251,32 @@ function replayed() {
   if (temperature !== null) setTemperature(temperature);
   badge(
     !same
-      ? `✗ Another dream: ${end}. The link is of another world, or of another kind of machine.`
+      ? `✗ Another session: ${end}. The link is of another world, or of another kind of machine.`
       : back
         ? `${back[1]} Press a key to play on.`
-        : `✓ The same dream, bit for bit (${end}). Press a key to play on.`,
+        : `✓ The same session, bit for bit (${end}). Press a key to play on.`,
     same ? "good" : "bad",
   );
 }
 
 // The hash of all frames so far.
-const seen = () => dream.marks.at(-1) ?? EMPTY;
-const linked = () => encoded(dream.played, seen());
+const seen = () => session.marks.at(-1) ?? EMPTY;
+const linked = () => encoded(session.played, seen());
 
 function encoded(played, mark) {
-  const { seed, start, packed } = dream;
+  const { seed, start, packed } = session;
   const picture = start === -1 ? packed : "";
   return encode({ seed, start, picture, played, temperature: Number($("temperature").value), end: hex(mark) });
 }
 
 function keepDream() {
-  if (!world || world.recorder || !dream.shown || dream.played.length > LONGEST) return;
+  if (!world || world.recorder || !session.shown || session.played.length > LONGEST) return;
   keep(world.name, { hash: location.hash, text: replay?.text ?? linked(), live });
 }
 
 async function share() {
-  if (dream.played.length > LONGEST) return tell("This dream is too long for a link.");
-  const { length } = dream.played;
+  if (session.played.length > LONGEST) return tell("This session is too long for a link.");
+  const { length } = session.played;
   history.replaceState(null, "", `#${linked()}`);
   $("link").hidden = false;
   $("link").value = location.href;
@@ -332,12 +332,12 @@ function reseed() {
 
 function choose(start) {
   if (start < 0) return $("file").click();
-  dream.start = start;
+  session.start = start;
   restart();
 }
 
 async function setPicture(picture) {
-  Object.assign(dream, { packed: await packed(picture), picture });
+  Object.assign(session, { packed: await packed(picture), picture });
 }
 
 async function own(file) {
@@ -345,14 +345,14 @@ async function own(file) {
   try {
     await setPicture(await squeeze(file, world.frame));
   } catch {
-    return tell("This is no picture that the browser can read.");
+    return tell("This is not a picture that the browser can read.");
   }
-  dream.start = -1;
+  session.start = -1;
   restart();
 }
 
 function record(format) {
-  if (!dream.shown) return;
+  if (!session.shown) return;
   $(format).disabled = true;
   tell("Saving the last frames…");
   wire.send({ type: "record", format });

@@ -6,7 +6,7 @@ import { $ } from "./panel.js";
 export function showRecorder(on) {
   $("take").hidden = !on;
   $("heading").textContent = on ? "Game" : "Dream";
-  for (const id of ["beginning", "warmth", "share", "undo"]) $(id).hidden = on;
+  for (const id of ["initial", "temperature-row", "share", "undo"]) $(id).hidden = on;
 }
 
 // A take as the server says it stands.

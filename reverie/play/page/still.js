@@ -1,4 +1,4 @@
-// Notices when nothing moves any more, whatever is pressed: a dream can get stuck, and then it says nothing by itself.
+// Notices when nothing moves any more, whatever is pressed: a session can get stuck, and no frame shows it.
 
 const SECONDS = { one: 6, several: 3 }; // of the same picture; one key may be a run against a wall
 

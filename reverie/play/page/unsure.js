@@ -41,6 +41,6 @@ export class Unsure {
     const last = this.past.at(-1);
     $("now").textContent = last === undefined ? "–" : `${short(last)} ${this.unit}`;
     $("total").textContent = last === undefined ? "–" : short(this.total);
-    draw($("doubt"), [[this.past, "#ff9f6b"]]);
+    draw($("uncertainty"), [[this.past, "#ff9f6b"]]);
   }
 }

@@ -52,7 +52,7 @@ export class Wire {
   }
 
   async #show({ begun, ...answer }) {
-    if (begun !== this.begun) return; // of the dream before
+    if (begun !== this.begun) return; // of the session before
     if (answer.step === 0) this.frames = [];
     if (this.frames.push(answer.bytes) > RECORDED) this.frames.shift();
     this.on.frame(answer);
