@@ -34,16 +34,17 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def learn(args: argparse.Namespace) -> None:
+    from reverie.data.cloud import local_copy
     from reverie.pipeline import MINUTES, learn, recipe_for
 
-    out = args.out or Path("runs") / Path(args.source).resolve().stem
+    source, out = str(local_copy(args.source)), args.out or Path("runs") / Path(args.source).resolve().stem
     if args.dry_run:
         from reverie.forecast import forecast
 
         minutes = MINUTES if args.minutes is None else args.minutes
-        print(forecast(args.source, *recipe_for(args.source, out, minutes), minutes))
+        print(forecast(args.source, *recipe_for(source, out, minutes), minutes))
         return
-    learn(args.source, out, args.minutes, fresh=args.fresh, loggers=tuple(args.log))
+    learn(source, out, args.minutes, fresh=args.fresh, loggers=tuple(args.log))
 
 
 def recipe_of(args: argparse.Namespace) -> Any:
@@ -65,6 +66,8 @@ def train(args: argparse.Namespace) -> None:
 
         if fields := [name for name in settings(args) if name.startswith("source.")]:
             raise ReverieError(f"--{fields[0]} changes the source of the preset, which --data replaces.")
+        if not args.data:
+            raise ReverieError("--weights needs the stores that it weighs: --data A --data B.")
         recipe = replace(recipe, source=stored([str(local_copy(path)) for path in args.data], args.weights))
     if args.dry_run:
         from reverie.forecast import forecast

@@ -25,7 +25,7 @@ SECONDS, MEGABYTES = 5.0, 1500
 
 
 def made(name, root):
-    """Write a small data set of a format."""
+    """Write a small dataset of a format."""
     root.mkdir()
     if name.startswith("lerobot"):
         lerobot(root / "set", [7, 12, 5], name.partition(" ")[2])

@@ -226,7 +226,7 @@ def test_what_learned_on_top_of_an_agent_knows_when_that_has_changed(runs, tmp_p
         load(tmp_path / "runs" / "policy")
 
 
-@pytest.mark.parametrize(("agent", "says"), [("../policy", "not an agent that has cloned"), ("../nothing", "nothing at")])
+@pytest.mark.parametrize(("agent", "says"), [("../policy", "an agent that has cloned"), ("../nothing", "nothing at")])
 def test_imagination_needs_an_agent_that_has_cloned(runs, tmp_path, agent, says):
     with pytest.raises(ReverieError, match=says):
         ImaginationObjective(agent=agent).init(nnx.Rngs(0), DATA.spec, runs / "policy")

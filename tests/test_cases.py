@@ -1,4 +1,4 @@
-"""Small data sets that the formats' own packages wrote, where a checkout lies beside them: all comes out as they say.
+"""Small datasets that the formats' own packages wrote, where a checkout lies beside them: all comes out as they say.
 
 Each folder has an expected.json. Frames of lossy formats bear their number in the 8 blocks of their first row.
 """
@@ -45,7 +45,7 @@ def number(frame):
     return int("".join("1" if bit else "0" for bit in bits), 2)
 
 
-@pytest.mark.skipif(CASES is None, reason="no data sets of other programs beside this checkout")
+@pytest.mark.skipif(CASES is None, reason="no datasets of other programs beside this checkout")
 @pytest.mark.parametrize("folder", FOLDERS or ["-"])
 def test_what_others_wrote_comes_out_as_they_say(tmp_path, folder):
     place = CASES / folder

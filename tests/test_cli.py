@@ -85,6 +85,8 @@ def test_every_command_helps_with_an_example_that_parses(run, command):
         (["train", "toy-maskgit", "--lr", "-1", "--out", "out"], "rate -1.0 >= 0"),
         (["train", "toy-maskgit", "--mesh", "data=2,fsdp=64", "--out", "out"], "cannot be laid over"),
         (["train", "toy-maskgit", "--steps", "0", "--out", "out"], "steps must be at least 1, not 0"),
+        (["train", "toy-maskgit", "--weights", "1"], "--weights needs the stores that it weighs: --data A --data B"),
+        (["data", "platformer"], "the following arguments are required: PATH. 'reverie data platformer --help-all'"),
         (["compare", "tyo"], "there is no comparison 'tyo'. Did you mean 'toy'?"),
         (["train", "no-such-preset"], "no-such-preset"),
         (["train", "no-such-preset", "--help"], "no-such-preset"),

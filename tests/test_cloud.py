@@ -69,7 +69,7 @@ def test_stores_are_made_of_those_in_the_cloud_which_stay_as_they_are(memory, tm
     assert np.array_equal(open_dataset(local_copy(address)).read(0, 0, 4)["frames"], episode_of(1).frames[:4])
 
 
-def test_a_killed_upload_goes_on_and_nothing_half_is_seen(memory, tmp_path, monkeypatch):
+def test_a_killed_upload_goes_on_and_nothing_half_is_seen(memory, tmp_path, monkeypatch, capsys):
     put, calls = type(memory).put_file, []
 
     def stopping(self, local, there, *rest, **more):
@@ -85,6 +85,8 @@ def test_a_killed_upload_goes_on_and_nothing_half_is_seen(memory, tmp_path, monk
         cloud.written("memory://bucket/there", "work", lambda path: write_source(path, source))
     with pytest.raises(ReverieError, match="there is no dataset at"):
         local_copy("memory://bucket/there")
+    assert cli.main(["learn", "memory://bucket/there"]) == 2
+    assert "there is no dataset at" in capsys.readouterr().err
     cloud.written("memory://bucket/there", "work", None)  # pyright: ignore  it is made already
     assert len(open_dataset(local_copy("memory://bucket/there")).lengths) == 3
     assert cli.main(words) == 2

@@ -42,7 +42,7 @@ FPS = 10
 
 
 def lerobot(root, lengths, version, kind="video", size=(64, 64)):
-    """Write a data set whose frames are numbered through all episodes; a video an episode (v2), or one of all (v3)."""
+    """Write a dataset with its frames numbered through all episodes; one video per episode (v2), or for all (v3)."""
     camera, feature = "observation.images.top", {"dtype": "float32", "shape": [2], "names": {"motors": ["a", "b"]}}
     features = {camera: {"dtype": kind, "shape": [*size, 3]}, "action": feature}
     features |= {"next.reward": {"dtype": "float32", "shape": [1]}, "next.done": {"dtype": "bool", "shape": [1]}}
@@ -113,7 +113,7 @@ def test_lerobot_cuts_videos_where_the_metadata_say(tmp_path, store, caplog, cap
     text = (root / "meta" / "info.json").read_text()
     (root / "meta" / "info.json").write_text(text.replace('"videos/', '"../videos/'))
     store("lerobot", root, status=2)
-    assert "would be outside the data set" in capsys.readouterr().err or version == "v3.0"
+    assert "would be outside the dataset" in capsys.readouterr().err or version == "v3.0"
 
 
 def test_lerobot_pictures_in_the_table_and_a_video_that_is_too_short(tmp_path, store, caplog):

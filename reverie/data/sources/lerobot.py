@@ -1,4 +1,4 @@
-"""LeRobot's data sets, v2 (one file per episode) and v3 (files shared by episodes): tables beside videos or pictures.
+"""LeRobot's datasets, v2 (one file per episode) and v3 (files shared by episodes): tables beside videos or pictures.
 
 A row holds what was seen at a frame, the action commanded *at* it, and the reward of the step after it ("next.reward").
 Frames are found by time: each row's timestamp, after the moment at which its episode begins in the video.
@@ -33,19 +33,19 @@ REWARDS, DONES = ("next.reward", "reward"), ("next.done", "done")
 
 @dataclass(frozen=True, kw_only=True)
 class LeRobotConfig(FileSource):
-    """LeRobot data sets, v2.0, v2.1 and v3.0."""
+    """LeRobot datasets, v2.0, v2.1 and v3.0."""
 
     camera: str = ""  # the camera, or the end of its name; several, joined by commas, are put side by side
     actions: str = ""  # the column of the actions, or several; empty takes the one named so
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if it holds a LeRobot data set."""
+        """Return this source of ``path`` if it holds a LeRobot dataset."""
         infos = [file.parents[1] for file in inside if file.as_posix().endswith(f"/{INFO}")]
         return cls(path=str(path)) if any((root / "data").is_dir() for root in infos) else None
 
     def look(self, inside: list[Path]) -> Found:
-        """Return the recordings of the data set, in the order of their numbers."""
+        """Return the recordings of the dataset, in the order of their numbers."""
         pyarrow()  # if it is missing, that is one line, not one for each file
         roots = sorted({file.parents[1] for file in inside if file.as_posix().endswith(f"/{INFO}")})
         if len(roots) != 1:
@@ -55,7 +55,7 @@ class LeRobotConfig(FileSource):
 
 
 class _Set:
-    """One data set. info: of its features; reels: the videos in use, by camera."""
+    """One dataset. info: of its features; reels: the videos in use, by camera."""
 
     def __init__(self, root: Path, config: LeRobotConfig):
         self.root, self.config = root, config
@@ -67,7 +67,7 @@ class _Set:
         self.reels: dict[str, tuple[Path, clips.Reel]] = {}
 
     def found(self) -> Found:
-        """Return what is in the data set."""
+        """Return what is in the dataset."""
         found = Found(fps=float(self.info.get("fps") or 0))
         options = [key for key, value in self.features.items() if value.get("dtype") in ("video", "image")]
         options.sort(key=self._is_depth)
@@ -219,14 +219,14 @@ class _Set:
                 yield None
 
     def _file(self, path: Path, number: int, camera: str) -> bytes:
-        """Return a picture's file: at ``path`` below the data set, else by its name in the episode's folder."""
+        """Return a picture's file: at ``path`` below the dataset, else by its name in the episode's folder."""
         usual = self.root / "images" / camera / f"episode_{number:06d}" / path.name
         if path.is_absolute() or ".." in path.parts or not (self.root / path).is_file():
             return bounded.read_bytes(usual, BYTES)
         return bounded.read_bytes(self.root / path, BYTES)
 
     def _video(self, number: int, episode: dict[str, Any], camera: str) -> Path:
-        """Return the file of an episode's video, by the pattern that the data set declares."""
+        """Return the file of an episode's video, by the pattern that the dataset declares."""
         size = int(self.info.get("chunks_size") or 1000)
         chunk = episode.get(f"videos/{camera}/chunk_index")
         values = {
@@ -247,7 +247,7 @@ class _Set:
         name = re.sub(r"\{(\w+)(?::0?(\d{1,2})d)?\}", filled, pattern)
         place = Path(name)
         if place.is_absolute() or ".." in place.parts:
-            raise Damaged(f"its video would be outside the data set ({name[:80]})")
+            raise Damaged(f"its video would be outside the dataset ({name[:80]})")
         if not (self.root / place).is_file():
             raise Damaged(f"its video '{name[:120]}' is missing")
         return self.root / place

@@ -1,4 +1,4 @@
-"""Minari's data sets: metadata.json beside main_data.hdf5, or beside a folder of Arrow or Parquet files for each
+"""Minari's datasets: metadata.json beside main_data.hdf5, or beside a folder of Arrow or Parquet files for each
 episode.
 
 T steps have T + 1 observations, so nothing is lost. Pictures are JPEG bytes unless "jpeg_encoding" says otherwise.
@@ -28,20 +28,20 @@ ENDS = (".arrow", ".parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class MinariConfig(FileSource):
-    """Minari's data sets of environments with pictures."""
+    """Minari's datasets of environments with pictures."""
 
     camera: str = ""  # of several pictures in an observation, which; several, joined by commas, are put side by side
     actions: str = ""  # of an action with several parts, which
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if it holds a Minari data set; ReverieError if it holds several."""
+        """Return this source of ``path`` if it holds a Minari dataset; ReverieError if it holds several."""
         roots = {file.parent for file in inside if file.name == MAIN}
         roots |= {file.parents[1] for file in inside if file.suffix in ENDS and (file.parents[1] / METADATA).is_file()}
         return cls(path=str(path)) if roots else None
 
     def look(self, inside: list[Path]) -> Found:
-        """Return the recordings of the data set."""
+        """Return the recordings of the dataset."""
         root, found = self._root(inside), Found()
         about = _metadata(root / METADATA, found)
         observed = _space(about.get("observation_space"))
@@ -56,7 +56,7 @@ class MinariConfig(FileSource):
         roots = sorted(roots)
         if len(roots) > 1:
             some = ", ".join(str(root.parent if root.name == "data" else root) for root in roots[:5])
-            raise ReverieError(f"'{self.path}' holds {len(roots)} data sets of Minari; choose one: {some}.")
+            raise ReverieError(f"'{self.path}' holds {len(roots)} datasets of Minari; choose one: {some}.")
         if not roots:
             raise ReverieError(f"'{self.path}' holds no {MAIN} and no .arrow or .parquet files of Minari's.")
         return roots[0]

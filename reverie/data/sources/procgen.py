@@ -43,7 +43,7 @@ MIXED_SHARE = 0.2, 1.0  # range of that share where every episode draws its own
 
 @dataclass(frozen=True, kw_only=True)
 class ProcgenConfig:
-    """A game of Procgen, one level an episode, played at random or towards its goal."""
+    """A game of Procgen, one level per episode, played at random or towards its goal."""
 
     game: Name = "starpilot"  # which game
     path: str = ""  # the game by the flag that every source has: maze, or procgen-maze-v0

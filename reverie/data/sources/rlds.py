@@ -29,14 +29,14 @@ STEPS, METADATA = "steps/", "episode_metadata/"
 
 @dataclass(frozen=True, kw_only=True)
 class RLDSConfig(FileSource):
-    """RLDS data sets (TensorFlow Datasets), without TensorFlow."""
+    """RLDS datasets (TensorFlow Datasets), without TensorFlow."""
 
     camera: str = ""  # the pictures in an observation; several, joined by commas, are put side by side
     actions: str = ""  # the feature of the actions; empty takes "action", or all its parts
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if it holds a data set of TensorFlow Datasets."""
+        """Return this source of ``path`` if it holds a dataset of TensorFlow Datasets."""
         shards = [file for file in inside if ".tfrecord" in file.name]
         shards += [f for f in inside if ".array_record" in f.name and (f.parent / FEATURES).is_file()]
         return cls(path=str(path)) if shards else None
@@ -48,7 +48,7 @@ class RLDSConfig(FileSource):
         folders = sorted({file.parent for file in shards}, key=files.natural)
         if len(folders) > 1:
             some = ", ".join(map(str, folders[:5]))
-            raise ReverieError(f"'{self.path}' holds {len(folders)} data sets of TensorFlow's; choose one: {some}.")
+            raise ReverieError(f"'{self.path}' holds {len(folders)} datasets of TensorFlow's; choose one: {some}.")
         layout = _layout(folders[0] / FEATURES, found) if folders else _Layout({}, {})
         lost = 0
         for file in sorted(shards, key=files.natural):
