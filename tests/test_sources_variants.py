@@ -123,7 +123,7 @@ def test_columns_that_no_name_makes_actions_are_named(tmp_path, store, caplog):
 
 def test_a_folder_is_no_environment(tmp_path, store, capsys):
     store("gymnasium", tmp_path, status=2)
-    assert "is no id of an environment; 'reverie learn' finds out how files are read" in capsys.readouterr().err
+    assert "is not the id of an environment; 'reverie learn' finds out how files are read" in capsys.readouterr().err
 
 
 ARRAYS = {

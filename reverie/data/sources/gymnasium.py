@@ -84,7 +84,7 @@ class GymnasiumConfig:
     def _made(self) -> Any:
         if Path(self.path).exists():
             raise ReverieError(
-                f"'{self.path}' is no id of an environment; 'reverie learn' finds out how files are read."
+                f"'{self.path}' is not the id of an environment; 'reverie learn' finds out how files are read."
             )
         try:
             import gymnasium
