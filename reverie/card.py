@@ -162,7 +162,7 @@ def markdown(card: Card) -> str:
         lines += [
             *_rows(HEADS, card.numbers),
             "",
-            "Of a curve: its value at the first and at the last generated frame.",
+            "For a curve: its value at the first and at the last generated frame.",
             "",
         ]
     for heading, facts in card.facts.items():

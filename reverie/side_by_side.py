@@ -101,7 +101,7 @@ def _parts(worlds: list[World]) -> Iterator[Element]:
     yield page.section("Configs", page.folded(f"{len(differences)} fields differ", page.table(heads, differences)))
 
 
-_NOTE = "Value, then its 95 % interval. Of a curve: its value at the first and at the last generated frame."
+_NOTE = "Value, then its 95 % interval. For a curve: its value at the first and at the last generated frame."
 
 
 def _data(world: World) -> str:

@@ -307,7 +307,7 @@ def test_how_unsure_the_model_was_is_drawn_and_can_be_hidden(open_page, address)
     assert not page.evaluate(drawn) and page.inner_text("#now") == "–"
     page.keyboard.press("ArrowRight")
     at_step(page, 4)
-    assert page.evaluate(drawn) and page.inner_text("#now").endswith("bits a token")
+    assert page.evaluate(drawn) and page.inner_text("#now").endswith("bits per token")
     assert float(page.inner_text("#total")) > float(page.inner_text("#now").split()[0]) > 0
     page.keyboard.press("h")
     page.wait_for_selector("#unsure", state="hidden")

@@ -18,7 +18,7 @@ MEANING = {
     "copy_last_ssim": "Structural similarity of the last context frame, repeated.",
     "floor_ssim": "Structural similarity of the tokenizer's reconstruction.",
     "random_ssim": "Structural similarity of a rollout along random actions.",
-    "uncertainty": "How unsure the dynamics was of a generated frame: bits a token, or distance of latents.",
+    "uncertainty": "How unsure the dynamics was of a generated frame: bits per token, or distance of latents.",
     "uncertainty_rank": "Rank correlation of a frame's error with all uncertainty up to it, over clips.",
     "swap_accuracy": "How often another action leads to the frame that the simulator shows for it.",
     "swap_chance": "How often a guess would be right in the action swap.",

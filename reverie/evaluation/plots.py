@@ -64,7 +64,7 @@ def trace(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
     for (label, (steps, values)), colour in zip(lines.items(), ("tab:blue", "tab:orange"), strict=False):
         axes.plot(steps, values, "-" if len(steps) > 1 else "o", color=colour, linewidth=1.4, label=label)
     shown = [value for _, values in lines.values() for value in values]
-    if min(shown) > 0 and max(shown) > DECADES * min(shown):
+    if min(shown) > 0 and any(len(values) and values[0] > DECADES * min(values) for _, values in lines.values()):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())

@@ -27,11 +27,11 @@ PAGE = "eval/index.html"
 PICTURES = {
     "dream": (
         "Clips side by side: the true frames, their reconstruction, the rollout",
-        "Left the true clip, in the middle the tokenizer's reconstruction, right the rollout along the same actions.",
+        "The true clip, the tokenizer's reconstruction of it, and the rollout along the same actions.",
     ),
     "sheet": (
         "Contact sheet: for each clip rows of truth, reconstruction, rollout, random actions, last frame repeated",
-        "Clips over time, from left to right. Each has a row for the truth and one for all that is compared with it.",
+        "Clips over time, from left to right. Each has a row for the truth and one for each view compared with it.",
     ),
     "actions": (
         "Contact sheet: a row of generated frames for each action, held all the time from the same first frame",
@@ -94,7 +94,7 @@ def _parts(numbers: Numbers, pictures: dict[str, Path], about: dict[str, Any]) -
     yield node("p", f"{title(numbers)}, {basis(numbers)}.", class_="dim")
     yield node("ul", *(node("li", sentence) for sentence in verdict(numbers)), class_="verdict")
     heads = ("number", "value", "95 % interval", "meaning")
-    note = "Of a curve: its value at the first and at the last generated frame, and the interval of the last."
+    note = "For a curve: its value at the first and at the last generated frame, and the interval of the last."
     yield page.section("Headline numbers", page.table(heads, rows(numbers, HEADLINES)), node("p", note, class_="dim"))
     figures = {text: plots.panel(numbers, kind) for kind, text in CHARTS.items() if numbers.get(kind)}
     note = "Shaded: the 95 % interval over episodes."

@@ -26,7 +26,7 @@ DEPTH = 8  # of groups in groups
 
 @dataclass(frozen=True, kw_only=True)
 class HDF5Config(FileSource):
-    """HDF5 files of robomimic, D4RL, ALOHA and alike."""
+    """HDF5 files of robomimic, D4RL, ALOHA and others."""
 
     camera: str = ""  # the array of the pictures, or its end; several, joined by commas, are put side by side
     actions: str = ""  # the array of the actions; empty takes the one named so

@@ -67,7 +67,7 @@ class MaskGITConfig:
 class MaskGIT(nnx.Module):
     """A space-time transformer over token embeddings, with one more code for the mask token."""
 
-    uncertainty = "bits a token"
+    uncertainty = "bits per token"
 
     def __init__(self, config: MaskGITConfig, *, rngs: nnx.Rngs):
         self.config = config
