@@ -15,7 +15,7 @@ CALLS = 100  # timed together: one call is shorter than what a clock and a sched
 
 
 def model(width: int = 32, depth: int = 4) -> SpaceTimeTransformer:
-    """Return a small network: as many arrays as a large one, hardly any arithmetic."""
+    """Return a small network: as many arrays as a large one, hardly any FLOPs."""
     return SpaceTimeTransformer(TransformerConfig(width=width, depth=depth, heads=2), (2, 2), rngs=nnx.Rngs(0))
 
 

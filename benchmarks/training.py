@@ -110,7 +110,7 @@ class Side:
         return self.metrics
 
     def gflop(self) -> float:
-        """Return the arithmetic of one step."""
+        """Return the GFLOPs of one step."""
         return flops.count(self.step.trace(self.state, self.frozen, self.batch, self.pace).jaxpr) / 1e9
 
 

@@ -6,10 +6,7 @@ from typing import Any
 
 
 def steps_to_go(
-    start: Any,
-    following: Callable[[Any], list[Any]],
-    name: Callable[[Any], Hashable],
-    solved: Callable[[Any], bool],
+    start: Any, following: Callable[[Any], list[Any]], name: Callable[[Any], Hashable], solved: Callable[[Any], bool]
 ) -> dict[Hashable, int]:
     """Return the fewest steps to a solved state, for every state that ``start`` can lead to and that can be solved.
 

@@ -43,7 +43,7 @@ class Planner:
             key_draw, key_world = jax.random.split(key)
             every = jnp.broadcast_to(outputs[None], (self.samples, *outputs.shape))
             actions = space.sample(every, key_draw)
-            # All sequences meet the same chance, so that their scores differ by what they do.
+            # All sequences use the same noise, so that their scores differ by their actions alone.
             scores = jax.vmap(lambda each: self.score(agent, state, each, key_world, task))(actions)
             best = jnp.argsort(-scores, axis=0)[: self.elites]
             best = best.reshape(self.elites, 1, len(h), *(1 for _ in space.space.shape))

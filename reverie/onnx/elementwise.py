@@ -22,14 +22,7 @@ UNARY = {
     "sqrt": "Sqrt",
     "tanh": "Tanh",
 }
-BINARY = {
-    "add": "Add",
-    "div": "Div",
-    "max": "Max",
-    "min": "Min",
-    "mul": "Mul",
-    "sub": "Sub",
-}
+BINARY = {"add": "Add", "div": "Div", "max": "Max", "min": "Min", "mul": "Mul", "sub": "Sub"}
 COMPARISONS = {"eq": "Equal", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"}
 LOGIC = {"and": ("And", "BitwiseAnd"), "or": ("Or", "BitwiseOr"), "xor": ("Xor", "BitwiseXor")}
 COMPARED = {np.dtype(np.uint32): np.int64, np.dtype(np.uint8): np.int32, np.dtype(bool): np.int32}

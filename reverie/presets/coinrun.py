@@ -65,12 +65,7 @@ def shortcut() -> Recipe:
     muon = OptimConfig(kind="muon", rate=3e-4, warmup=2000, decay=0.1, weight_decay=0.1, ema=0.999)
     common: Any = {"optimizer": muon, "every": 5000}
     tokenizer = Dreamer4Config(patch=8, latents=32, bottleneck=16, packing=2, encoder=look, decoder=look)
-    dynamics = ShortcutConfig(
-        transformer=net,
-        **DREAMER4,
-        short_length=16,
-        long_share=0.1,
-    )
+    dynamics = ShortcutConfig(transformer=net, **DREAMER4, short_length=16, long_share=0.1)
     return Recipe(
         about="CoinRun, recorded actions, Dreamer 4's tokenizer and shortcut forcing",
         takes="a day on a large GPU",

@@ -37,11 +37,7 @@ def dreamer4() -> Recipe:
     optimizer = OptimConfig(rate=1e-4, warmup=5000, decay=0.1, ema=0.999)
     common: Any = {"batch": 256, "steps": 300_000, "optimizer": optimizer, "every": 5000}
     tokenizer = Dreamer4Config(patch=16, latents=512, bottleneck=16, packing=2, encoder=see, decoder=see)
-    dynamics = ShortcutConfig(
-        transformer=net,
-        **DREAMER4,
-        short_length=64,
-    )
+    dynamics = ShortcutConfig(transformer=net, **DREAMER4, short_length=64)
     objective = DynamicsObjective(dynamics=dynamics, context=192)
     return Recipe(
         about="Minecraft, recorded actions, Dreamer 4 at its published size",

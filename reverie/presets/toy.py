@@ -38,7 +38,7 @@ def toy(latent: bool = False) -> Recipe:
     tokenizer = VQVAEConfig(patch=8, encoder=tile, decoder=tile, quantiser=codebook, motion_weight=10.0)
     glance = replace(now, depth=2)
     lam = TokenLAMConfig(actions=6, encoder=replace(glance, position_embeddings=False), decoder=now)
-    # A world without chance is played without it: at a higher temperature what is rare in training happens too often,
+    # A deterministic world is sampled at temperature 0: above it, what is rare in training happens too often,
     # since `changed_weight` teaches the model to expect change.
     # The last four are what keeps the player there for a thousand frames (docs/log.md).
     dynamics = MaskGITConfig(

@@ -62,9 +62,7 @@ class Coding:
         return found
 
 
-def merged(
-    parts: Sequence[tuple[np.ndarray | None, Declared]],
-) -> tuple[list[np.ndarray | None], Declared]:
+def merged(parts: Sequence[tuple[np.ndarray | None, Declared]]) -> tuple[list[np.ndarray | None], Declared]:
     """Return the rows of several files with their components in one order, by name, and what all of them declare.
 
     A key that a file does not name was not held; another component that it does not name is nan.

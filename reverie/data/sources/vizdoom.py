@@ -19,9 +19,7 @@ TURNS = "turn left", "turn right"
 WALKS = {"move forward": 6.0, **dict.fromkeys(TURNS, 2.0)}  # how often a walker chooses what
 OTHERS = 0.3  # of any other single button, or none
 # Actions of scenarios whose spec needs no engine once the size is known; tests compare them with the engine's.
-ACTIONS = {
-    "VizdoomMyWayHome-v1": ("wait", "move right", "move left", "move forward", "turn right", "turn left"),
-}
+ACTIONS = {"VizdoomMyWayHome-v1": ("wait", "move right", "move left", "move forward", "turn right", "turn left")}
 KEYS = {"move forward": "ArrowUp", "turn left": "ArrowLeft", "turn right": "ArrowRight", "wait": " "}
 KEYS |= {"move left": "a", "move right": "d", "move backward": "ArrowDown", "attack": "x", "use": "e"}
 STRIDE = 0.85  # probability that a walker repeats its action
