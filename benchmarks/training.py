@@ -77,7 +77,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class UntrainedObjective(DynamicsObjective):
-    """Our own objective, the stages before it made here instead of loaded."""
+    """Our own objective, on top of untrained stages."""
 
     sizes: Sizes = Sizes()
 

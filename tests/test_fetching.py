@@ -91,7 +91,7 @@ def test_what_is_sound_arrives_and_the_rest_is_named(server, tmp_path, capsys):
 def test_an_index_names_files_inside_the_folder_only(tmp_path, capsys, name):
     (tmp_path / "index.json").write_text(json.dumps({"basedir": "https://example.org/", "relpaths": [name]}))
     assert cli.main(["data", "fetch", "vpt", "index.json"]) == 2
-    assert "no video inside its folder" in capsys.readouterr().err
+    assert "not a video inside its folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"basedir": "x"}', '{"basedir": "ftp://x", "relpaths": ["a.mp4"]}'])

@@ -138,7 +138,7 @@ def test_links_many_members_bombs_and_two_of_a_name_are_refused(tmp_path, monkey
     file.write_bytes(data)
     refused(file, "damaged")
     file.write_bytes(b"PK" + bytes(30))
-    refused(file, "no world archive")
+    refused(file, "not a world archive")
 
 
 def test_a_flipped_bit_and_a_missing_or_foreign_member_are_found(archive, tmp_path):

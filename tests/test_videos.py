@@ -160,8 +160,8 @@ def test_bad_files_are_named_and_the_rest_is_used(tmp_path, caplog):
         "one.mkv": "a single frame",
         "thin.mkv": "too long a shape",
         "empty.mp4": "empty",
-        "text.mp4": "no video",
-        "list.mp4": "no video",
+        "text.mp4": "not a video",
+        "list.mp4": "not a video",
         "sound.mkv": "no moving pictures",
     }.items():
         assert any(f"{name}: " in line and why in line for line in caplog.messages), (name, caplog.messages)

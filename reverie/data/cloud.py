@@ -79,7 +79,7 @@ def written(path: str | Path, work: str, write: Callable[[Path], Any]) -> Any:
 
 
 def address_of(path: str | Path) -> str:
-    """Return a path or an address as people write it."""
+    """Return a path, or an address with both slashes."""
     found = ADDRESS.fullmatch(str(path))
     if not found:
         return str(path)

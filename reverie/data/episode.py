@@ -181,7 +181,7 @@ class Dataset(Protocol):
 
 
 def game_of(simulator: Any) -> str:
-    """Return a text that is the same for configs of the same game, whatever was recorded of it."""
+    """Return a text that is the same for configs of the same game, however it was recorded."""
     values = config.to_json(simulator) or {}
     return json.dumps({name: value for name, value in values.items() if name not in RECORDED}, sort_keys=True)
 

@@ -80,7 +80,7 @@ def play(environment: Environment, levels: Sequence[int] | np.ndarray, steps: in
 
 
 class Seen(NamedTuple):
-    """What an agent keeps of an episode: the dynamics' state, the frames its tokenizer looks back at, the time."""
+    """What an actor has seen of an episode: the dynamics' state, the frames its tokenizer depends on, the time."""
 
     dynamics: Any
     frames: Array

@@ -1,4 +1,4 @@
-"""Agent tokens: what an agent reads of a world, in tokens that the world's transformer runs and nothing else reads.
+"""Agent tokens: run by the world's transformer beside a frame's tokens, and read by an agent alone.
 
 In every frame they read all of the frame's tokens and each other, and over time each reads itself in earlier frames.
 They have keys and values of their own, so a world with them generates the same frames as without. Source: Dreamer 4

@@ -28,7 +28,7 @@ class Beside:
         self.simulator, self.states = simulator, states
 
     def begin(self, start: int) -> Real | None:
-        """Return the moment at the end of a start; None for a picture of the player's own."""
+        """Return the moment at which a start ends; None for the player's own picture."""
         return self._seen(self.states[start]) if 0 <= start < len(self.states) else None
 
     def step(self, real: Real, action: Any) -> Real | None:

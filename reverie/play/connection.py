@@ -104,7 +104,7 @@ class Seats:
         return cores()
 
     def connect(self, socket: WebSocket, seat: Seat, card: dict[str, Any]) -> "Connection":
-        """Return the connection of a player who has got a seat."""
+        """Return the connection of a player who has a seat."""
         return Connection(socket, seat, self, card)
 
     @contextlib.asynccontextmanager

@@ -98,7 +98,7 @@ class Recording:
 
     @property
     def done(self) -> bool:
-        """Whether as much is recorded as was wanted."""
+        """Whether the recording has the length that was asked for."""
         return self.frames >= 60 * self.config.minutes * self.config.fps
 
     def frame(self, window: Any) -> None:

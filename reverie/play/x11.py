@@ -172,7 +172,7 @@ class Window:
         return matching[0]
 
     def _titles(self, window: Any) -> Iterator[tuple[Any, str]]:
-        """Yield the windows in a window that can be seen, and their titles."""
+        """Yield the visible windows inside a window, and their titles."""
         for child in window.query_tree().children:
             with contextlib.suppress(*self.lost):  # it has closed in the meantime
                 if child.get_attributes().map_state == self.x.IsViewable:

@@ -100,7 +100,7 @@ class Monitor:
         writer.best = self._best
 
     def note(self, step: int, metrics: dict[str, Array]) -> dict[str, Array]:
-        """Take down whether a step was skipped, to be read later; return its other metrics."""
+        """Note whether a step was skipped, to be read later; return its other metrics."""
         self._faults[step] = metrics.pop("fault")
         return metrics
 

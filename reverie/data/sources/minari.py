@@ -129,7 +129,7 @@ def _hdf5(file: Path, found: Found) -> Iterator[Bundle]:
 
 
 def _tables(root: Path, observed: dict[str, Any], found: Found) -> Iterator[Bundle]:
-    """Yield the episodes of a folder NUMBER/*.arrow each; their last row holds an observation and no step."""
+    """Yield the episodes, each a folder NUMBER/*.arrow, whose last row holds an observation and no step."""
     pyarrow()  # if it is missing, that is one line, not one for each episode
     inside = [file for file in files.inside(root) if file.suffix in ENDS]
     folders = sorted({file.parent for file in inside}, key=files.natural)

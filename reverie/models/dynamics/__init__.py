@@ -21,6 +21,9 @@ class Dynamics(Protocol):
 
     ``temperature``: the sampling temperature used unless a caller gives another; 0 is deterministic.
 
+    A family may have ``imagine_uncached(latents (B, T, ...), actions (B, T+1), key, temperature)``: the same frame
+    without a KV cache, for tests and to measure what the cache saves.
+
     A family that can say how unsure it was of a frame has ``imagine_with_uncertainty``: ``imagine`` with that number
     (B,) as a fourth value. Its ``uncertainty`` is the number's unit, or "" if it cannot say as configured. A larger
     number must mean a larger error: "uncertainty_rank" of an evaluation measures it.
@@ -48,15 +51,6 @@ class Dynamics(Protocol):
         self, state: Any, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[Any, Array, Array]:
         """Generate the frame an action leads to and append it: (state, latents, features)."""
-        ...
-
-    def imagine_uncached(
-        self, latents: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
-    ) -> Array:
-        """Generate the same frame without a KV cache, from latents (B, T, ...) and actions (B, T+1).
-
-        For tests, and to measure what the cache saves.
-        """
         ...
 
 
