@@ -179,7 +179,7 @@ def opened_zip(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError, NotImplementedError) as error:
-        raise Damaged(f"'{path}' is no {what}, or it is damaged ({str(error)[:200]}).") from None
+        raise Damaged(f"'{path}' is not a {what}, or it is damaged ({str(error)[:200]}).") from None
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

@@ -131,7 +131,7 @@ def test_slices_of_tpus_lie_along_data_alone():
         ("fdsp", "Did you mean 'fsdp'"),
         ("data=2,data=2", "'data=2' names an axis again."),
         ("data=0", "'data=0' has no size: a whole number above 0."),
-        ("", "'' is no axis"),
+        ("", "'' is not an axis"),
         ("data,fsdp", "only one axis can take all devices"),
         ("fsdp=3", "cannot be laid over 4 devices (data 1 x fsdp 3)"),
         ("data=2,fsdp=4", "cannot be laid over 4 devices (data 2 x fsdp 4)"),

@@ -114,7 +114,7 @@ def test_programs_are_traced_for_the_target():
     ("words", "line"),
     [
         (["--topology", "v5:4x4"], "there is no 'v5' to plan for. Did you mean 'v5"),
-        (["--topology", "v5e:16"], "'v5e:16' is no topology: write it like 'v5e:4x4', with 2 numbers above 0."),
+        (["--topology", "v5e:16"], "'v5e:16' is not a topology: write it like 'v5e:4x4', with 2 numbers above 0."),
         (["--topology", "2xh100:8"], "'2xh100:8': only TPUs form slices; write 'h100:16' for as many h100."),
         (["--topology", "h100:12"], "'h100:12': more than 8 GPUs are whole machines of 8."),
         (["--topology", "cpu:8", "--stage", "dynamic"], "there is no stage 'dynamic' here. Did you mean 'dynamics'?"),

@@ -162,7 +162,7 @@ def topology(name: str) -> Topology:
     axes = chip.shape.count("x") + 1
     if not re.fullmatch(r"\d+(x\d+)*", shape) or shape.count("x") + 1 != axes or "0" in shape.split("x"):
         numbers = "1 number" if axes == 1 else f"{axes} numbers"
-        raise ReverieError(f"'{name}' is no topology: write it like '{kind}:{chip.shape}', with {numbers} above 0.")
+        raise ReverieError(f"'{name}' is not a topology: write it like '{kind}:{chip.shape}', with {numbers} above 0.")
     sizes = tuple(map(int, shape.split("x")))
     if chip.platform == "gpu" and sizes[0] > chip.node and sizes[0] % chip.node:
         raise ReverieError(f"'{name}': more than {chip.node} GPUs are whole machines of {chip.node}.")

@@ -123,7 +123,7 @@ def axes_of(layout: str) -> dict[str, int]:
         name, _, size = part.strip().partition("=")
         wrong = ""
         if name not in AXES:
-            wrong = f"is no axis.{did_you_mean(name, AXES)}"
+            wrong = f"is not an axis.{did_you_mean(name, AXES)}"
         elif name in found:
             wrong = "names an axis again."
         elif not re.fullmatch(r"(=[1-9]\d{0,6})?", part.strip().removeprefix(name)):

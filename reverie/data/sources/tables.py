@@ -116,7 +116,7 @@ def _columns(path: Path) -> dict[str, np.ndarray | list[str]]:
 
 
 def steps(path: Path, shown: Sequence[Path], key: str, alignment: Alignment) -> Steps:
-    """Return what a table says of the steps between frames in files ``shown``; ReverieError where it does not fit."""
+    """Return a table's steps between frames in files ``shown``; ReverieError where it does not fit."""
     (columns, words, lengths), frames = _of_episode(_table(*files.stamps([path])), shown), len(shown)
     if len(lengths) > 1:
         raise ReverieError(f"{path.name} has columns of different lengths ({sorted(lengths)})")
