@@ -98,7 +98,17 @@ def test_action_files_that_are_not_read_are_named_and_those_that_are_counted(tmp
     for name in ("a", "b", "c", "d"):
         film(tmp_path / f"{name}.mp4")
     (tmp_path / "a.csv").write_text("\n".join(["1"] * 20))
-    odd = ["b.CSV", "b_actions.npy", "c.mp4.csv", "c.json", "d.txt", "actions.parquet", "e.jsonl", "meta/d.json"]
+    odd = [
+        "b.CSV",
+        "b_actions.npy",
+        "c.mp4.csv",
+        "c.json",
+        "d.txt",
+        "actions.parquet",
+        "e.jsonl",
+        "meta/d.json",
+        "policy.pkl",
+    ]
     (tmp_path / "meta").mkdir()
     for name in [*odd, "readme.txt", "settings.json"]:
         (tmp_path / name).write_text("1")

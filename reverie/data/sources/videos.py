@@ -33,7 +33,8 @@ ENDINGS = (
 RATE = 15.0  # frames per second: more give longer sequences of smaller changes, and no better play
 DARK = 64  # of 255
 # Files in which people keep actions; only those of ``action_files`` are read.
-TABLES = (*action_files.ENDINGS, ".json", ".txt", ".tsv", ".parquet", ".pkl", ".h5", ".hdf5", ".mat")
+ARRAYS = (".parquet", ".pkl", ".pickle", ".h5", ".hdf5", ".mat")  # of these, whatever they are called
+TABLES = (*action_files.ENDINGS, *ARRAYS, ".json", ".txt", ".tsv")
 LINES = 10  # about files of one kind, at most
 WIDEST = 8.0  # a picture whose aspect ratio differs by more from the target's is a mistake
 
@@ -203,7 +204,11 @@ def _unused(root: Path, videos: list[Path]) -> list[Path]:
 
     def telling(path: Path) -> bool:
         name = path.name.lower()
-        if path.suffix.lower() in action_files.ENDINGS or "action" in name or path.stem.lower() in elsewhere:
+        if (
+            path.suffix.lower() in (*action_files.ENDINGS, *ARRAYS)
+            or "action" in name
+            or path.stem.lower() in elsewhere
+        ):
             return True
         return any((path.parent, name[:end]) in stems for end, letter in enumerate(name) if letter in "._-")
 
