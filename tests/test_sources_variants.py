@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -211,3 +212,25 @@ def test_packed_tars_and_what_no_file_is_for(tmp_path, store, capsys, packing):
     check(store("webdataset", tmp_path / "in"), [4], [taken(3)])
     store("vpt", tmp_path / "in", status=2)
     assert f"no file is one that 'vpt' reads; 'reverie learn {tmp_path / 'in'}' finds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pattern", ["{}/{}", "{}_{}", "ep{1}/{0}", "episode_{1}_{0}"])
+def test_arrays_with_numbers_in_their_names_are_episodes(tmp_path, store, pattern):
+    made = {
+        pattern.format(name, episode): array
+        for episode, length in enumerate((5, 4))
+        for name, array in {"frames": frames(length, episode), "actions": taken(length - 1)}.items()
+    }
+    np.savez(tmp_path / "a.npz", **made)
+    check(store("arrays", tmp_path / "a.npz"), [5, 4], [taken(4), taken(3)])
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, array in made.items():
+            file[name] = array
+    check(store("hdf5", tmp_path / "a.h5"), [5, 4], [taken(4), taken(3)])
+    if pattern == "{}/{}":
+        for name, array in made.items():
+            (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / "files" / f"{name}.npy", array)
+        check(store("arrays", tmp_path / "files"), [5, 4], [taken(4), taken(3)])
+        np.savez(tmp_path / "b.npz", cam_0=frames(5), cam_1=frames(5, 1), action_0=taken(4), action_1=taken(4))
+        assert store("arrays", tmp_path / "b.npz").lengths.tolist() == [5]  # two cameras of one episode

@@ -120,6 +120,8 @@ def _groups(found: list[Path], root: Path) -> dict[str, dict[str, Path]]:
                 rest, key = rest.removesuffix("next").rstrip("_"), f"next_{role}"
         elif front:
             rest, key = stem[len(front) :].lstrip("_.-"), front
+        elif file.parent != root and file.parent.name.lower() in ROLES:  # actions/0.npy beside frames/0.npy
+            folder, rest, key = files.name_of(file.parent.parent, root), stem, file.parent.name.lower()
         else:
             rest, key = stem, "frames"
         groups.setdefault(f"{folder}/{rest}" if rest else folder, {})[key] = file

@@ -8,6 +8,7 @@ N rows of a bundle, T frames of an episode.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,6 +24,8 @@ from reverie.data.sources.spaces import one_vector
 from reverie.errors import Damaged, ReverieError
 
 Alignment = Literal["at", "to"]
+NUMBERED = re.compile(r"(?:(?:episode|ep|traj|trajectory|demo|rollout)[_-]?)?(\d+)[_-]?")
+SEVERAL = re.compile(r"cam|view|eye")  # in names of pictures whose number is that of a camera
 BATCH = 64  # pictures read at a time
 
 
@@ -117,9 +120,29 @@ def add(found: Found, bundles: Sequence[Bundle], *, camera: str, actions: str, a
 def _episodes(bundles: Sequence[Bundle], found: Found) -> Iterator[Bundle]:
     for bundle in bundles:
         try:
-            yield from _unstacked(bundle)
+            for one in _numbered(bundle):
+                yield from _unstacked(one)
         except UNREADABLE as error:
             found.skip(bundle.name, error)
+
+
+def _numbered(bundle: Bundle) -> list[Bundle]:
+    """Return the episodes of arrays with a number in each name (frames_0, actions_0, ...); else the bundle itself."""
+    for which in (0, -1):
+        parts: dict[int, dict[str, Column]] = {}
+        for name, column in bundle.columns.items():
+            if numbers := list(NUMBERED.finditer(name)):
+                start, stop = numbers[which].span()
+                rest = (name[:start] + name[stop:]).strip("/_-. ").replace("//", "/")
+                parts.setdefault(int(numbers[which][1]), {})[rest] = column
+        shown = {number: own for number, own in parts.items() if cameras_of(own)}
+        acted = [own for own in shown.values() if roles.find(own, roles.ACTIONS) is not None]
+        if len(acted) > 1 and not any(SEVERAL.search(name) for own in shown.values() for name in cameras_of(own)):
+            return [
+                replace(bundle, name=f"{bundle.name}, episode {number}", columns=shown[number])
+                for number in sorted(shown)
+            ]
+    return [bundle]
 
 
 def _unstacked(bundle: Bundle) -> Iterator[Bundle]:
