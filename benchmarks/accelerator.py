@@ -198,7 +198,7 @@ def measure(out: Path, minutes: float, names: Iterable[str], run: Callable[[str,
     """Run the parts that ``out`` lacks until time is up; return the names of those still missing.
 
     ``run``: (name, seconds at most) -> facts. A part that fails is noted and tried again next time. Raises ReverieError
-    if ``out`` is of another machine, or no file of results.
+    if ``out`` is of another machine, or not a file of results.
     """
     end, names = time.monotonic() + 60 * minutes, list(names)
     found: dict[str, Facts] = parse_json(out.read_bytes(), f"'{out}'", finite=False) if out.exists() else {}

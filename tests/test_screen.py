@@ -1,4 +1,4 @@
-"""A window of a real X server is recorded, and nothing that happens outside of it.
+"""A window of a real X server is recorded, and nothing that happens outside it.
 
 Needs Xvfb (Debian: ``apt install xvfb``) and python-xlib; without them tests are skipped.
 """

@@ -24,7 +24,7 @@ def rows(**values):
     return json.dumps(values).encode()
 
 
-# How a sample says of its frame: t of episode e, the n-th of all; its key and its members.
+# How a sample names its frame: t of episode e, the n-th of all; its key and its members.
 MOMENTS = {
     "folders": lambda e, t, n, a: (f"ep{e}/{t}", {"json": rows(action=a, reward=t)}),
     "underscores": lambda e, t, n, a: (

@@ -104,7 +104,7 @@ class Turns:
 
     @classmethod
     def of(cls, orders: Sequence[Order], weights: Sequence[float]) -> Order:
-        """Return the one order that has weight, or several that take turns."""
+        """Return the only order whose weight is above 0, or several that take turns."""
         total, given = sum(weights), zip(orders, weights, strict=True)
         used = [(order, Fraction(w / total).limit_denominator(EXACT)) for order, w in given if w]
         rest = [sum(weight for _, weight in used[place:]) for place in range(len(used))]

@@ -1,4 +1,4 @@
-"""Image similarity: PSNR and SSIM, one number per frame, in float32, inside or outside of ``jax.jit``.
+"""Image similarity: PSNR and SSIM, one number per frame, in float32, inside or outside ``jax.jit``.
 
 Frames are uint8 or floats in [0, 1], (..., H, W, C), each of the two independently. Other integers, and floats in
 another range, are a ReverieError, since their scale is unknown.

@@ -54,7 +54,7 @@ class TokenState(NamedTuple):
 
 
 def previous_frames(frames: Array, first: float) -> Array:
-    """The frame before each frame and before the next one: (B, T, ...) -> (B, T+1, ...), filled with ``first``."""
+    """The frame before each frame, also before the one to come: (B, T, ...) -> (B, T+1, ...), filled with ``first``."""
     return jnp.pad(frames, ((0, 0), (1, 0), *[(0, 0)] * (frames.ndim - 2)), constant_values=first)
 
 
