@@ -302,8 +302,8 @@ def test_slow_motion_is_slow(open_page, address):
 
 def test_how_unsure_the_model_was_is_drawn_and_can_be_hidden(open_page, address):
     page = open_page(address)
-    drawn = "({width, height} = uncertainty) => "
-    drawn += "uncertainty.getContext('2d').getImageData(0, 0, width, height).data.some(Boolean)"
+    read = "uncertainty.getContext('2d').getImageData(0, 0, uncertainty.width, uncertainty.height)"
+    drawn = f"() => {read}.data.some(Boolean)"
     assert not page.evaluate(drawn) and page.inner_text("#now") == "–"
     page.keyboard.press("ArrowRight")
     at_step(page, 4)
