@@ -145,21 +145,24 @@ def agent() -> Recipe:
     # A coin or the player may be anywhere: what a head learns of one tile must hold for all of them. A reward is a coin
     # or none, a value three coins at most.
     seen = HeadConfig(convolutions=2, queries=4)
-    heads = AgentConfig(head=seen, ahead=1, rewards=TwoHot(bins=63, reach=1.4), values=TwoHot(bins=63, reach=1.8))
+    known = {"rewards": TwoHot(bins=63, reach=1.4), "values": TwoHot(bins=63, reach=1.8)}
+    # Embeddings of tokens show what was where, now and before. With MaskGIT's features instead the same agent took all
+    # coins in 24 % of the levels, not in 93 %.
+    heads = AgentConfig(head=seen, inputs=True, ahead=1, **known)
     # The cloned policy is almost uniform, so it is a weak prior.
     learner = PMPO(beta=0.05)
     imagine = ImaginationObjective(learner=learner, horizon=16, context=4, gamma=0.95, critic_steps=30, passes=1)
     return replace(
         small,
         about="tile platformer, recorded actions of mixed quality: a world, and an agent that takes all coins in it",
-        takes="half an hour on two CPU cores",
+        takes="three quarters of an hour on two busy CPU cores",
         source=PlatformerConfig(tiles=6, count=2000, frames=17, themes=2, play="mixed", goal="coins"),
         # Clips with a coin or an end: cloning them takes all coins half as often again as cloning everything.
         agent=replace(
-            stage(BehaviourObjective(agent=heads), batch=64, length=8, steps=500, optimizer=optimizer, every=100),
+            stage(BehaviourObjective(agent=heads), batch=64, length=8, steps=600, optimizer=optimizer, every=100),
             relevant=0.5,
         ),
-        policy=stage(imagine, batch=64, length=8, steps=400, optimizer=optimizer, every=100),
+        policy=stage(imagine, batch=64, length=8, steps=600, optimizer=optimizer, every=100),
     )
 
 
