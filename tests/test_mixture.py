@@ -256,7 +256,7 @@ def test_a_mixture_is_opened_and_shown_like_a_store_and_knows_its_stores(stores,
     ("data mixture {}/both --stores {}/a", "exists already"),
     ("data mixture {}/c --stores {}/a {}/both", "is a mixture itself"),
     ("train toy-maskgit --data {}/a --data {}/b --weights 1 --out {}/run", "2 stores need as many weights"),
-    ("train toy-maskgit --weights 1 --out {}/run", "one store or more"),
+    ("train toy-maskgit --weights 1 --out {}/run", "needs the stores"),
     ("train toy-maskgit --data {}/a --source.tiles 7 --out {}/run", "which --data replaces"),
     ("data append {}/both {}/a", "not added to"), ("data doctor {}/both --release", "one file or a mixture"),
 ])  # fmt: skip
