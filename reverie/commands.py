@@ -98,8 +98,10 @@ def plan(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     from reverie.data.cloud import local_copy
+    from reverie.evaluation.agent_film import film
     from reverie.evaluation.environment import judge
     from reverie.evaluation.run import evaluate_run
+    from reverie.evaluation.video import write_gif
     from reverie.library import place, results
 
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
@@ -111,6 +113,10 @@ def evaluate(args: argparse.Namespace) -> None:
         if args.env:
             numbers = judge(run, args.episodes, args.seed, args.plan)
             print(table((name, _with_interval(value)) for name, value in _by_task(numbers).items()))
+            clip = (results(run) or run) / "eval" / "agent.gif"
+            clip.parent.mkdir(parents=True, exist_ok=True)
+            write_gif(clip, *film(run, "policy" if (run / "policy").exists() else "agent", seed=args.seed))
+            print(f"its world beside the real game: {clip}")
         else:
             numbers = evaluate_run(run, args.clips, **horizon, features=args.features, out=results(run), **how)
     if args.json:

@@ -23,6 +23,7 @@ from reverie.data.episode import record
 from reverie.data.sources.square import SPACES, SquareConfig
 from reverie.errors import ReverieError
 from reverie.evaluation import environment
+from reverie.evaluation.agent_film import film
 from reverie.evaluation.planning import Planner
 from reverie.models.agent import Agent, AgentConfig
 from reverie.models.dynamics.shortcut import ShortcutConfig
@@ -264,6 +265,7 @@ def test_all_play_the_same_unseen_levels_and_the_oracle_wins(runs, capsys, tmp_p
     printed = capsys.readouterr()
     numbers = json.loads(printed.out)
     assert printed.err.count("] of 24 episodes") == 9, "and a table for people"
+    assert (runs / "eval" / "agent.gif").read_bytes().startswith(b"GIF89a")
     returns = {name.removeprefix("return_"): value for name, value in numbers.items() if name.startswith("return_")}
     arms = {"random", "bc", "bc_greedy", "rl", "rl_greedy", "plan", "oracle", "imagined", "replayed"}
     assert set(returns) == arms and numbers["steps"] == 32
@@ -277,16 +279,22 @@ def test_all_play_the_same_unseen_levels_and_the_oracle_wins(runs, capsys, tmp_p
     rows = results.rows_of(runs, numbers, "exact")
     assert results.add(rows, file) == results.add(rows[:2], file) == json.loads(file.read_text()) and len(rows) == 9
     assert {row["arm"]: row["policy_seed"] for row in rows}.items() >= {"random": None, "bc": None, "rl": 0}.items()
-    assert {row["agent_seed"] for row in rows} == {0, None} and rows[0].keys() >= {
-        "task",
-        "arm",
-        "policy_seed",
-        "episodes",
-    }
+    assert {row["agent_seed"] for row in rows} == {0, None}
+    assert all(name in rows[0] for name in ("task", "arm", "policy_seed", "episodes"))
     page.write_text(f"before\n{results.BEGIN}old\n{results.END}after\n")
     results.draw(rows, page)
     assert "old" not in page.read_text() and page.read_text().count("| square | exact |") == 9
     assert page.read_text().startswith("before") and page.read_text().endswith("after\n")
+
+
+def test_an_exact_world_imagines_the_very_pictures_of_the_game(runs):
+    """Columns of the clip: imagined, the same actions replayed, and the policy that sees each real frame."""
+    clip, _ = film(runs, episodes=2)
+    assert len(clip) == 33
+    wide = (clip.shape[2] - 12) // 3
+    imagined, replayed, real = (clip[:, 100:, i * (wide + 6) :][:, :, :wide] for i in range(3))
+    assert np.array_equal(imagined, replayed) and (imagined[1:] != imagined[:-1]).any(axis=(1, 2, 3)).all()
+    assert np.array_equal(real[0], imagined[0]) and not np.array_equal(real, imagined), "its chance is another's"
 
 
 def test_the_table_of_agents_is_drawn_from_the_file_of_results():

@@ -46,7 +46,7 @@ class Environment:
         """Begin an episode in each of the levels and return their first frames."""
         self.states = [self.simulator.reset(int(level)) for level in levels]
         self.over = np.zeros(len(levels), bool)
-        return self._frames()
+        return self.frames()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Take an action in each row: (frames, rewards (E,), which episodes are over (E,))."""
@@ -54,14 +54,15 @@ class Environment:
         for row in np.flatnonzero(~self.over):
             action = actions[row] if np.ndim(actions[row]) else int(actions[row])
             self.states[row], rewards[row], self.over[row] = self.simulator.step(self.states[row], action)
-        return self._frames(), rewards, self.over.copy()
+        return self.frames(), rewards, self.over.copy()
 
     def solved(self) -> np.ndarray | None:
         """Return in which rows the task is solved, (E,); None if the simulator has no task."""
         simulator: Any = self.simulator
         return np.array([simulator.solved(s) for s in self.states]) if hasattr(simulator, "solved") else None
 
-    def _frames(self) -> np.ndarray:
+    def frames(self) -> np.ndarray:
+        """Return the frames of all rows, uint8 (E, H, W, C)."""
         return np.stack([self.simulator.render(state) for state in self.states])
 
 
@@ -157,8 +158,11 @@ class Blind:
         return list(counts)[self._rng.choice(len(counts), p=np.array(list(counts.values())) / counts.total())]
 
 
-def imagined(agent: Agent, frames: np.ndarray, steps: int, seed: int, task: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Play in the agent's own world after one real frame each: rewards (T, E) as it predicts them, actions (T, E)."""
+def imagined(agent: Agent, frames: np.ndarray, steps: int, seed: int, task: int = 0) -> tuple[np.ndarray, ...]:
+    """Play in the agent's own world after one real frame each.
+
+    Returns rewards (T, E) as it predicts them, actions (T, E, ...) and the latents of frames (T, E, ...).
+    """
 
     def run(agent: Agent, frames: Array, key: Array):
         dynamics, space = agent.world.dynamics, agent.world.config.actions
@@ -166,10 +170,10 @@ def imagined(agent: Agent, frames: np.ndarray, steps: int, seed: int, task: int 
         empty, start = agent.empty(len(frames), task), jnp.asarray(space.start((len(frames),)))
         state, h = dynamics.observe(empty, latents, start)
         _, found = rollout(dynamics, state, h, partial(agent.act, task=task), key, steps)
-        return agent.rewards_of(found.h, task) * alive(agent.continues_of(found.h, task)), found.actions
+        rewards = agent.rewards_of(found.h, task) * alive(agent.continues_of(found.h, task))
+        return rewards, found.actions, found.latents
 
-    rewards, actions = jax.device_get(compiled(agent, run)(frames, jax.random.key(seed)))
-    return rewards, actions
+    return jax.device_get(compiled(agent, run)(frames, jax.random.key(seed)))
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
@@ -196,7 +200,7 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
     agents = {name: load(run / stage) for name, stage in (("bc", "agent"), ("rl", "policy")) if _is_run(run / stage)}
     if not agents:
         raise ReverieError(f"'{run}' has no agent: 'reverie train square-agent' makes a world with one.")
-    source, tasks = _simulated(run), read_record(run / "agent").spec.tasks
+    source, tasks = simulated(run), read_record(run / "agent").spec.tasks
     if not all(agent.world.config.actions == source.make().actions for agent in agents.values()):
         raise ReverieError(f"'{run}' has latent actions, and its simulator takes others: no agent can play in it.")
     data = open_dataset(run / "data", "train") if (run / "data").exists() else None
@@ -249,7 +253,7 @@ def _judged(
         found["oracle"] = played(lambda *_: np.array([simulator.best(state) for state in environment.states]))
     numbers: Numbers = {"seed": seed, "steps": steps}
     if "rl" in agents:
-        rewards, actions = imagined(agents["rl"], environment.reset(levels), steps, seed, task)
+        rewards, actions, _ = imagined(agents["rl"], environment.reset(levels), steps, seed, task)
         replay = iter(actions)
         real = play(environment, levels, steps, lambda *_: next(replay))
         found |= {"imagined": _summary(rewards.sum(0)), "replayed": _summary(real.sum(0), environment.solved())}
@@ -275,15 +279,16 @@ def returns(run: str | Path, act: Act, episodes: int = 512, seed: int = 0) -> np
 
 def real_environment(run: Path) -> Environment:
     """Return the simulator that a run's data came from; ReverieError if there is none."""
-    return Environment(_simulated(run).make())
+    return Environment(simulated(run).make())
 
 
 def unseen_levels(run: Path, episodes: int, seed: int) -> tuple[np.ndarray, int]:
     """Return the levels in which a run's agents are measured, and the steps of an episode."""
-    return UNSEEN + seed * episodes + np.arange(episodes), _simulated(run).frames - 1
+    return UNSEEN + seed * episodes + np.arange(episodes), simulated(run).frames - 1
 
 
-def _simulated(run: Path) -> Any:
+def simulated(run: Path) -> Any:
+    """Return the config of the simulator that a run's data came from; ReverieError if there is none."""
     source = read_record(run / "agent").spec.simulator
     if source is None:
         raise ReverieError(f"'{run}' was learned from recordings: there is no exact simulator to play in.")
