@@ -32,9 +32,8 @@ TEXT = {"tty", "bin", "xbin", "adf", "idf"}  # ffmpeg shows any .txt as a film o
 LEAP = 10.0  # seconds: in broadcast streams a longer step is a new clock and no pause (as in ffmpeg)
 BACK = 1.0  # seconds: in any file a longer step back is a new clock; a shorter one is an error of the muxer
 REACH = 20  # packets: in H.264 and HEVC at most 16 frames lie between a picture and one predicted from it
-SPARSE = (
-    0.75  # share of packets: if fewer have times (small pictures in MPEG-PS), some of these are wrong by some frames
-)
+# Share of packets: if fewer have times (small pictures in MPEG-PS), some of these are wrong by some frames.
+SPARSE = 0.75
 LOOSE = 0.5  # seconds by which the times of such a file are allowed to differ from those of a constant rate
 LATEST = 2 * REACH  # packets after which a packet gives no frame any more; some never do, such as VP8's "altref"
 DEPENDENT = (PictureType.P, PictureType.B)  # may mark key frames in streams with gradual refresh
