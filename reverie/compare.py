@@ -106,7 +106,7 @@ def _begin_worker(jobs: int, parent: Connection) -> None:
 
 def _end_with(parent: Connection) -> None:
     parent.poll(None)  # until its other end is closed, by the parent or by its death
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)  # what nohup does not hold up
     started_by = multiprocessing.parent_process()
     assert started_by
     started_by.join()  # it waits for the row to be saved, unless it is dead

@@ -119,9 +119,10 @@ def test_rows_at_a_time_share_the_memory_of_a_gpu(monkeypatch, jobs, said, expec
 
 
 WAITS = """
-import os, time
+import os, signal, time
 from reverie.compare import workers
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
 with workers(1) as processes:
     print(processes.submit(os.getpid).result(), flush=True)
     processes.submit(time.sleep, 600).result()
