@@ -148,7 +148,7 @@ def check_frozen(folder: Path, record: Record, blueprint: Blueprint) -> None:
 class Writer:
     """Saves in the background; keeps the newest ``keep`` checkpoints, those at the steps ``always``, and the ``best``.
 
-    ``every``: those of every so many steps are kept as well. ``start``, ``end``: first and last step of this training.
+    ``every``: multiples of it are kept as well. ``start``, ``end``: first and last step of this training.
     Checkpoints after ``start`` (of a shorter run, or damaged ones) stay until a new one is complete that is at least as
     late, or is the last. No earlier one is saved, so a run never falls behind its previous state.
     """

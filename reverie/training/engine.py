@@ -358,7 +358,7 @@ def _compile_report(
 def _state(
     run: Run, out: Path, blueprint: Blueprint, mesh: Mesh, newest: int | None
 ) -> tuple[TrainState, Weights, partial.Taken]:
-    """Return the initial or restored state and the frozen weights, with their shardings; what another run gave."""
+    """Return the initial or restored state, the frozen weights, the shardings of both, and what another run gave."""
     place = functools.partial(sharding.sharding, mesh)
     step, found = 0, {}
     if newest is not None:

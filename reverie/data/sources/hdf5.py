@@ -166,7 +166,7 @@ def _column(file: Path | None, array: Any) -> Column | None:
 
 
 def _rate(handle: Any) -> float:
-    """Return the frames per second in an attribute, or that robomimic notes for its simulator; 0 if there are none."""
+    """Return the frames per second that an attribute states, or robomimic's for its simulator; 0 if there are none."""
     data = handle.get("data")
     for place in (handle, data):
         if (

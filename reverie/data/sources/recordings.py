@@ -89,7 +89,7 @@ def at(rows: np.ndarray | None, frames: int) -> np.ndarray | None:
 
 
 def to(rows: np.ndarray | None, frames: int) -> np.ndarray | None:
-    """Return, of rows that say what led *to* a frame, those of the steps between ``frames`` frames."""
+    """Return the rows of the steps between ``frames`` frames, given rows that say what led *to* each frame."""
     return None if rows is None else rows[1:frames]
 
 
