@@ -65,7 +65,7 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def is_common(flag: Flag) -> bool:
-    """Whether the short help of a preset shows a flag: all flags of the source are shown, and the usual ones of stages."""
+    """Whether the short help of a preset shows a flag: all of the source are shown, and the usual ones of stages."""
     place, _, field = flag.path.partition(".")
     return place in ("source", "clips", "horizon") or field.rpartition(".")[2] in OFTEN
 
