@@ -92,8 +92,7 @@ def _npz(name: str, file: Path, found: Found) -> Bundle:
         return Column(shape, kind.str[1:], lambda a, b: _member(file, key, stamp)[a:b], form)
 
     single = {key: _member(file, key, stamp).item() for key, (_, shape) in headers.items() if math.prod(shape) == 1}
-    if isinstance(rate := single.get("fps"), int | float) and 0 < rate <= 240:
-        found.fps = found.fps or float(rate)
+    found.fps = found.fps or roles.rate(single.get("fps"))
     texts = (single[key] for key in roles.TASKS if isinstance(single.get(key), str))
     return Bundle(name, {key: column(key) for key in headers}, task=next(texts, ""))
 

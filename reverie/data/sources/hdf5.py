@@ -169,12 +169,8 @@ def _rate(handle: Any) -> float:
     """Return the frames per second that an attribute states, or robomimic's for its simulator; 0 if there are none."""
     data = handle.get("data")
     for place in (handle, data):
-        if (
-            place is not None
-            and isinstance(rate := place.attrs.get("fps"), int | float | np.number)
-            and 0 < rate <= 240
-        ):
-            return float(rate)
+        if place is not None and (rate := roles.rate(place.attrs.get("fps"))):
+            return rate
     text = data.attrs.get("env_args") if data is not None else None
     if not isinstance(text, str | bytes):
         return 0.0

@@ -5,6 +5,9 @@ Names are compared without case; of a path ("obs/agentview_image", "next.reward"
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
 
 from reverie.errors import ReverieError, did_you_mean
 
@@ -132,3 +135,8 @@ def cameras(camera: str, options: Sequence[str], say: Callable[[str], None]) -> 
         rest = ", ".join(options[1:])[:200]
         say(f"of {len(options)} cameras, {options[0]} is read; --camera takes another or several ({rest}; all)")
     return (options[0],)
+
+
+def rate(value: Any) -> float:
+    """Return a declared rate in frames per second; 0 unless it is a number above 0, of 240 at most."""
+    return float(value) if isinstance(value, int | float | np.number) and 0 < value <= 240 else 0.0
