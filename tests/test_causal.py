@@ -11,7 +11,7 @@ from contracts.tiny import SMALL, T, awake, clip, dynamics, watch
 from flax import nnx
 
 from reverie.models.dynamics.causal import CausalConfig
-from reverie.nn.codes import sample_codes
+from reverie.nn.codes import nll, sample_codes
 
 KEY = jax.random.key(3)
 
@@ -46,13 +46,15 @@ def test_a_token_knows_the_whole_past_and_earlier_blocks_and_nothing_else(model)
 
 
 def test_training_predicts_what_play_draws_from(model):
-    """At temperature zero a generated frame is the likeliest of a training pass over itself, token by token."""
+    """At temperature zero a frame is the likeliest of a training pass over itself, which is as unsure of it."""
     latents, actions = clip(length=T + 1)
     state, _ = jax.jit(lambda x, a: watch(model, x, a))(latents[:, :T], actions[:, :-1])
-    _, generated, _ = jax.jit(lambda m, a: model.imagine(m, a, KEY, 0.0))(state, actions[:, -1])
+    imagine = jax.jit(lambda m, a: model.imagine_with_uncertainty(m, a, KEY, 0.0))
+    _, generated, _, unsure = imagine(state, actions[:, -1])
     whole = jnp.concatenate([latents[:, :T], generated[:, None]], axis=1)
     logits = jax.jit(lambda x, a: model._logits(model._predict(x, a)))(whole, actions)[:, -1]
     np.testing.assert_array_equal(generated, jnp.argmax(logits, axis=-1))
+    np.testing.assert_allclose(unsure, np.mean(nll(logits, generated), axis=-1) / np.log(2), rtol=1e-4)
 
 
 def test_top_k_and_top_p_leave_out_the_unlikely():

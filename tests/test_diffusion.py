@@ -104,6 +104,19 @@ def test_remembered_noise_is_drawn_once(model):
     assert not np.allclose(later.last_BNL, first.last_BNL)
 
 
+def test_uncertainty_is_the_distance_from_what_a_single_pass_generates():
+    several = dynamics(DiffusionConfig)
+    single = nnx.clone(several)
+    single.config = dataclasses.replace(several.config, passes=1)
+    actions = jnp.array([0, 2])
+    (_, last, _, unsure), (_, first, _) = (
+        jax.jit(imagine)(several.empty(2), actions, KEY)
+        for imagine in (several.imagine_with_uncertainty, single.imagine)
+    )
+    np.testing.assert_allclose(unsure, np.sqrt(np.mean(np.square(last - first), axis=(1, 2))), rtol=1e-5)
+    assert several.uncertainty and not single.uncertainty
+
+
 def test_sizes_and_levels_lie_on_their_grid():
     model = dataclasses.replace(dynamics(ShortcutConfig).config, levels=8, bootstrap=0.5).make(nnx.Rngs(0))
     draw = jax.jit(lambda own: model.draw(own, *split_keys(row_keys(KEY, 200), 2), 5))

@@ -113,22 +113,20 @@ def test_uncertainty_changes_no_bit_and_is_that_of_the_head(model, clip):
         assert not getattr(model, "uncertainty", ""), "a unit of nothing"
         return
     latents, actions = clip(length=T + 1)
-    kernel, bias = (jax.tree.map(jnp.copy, each) for each in (model.head.kernel[...], model.head.bias[...]))
+    graph, weights = nnx.split(model)
 
     @jax.jit
-    def both(state, actions):
+    def both(weights, state, actions):
+        model = nnx.merge(graph, weights)
         return model.imagine(state, actions, KEY, 1.0), model.imagine_with_uncertainty(state, actions, KEY, 1.0)
 
     before, _ = watch(model, latents[:, :T], actions[:, :T])
-    plain, watched = both(before, actions[:, -1])
+    plain, watched = both(weights, before, actions[:, -1])
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(watched[:3]), strict=True):
         np.testing.assert_array_equal(a, b)
     assert watched[3].shape == (len(latents),) and (watched[3] > 0).all() and len(set(watched[3].tolist())) > 1
-    try:
-        model.head.kernel[...], model.head.bias[...] = jnp.zeros_like(kernel), jnp.zeros_like(bias)
-        blind = model.imagine_with_uncertainty(before, actions[:, -1], KEY, 1.0)[3]
-    finally:
-        model.head.kernel[...], model.head.bias[...] = kernel, bias
+    weights["head"] = jax.tree.map(jnp.zeros_like, weights["head"])
+    blind = both(weights, before, actions[:, -1])[1][3]
     np.testing.assert_allclose(blind, np.log2(getattr(model.config, "codes", 1)), atol=1e-5)
     assert model.uncertainty
 

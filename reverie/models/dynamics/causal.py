@@ -13,6 +13,7 @@ Shapes: B batch, T time, N tokens per frame, M model width, V codes, n tokens of
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from jax import Array
 from reverie.actions import ActionSpace
 from reverie.config import FROM_DATA
 from reverie.nn.batch import Loss
-from reverie.nn.codes import AT_ONCE, cross_entropy, sample_codes, top_k_accuracy
+from reverie.nn.codes import AT_ONCE, cross_entropy, nll, sample_codes, top_k_accuracy
 from reverie.nn.embed import ActionEmbedding, from_start
 from reverie.nn.kv_cache import TokenState, previous_frames
 from reverie.nn.linear import Linear
@@ -63,6 +64,8 @@ class CausalConfig:
 
 class Causal(nnx.Module):
     """A space-time transformer over finished frames and drafts, with an embedding of codes for each."""
+
+    uncertainty = "bits per token"
 
     def __init__(self, config: CausalConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -133,6 +136,12 @@ class Causal(nnx.Module):
         self, state: TokenState, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[TokenState, Array, Array]:
         """Generate the frame ``actions_B`` leads to: (state with it appended, latents (B, N), features (B, N, M))."""
+        return self.imagine_with_uncertainty(state, actions_B, key, temperature)[:3]
+
+    def imagine_with_uncertainty(
+        self, state: TokenState, actions_B: Array, key: Array, temperature: float | Array | None = None
+    ) -> tuple[TokenState, Array, Array, Array]:
+        """See ``imagine``; the last value is the mean surprisal (B,) of the frame's tokens in bits: see ``sample``."""
         block, draft_mask = self.config.block, jnp.asarray(self.draft_mask)
 
         def predict(latents_BN, first, frame_kv):
@@ -146,9 +155,9 @@ class Causal(nnx.Module):
             return self._logits(y), frame_kv
 
         frame_kv = self.transformer.empty_frame_kv(len(actions_B))
-        latents = self.sample(predict, frame_kv, len(actions_B), key, temperature)
+        latents, unsure = self.sample(predict, frame_kv, len(actions_B), key, temperature)
         state, h = self.observe(state, latents, actions_B)
-        return state, latents, h
+        return state, latents, h, unsure
 
     def imagine_uncached(
         self, latents_BTN: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None
@@ -160,10 +169,12 @@ class Causal(nnx.Module):
             logits = self._logits(self._predict(clip, actions_BT, drafts=1)[:, 0])
             return jax.lax.dynamic_slice_in_dim(logits, first, self.config.block, axis=1), frame_kv
 
-        return self.sample(predict, None, len(latents_BTN), key, temperature)
+        return self.sample(predict, None, len(latents_BTN), key, temperature)[0]
 
-    def sample(self, predict, frame_kv, batch: int, key: Array, temperature: float | Array | None = None) -> Array:
-        """Sample a frame (B, N) block by block.
+    def sample(
+        self, predict, frame_kv, batch: int, key: Array, temperature: float | Array | None = None
+    ) -> tuple[Array, Array]:
+        """Sample a frame block by block: (codes (B, N), their mean surprisal (B,) in bits, at temperature 1).
 
         ``predict``: (latents, first token, frame_kv) -> (logits (B, n, V) of the block that begins there, frame_kv).
         """
@@ -173,13 +184,15 @@ class Causal(nnx.Module):
         uniform = jax.random.uniform(key, (blocks, batch, c.block))
 
         def fill(i, carry):
-            latents, frame_kv = carry
+            latents, nats, frame_kv = carry
             logits, frame_kv = predict(latents, i * c.block, frame_kv)
             codes = sample_codes(uniform[i], logits, temperature, c.top_k, c.top_p)
-            return jax.lax.dynamic_update_slice_in_dim(latents, codes, i * c.block, axis=1), frame_kv
+            latents = jax.lax.dynamic_update_slice_in_dim(latents, codes, i * c.block, axis=1)
+            return latents, nats + jnp.sum(nll(logits, codes), axis=-1), frame_kv
 
-        start = jnp.full((batch, self.tokens), c.codes, jnp.int32)
-        return jax.lax.fori_loop(0, blocks, fill, (start, frame_kv))[0]
+        start = jnp.full((batch, self.tokens), c.codes, jnp.int32), jnp.zeros(batch), frame_kv
+        latents, nats, _ = jax.lax.fori_loop(0, blocks, fill, start)
+        return latents, nats / (self.tokens * math.log(2))
 
     # -- tokens in, logits out ---------------------------------------------------------------------------------------
 

@@ -223,12 +223,20 @@ class Diffusion(nnx.Module):
         self, state: LatentState, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[LatentState, Array, Array]:
         """Generate the frame ``actions_B`` leads to: (state with it, latents (B, N, L), features (B, N, M))."""
-        return self._imagine(state, actions_B, key, temperature)[:3]
+        return self.imagine_with_uncertainty(state, actions_B, key, temperature)[:3]
 
-    def _imagine(
-        self, state: LatentState, actions_B: Array, key: Array, temperature: float | Array | None
+    @property
+    def uncertainty(self) -> str:
+        """See ``Dynamics``: a single pass has no second estimate."""
+        return "in units of its latents" if self.config.passes > 1 else ""
+
+    def imagine_with_uncertainty(
+        self, state: LatentState, actions_B: Array, key: Array, temperature: float | Array | None = None
     ) -> tuple[LatentState, Array, Array, Array]:
-        """See ``imagine``; the last value is the sampler's first estimate of the latents, made from noise alone."""
+        """See ``imagine``; the last value (B,) is how far the sampler's first and last estimate lie apart.
+
+        It is a root mean square over all latents of the frame. The first estimate is made from noise alone.
+        """
 
         def predict(point, level):
             label = self._label(level, 1 / self.config.passes)
@@ -237,7 +245,7 @@ class Diffusion(nnx.Module):
 
         latents, first = denoise(predict, self._noise(key, len(actions_B), temperature), self.config.passes)
         state, h = self.observe(state, latents, actions_B)
-        return state, latents, h, first
+        return state, latents, h, jnp.sqrt(jnp.mean(jnp.square(latents - first), axis=(1, 2)))
 
     def imagine_uncached(
         self, latents_BTNL: Array, actions_BT: Array, key: Array, temperature: float | Array | None = None

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from reverie.models.dynamics.diffusion import Diffusion, DiffusionConfig, LatentState
+from reverie.models.dynamics.diffusion import Diffusion, DiffusionConfig
 from reverie.nn.batch import Loss, draw_rows, mean, split_keys
 from reverie.nn.flow import noised
 from reverie.nn.running import Statistics
@@ -111,21 +111,6 @@ class Shortcut(Diffusion):
         power = jnp.where(bootstrap, power, finest)  # size = 2 ** -power
         size = jnp.exp2(-power.astype(jnp.float32))
         return size, jnp.floor(draw_rows(jax.random.uniform, keys_level, (frames,)) / size) * size
-
-    @property
-    def uncertainty(self) -> str:
-        """See ``Dynamics``: a single pass has no second estimate."""
-        return "in units of its latents" if self.config.passes > 1 else ""
-
-    def imagine_with_uncertainty(
-        self, state: LatentState, actions_B: Array, key: Array, temperature: float | Array | None = None
-    ) -> tuple[LatentState, Array, Array, Array]:
-        """See ``imagine``; the last value (B,) is how far the sampler's first and last estimate lie apart.
-
-        It is a root mean square over all latents of the frame.
-        """
-        state, latents, h, first = self._imagine(state, actions_B, key, temperature)
-        return state, latents, h, jnp.sqrt(jnp.mean(jnp.square(latents - first), axis=(1, 2)))
 
     def _teacher(self) -> "Shortcut":
         """Return the network whose half steps are targets: the updated EMA teacher, or the network itself."""
