@@ -22,7 +22,7 @@ pytestmark = browsing.needed
 RUN = shipped()["platformer"]
 SEED = 2**31 - 1
 
-# Play as the page does, without its clock: returns each frame's bytes.
+# Play as the page does, without its clock: returns each frame's bytes, and how unsure the world was of it.
 PLAY = """async ([start, seed, temperature, actions]) => {
     const { Wire } = await import("wire.js");
     const frames = [];
@@ -30,8 +30,8 @@ PLAY = """async ([start, seed, temperature, actions]) => {
     const all = new Promise((resolve, reject) => (done = [resolve, reject]));
     const on = {
         world() { wire.checked = true; wire.send({ type: "reset", seed, start }); },
-        frame({ bytes, step }) {
-            frames.push(bytes);
+        frame({ bytes, step, unsure }) {
+            frames.push([bytes, unsure ?? NaN]);
             if (step === actions.length) done[0]();
             else wire.send({ type: "step", action: actions[step], temperature });
         },
@@ -41,21 +41,20 @@ PLAY = """async ([start, seed, temperature, actions]) => {
     wire = new Wire(on);
     await all;
     wire.model.close();
-    return frames.map((frame) => btoa(String.fromCharCode(...frame)));
+    return frames.map(([bytes, unsure]) => [btoa(String.fromCharCode(...bytes)), unsure]);
 }"""
 
 
 def frames_in_page(page, shape, *how):
     found = page.evaluate(PLAY, list(how))
-    return [np.frombuffer(base64.b64decode(text), np.uint8).reshape(shape) for text in found]
+    return [(np.frombuffer(base64.b64decode(text), np.uint8).reshape(shape), unsure) for text, unsure in found]
 
 
 def frames_of_session(world, start, seed, temperature, actions):
     session = Session(world, seed, temperature / 100)
-    return [
-        session.reset(*start),
-        *(session.step(session.actions.nth(a) if session.actions.size else 0) for a in actions),
-    ]
+    first = session.reset(*start), np.nan
+    steps = (session.step(session.actions.nth(a) if session.actions.size else 0) for a in actions)
+    return [first, *((frame, session.uncertainty) for frame in steps)]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,8 @@ def test_from_disk_the_frames_are_those_of_a_session_and_nothing_is_asked_for(op
         how = (SEED, temperature, actions)
         expected = frames_of_session(world, starts[3], *how)
         for at, (got, want) in enumerate(zip(frames_in_page(page, world.config.frame, 3, *how), expected, strict=True)):
-            np.testing.assert_array_equal(got, want, err_msg=f"frame {at} at temperature {temperature}")
+            np.testing.assert_array_equal(got[0], want[0], err_msg=f"frame {at} at temperature {temperature}")
+            assert got[1] == pytest.approx(want[1], rel=1e-3, nan_ok=True)
     assert {address for address in asked if not address.startswith(("data:", "blob:"))} == {exported.as_uri()}
 
 
