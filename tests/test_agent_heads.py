@@ -35,17 +35,17 @@ def test_heads_may_read_what_maskgit_reads():
     """Embeddings of the tokens of a frame and of the one before, in clips and in imagination alike."""
     heads, world = AgentConfig(head=HeadConfig(width=8, depth=1), inputs=True), tiny_world(MaskGITConfig)
     agent = heads.make(world, nnx.Rngs(0))
-    dynamics, (latents, actions) = agent.world.dynamics, clip(2, 3, of=MaskGITConfig)
+    dynamics, (latents, actions) = world.dynamics, clip(2, 3, of=MaskGITConfig)
 
     @jax.jit
     def read(latents, actions):
-        state, _ = prefill(dynamics, latents, actions)
-        return features(dynamics, latents, actions), dynamics.imagine(state, actions[:, 0], KEY)
+        state, _ = prefill(dynamics, latents, actions, state=agent.empty(2))
+        return features(dynamics, latents, actions, agent.empty(2)), dynamics.imagine(state, actions[:, 0], KEY)
 
     found, (_, generated, h) = read(latents, actions)
     tables = np.asarray(dynamics.embed[...]), np.asarray((dynamics.before or dynamics.embed)[...])
     for got, now, before in ((found[:, 2], latents[:, 2], latents[:, 1]), (h, generated, latents[:, 2])):
         np.testing.assert_array_equal(got, np.concatenate([tables[0][now], tables[1][before]], -1))
-    assert agent.policy.features == (4, 2 * tables[0].shape[1]) and not world.dynamics.shows_inputs
+    assert agent.policy.features == (4, 2 * tables[0].shape[1])
     with pytest.raises(ReverieError, match="let inputs be False"):
         heads.make(tiny_world(ShortcutConfig), nnx.Rngs(0))

@@ -1,10 +1,10 @@
 """An agent: heads over the features of a world's dynamics.
 
 What an agent reads is one thing everywhere: ``h``, the features (N, M) that ``dynamics.observe`` and
-``dynamics.imagine`` return for a finished frame, or agent tokens (A, M) in their place. Training reads it of recorded
-clips (``world.features``), imagination of rollouts, evaluation and play of real frames. ``h`` of frame t has seen the
-action that led to t. So the policy at t predicts the action taken *from* t, and reward and end are those that *arrived
-with* t.
+``dynamics.imagine`` return for a finished frame. Training reads it of recorded clips (``world.features``), imagination
+of rollouts, evaluation and play of real frames. All of them begin with ``Agent.empty``, which decides what ``h`` is:
+features, agent tokens (A, M), or embeddings of tokens. ``h`` of frame t has seen the action that led to t. So the
+policy at t predicts the action taken *from* t, and reward and end are those that *arrived with* t.
 
 Shapes: ... any leading axes, N tokens per frame, M model width, P numbers that describe a policy.
 """
@@ -50,37 +50,32 @@ class AgentConfig:
 
         Agent tokens are put into the world's dynamics; ReverieError if these are of a family that has none.
         """
-        if self.inputs:
-            world = with_inputs(world)
+        if self.inputs and not hasattr(world.dynamics, "inputs"):
+            raise ReverieError(f"{type(world.dynamics).__name__} dynamics show agents no inputs: let inputs be False.")
         if self.tokens:
             if not hasattr(world.dynamics, "agents"):
                 raise ReverieError(f"{type(world.dynamics).__name__} dynamics have no agent tokens: let tokens be 0.")
             world.dynamics.agents = AgentTokens(self.tokens, world.dynamics.transformer, tasks, rngs=rngs)
-        features, size = feature_shape(world), ActionDistribution(world.config.actions).parameters
+        features, size = self.feature_shape(world), ActionDistribution(world.config.actions).parameters
         outputs = {"policy": (self.ahead, size), "reward": (self.ahead, self.rewards.bins), "ends": (self.ahead,)}
         grid = grid_of(world, features[0])
         heads = {name: Head(self.head, features, shape, tasks, grid, rngs=rngs) for name, shape in outputs.items()}
         return Agent(self, world, **heads, finetunes=finetunes)
 
+    def empty(self, world: Any, batch: int, task: Array | int = 0) -> Any:
+        """Return the state of a world's dynamics before the first frame; it decides which features heads get of it."""
+        chosen = ({"inputs": True} if self.inputs else {}) | ({"task": task} if self.tokens else {})
+        return world.dynamics.empty(batch, **chosen)
 
-def with_inputs(world: Any) -> Any:
-    """Return a copy of a world whose features are embeddings of tokens; ReverieError if its dynamics have none."""
-    if not hasattr(world.dynamics, "shows_inputs"):
-        raise ReverieError(f"{type(world.dynamics).__name__} dynamics show agents no inputs: let inputs be False.")
-    world = nnx.merge(*nnx.split(world))  # what was loaded cannot be changed while a program is traced
-    world.dynamics.shows_inputs = True
-    return world
+    def feature_shape(self, world: Any) -> tuple[int, int]:
+        """Return (N, M) of the features that heads get of a world; nothing is computed."""
 
+        def first(frames: Array) -> Array:
+            start = jnp.asarray(world.config.actions.start((1,)))
+            return world.dynamics.observe(self.empty(world, 1), world.encode(frames)[:, 0], start)[1]
 
-def feature_shape(world: Any) -> tuple[int, int]:
-    """Return (N, M) of the features of a world's dynamics; nothing is computed."""
-
-    def first(frames: Array) -> Array:
-        dynamics, start = world.dynamics, jnp.asarray(world.config.actions.start((1,)))
-        return dynamics.observe(dynamics.empty(1), world.encode(frames)[:, 0], start)[1]
-
-    _, tokens, width = jax.eval_shape(first, jax.ShapeDtypeStruct((1, 1, *world.config.frame), jnp.uint8)).shape
-    return tokens, width
+        _, tokens, width = jax.eval_shape(first, jax.ShapeDtypeStruct((1, 1, *world.config.frame), jnp.uint8)).shape
+        return tokens, width
 
 
 def grid_of(world: Any, tokens: int) -> tuple[int, int] | None:
@@ -124,8 +119,7 @@ class Agent(nnx.Module):
 
     def empty(self, batch: int, task: Array | int = 0) -> Any:
         """Return the state of the world's dynamics before the first frame, of rows with a task."""
-        of_tokens = {"task": task} if getattr(self.world.dynamics, "agents", None) is not None else {}
-        return self.world.dynamics.empty(batch, **of_tokens)
+        return self.config.empty(self.world, batch, task)
 
     def act(self, h: Array, key: Array, greedy: bool = False, task: Array | int = 0) -> Array:
         """Choose actions (...) or (..., A) by features (..., N, M); ``greedy``: the most probable ones.

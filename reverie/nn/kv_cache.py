@@ -47,10 +47,14 @@ class KVCache(NamedTuple):
 
 
 class TokenState(NamedTuple):
-    """The state of dynamics over codes: the transformer's KV cache, and the last finished frame."""
+    """The state of dynamics over codes: the transformer's KV cache, and the last finished frame.
+
+    ``before_BN``: the frame before that one, if an agent reads both; else None.
+    """
 
     cache: KVCache
     last_BN: Array
+    before_BN: Array | None = None
 
 
 def previous_frames(frames: Array, first: float) -> Array:

@@ -65,7 +65,7 @@ class BehaviourObjective:
     @property
     def encoder(self) -> Encode:
         """The world's features, or its latents if these are read again in every step."""
-        return _latents if self._learns_to_read else _inputs if self.agent.inputs else _features
+        return _latents if self._learns_to_read else _features
 
     def prepare(self, model: Agent, dataset: Dataset, cache: Path) -> Dataset:
         """Features or latents, and the actions that condition the world, computed once; the rest as recorded."""
@@ -266,11 +266,6 @@ def _features(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
     return {"features": _read(agent, found["latents"], found["actions"], 0), "actions": found["actions"]}
 
 
-def _inputs(agent: Agent, batch: dict[str, Array]) -> dict[str, Array]:
-    """The features of an agent with ``AgentConfig.inputs``: a cache is known by the name of what it holds."""
-    return _features(agent, batch)
-
-
 def _read(agent: Agent, latents: Array, actions: Array, task: Array | int) -> Array:
     """Features of clips, (B, T, N, M); ``task``: that of each, (B,), or one for all."""
     state = agent.empty(len(latents), task)
@@ -286,4 +281,4 @@ def _prepared(model: Agent, encode: Encode, dataset: Dataset, cache: Path) -> Da
     """Return what ``encode`` gives, computed once, beside rewards, ends, and ids of tasks if the agent knows any."""
     tasked = Tasked(dataset, getattr(dataset, "tasks", []), dataset.spec.tasks) if model.tasks else dataset
     copied = "rewards", "ends", *([TASK] if model.tasks else ())
-    return cached(model, encode, tasked, LEAD, cache, ("world",), copied)
+    return cached(model, encode, tasked, LEAD, cache, ("world",), copied, ("inputs",) if model.config.inputs else ())

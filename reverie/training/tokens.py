@@ -65,6 +65,7 @@ def cached(
     folder: Path,
     frozen: Sequence[str],
     copied: Sequence[str] = (),
+    settings: Sequence[str] = (),
 ) -> ArrayDataset:
     """Return ``encode(model, batch)`` of every frame of a dataset, from the cache in ``folder`` if it is valid.
 
@@ -72,6 +73,7 @@ def cached(
     named in ``frozen``: the cache is valid as long as these stay the same. Episodes are encoded in segments. Each but
     the first of an episode starts with ``lead`` extra frames, the receptive field of the model, whose outputs are
     dropped. ``copied``: arrays of the dataset that the cache has as they are, so that training reads nothing else.
+    ``settings``: what ``encode`` follows beside weights; with others the cache is made again.
 
     All processes of a job write it, and little of it is in memory, however large it is. Raises ReverieError, and leaves
     no files behind, if the disk is full.
@@ -82,7 +84,7 @@ def cached(
         "model": _digest(model, frozen),
         "lead": lead,
         "segment": SEGMENT,
-    } | ({"copied": list(copied)} if copied else {})
+    } | {name: list(own) for name, own in (("copied", copied), ("settings", settings)) if own}
     if not sharding.from_first(lambda: int(_is_whole(folder, key))):
         half = folder.with_name(f".{folder.name}.part")  # no other process writes here; at most one is left by a kill
 

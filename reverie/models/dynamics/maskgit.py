@@ -85,8 +85,6 @@ class MaskGIT(nnx.Module):
         self.actions = ActionEmbedding(config.actions, width, rngs=rngs)
         self.transformer = SpaceTimeTransformer(config.transformer, config.grid, extra=int(self.prepend), rngs=rngs)
         self.head = Linear(width, config.codes, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
-        # Set by agents: features are the embeddings of a frame's tokens and of those before, not the network's outputs.
-        self.shows_inputs = False
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -146,17 +144,22 @@ class MaskGIT(nnx.Module):
 
     # -- one frame at a time -----------------------------------------------------------------------------------------
 
-    def empty(self, batch: int) -> TokenState:
-        """Return the state before the first frame."""
-        return TokenState(self.transformer.empty(batch), jnp.full((batch, self.tokens), self.config.codes, jnp.int32))
+    def empty(self, batch: int, inputs: bool = False) -> TokenState:
+        """Return the state before the first frame. ``inputs``: an agent's, for which features are ``inputs``."""
+        last, before = (jnp.full((batch, self.tokens), self.config.codes, jnp.int32) for _ in range(2))
+        return TokenState(self.transformer.empty(batch), last, before if inputs else None)
 
     def observe(self, state: TokenState, latents_BN: Array, actions_B: Array) -> tuple[TokenState, Array]:
-        """Append a finished frame and the action that led to it; returns features (B, N, M) too."""
+        """Append a finished frame and the action that led to it; returns features (B, N, M) too, or ``inputs``."""
         h, new_kv = self._step(state, latents_BN, actions_B)
-        if self.shows_inputs:
-            seen = self.embed if self.before is None else self.before
-            h = jnp.concatenate([self.embed[...][latents_BN], seen[...][state.last_BN]], axis=-1)
-        return TokenState(state.cache.append(new_kv), latents_BN), h
+        before = None if state.before_BN is None else state.last_BN
+        state = TokenState(state.cache.append(new_kv), latents_BN, before)
+        return state, h if before is None else self.inputs(state)
+
+    def inputs(self, state: TokenState) -> Array:
+        """Return what the network reads: embeddings of the last frame's tokens and of those before, (B, N, 2M)."""
+        before = self.embed if self.before is None else self.before
+        return jnp.concatenate([self.embed[...][state.last_BN], before[...][state.before_BN]], axis=-1)
 
     def imagine(
         self, state: TokenState, actions_B: Array, key: Array, temperature: float | Array | None = None
