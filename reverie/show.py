@@ -169,6 +169,8 @@ def _stage(folder: Path) -> Stage:
     steps = checkpoint.steps(folder)
     if not steps:
         faults.append("there is no checkpoint yet.")
+    if (gone := checkpoint.missing(folder)) is not None:
+        faults.append(f"the checkpoint of step {gone} is missing.")
     weights, taken = tried(lambda: checkpoint.size(folder, steps[-1]), (None, None)) if steps else (None, None)
     metrics, times = [], []
     if (folder / "metrics.jsonl").is_file():

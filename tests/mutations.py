@@ -126,7 +126,7 @@ def verdict(world: Path, file: Path, truth: dict[str, Any], said: Callable[[], s
     """Return what came of breaking ``file``. ``said()``: stderr since then.
 
     "same", "reported" if a line says what is wrong and nothing wrong is loaded, "refused" if nothing is loaded at all,
-    "never saved" if a whole checkpoint is gone, or "wrong" and why.
+    or "wrong" and why.
     """
     try:
         found = look(world, file)
@@ -142,9 +142,7 @@ def verdict(world: Path, file: Path, truth: dict[str, Any], said: Callable[[], s
             continue
         if name == "checkpoint" and same(found[name], truth["older"]):
             at = world / file.parts[0] / "checkpoints" / str(value[0])
-            if not at.exists():
-                return "never saved"  # as far as anyone can tell
-            if "is damaged" in lines:
+            if ("is damaged" if at.exists() else "is missing") in lines:
                 continue
         if name == "older" or ("/" in name and name not in found) or (name == "names" and found[name] == UNNAMED):
             continue  # the truth about the checkpoint before; a cache that is made again; codes without names

@@ -81,7 +81,7 @@ def test_of_several_checkpoints_the_newest_whole_one_is_used(world, capfd):
         scratch(file)
     assert cli.main(["export", "mine", "there"]) == 0
     assert "The checkpoint of step 2 in" in capfd.readouterr().err
-    assert [path.name for path in Path("there/dynamics/checkpoints").iterdir()] == ["1"]
+    assert sorted(path.name for path in Path("there/dynamics/checkpoints").iterdir()) == ["1", "1.saved"]
 
 
 def test_other_data_under_a_run_are_refused(world):

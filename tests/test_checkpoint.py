@@ -68,13 +68,33 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(run, capsys, how):
         load(run)
 
 
-def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(run, trained):
+@pytest.mark.parametrize("gone", [{2}, {3}, {2, 3}, {4}, {2, 4}, {3, 4}, {2, 3, 4}], ids=str)
+def test_the_newest_checkpoint_is_missed_and_no_older_one(run, gone, capsys):
+    for step in gone:
+        shutil.rmtree(run / "checkpoints" / str(step))
+    if len(gone) == 3:
+        with pytest.raises(ReverieError, match="its checkpoint of step 4 is missing"):
+            load(run)
+    else:
+        left = max({2, 3, 4} - gone)
+        assert int(load(run).calls[...]) == left
+        said = f"The checkpoint of step 4 in '{run}' is missing; the newest left is of step {left}.\n"
+        assert capsys.readouterr().err == said * (4 in gone)
+
+
+@pytest.mark.parametrize("gone", [(), (4,), (2, 3, 4)], ids=["damaged", "newest deleted", "all deleted"])
+def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(run, trained, gone, capsys):
     damage(run, 4, "cut")
+    for step in gone:
+        shutil.rmtree(run / "checkpoints" / str(step))
     fit(toy_run(4, report_every=0, save_every=1, keep=3), run, dataset=DATA)
+    said = {0: "is damaged (", 1: "is missing; the newest left is of step 3.", 3: "is missing: training starts over."}
+    assert f"The checkpoint of step 4 in '{run}' {said[len(gone)]}" in capsys.readouterr().err
     assert checkpoint.steps(run)[-1] == 4
     for (name, a), b in zip(leaves(load(trained)).items(), leaves(load(run)).values(), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
     assert (run / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+    assert not capsys.readouterr().err
 
 
 def swap(one, other):

@@ -1,5 +1,6 @@
 """Checkpoints as they are written: complete at every moment, in place of which others, and on which devices."""
 
+import os
 import resource
 import shutil
 import time
@@ -53,7 +54,43 @@ def test_later_checkpoints_stay_until_a_new_one_is_as_late(tmp_path):
     with Writer(tmp_path, keep=2, start=8, end=9) as writer:  # a shorter run: its own end replaces the later one
         assert writer.save(9, values(90))
     assert checkpoint.steps(tmp_path) == [8, 9] and newest() == (9, 90)
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"8", "9"}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"8", "8.saved", "9", "9.saved"}
+
+
+def test_at_no_instant_does_a_run_seem_to_have_lost_a_checkpoint(tmp_path, monkeypatch):
+    """Whatever it saves, replaces and deletes; wherever it is killed; and also while the next run tidies up."""
+    run, seen = tmp_path / "run", []
+
+    def watched(change):
+        def looks(*args, **named):
+            names = {path.name for path in (run / "checkpoints").iterdir()}
+            if watching and names not in seen:
+                shutil.copytree(run, tmp_path / str(len(seen)))
+                seen.append(names)
+            assert checkpoint.missing(run) is None
+            return change(*args, **named)
+
+        return looks
+
+    def train(*steps, **given):
+        with Writer(run, **given) as writer:
+            for step in steps:
+                writer.save(step, {"weights": {"w": jax.device_put(np.arange(5.0), HERE)}})
+
+    watching = True
+    for name in ("rename", "replace", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    train(2, 4, 6, 8, keep=2, always=[2])
+    train(8, 10, keep=2, start=6, end=16)
+    train(5, keep=1, start=4, end=5)
+    assert checkpoint.steps(run) == [5] and checkpoint.missing(run) is None
+    assert any("8.saved" in names and "8" not in names for names in seen), "a kill between the mark and the name"
+    watching = False
+    for number in range(len(seen)):
+        run = tmp_path / str(number)
+        assert checkpoint.missing(run) is None
+        train(start=max(checkpoint.steps(run), default=0))
+        assert checkpoint.missing(run) is None
 
 
 def test_a_kill_while_names_change_loses_nothing(tmp_path):
@@ -68,7 +105,7 @@ def test_a_kill_while_names_change_loses_nothing(tmp_path):
     assert checkpoint.restore(tmp_path, lambda *_: HERE, ("weights",))[0] == 3
     with Writer(tmp_path, start=3):
         pass
-    assert [path.name for path in root.iterdir()] == ["3"]
+    assert sorted(path.name for path in root.iterdir()) == ["3", "3.saved"]
 
 
 @pytest.mark.parametrize("layout", ["data", "fsdp", "data=2,fsdp"])

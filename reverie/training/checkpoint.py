@@ -7,7 +7,8 @@ Frozen parts are not saved again: the config names the run that trained them. Ne
 functions of the seed and the step.
 
 Both are verified when they are read. ``run.json`` contains a checksum. A checkpoint has a checksum manifest that states
-its step and its items (``reverie.checksums``); it is written before the checkpoint gets its name.
+its step and its items (``reverie.checksums``); it is written before the checkpoint gets its name. An empty file
+``<step>.saved`` beside the checkpoint stays until a run deletes that, so one that was deleted otherwise is missed.
 """
 
 import logging
@@ -42,7 +43,7 @@ CHECKPOINTS = "checkpoints"
 METADATA = "_CHECKPOINT_METADATA"  # orbax's metadata; our entry in it states that a manifest exists
 SEALED = {"manifest": True}
 # A new checkpoint of a step that has an old one is named N.new until the old one is removed.
-NAME = re.compile(r"(\d{1,18})(\.new)?")
+NAME, MARK = re.compile(r"(\d{1,18})(\.new)?"), re.compile(r"(\d{1,18})\.saved")
 GONE, UNFINISHED = ".old", ".orbax-checkpoint-tmp"  # in names of checkpoints that are being deleted or written
 # Runs being loaded, each needed by the next.
 _loading: ContextVar[tuple[Path, ...]] = ContextVar("_loading", default=())
@@ -173,6 +174,8 @@ class Writer:
         with self._saving():
             self._folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
+                for step in {*_numbered(folder, MARK)} - {*steps(folder)}:  # before the unfinished one is deleted
+                    self._mark(step).unlink()
                 for left in self._folder.glob(f"*{UNFINISHED}*"):
                     shutil.rmtree(left, ignore_errors=True)
                 self._tidy(set())
@@ -221,6 +224,10 @@ class Writer:
         final = self._folder / self._name
         written = next(self._folder.glob(f"{self._name}{UNFINISHED}*"), final)
         write_manifest(written, self._about)
+        self._mark(self._about["step"]).touch()
+
+    def _mark(self, step: int) -> Path:
+        return self._folder / f"{step}.saved"
 
     def _tidy(self, delete: set[int]) -> None:
         """Give new checkpoints their names and delete old ones, which lose their valid name first."""
@@ -230,6 +237,7 @@ class Writer:
                 os.replace(named, named.with_suffix(GONE))
             os.replace(fresh, named)
         for step in delete:
+            self._mark(step).unlink(missing_ok=True)  # earlier versions wrote none
             os.replace(self._folder / str(step), self._folder / f"{step}{GONE}")
         for gone in self._folder.glob(f"*{GONE}"):
             shutil.rmtree(gone, ignore_errors=True)
@@ -258,16 +266,31 @@ class Writer:
 
 def steps(folder: Path) -> list[int]:
     """Return the steps of a run's checkpoints, oldest first. Unfinished ones have longer names and do not count."""
+    return _numbered(folder, NAME)
+
+
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[int]:
     root = folder / CHECKPOINTS
-    found = [NAME.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
+    found = [pattern.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
     return sorted({int(match[1]) for match in found if match})
+
+
+def missing(folder: Path, newest: int | None = None) -> int | None:
+    """Return the step of the last checkpoint up to step ``newest`` if something else than a run deleted it."""
+    limit = sys.maxsize if newest is None else newest
+    saved = max((step for step in _numbered(folder, MARK) if step <= limit), default=None)
+    # A run that was killed between the mark and the name leaves an unfinished checkpoint: nothing was lost.
+    if saved is None or any((folder / CHECKPOINTS).glob(f"{saved}{UNFINISHED}*")):
+        return None
+    return None if any(saved <= step <= limit for step in steps(folder)) else saved
 
 
 def reaches(item: Path, newest: int | None) -> bool:
     """Whether a run that resumes from step ``newest`` (None: from scratch) keeps ``item``, a path in its folder."""
     if newest is None:
         return False
-    step = NAME.fullmatch(item.parts[1]) if item.parts[0] == CHECKPOINTS and len(item.parts) > 1 else None
+    name = item.parts[1] if item.parts[0] == CHECKPOINTS and len(item.parts) > 1 else ""
+    step = NAME.fullmatch(name) or MARK.fullmatch(name)
     return step is None or int(step[1]) <= newest
 
 
@@ -324,13 +347,21 @@ def restore(
 
 def _newest_whole(folder: Path, items: Sequence[str], newest: int | None) -> int:
     candidates = [step for step in reversed(steps(folder)) if newest is None or step <= newest]
+    gone = missing(folder, newest)
+
+    def say(step: int, what: str) -> None:
+        print(f"The checkpoint of step {step} in '{folder}' is {what}.", file=sys.stderr)
+
+    if candidates and gone is not None:
+        say(gone, f"missing; the newest left is of step {candidates[0]}")
     for step in candidates:
         try:
             _check(folder, step, items)
             return step
         except Damaged as error:
-            print(f"The checkpoint of step {step} in '{folder}' is damaged ({first_line(error)}).", file=sys.stderr)
-    why = "none of its checkpoints can be read" if candidates else "it has no checkpoint yet"
+            say(step, f"damaged ({first_line(error)})")
+    none = "it has no checkpoint yet" if gone is None else f"its checkpoint of step {gone} is missing"
+    why = "none of its checkpoints can be read" if candidates else none
     raise ReverieError(f"nothing to load from '{folder}': {why}.")
 
 

@@ -1,6 +1,7 @@
 """How a run resumes: in which folder, from which checkpoint, and whether the folder holds the same run."""
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def resume_from(run: Any, out: Path, dataset: Dataset) -> int | None:
     """Return the last step whose checkpoint in ``out`` can be of this run; None if there are no checkpoints."""
     saved = checkpoint.steps(out)
     if not saved:
+        if (gone := checkpoint.missing(out)) is not None and jax.process_index() == 0:
+            print(f"The checkpoint of step {gone} in '{out}' is missing: training starts over.", file=sys.stderr)
         return None
     record = read_record(out)
     differ = config.differences(record.run, run)
