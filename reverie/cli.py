@@ -41,7 +41,7 @@ def comparison(name: str) -> Any:
     """Return a comparison by name, None for a trained world; ReverieError if there is neither."""
     from reverie.presets.comparison import comparison
 
-    return None if Path(name).exists() or name in shipped() else comparison(name)
+    return None if "/" in name or Path(name).exists() or name in shipped() else comparison(name)
 
 
 def presets_known() -> list[str]:
@@ -270,7 +270,7 @@ def _tools(add: Callable[..., Parser]) -> None:
     add_store(one)
     add_page(one)
 
-    one = add("compare", commands.compare, "Train families of dynamics alike; or show trained worlds side by side.",
+    one = add("compare", commands.compare, "Train families of dynamics alike (an hour); or show worlds side by side.",
               "reverie compare --out runs/compare", "reverie compare coinrun --seeds 5",
               "reverie compare runs/a runs/b --out a-and-b.html", named=COMPARISON)  # fmt: skip
     text = "toy (an hour on a CPU; the default) or coinrun: families of dynamics, trained compute-matched"

@@ -256,7 +256,7 @@ def show(args: argparse.Namespace) -> None:
     if others:
         from reverie.side_by_side import trainings
 
-        print(f"{len(args.run)} runs side by side: {trainings([Path(each) for each in args.run], args.page)}")
+        print(f"{len(args.run)} runs side by side: {trainings([place(each) for each in args.run], args.page)}")
         return
     from reverie.show import show
 

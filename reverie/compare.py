@@ -55,15 +55,14 @@ def compare(made: Comparison, out: Path, seeds: int = 3, jobs: int = 2) -> Path:
     if seeds < 1 or jobs < 1:
         raise ReverieError("a comparison needs at least one seed and one job.")
     out, began = Path(out).absolute(), time.perf_counter()
-    _begin(made, out)
     rows = [f"{family}-{actions}" for family in made.dynamics for actions in ACTIONS]
-    for stages in (list(made.tokenizers), ["lam"], rows):  # each needs the ones before it
-        todo = [f"seed-{seed}/{stage}" for seed in range(seeds) for stage in stages]
-        todo = [name for name in todo if not _is_done(made, out / name)]
-        if not todo:
-            continue
+    groups = list(made.tokenizers), ["lam"], rows  # each needs the ones before it
+    named = [[f"seed-{seed}/{stage}" for seed in range(seeds) for stage in stages] for stages in groups]
+    todo = [[name for name in names if not _is_done(made, out / name)] for names in named]
+    _begin(made, out, sum(map(len, todo)))
+    for names in filter(None, todo):
         with workers(jobs) as processes:
-            working = {processes.submit(work, out, name): name for name in todo}
+            working = {processes.submit(work, out, name): name for name in names}
             for future in as_completed(working):
                 minutes = (time.perf_counter() - began) / 60
                 print(f"{working[future]}: {future.result()} steps ({minutes:.1f} minutes)", flush=True)
@@ -149,11 +148,14 @@ def run_of(made: Comparison, name: str) -> Run:
     return replace(run, data="../data", seed=int(seed.removeprefix("seed-")))
 
 
-def _begin(made: Comparison, out: Path) -> None:
+def _begin(made: Comparison, out: Path, left: int) -> None:
+    """Write what the rows share, unless it is there; say before that what the ``left`` trainings are."""
     text = json.dumps(config.to_json(made), indent=1) + "\n"
     words = {"about": made.about, "takes": made.takes}  # texts may have changed since
     if (out / MADE).exists() and config.to_json(config.from_json(read_json(out / MADE))) | words != json.loads(text):
         raise ReverieError(f"'{out}' holds another comparison, or one of an older version: choose another --out.")
+    if left:
+        print(f"{made.about}: {left} models to train in '{out}'. All of it takes {made.takes}.", flush=True)
     if not (out / "data").exists():
         write_source(out / "data", made.source)
     (out / MADE).write_text(text, encoding="utf-8")

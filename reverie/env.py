@@ -21,7 +21,7 @@ from reverie.models.agent import Agent
 from reverie.nn.patch import to_uint8
 from reverie.nn.transformer import unstack_layers
 from reverie.training.checkpoint import load
-from reverie.training.record import RECORD, find_run, read_record
+from reverie.training.record import RECORD, existing, read_record
 from reverie.world import begin, temperature_of, with_passes
 from reverie.world_folder import contexts
 
@@ -115,8 +115,7 @@ class ImaginedEnv:
 def load_env(run: str | Path, options: EnvOptions | None = None) -> ImaginedEnv:
     """Return the environment of a run that has an agent; ReverieError if it has none."""
     options, folder = options or EnvOptions(), Path(run) / "agent"
-    if not Path(run).exists():
-        find_run(run)  # says what there is instead
+    existing(run)
     if not (folder / RECORD).is_file():
         raise ReverieError(
             f"'{run}' has no agent, so nothing predicts its rewards: 'reverie train square-agent' makes a world with "

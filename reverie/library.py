@@ -20,7 +20,7 @@ from reverie.errors import Damaged, ReverieError, did_you_mean
 from reverie.training import checkpoint
 from reverie.training.archive import BYTES, is_archive, unpack
 from reverie.training.folder import owned
-from reverie.training.record import find_run, read_record
+from reverie.training.record import existing, find_run, read_record
 
 CACHED = "worlds"
 FIRST = "platformer"  # the world of `reverie play`
@@ -36,7 +36,10 @@ def load(world: str | Path) -> Any:
 
 
 def place(world: str | Path) -> Path:
-    """Return the folder of a world given by name, path or address; an archive is unpacked to the user's cache first."""
+    """Return the folder of a world given by name, path or address; an archive is unpacked to the user's cache first.
+
+    Every command that takes a world begins here. Raises ReverieError if nothing is there.
+    """
     if is_address(str(world)):
         return _fetched(str(world))
     path = Path(world)
@@ -48,6 +51,7 @@ def place(world: str | Path) -> Path:
             return known[path.name]
         if (hint := did_you_mean(path.name, known)).startswith(" Did"):
             raise ReverieError(f"there is no folder and no world '{world}'.{hint}")
+    existing(path)
     return path
 
 

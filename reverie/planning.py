@@ -127,14 +127,15 @@ def report(name: str, stage: str, run: Any, where: Topology, facts: dict[str, An
         ("exact", "FLOP per step and device", si(facts["flops_per_step"] / devices)),
     ]
     if "flops_per_device" in facts:
-        share = facts["flops_per_device"] / (facts["flops_of_costliest_step"] / devices)
-        rows.append(
-            (
-                "compiler",
-                "FLOP of device 0, costliest step",
-                f"{si(facts['flops_per_device'])}, x{share:.2f} of its share",
-            )
-        )
+        own, whole = facts["optimizer_flops_per_device"], facts["flops_of_optimizer"]
+        here, every = facts["flops_per_device"], facts["flops_of_costliest_step"]
+        counted = [("FLOP of device 0, costliest step", here, every)]
+        if whole:
+            counted += [("of which the model", here - own, every - whole), ("of which the optimiser", own, whole)]
+        rows += [
+            ("compiler", what, f"{si(mine)}, x{mine / (total / devices):.2f} of its share")
+            for what, mine, total in counted
+        ]
         rows += [
             ("compiler", f"{each['kind']} along {each['axis'] or 'no axis'}", f"{si(each['bytes'])}B")
             for each in facts["collectives"]

@@ -191,13 +191,13 @@ def show_data_with_a_file_lost(world):
     return "data show store"
 
 
-@case("data.npz' is not a dataset that Reverie wrote, or it is damaged")
+@case("^(?!.*data.npz.*data.npz).*data.npz' is not a .npz file, or it is damaged")
 def show_a_damaged_npz(world):
     scratch(ArrayDataset.from_episodes(SPEC, episodes()).save("data.npz"))
     return "data show data.npz"
 
 
-@case("data.npz' is not a dataset that Reverie wrote, or it is damaged")
+@case("^(?!.*data.npz.*data.npz).*data.npz' is not a .npz file, or it is damaged")
 def show_a_pickle(world):
     with open("data.npz", "wb") as file:
         np.save(file, np.array([{"a": 1}], object), allow_pickle=True)

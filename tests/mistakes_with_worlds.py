@@ -17,6 +17,22 @@ def eval_a_run_misspelt(world):
     return "eval mien"
 
 
+def worlds_that_are_not_there():
+    commands = ["eval X", "eval X --env", "play X --no-browser", "card X", "atlas X", "show X", "show X --tree"]
+    commands += ["show mine X", "compare mine X", "compare X mine", "export X out", "export X out.zip"]
+    for command in [*commands, "export X --web out.html", "export X --weights out.safetensors"]:
+
+        def typed(world, command=command):
+            copy(world)
+            return command.replace("X", "runs/mien")
+
+        typed.__name__ = command.replace(" ", "_")
+        case("there is nothing at '/[^']*/runs/mien'.$")(typed)
+
+
+worlds_that_are_not_there()
+
+
 @case("'mine/tokenizer' is a VQVAE, not a world: its report is in")
 def eval_a_tokenizer(world):
     return f"eval {copy(world)}/tokenizer"

@@ -20,6 +20,7 @@ def test_a_small_step_is_compiled_for_an_accelerator(name, capsys):
     assert cli.main(words) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["flops_per_device"] * 8 == pytest.approx(facts["flops_of_costliest_step"], rel=0.02)
+    assert facts["flops_of_optimizer"] == facts["optimizer_flops_per_device"] == 0, "AdamW multiplies no matrices"
     assert facts["activations_sent"] < 0.01 * sum(each["bytes"] for each in facts["collectives"])
     assert 0 < facts["bytes_per_device"]["total"] < CHIPS[name.partition(":")[0]].memory / 2
 

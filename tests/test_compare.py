@@ -75,6 +75,8 @@ def test_rows_get_the_same_arithmetic_and_one_table(tmp_path, monkeypatch, capsy
         assert row["action_source"] == actions and len(row["psnr"]) == 4
         assert row["frames_per_second"] > 0 and row["frames_per_second_uncached"] > 0
     text = (out / "table.md").read_text("utf8")
+    said = f": 4 models to train in '{tmp_path / 'all'}'. All of it takes {made.takes}.\n"
+    assert made.about + said in capsys.readouterr().out
     assert text.count("| maskgit |") == 6 and "copy last frame" in text
     assert (out / "table.png").stat().st_size > 1000 and not (out / "seed-0" / "maskgit-true" / "cache").exists()
 

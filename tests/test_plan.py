@@ -1,6 +1,7 @@
 """Plans for machines that are not there: the program is the one that trains, and its numbers are read rightly."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from reverie.nn.compiled import compiler_options
 from reverie.nn.precision import compute_dtype
 from reverie.nn.target import Target, target, traced_for
 from reverie.presets import preset
-from reverie.training import chips, hlo
+from reverie.training import chips, hlo, plan, sharding
 from reverie.training.checkpoint import structure, untrained_models
 from reverie.training.chips import topology
 from reverie.training.engine import Run
@@ -25,7 +26,6 @@ from reverie.training.plan import axis_of, plan_step, refused
 # The smallest matrices that are divided among devices, in a scan of two groups.
 TINY = {"depth": 2, "time_every": 1, "heads": 1, "hidden": 256, "scan": True}
 FLAGS = [f"--dynamics.objective.dynamics.transformer.{name}={value}" for name, value in TINY.items()]
-ADAM = "--dynamics.optimizer.kind=adamw"  # Muon repeats its iterations on every device
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,17 @@ def facts(tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("plan"))
         printed: list[str] = []
         patch.setattr("builtins.print", lambda text, **_: printed.append(text))
-        words = ["plan", "toy-diffusion", "--topology", "cpu:8", "--mesh", "fsdp", "--json", ADAM, *FLAGS]
+        words = ["plan", "toy-diffusion", "--topology", "cpu:8", "--mesh", "fsdp", "--json", *FLAGS]
         assert cli.main(words) == 0
         assert not list(Path().iterdir())
     return json.loads(printed[-1])
 
 
 def test_a_device_computes_its_share_and_is_sent_no_activations(facts):
-    assert facts["flops_per_device"] * 8 == pytest.approx(facts["flops_per_step"], rel=0.01)
+    """All but Muon, which repeats some of its iterations on every device."""
+    muon, here = facts["flops_of_optimizer"], facts["optimizer_flops_per_device"]
+    assert (facts["flops_per_device"] - here) * 8 == pytest.approx(facts["flops_per_step"] - muon, rel=0.01)
+    assert 0 < muon / 8 <= here <= muon
     assert facts["activations_sent"] == 0
     assert {each["kind"] for each in facts["collectives"]} == {"all-gather", "all-reduce"}
     assert {each["axis"] for each in facts["collectives"]} == {"fsdp"}
@@ -61,6 +64,7 @@ def test_the_report_marks_what_is_exact_and_what_is_not(facts):
     run = config.replace(preset("toy-diffusion").dynamics, mesh="fsdp")
     text = planning.report("toy-diffusion", "dynamics", run, topology("v5e:2x4"), facts)
     lines = text.splitlines()
+    assert re.search("of which the model .*, x1.00 of its share\n.*of which the optimiser .*, x[1-8].*of its share", text)
     assert lines[0] == "toy-diffusion, dynamics: 8 x 4 frames per step, mesh fsdp, on v5e:2x4"
     assert all(line.split()[0] in ("exact", "compiler", "estimate") for line in lines[3:])
     assert any(line.startswith("compiler  all-gather along fsdp") for line in lines)
@@ -209,6 +213,66 @@ def test_a_compiled_program_is_read_with_its_loops_and_branches():
     assert {each.sizes for each in found.collectives if each.kind == "reduce-scatter"} == {(16,), (32,)}
     assert found.arrays[0] == hlo.Large(512, "f32[8,16]", "")
     assert hlo.Large(64, "bf16[8,4]", "jit(step)/sum") in found.arrays
+
+
+RING = """HloModule jit_step, is_scheduled=true
+
+%matmul (p: bf16[30,8], q: bf16[30,2,4]) -> bf16[8,2,4] {
+  %p = bf16[30,8]{1,0} parameter(0)
+  %q = bf16[30,2,4]{0,2,1} parameter(1)
+  %r = bf16[30,8,1]{1,0,2} bitcast(%p)
+  ROOT %conv = bf16[8,2,4] convolution(%r, %q), window={size=2 pad=1_1 rhs_reversal=1}, dim_labels=fb0_i0o->b0f, MADE
+}
+
+%cond (s: (bf16[30,8], bf16[30,2,4], bf16[8,4], u32[])) -> pred[] {
+  %four = u32[]{:T(128)} constant(4), metadata={op_name="jit(step)/transpose(jvp(mlp))/dot_general"}
+  %s = (bf16[30,8]{1,0}, bf16[30,2,4]{0,2,1}, bf16[8,4]{1,0}, u32[]{:T(128)}) parameter(0)
+  %at = u32[]{:T(128)} get-tuple-element(%s), index=3
+  ROOT %less = pred[]{:T(512)} compare(%at, %four), direction=LT
+}
+
+%body (s: (bf16[30,8], bf16[30,2,4], bf16[8,4], u32[])) -> (bf16[30,8], bf16[30,2,4], bf16[8,4], u32[]) {
+  %seven..sunk = u32[]{:T(128)} constant(7)
+  %two..sunk = u32[]{:T(128)} constant(2)
+  %s.1 = (bf16[30,8]{1,0}, bf16[30,2,4]{0,2,1}, bf16[8,4]{1,0}, u32[]{:T(128)}) parameter(0)
+  %x = bf16[30,8]{1,0} get-tuple-element(%s.1), index=0
+  %w = bf16[30,2,4]{0,2,1} get-tuple-element(%s.1), index=1
+  %sum = bf16[8,4]{1,0} get-tuple-element(%s.1), index=2
+  %at.1 = u32[]{:T(128)} get-tuple-element(%s.1), index=3
+  %place = u32[]{:T(128)} add(%at.1, %seven..sunk)
+  %one = bf16[8,2,4]{0,2,1} fusion(%x, %w), kind=kOutput, calls=%matmul
+  %sent = bf16[8,4]{1,0} collective-permute(%sum), channel_id=1, source_target_pairs={{0,1},{1,0}}, MADE
+  %other = bf16[8,2,4]{0,2,1} fusion(%x, %w), kind=kOutput, calls=%matmul
+  %next = u32[]{:T(128)} add(%at.1, %two..sunk)
+  ROOT %t = (bf16[30,8], bf16[30,2,4], bf16[8,4], u32[]{:T(128)}) tuple(%x, %w, %sent, /*index=3*/%next)
+}
+
+ENTRY %main (a: bf16[5,6,7]) -> bf16[5,6,9] {
+  %a = bf16[5,6,7]{2,1,0} parameter(0)
+  %k = bf16[5,7,9]{2,1,0} parameter(1)
+  %loop = (bf16[30,8]{1,0}, bf16[30,2,4]{0,2,1}, bf16[8,4]{1,0}, u32[]{:T(128)}) while(%a), condition=%cond, body=%body
+  ROOT %each = bf16[5,6,9]{2,1,0} convolution(%a, %k), window={size=5 stride=4 lhs_dilate=5}, dim_labels=0bf_0io->0bf
+}
+""".replace("MADE", 'metadata={op_name="jit(step)/transpose(jvp(mlp))/dot_general"}')
+
+
+def test_matmuls_of_a_tpu_count_as_often_as_they_run_and_as_what_they_are():
+    """A ring of two parts at a time, whose counter goes 0, 2; and a batch of five matmuls, as a dilated convolution."""
+    found, ring = hlo.read(RING), 2 * 2 * (2 * 30 * 8 * 8)
+    assert found.flops == ring + 5 * 2 * 6 * 7 * 9
+    assert hlo.read(RING.replace("step)/", "step)/optimizer/"), "optimizer").scoped == ring
+    assert [(each.kind, each.bytes) for each in found.collectives] == [("collective-permute", 2 * 64)]
+
+
+def test_gradients_that_a_ring_sums_are_no_activations():
+    """A device's part of one layer of a stack. The same sent by anything but a matmul, or another size, is."""
+    mesh = sharding.make_mesh("fsdp", jax.devices()[:4])
+    parts = jax.sharding.NamedSharding(mesh, jax.P(None, "fsdp"))
+    state = [jax.ShapeDtypeStruct((3, 8, 4096), np.float32, sharding=parts)]
+    sent = hlo.read(RING).collectives[0]._replace(sizes=(2 * 4096,))
+    assert plan._of_weights(sent, state)
+    assert not plan._of_weights(sent._replace(sizes=(4100,)), state)
+    assert not plan._of_weights(sent._replace(made_by="jit(step)/ppermute"), state)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from reverie.bounded import parse_json, read_npz
 from reverie.data.columns import Column
 from reverie.data.episode import Episode, Spec, with_tasks
 from reverie.data.splits import Piece
-from reverie.errors import Damaged, ReverieError, first_line
+from reverie.errors import ReverieError
 
 SCHEMA = 1
 HEAD, LENGTHS = "reverie", "lengths"  # entries of an .npz besides the arrays
@@ -180,9 +180,8 @@ class ArrayDataset:
             head, lengths = parse_json(str(arrays.pop(HEAD)), f"the head of '{path}'"), arrays.pop(LENGTHS)
         except FileNotFoundError:
             raise ReverieError(f"there is no file '{path}'.") from None
-        except (Damaged, KeyError) as error:
-            why = first_line(error)
-            raise ReverieError(f"'{path}' is not a dataset that Reverie wrote, or it is damaged ({why}).") from None
+        except KeyError:
+            raise ReverieError(f"'{path}' is not a dataset that Reverie wrote: it has no {LENGTHS}.") from None
         if not isinstance(head, dict) or not isinstance(head.get("schema"), int):
             raise ReverieError(f"'{path}' is not a dataset that Reverie wrote.")
         if head["schema"] > SCHEMA:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-MOVES = ("all-to-all", "collective-permute", "ragged-all-to-all")  # what moves activations, never weights or gradients
+MOVES = ("all-to-all", "collective-permute", "ragged-all-to-all")  # what sums nothing
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", *MOVES)
 NAME = r"%?([\w.-]+)"
 HEAD = re.compile(rf"(ENTRY )?{NAME} .*\{{$")
@@ -22,7 +22,9 @@ ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 CALLS = re.compile(rf"(?:calls|to_apply)={NAME}")
 BRANCHES = re.compile(r"_computations?=\{?((?:%[\w.-]+(?:, )?)+)")
 LOOP = re.compile(rf"condition={NAME}, body={NAME}")
-CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+CONSTANT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+ADDED = re.compile(rf"= [su]32\[\]\S* add\({NAME}, {NAME}\)")
+ITEM = re.compile(r" get-tuple-element\(.*\), index=(\d+)")
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 # mesh['axis_0'=4,'axis_1'=2], perhaps with the order of its devices, and the axes along which a collective runs, or
@@ -72,9 +74,14 @@ class Large(NamedTuple):
 
 
 class Program(NamedTuple):
-    """One device's part of a program. ``flops``: of its matmuls and convolutions; ``arrays``: the largest first."""
+    """One device's part of a program.
+
+    ``flops``: of its matmuls and convolutions. ``scoped``: of those among them in the scope that ``read`` was given.
+    ``arrays``: the largest first.
+    """
 
     flops: float
+    scoped: float
     collectives: list[Collective]
     arrays: list[Large]
 
@@ -83,22 +90,29 @@ class Program(NamedTuple):
 class _Part:
     """A computation: its own matmuls and collectives, and the computations it calls, how often, one of each list."""
 
-    flops: list[float] = field(default_factory=list)
+    flops: list[tuple[float, str]] = field(default_factory=list)  # with the path of what made it
     collectives: list[tuple[str, Collective]] = field(default_factory=list)  # with the channel
     calls: list[tuple[int, list[str]]] = field(default_factory=list)
     arrays: list[Large] = field(default_factory=list)
-    constants: list[int] = field(default_factory=list)
+    constants: dict[str, int] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)  # what is added to a number that is not constant
+    items: list[int] = field(default_factory=list)  # those read of tuples
+    result: list[str] = field(default_factory=list)  # names in the tuple that it returns
     loops: list[tuple[int, str, str]] = field(default_factory=list)  # trips, 0 if unknown, condition and body
 
 
-def read(text: str) -> Program:
-    """Return what the text of a compiled program (``compiled.as_text()``) says about one device."""
+def read(text: str, scope: str = "") -> Program:
+    """Return what the text of a compiled program (``compiled.as_text()``) says about one device.
+
+    ``scope``: the name of a ``jax.named_scope``, whose FLOPs are counted apart as well.
+    """
     parts, entry, fused = _parts(re.sub(r"/\*.*?\*/", "", text))
 
     @functools.cache
-    def flops(name: str) -> float:
+    def flops(name: str, within: str = "") -> float:
         part = parts[name]
-        return sum(part.flops) + sum(trips * max(map(flops, branches)) for trips, branches in part.calls)
+        own = sum(number for number, made_by in part.flops if within in made_by)
+        return own + sum(n * max(flops(each, within) for each in branches) for n, branches in part.calls)
 
     sent: dict[str, Collective] = {}
     arrays: dict[tuple[str, str], Large] = {}
@@ -116,7 +130,8 @@ def read(text: str) -> Program:
             visit(max(branches, key=flops), times * trips)
 
     visit(entry, 1)
-    return Program(flops(entry), list(sent.values()), sorted(arrays.values(), reverse=True))
+    scoped = flops(entry, f"/{scope}/") if scope else 0.0
+    return Program(flops(entry), scoped, list(sent.values()), sorted(arrays.values(), reverse=True))
 
 
 def passing_bytes(compiled: Any) -> int:
@@ -152,7 +167,14 @@ def _parts(text: str) -> tuple[dict[str, _Part], str, set[str]]:
         arrays = ARRAY.findall(shape)
         shapes[name] = dims(arrays[0][1]) if arrays else ()
         called = CALLS.findall(line)
-        part.constants += map(int, CONSTANT.findall(line))
+        if number := CONSTANT.search(line):
+            part.constants[name] = int(number[1])
+        part.items += map(int, ITEM.findall(line))
+        added = ADDED.search(line)
+        if known := [part.constants[each] for each in (added.groups() if added else ()) if each in part.constants]:
+            part.added[name] = known[0]
+        if " ROOT " in line and kind == "tuple":
+            part.result = re.findall(NAME, line.partition(" tuple(")[2].partition(")")[0])
         if kind == "fusion":
             fused |= {*called}
         part.calls += [(1, [each]) for each in called]
@@ -163,7 +185,7 @@ def _parts(text: str) -> tuple[dict[str, _Part], str, set[str]]:
             part.calls.append((1, [each for names in BRANCHES.findall(line) for each in re.findall(NAME, names)]))
         made_by = each[1] if (each := MADE_BY.search(line)) else ""
         if kind in ("dot", "convolution") or GEMM in line:
-            part.flops.append(_matmul(line, kind, shapes, shapes[name]))
+            part.flops.append((_matmul(line, kind, shapes, shapes[name]), made_by))
         if (plain := kind.removesuffix("-start")) in KINDS:
             channel = re.search(r"channel_id=(\d+)", line)
             sent = _collective(line, plain, arrays, kind != plain, made_by)
@@ -176,18 +198,23 @@ def _parts(text: str) -> tuple[dict[str, _Part], str, set[str]]:
             part.arrays += [Large(_size(*each), f"{each[0]}[{each[1]}]", made_by) for each in arrays]
     for part in parts.values():
         for trips, condition, body in part.loops:
-            part.calls.append((trips or _trips(parts, condition), [body]))
+            part.calls.append((trips or _trips(parts, condition, body), [body]))
     return parts, entry, fused
 
 
-def _trips(parts: dict[str, _Part], condition: str) -> int:
-    """Return how often a loop runs: a scan counts up from 0 to the one number in its condition. 1 if there are others.
+def _trips(parts: dict[str, _Part], condition: str, body: str) -> int:
+    """Return how often a loop runs: it counts up from 0 to the one number in its condition. 1 if there are others.
 
-    (A TPU's text says it nowhere else.)
+    (A TPU's text says it nowhere else.) A scan counts by ones. A ring, in which XLA multiplies one part of a matrix
+    while the next is sent, counts by twos where it is unrolled.
     """
     inside = [condition, *(name for _, names in parts[condition].calls for name in names)]
-    numbers = [number for name in inside for number in parts[name].constants]
-    return numbers[0] if len(numbers) == 1 else 1
+    numbers = [number for name in inside for number in parts[name].constants.values()]
+    if len(numbers) != 1:
+        return 1
+    counters, result = parts[condition].items, parts[body].result
+    step = parts[body].added.get(result[counters[0]], 1) if len(counters) == 1 and counters[0] < len(result) else 1
+    return -(-numbers[0] // max(step, 1))
 
 
 def _size(dtype: str, shape: str) -> int:

@@ -17,6 +17,7 @@ import optax.contrib
 from jax import Array
 
 Weights = dict[str, Array]
+SCOPE = "optimizer"  # of its operations, by which a compiled program knows them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ class OptimConfig:
         def init(params: Any) -> Any:
             return chain.init(_float32(params))
 
+        @jax.named_scope(SCOPE)
         def update(updates: Any, state: Any, params: Any = None) -> Any:
             return _promoting(chain.update)(_float32(updates), state, _float32(params))
 

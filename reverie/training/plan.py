@@ -21,6 +21,7 @@ from reverie.training.blueprint import Blueprint
 from reverie.training.chips import Topology
 from reverie.training.cost import activations, batch_of, size_of, state_of
 from reverie.training.engine import Pace, Run, compile_step
+from reverie.training.optim import SCOPE
 
 # Without a GPU no kernel can be timed, and Triton's matmuls fail without ("Couldn't find output tile sizes").
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}}
@@ -55,6 +56,7 @@ def plan_step(run: Run, spec: Spec, folder: Path, where: Topology, quick: bool) 
             "row_parts": sharding.row_parts(mesh),
             "flops_per_step": flops.count(traced.jaxpr),
             "flops_of_costliest_step": flops.count(traced.jaxpr, costliest=True),
+            "flops_of_optimizer": flops.count(_update_of(run, state)),
             "parts": {name: hlo.held_bytes(part) for name, part in _parts(state, frozen, batch).items()},
             "copied": copied(mesh, state),
         }
@@ -96,7 +98,7 @@ def placed(tree: Any, where: Any) -> Any:
 
 def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topology) -> dict[str, Any]:
     """Return what a compiled step says about one device. ``held``: the bytes of all arguments, used or not."""
-    found, program = compiled.memory_analysis(), hlo.read(compiled.as_text())
+    found, program = compiled.memory_analysis(), hlo.read(compiled.as_text(), SCOPE)
     # XLA drops arguments that a step does not read (a frozen tokenizer, where tokens are cached). They are held anyway.
     facts = _memory(held, hlo.passing_bytes(compiled), where.limit)
     if where.chip.platform == "tpu":  # its compiler refuses what does not fit, and may take more than it needs
@@ -114,6 +116,7 @@ def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topo
         "peak": getattr(found, "peak_memory_in_bytes", 0) or None,
         "read": found.argument_size_in_bytes,
         "flops_per_device": program.flops,
+        "optimizer_flops_per_device": program.scoped,
         "collectives": [
             {"kind": kind, "bytes": size, "axis": axis} for (kind, axis), size in sorted(sent.items(), key=_size)
         ],
@@ -127,12 +130,23 @@ def compiled_facts(compiled: Any, mesh: Mesh, state: Any, held: int, where: Topo
 def _of_weights(each: hlo.Collective, state: Any) -> bool:
     """Whether a collective moves weights or sums gradients: its arrays have as many numbers as one of these, or few.
 
-    Rows alone are divided among slices, so that any sum over these is one of gradients or statistics.
+    That is all of a stack of layers or one of them, whole or a device's part. Rows alone are divided among slices, so
+    that any sum over these is one of gradients or statistics.
     """
     if each.slices:
         return each.kind == "all-reduce"
-    sizes = {size for leaf in jax.tree.leaves(state) for size in (leaf.size, leaf.size // max(leaf.shape[:1] or (1,)))}
-    return all(size <= FEW or (size in sizes and each.kind not in hlo.MOVES) for size in each.sizes)
+    sizes = set()
+    for leaf in jax.tree.leaves(state):
+        for size in (leaf.size, math.prod(leaf.sharding.shard_shape(leaf.shape))):
+            sizes |= {size, size // max(leaf.shape[:1] or (1,))}
+    # What only moves is activations. In a TPU's program it may also be a matmul that sums a gradient in a ring.
+    moves = each.kind in hlo.MOVES and not each.made_by.endswith("dot_general")
+    return f"/{SCOPE}/" in each.made_by or all(size <= FEW or (size in sizes and not moves) for size in each.sizes)
+
+
+def _update_of(run: Run, state: Any) -> Any:
+    """Return the jaxpr of the optimiser alone."""
+    return jax.jit(run.optimizer.make().update).trace(state.params, state.opt, state.params).jaxpr
 
 
 def _size(item: tuple[Any, float]) -> float:

@@ -100,13 +100,19 @@ def identity(folder: Path) -> str:
     return f"data {record.fingerprint}, seed {record.run.seed}"
 
 
-def find_run(path: str | Path) -> Path:
-    """Return the folder of a run: ``path`` itself, or the dynamics of a world's folder. Creates nothing."""
+def existing(path: str | Path) -> Path:
+    """Return the absolute path of what is there; ReverieError, with a similar name beside it, if nothing is."""
     path = Path(os.path.abspath(path))  # without links: "run/../other" may be read before "run" exists
     if not path.exists():
         inside = path.parent.iterdir() if path.parent.is_dir() else ()
         near = [p.name for p in inside if p.is_dir() and p.name[0] != "."]
         raise ReverieError(f"there is nothing at '{path}'.{did_you_mean(path.name, near) if len(near) < 50 else ''}")
+    return path
+
+
+def find_run(path: str | Path) -> Path:
+    """Return the folder of a run: ``path`` itself, or the dynamics of a world's folder. Creates nothing."""
+    path = existing(path)
     settled(path)
     for folder in (path, path / "dynamics"):
         if (folder / RECORD).is_file():
