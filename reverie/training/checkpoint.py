@@ -346,12 +346,11 @@ def restore(
 
 
 def _newest_whole(folder: Path, items: Sequence[str], newest: int | None) -> int:
-    candidates = [step for step in reversed(steps(folder)) if newest is None or step <= newest]
-    gone = missing(folder, newest)
-
     def say(step: int, what: str) -> None:
         print(f"The checkpoint of step {step} in '{folder}' is {what}.", file=sys.stderr)
 
+    candidates = [step for step in reversed(steps(folder)) if newest is None or step <= newest]
+    gone = missing(folder, newest)
     if candidates and gone is not None:
         say(gone, f"missing; the newest left is of step {candidates[0]}")
     for step in candidates:
