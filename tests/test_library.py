@@ -65,6 +65,7 @@ def test_the_report_on_a_world_that_ships_is_written_elsewhere(capsys, monkeypat
     assert asked["run"] == shipped()["platformer"] and asked["out"] == Path("runs/platformer")
     assert cli.main(["show", "platformer"]) == 0
     assert Path("runs/platformer/report.html").is_file()
+    Path("runs/mine").mkdir()
     assert cli.main(["eval", "runs/mine"]) == 0
     assert asked["run"] == Path("runs/mine") and asked["out"] is None
 

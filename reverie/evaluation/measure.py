@@ -159,8 +159,7 @@ def _conditions(rollouts: Rollouts, given: Clips, dataset: Dataset) -> Numbers:
 
 
 def _views(rollouts: Rollouts, given: Clips) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Return the clips' latents, the uncertainty (B, T) of the rollouts, and by name what is compared with the truth:
-    rollouts and baselines."""
+    """Return the clips' latents, the rollouts' uncertainty (B, T), and by name the frames to compare with the truth."""
     tokens, rebuilt = rollouts.reconstruct(given.frames)
     generated, unsure = rollouts.rollout_with_uncertainty(given.seen, given.actions)
     views = {

@@ -137,8 +137,7 @@ def begin(folder: Path, keeps: Callable[[Path], bool]) -> Path:
 
 
 def link(place: Path, target: Path) -> None:
-    """Make ``place`` a link to ``target``, a path relative to its folder; or a copy of a file where links cannot be
-    made.
+    """Make ``place`` a link to ``target``, a path relative to its folder; a copy of a file where no link can be made.
 
     Windows makes links for administrators only.
     """

@@ -143,7 +143,7 @@ def laid_over() -> Sequence[Any]:
 
 
 def sizes_of(layout: str, devices: int) -> dict[str, int]:
-    """Return the axes of a layout and their sizes; one without a size takes what is left of so many devices."""
+    """Return the axes of a layout and their sizes; one without a size takes what is left of ``devices``."""
     sizes = axes_of(layout)
     sizes = sizes if 0 in sizes.values() or "data" in sizes else {"data": 0, **sizes}
     taken = math.prod(size for size in sizes.values() if size)
