@@ -7,7 +7,7 @@ Which array is what follows from its name (``roles``) and shape, where episodes 
 import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Self
 
@@ -16,11 +16,11 @@ import numpy as np
 from reverie import bounded
 from reverie.data.sources import bundles, files, roles
 from reverie.data.sources.boundaries import NUMBERS
-from reverie.data.sources.bundles import Alignment, Bundle, Column
+from reverie.data.sources.bundles import Bundle, BundleSource, Column
 from reverie.data.sources.dreamerv3 import CHUNK
 from reverie.data.sources.pictures import is_encoded
 from reverie.data.sources.recognise import beside, outnumber, recognise
-from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
+from reverie.data.sources.recordings import UNREADABLE, Found
 from reverie.errors import Damaged
 
 BOUNDS = tuple(f"{of}{word}" for of in ("", "episode_", "traj_", "ep_") for word in ("lengths", "ends", "starts"))
@@ -29,12 +29,8 @@ ROLES = (*roles.FRAMES, *roles.KNOWN, *NUMBERS, *BOUNDS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArraysConfig(FileSource):
+class ArraysConfig(BundleSource):
     """Episodes in .npz or .npy files: frames, actions, rewards, ends by name."""
-
-    camera: str = ""  # the array of the pictures; several, joined by commas, are put side by side; empty finds one
-    actions: str = ""  # the array of the actions; empty takes the one named so
-    alignment: Alignment | None = None  # where actions are as many as frames: taken at theirs, or led to it
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
@@ -48,19 +44,11 @@ class ArraysConfig(FileSource):
 
     def look(self, inside: list[Path]) -> Found:
         """Return the recordings of all files, in the order of their names."""
-        found, root, made = Found(), Path(self.path), []
-        for file in sorted(files.ending(inside, (".npz",)), key=files.natural):
-            name = files.name_of(file, root)
-            try:
-                made.append(_npz(name, file, found))
-            except UNREADABLE as error:
-                found.skip(name, error)
-        for name, group in _groups(files.ending(inside, (".npy",)), root).items():
-            try:
-                arrays = {key: bounded.map_npy(file) for key, file in group.items()}
-                made.append(Bundle(name, {key: Column.of(array) for key, array in arrays.items()}))
-            except UNREADABLE as error:
-                found.skip(name, error)
+        found, root = Found(), Path(self.path)
+        packed, groups = files.ending(inside, (".npz",)), _groups(files.ending(inside, (".npy",)), root)
+        named = [(files.name_of(file, root), file) for file in sorted(packed, key=files.natural)]
+        made = found.made((name, partial(_npz, name, file, found)) for name, file in named)
+        made += found.made((name, partial(_npy, name, group)) for name, group in groups.items())
         bundles.add(found, made, camera=self.camera, actions=self.actions, alignment=self.alignment)
         return found
 
@@ -72,6 +60,10 @@ def is_dataset(path: Path) -> bool:
     except UNREADABLE:
         return True  # damaged: what reads datasets says so
     return "reverie" in names or names >= OURS
+
+
+def _npy(name: str, group: dict[str, Path]) -> Bundle:
+    return Bundle(name, {key: Column.of(bounded.map_npy(file)) for key, file in group.items()})
 
 
 def _npz(name: str, file: Path, found: Found) -> Bundle:

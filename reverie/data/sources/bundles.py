@@ -18,15 +18,25 @@ import numpy as np
 
 from reverie.data.sources import roles
 from reverie.data.sources.boundaries import NUMBERS, is_list, of_list, of_rows
-from reverie.data.sources.pictures import CHANNELS, decoded, is_picture, rgb, side_by_side
-from reverie.data.sources.recordings import UNREADABLE, Found, Recording
+from reverie.data.sources.pictures import CHANNELS, decoded_each, is_picture, rgb, side_by_side
+from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording
 from reverie.data.sources.spaces import one_vector
-from reverie.errors import Damaged, ReverieError
+from reverie.errors import ReverieError
 
 Alignment = Literal["at", "to"]
 NUMBERED = re.compile(r"(?:(?:episode|ep|traj|trajectory|demo|rollout)[_-]?)?(\d+)[_-]?")
 SEVERAL = re.compile(r"cam|view|eye")  # in names of pictures whose number is that of a camera
 BATCH = 64  # pictures read at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleSource(FileSource):
+    """What every source of named arrays has."""
+
+    # the array of the pictures, or its end; several, joined by commas, are put side by side; empty finds one
+    camera: str = ""
+    actions: str = ""  # the array of the actions; empty takes the one named so
+    alignment: Alignment | None = None  # where actions are as many as frames: taken at theirs, or led to it
 
 
 @dataclass(frozen=True)
@@ -349,12 +359,9 @@ def _add(found: Found, one: _Segment, alignment: Alignment) -> bool:
 
 def _pictures(one: _Segment, follows: bool) -> Iterator[np.ndarray | None]:
     columns = one.bundle.columns
-    views = [_view(columns[name], one.start, one.stop) for name in one.cameras]
-    for pictures in zip(*views, strict=True):
-        yield side_by_side(pictures)
+    yield from side_by_side([_view(columns[name], one.start, one.stop) for name in one.cameras])
     if follows:
-        last = [_view(columns[name], one.stop - 1, one.stop) for name in one.nexts]
-        yield from (side_by_side(pictures) for pictures in zip(*last, strict=True))
+        yield from side_by_side([_view(columns[name], one.stop - 1, one.stop) for name in one.nexts])
 
 
 def _view(column: Column, start: int, stop: int) -> Iterator[np.ndarray | None]:
@@ -366,11 +373,4 @@ def _view(column: Column, start: int, stop: int) -> Iterator[np.ndarray | None]:
     batch = BATCH if plain else max(1, stop - start)
     for first in range(start, stop, batch):
         rows = column.read(first, min(stop, first + batch))
-        if column.form == "numbers":
-            yield from rgb(np.asarray(rows))
-            continue
-        for row in rows:
-            try:
-                yield decoded(bytes(row))
-            except Damaged:
-                yield None
+        yield from rgb(np.asarray(rows)) if column.form == "numbers" else decoded_each(rows)

@@ -131,7 +131,7 @@ def _frames(stream: list[_Chunk], cameras: tuple[str, ...], start: int, stop: in
         low, high = max(start, first), min(stop, first + len(chunk))
         if low < high:
             views = [rgb(_pictures(chunk.file, camera, chunk.stamp)[low - first : high - first]) for camera in cameras]
-            yield from (side_by_side(pictures) for pictures in zip(*views, strict=True))
+            yield from side_by_side(views)
         first += len(chunk)
 
 

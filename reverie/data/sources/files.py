@@ -5,9 +5,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROW = re.compile(r"(\d+)")
+One = TypeVar("One")
 
 
 def inside(path: Path) -> list[Path]:
@@ -38,11 +39,11 @@ def ending(files: Iterable[Path], endings: Sequence[str]) -> list[Path]:
     return [file for file in files if file.name.lower().endswith(tuple(endings))]
 
 
-def grouped(files: Iterable[Path], key: Callable[[Path], Any]) -> dict[Any, list[Path]]:
-    """Return files grouped by their ``key``, in the order they came in."""
-    found: dict[Any, list[Path]] = {}
-    for file in files:
-        found.setdefault(key(file), []).append(file)
+def grouped(each: Iterable[One], key: Callable[[One], Any]) -> dict[Any, list[One]]:
+    """Return files, or things about them, grouped by their ``key``, in the order they came in."""
+    found: dict[Any, list[One]] = {}
+    for one in each:
+        found.setdefault(key(one), []).append(one)
     return found
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from reverie.bounded import ROOM, parse_json, room_for
 from reverie.data.sources import bundles, files, roles
-from reverie.data.sources.bundles import Alignment, Bundle, Column
+from reverie.data.sources.bundles import Bundle, BundleSource, Column
 from reverie.data.sources.pictures import is_encoded
-from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
+from reverie.data.sources.recordings import UNREADABLE, Found
 from reverie.errors import Damaged, ReverieError
 
 ENDINGS = (".hdf5", ".h5", ".he5")
@@ -25,12 +25,8 @@ DEPTH = 8  # of groups in groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class HDF5Config(FileSource):
+class HDF5Config(BundleSource):
     """HDF5 files of robomimic, D4RL, ALOHA and others."""
-
-    camera: str = ""  # the array of the pictures, or its end; several, joined by commas, are put side by side
-    actions: str = ""  # the array of the actions; empty takes the one named so
-    alignment: Alignment | None = None  # where actions are as many as frames: taken at theirs, or led to it
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
@@ -175,8 +171,6 @@ def _rate(handle: Any) -> float:
     if not isinstance(text, str | bytes):
         return 0.0
     try:
-        about = parse_json(text, "env_args")
-        rate = float(about["env_kwargs"]["control_freq"])
+        return roles.rate(float(parse_json(text, "env_args")["env_kwargs"]["control_freq"]))
     except (Damaged, KeyError, TypeError, ValueError):
         return 0.0
-    return rate if 0 < rate <= 240 else 0.0

@@ -6,7 +6,7 @@ actions (``tables``). Row i belongs to frame i, unless there is a column ``frame
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -19,7 +19,6 @@ from reverie.data.sources.bundles import Alignment
 from reverie.data.sources.pictures import decoded, side_by_side
 from reverie.data.sources.recognise import recognise
 from reverie.data.sources.recordings import NAMED, UNREADABLE, FileSource, Found, Recording
-from reverie.data.sources.spaces import merged
 from reverie.data.sources.videos import ENDINGS as VIDEOS
 from reverie.errors import Damaged, ReverieError
 
@@ -74,8 +73,7 @@ class ImagesConfig(FileSource):
             found.recordings.append(
                 Recording(name, len(frames), shown, rewards=steps.rewards, ends=steps.ends, source=name)
             )
-        rows, found.declared = merged(parts)
-        found.recordings = [replace(one, actions=own) for one, own in zip(found.recordings, rows, strict=True)]
+        found.label(parts)
         for table in [table for table in known if table not in read and _tells(table)][:NAMED]:
             found.say(
                 f"{files.name_of(table, root)} is not read: actions of a folder are in FOLDER/actions.csv or FOLDER.csv"
@@ -134,7 +132,7 @@ def _in_order(frames: list[Path]) -> list[Path]:
 
 
 def _pictures(views: list[list[Path]]) -> Iterator[np.ndarray | None]:
-    return (side_by_side([_picture(file) for file in files_of_all]) for files_of_all in zip(*views, strict=True))
+    return side_by_side([map(_picture, view) for view in views])
 
 
 def _picture(file: Path) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,7 @@ from reverie import bounded
 from reverie.data.records import Records
 from reverie.data.sources import files
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at
-from reverie.data.sources.spaces import Declared
+from reverie.data.sources.spaces import Declared, counted
 from reverie.data.sources.unpickled import unpickled
 from reverie.errors import Damaged, ReverieError
 
@@ -43,8 +43,7 @@ class JasmineConfig(FileSource):
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each record, in the order of the files' names."""
         found, root = Found(), Path(self.path)
-        count = _actions(root)
-        found.declared = Declared(sizes=(count,)) if count else Declared()
+        found.declared = _declared(root)
         shards = sorted((f for f in inside if f.suffix == ".array_record"), key=files.natural)
         shape = self.frame or _guessed(shards, found)
         for file in shards:
@@ -54,35 +53,24 @@ class JasmineConfig(FileSource):
             except UNREADABLE as error:
                 found.skip(name, error)
                 continue
-            for place in range(total):
-                where = f"{name}, record {place}"
-                try:
-                    record = _record(reader[place])
-                    if shape is None:
-                        raise ReverieError(
-                            f"{len(record['raw_video'])} bytes are not pictures of any shape; --frame H W"
-                        )
-                    found.recordings.append(self._recording(where, file, place, record, shape))
-                except UNREADABLE as error:
-                    found.skip(where, error)
+            read = partial(_recording, name, file, reader, shape)
+            found.recordings += found.made((f"{name}, record {n}", partial(read, n)) for n in range(total))
         return found
 
-    def _recording(self, where: str, file: Path, place: int, record: dict[str, Any], shape: tuple[int, int]):
-        length, size = record["sequence_length"], len(record["raw_video"])
-        if size != length * shape[0] * shape[1] * 3:
-            raise ReverieError(f"{size} bytes are not {length} pictures of {shape[0]} x {shape[1]}; --frame H W")
-        rows = record.get("actions")
-        rows = None if rows is None else np.asarray(rows)
-        if rows is not None and rows.shape[:1] not in ((length,), (length - 1,)):
-            raise ReverieError(f"{rows.shape[:1]} actions for {length} pictures")
-        stamp = file.stat().st_mtime_ns
-        return Recording(
-            where,
-            length,
-            lambda: _frames(file, stamp, place, shape),
-            actions=at(rows, length),
-            source=where.partition(",")[0],
-        )
+
+def _recording(name: str, file: Path, reader: Records, shape: tuple[int, int] | None, place: int) -> Recording:
+    record = _record(reader[place])
+    length, size = record["sequence_length"], len(record["raw_video"])
+    if shape is None:
+        raise ReverieError(f"{size} bytes are not pictures of any shape; --frame H W")
+    if size != length * shape[0] * shape[1] * 3:
+        raise ReverieError(f"{size} bytes are not {length} pictures of {shape[0]} x {shape[1]}; --frame H W")
+    rows = record.get("actions")
+    rows = None if rows is None else np.asarray(rows)
+    if rows is not None and rows.shape[:1] not in ((length,), (length - 1,)):
+        raise ReverieError(f"{rows.shape[:1]} actions for {length} pictures")
+    shown = partial(_frames, file, file.stat().st_mtime_ns, place, shape)
+    return Recording(f"{name}, record {place}", length, shown, actions=at(rows, length), source=name)
 
 
 def _record(data: bytes) -> dict[str, Any]:
@@ -145,14 +133,13 @@ def _shapes(pixels: int) -> list[tuple[int, int]]:
     return [(h, pixels // h) for h in heights if not pixels % h and 1 / LONGEST <= pixels // h / h <= LONGEST]
 
 
-def _actions(root: Path) -> int:
-    """Return the number of actions in metadata.json, in the folder or one above it; 0 if it is not there."""
+def _declared(root: Path) -> Declared:
+    """Return what metadata.json, in the folder or one above it, says about the number of actions."""
     for folder in (root, root.parent, root.parent.parent):
         try:
             about = bounded.read_json(folder / "metadata.json", 2**28)
-            count = about.get("num_actions") if isinstance(about, dict) else None
         except (Damaged, OSError, json.JSONDecodeError):
             continue
-        if isinstance(count, int) and 0 < count <= 2**16:
-            return count
-    return 0
+        if isinstance(about, dict) and (declared := counted(about.get("num_actions"))) is not None:
+            return declared
+    return Declared()

@@ -185,7 +185,7 @@ class _Set:
 
     def _frames(self, number: int, episode: dict[str, Any], times: np.ndarray, cameras: tuple[str, ...]):
         views = [self._view(number, episode, times.reshape(-1).astype(np.float64), camera) for camera in cameras]
-        return (side_by_side(pictures) for pictures in zip(*views, strict=True))
+        return side_by_side(views)
 
     def _view(self, number: int, episode: dict[str, Any], times: np.ndarray, camera: str):
         if self.features[camera].get("dtype") == "image":

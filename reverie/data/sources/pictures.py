@@ -5,7 +5,8 @@ They come encoded (PNG, JPEG), with channels first, grey, with transparency, as 
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -41,6 +42,15 @@ def decoded(data: bytes) -> np.ndarray:
                 return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Damaged(f"a picture cannot be decoded ({first_line(error)})") from None
+
+
+def decoded_each(rows: Iterable[Any]) -> Iterator[np.ndarray | None]:
+    """Yield encoded pictures as ``decoded`` returns them, None for each that is damaged."""
+    for row in rows:
+        try:
+            yield decoded(bytes(row))
+        except Damaged:
+            yield None
 
 
 def is_encoded(data: bytes) -> bool:
@@ -102,8 +112,12 @@ def _bytes(frames: np.ndarray) -> np.ndarray:
     return (np.right_shift(frames, 8) if most > 255 else np.rint(numbers)).astype(np.uint8)
 
 
-def side_by_side(pictures: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """Return pictures (H,W,3) of several cameras in one row, each as high as the first; None if one is missing."""
+def side_by_side(views: Sequence[Iterable[np.ndarray | None]]) -> Iterator[np.ndarray | None]:
+    """Yield the pictures (H,W,3) of several cameras in one row, as high as the first; None where one is missing."""
+    return map(_row, zip(*views, strict=True))
+
+
+def _row(pictures: Sequence[np.ndarray | None]) -> np.ndarray | None:
     whole = [picture for picture in pictures if picture is not None]
     if len(whole) < len(pictures):
         return None

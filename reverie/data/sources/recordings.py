@@ -13,18 +13,18 @@ import struct
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from reverie.data.episode import Episode, Share, Spec, share_of
 from reverie.data.sources import files
 from reverie.data.sources.pictures import resized
-from reverie.data.sources.spaces import Coding, Declared, coding
+from reverie.data.sources.spaces import Coding, Declared, coding, merged
 from reverie.errors import ReverieError, first_line
 
 FPS = 15.0  # where neither the files nor the user say
@@ -81,6 +81,21 @@ class Found:
         """Note that a recording or file cannot be used."""
         self.skipped.append(f"{name}: {first_line(reason) if isinstance(reason, BaseException) else reason}")
         self.notes.append(f"skipped {self.skipped[-1]}")
+
+    def made(self, todo: Iterable[tuple[str, Callable[[], Any]]]) -> list[Any]:
+        """Return what each call returns, by name; one that cannot is skipped."""
+        made = []
+        for name, make in todo:
+            try:
+                made.append(make())
+            except UNREADABLE as error:
+                self.skip(name, error)
+        return made
+
+    def label(self, parts: Sequence[tuple[np.ndarray | None, Declared]]) -> None:
+        """Give each recording its actions, of which each part declares something of its own; see ``merged``."""
+        rows, self.declared = merged(parts)
+        self.recordings = [replace(one, actions=own) for one, own in zip(self.recordings, rows, strict=True)]
 
 
 def at(rows: np.ndarray | None, frames: int) -> np.ndarray | None:

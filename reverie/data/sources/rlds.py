@@ -18,10 +18,10 @@ from reverie import bounded
 from reverie.data.records import Records
 from reverie.data.sources import files, roles
 from reverie.data.sources.examples import example, read_record, tfrecords
-from reverie.data.sources.pictures import decoded, is_encoded, is_picture, rgb, side_by_side
+from reverie.data.sources.pictures import decoded_each, is_encoded, is_picture, rgb, side_by_side
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found, Recording, at, to
 from reverie.data.sources.spaces import one_vector
-from reverie.errors import Damaged, ReverieError, first_line
+from reverie.errors import ReverieError, first_line
 
 FEATURES = "features.json"
 STEPS, METADATA = "steps/", "episode_metadata/"
@@ -140,19 +140,11 @@ def _records(file: Path) -> Iterator[_Record]:
 
 def _frames(record: _Record, cameras: Sequence[str], layout: _Layout) -> Iterator[np.ndarray | None]:
     features = _features(record.read(), layout)
-    views = [_view(features[camera], layout.shapes.get(camera)) for camera in cameras]
-    return (side_by_side(pictures) for pictures in zip(*views, strict=True))
+    return side_by_side([_view(features[camera], layout.shapes.get(camera)) for camera in cameras])
 
 
 def _view(value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> Iterator[np.ndarray | None]:
-    if isinstance(value, np.ndarray):
-        yield from rgb(value.reshape(-1, *(shape or ())))
-        return
-    for data in value:
-        try:
-            yield decoded(bytes(data))
-        except Damaged:
-            yield None
+    return iter(rgb(value.reshape(-1, *(shape or ())))) if isinstance(value, np.ndarray) else decoded_each(value)
 
 
 def _are_pictures(name: str, value: np.ndarray | list[memoryview], shape: tuple[int, ...] | None) -> bool:

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,11 @@ class Coding:
         known = np.flatnonzero(good & self.space.is_action(values))
         found[known] = values[known].astype(self.space.dtype)
         return found
+
+
+def counted(value: Any) -> Declared | None:
+    """Return what a declared number of actions says; None if it is not one."""
+    return Declared(sizes=(value,)) if isinstance(value, int) and 0 < value <= 2**16 else None
 
 
 def merged(parts: Sequence[tuple[np.ndarray | None, Declared]]) -> tuple[list[np.ndarray | None], Declared]:

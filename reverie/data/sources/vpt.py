@@ -86,12 +86,8 @@ class VPTConfig(FileSource):
     def look(self, inside: list[Path]) -> Found:
         """Return one recording for each video, in the order of the names: segments of a session follow each other."""
         found, root = Found(fps=RATE, coding=Coding(space := _space(), first=(0,) * space.size)), Path(self.path)
-        for video in sorted(files.ending(inside, ENDINGS), key=files.natural):
-            name = files.name_of(video, root)
-            try:
-                found.recordings.append(_recording(name, video, found))
-            except UNREADABLE as error:
-                found.skip(name, error)
+        videos = {files.name_of(file, root): file for file in sorted(files.ending(inside, ENDINGS), key=files.natural)}
+        found.recordings = found.made((name, partial(_recording, name, file, found)) for name, file in videos.items())
         for table in files.ending(inside, (".jsonl",)):
             if is_vpt(table) and not table.with_suffix(ENDINGS[0]).is_file():
                 found.skip(files.name_of(table, root), f"it has no {ENDINGS[0]} beside it")

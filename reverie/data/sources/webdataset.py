@@ -14,8 +14,8 @@ import re
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,10 +25,10 @@ import numpy as np
 from reverie import bounded
 from reverie.data.sources import bundles, clips, files, roles, tables
 from reverie.data.sources.boundaries import NUMBERS, STEPS
-from reverie.data.sources.bundles import Alignment, Bundle, Column
+from reverie.data.sources.bundles import Bundle, BundleSource, Column
 from reverie.data.sources.recognise import outnumber
-from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
-from reverie.data.sources.spaces import Declared, merged
+from reverie.data.sources.recordings import UNREADABLE, Found
+from reverie.data.sources.spaces import Declared, counted
 from reverie.errors import Damaged, ReverieError, first_line
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -42,12 +42,8 @@ PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # b
 
 
 @dataclass(frozen=True, kw_only=True)
-class WebDatasetConfig(FileSource):
+class WebDatasetConfig(BundleSource):
     """WebDataset shards (tar), one sample per episode: a video or pictures, and arrays."""
-
-    camera: str = ""  # of several videos or arrays of pictures in a sample, which; or several, joined by commas
-    actions: str = ""  # the array of the actions; empty takes the one named so
-    alignment: Alignment | None = None  # where actions are as many as frames: taken at theirs, or led to it
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
@@ -56,90 +52,78 @@ class WebDatasetConfig(FileSource):
         return cls(path=str(path)) if found and outnumber(inside, found) else None
 
     def look(self, inside: list[Path]) -> Found:
-        """Return one recording for each sample, shard by shard."""
-        found, root, every, made = Found(), Path(self.path), [], []
-        known: dict[str, _Members] = {}
-        for file in sorted(files.ending(inside, ENDINGS), key=files.natural):
-            try:
-                tar = _listed(file, found)
-            except UNREADABLE as error:
-                found.skip(files.name_of(file, root), error)
-                continue
-            for key, members in tar.samples().items():
-                if key in known and not known[key].keys() & members.keys():  # the rest of a sample, in another tar
-                    known[key].update(members)
-                else:
-                    known[key] = members
-                    every.append((key, members))
-        if len(every) > 1 and all(_is_moment(members) for _, members in every):
-            todo = [(name, partial(_joined, name, *episode)) for name, *episode in _episodes(every, found)]
+        """Return one recording for each sample, shard by shard; or for each episode whose frames the samples are."""
+        found, root = Found(), Path(self.path)
+        samples = self._samples(inside, found)
+        if len(samples) > 1 and all(_is_moment(members) for _, members in samples):
+            made = found.made(_episodes(samples, found))
         else:
-            todo = [(f"{files.name_of(_file(s[1]), root)}, {s[0]}", partial(_bundle, *s, found)) for s in every]
-        for name, make in todo:
-            try:
-                made.append(make())
-            except UNREADABLE as error:
-                found.skip(name, error)
+            names = [f"{files.name_of(_file(members), root)}, {key}" for key, members in samples]
+            made = found.made(zip(names, (partial(_bundle, *sample, found) for sample in samples), strict=True))
         declared = {} if self.actions else {bundle.name: _one_action(bundle.columns) for bundle in made}
         bundles.add(found, made, camera=self.camera, actions=self.actions, alignment=self.alignment)
         if any(one.names for one in declared.values()):
-            parts = [(one.actions, declared.get(one.name, Declared())) for one in found.recordings]
-            rows, found.declared = merged(parts)
-            found.recordings = [replace(one, actions=own) for one, own in zip(found.recordings, rows, strict=True)]
+            found.label([(one.actions, declared.get(one.name, Declared())) for one in found.recordings])
         return found
 
-
-@dataclass(frozen=True)
-class _Tar:
-    """The members of a tar file by name: where each lies, and its size. Nothing is taken out of it."""
-
-    file: Path
-    places: dict[str, tuple[int, int]]
-
-    def read(self, member: str, limit: int) -> bytes:
-        """Return a member's bytes; Damaged if there are more than ``limit``."""
-        offset, size = self.places[member]
-        if size > limit:
-            raise Damaged(f"'{member}' has {size} bytes; at most {limit} are read")
-        data = _plain(self.file, self.file.stat().st_mtime_ns)[offset : offset + size].tobytes()
-        if len(data) != size:
-            raise Damaged(f"'{member}' ends too early")
-        if not member.lower().endswith(".gz"):
-            return data
-        unpacked = zlib.decompressobj(wbits=31).decompress(data, limit + 1)
-        if len(unpacked) > limit:
-            raise Damaged(f"'{member}' unpacks to more than {limit} bytes")
-        return unpacked
-
-    def samples(self) -> dict[str, "_Members"]:
-        """Return {key: {the rest of the name: member}} in the order of the file."""
-        samples: dict[str, _Members] = {}
-        for name in self.places:
-            folder, _, base = name.rpartition("/")
-            key, dot, rest = base.partition(".")
-            if key and dot:
-                samples.setdefault(f"{folder}/{key}" if folder else key, {})[rest.lower().removesuffix(".gz")] = (
-                    _Member(self, name)
-                )
+    def _samples(self, inside: list[Path], found: Found) -> list[tuple[str, "_Members"]]:
+        """Return the key and the members of each sample, tar by tar; one may begin in a tar and go on in another."""
+        samples: list[tuple[str, _Members]] = []
+        known: dict[str, _Members] = {}
+        for file in sorted(files.ending(inside, ENDINGS), key=files.natural):
+            try:
+                own = _samples_of(file, found)
+            except UNREADABLE as error:
+                found.skip(files.name_of(file, Path(self.path)), error)
+                continue
+            for key, members in own.items():
+                if key in known and not known[key].keys() & members.keys():
+                    known[key].update(members)
+                else:
+                    known[key] = members
+                    samples.append((key, members))
         return samples
 
 
 class _Member(NamedTuple):
-    """A file in a tar."""
+    """A file in a tar: where it lies there, and its bytes. Nothing is taken out before it is read."""
 
-    tar: _Tar
+    file: Path
     name: str
+    offset: int
+    size: int
 
     def read(self, limit: int) -> bytes:
         """Return its bytes; Damaged if there are more than ``limit``."""
-        return self.tar.read(self.name, limit)
+        if self.size > limit:
+            raise Damaged(f"'{self.name}' has {self.size} bytes; at most {limit} are read")
+        data = _plain(self.file, self.file.stat().st_mtime_ns)[self.offset : self.offset + self.size].tobytes()
+        if len(data) != self.size:
+            raise Damaged(f"'{self.name}' ends too early")
+        if not self.name.lower().endswith(".gz"):
+            return data
+        unpacked = zlib.decompressobj(wbits=31).decompress(data, limit + 1)
+        if len(unpacked) > limit:
+            raise Damaged(f"'{self.name}' unpacks to more than {limit} bytes")
+        return unpacked
+
+    def value(self, ending: str) -> Any:
+        """Return what it holds: an array (npy), arrays by name (npz, csv, jsonl), a value of JSON, a number, a text."""
+        if ending == "npy":
+            return bounded.read_npy(self.read(ARRAY_BYTES), f"'{self.name}'")
+        if ending == "json":
+            return bounded.parse_json(self.read(bounded.JSON_BYTES), f"'{self.name}'")
+        if ending == "cls":
+            return int(self.read(64))
+        if ending == "txt":
+            return self.read(2**16).decode(errors="replace").strip()
+        with _copied(self.read(ARRAY_BYTES), ending) as path:
+            if ending == "npz":
+                return bounded.read_npz(path, None, [*bounded.npz_headers(path)[0]])
+            return tables.read(path)
 
 
 _Members = dict[str, _Member]  # of a sample, by the rest of their names
-
-
-def _file(members: _Members) -> Path:
-    return next(iter(members.values())).tar.file
 
 
 @lru_cache(maxsize=4)  # to find a place in a compressed file, all before it has to be unpacked
@@ -167,18 +151,35 @@ def _sound(stream: Any) -> Iterator[bytes]:
             yield part
 
 
-def _listed(file: Path, found: Found) -> _Tar:
-    places: dict[str, tuple[int, int]] = {}
+def _members_of(file: Path, found: Found) -> Iterable[_Member]:
+    """Return the files in a tar, in its order; Damaged if there are none."""
+    members: dict[str, _Member] = {}
     try:
         with tarfile.open(file, "r:*") as archive:
             for info in archive:
-                if info.isreg() and not info.issparse() and len(places) < MEMBERS:
-                    places[info.name] = (info.offset_data, info.size)
+                if info.isreg() and not info.issparse() and len(members) < MEMBERS:
+                    members[info.name] = _Member(file, info.name, info.offset_data, info.size)
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        if not places:
+        if not members:
             raise Damaged(f"it is not a tar file, or damaged ({first_line(error)})") from None
-        found.say(f"{file.name} is damaged after {len(places)} files: those are read ({first_line(error)})")
-    return _Tar(file, places)
+        found.say(f"{file.name} is damaged after {len(members)} files: those are read ({first_line(error)})")
+    return members.values()
+
+
+def _samples_of(file: Path, found: Found) -> dict[str, _Members]:
+    """Return the samples of a tar by key: each its members, by the rest of their names, without ".gz"."""
+    samples: dict[str, _Members] = {}
+    for member in _members_of(file, found):
+        folder, _, base = member.name.rpartition("/")
+        key, dot, rest = base.partition(".")
+        if key and dot:
+            key = f"{folder}/{key}" if folder else key
+            samples.setdefault(key, {})[rest.lower().removesuffix(".gz")] = member
+    return samples
+
+
+def _file(members: _Members) -> Path:
+    return next(iter(members.values())).file
 
 
 def _bundle(key: str, members: _Members, found: Found) -> Bundle:
@@ -192,18 +193,14 @@ def _bundle(key: str, members: _Members, found: Found) -> Bundle:
         elif ending in PICTURES:
             stills.append(member)
         elif ending == "npy":
-            columns[stem or "frames"] = Column.of(bounded.read_npy(member.read(ARRAY_BYTES), f"'{member.name}'"))
-        elif ending == "npz":
-            columns |= {name: Column.of(array) for name, array in _npz(member).items()}
+            columns[stem or "frames"] = Column.of(member.value(ending))
+        elif ending in ("npz", "csv", "jsonl"):
+            columns |= {name: Column.of(array) for name, array in member.value(ending).items()}
         elif ending == "json":
-            about = bounded.parse_json(member.read(bounded.JSON_BYTES), f"'{member.name}'")
+            about = member.value(ending)
             task = _read_json({stem or "action": about} if isinstance(about, list) else about, columns, found) or task
-        elif ending in ("csv", "jsonl"):
-            with _copied(member.read(ARRAY_BYTES), ending) as path:
-                table = tables.read(path)
-            columns |= {name: Column.of(array) for name, array in table.items()}
         elif ending == "txt":
-            task = member.read(2**16).decode(errors="replace").strip()
+            task = member.value(ending)
         else:
             found.say(f"members that end in .{rest} are not read (of '{key}', and others)")
     if stills:
@@ -240,73 +237,85 @@ def _is_moment(members: _Members) -> bool:
     return 0 < len(cameras) == len({*cameras} - {""}) and all(rest.rpartition(".")[2] in OF_MOMENTS for rest in members)
 
 
-_Moment = tuple[str, _Members, dict[str, Any]]  # its key, and its values by name
+class _Moment(NamedTuple):
+    """A sample that is a frame of an episode: a picture of each camera, and facts about it by name."""
+
+    key: str
+    members: _Members
+    facts: dict[str, Any]
 
 
-def _episodes(samples: list[tuple[str, _Members]], found: Found) -> Iterator[tuple[str, list[_Moment], bool]]:
-    """Yield the name of each episode, its samples in order, and whether they are no more than one."""
-    moments = [(key, members, _facts(key, members, found)) for key, members in samples]
-    number, step = (roles.find(moments[0][2], names) for names in (NUMBERS, STEPS))
+def _episodes(samples: list[tuple[str, _Members]], found: Found) -> Iterator[tuple[str, Callable[[], Bundle]]]:
+    """Yield the name of each episode whose frames the samples are, and what makes a bundle of it.
+
+    The number of its episode, if every sample has one, says where a frame belongs; else the sample's key without the
+    number at its end. Frames are in the order of their step, if every sample has one; else of their keys.
+    """
+    moments = [_Moment(key, members, _facts(key, members, found)) for key, members in samples]
+    number = _fact_of_all(moments, NUMBERS, int | str)
     repeated = len({key for key, _ in samples}) < len(samples)  # each tar counts its own
-    if number and not all(isinstance(facts.get(number), int | str) for *_, facts in moments):
-        number = None
 
     def episode(moment: _Moment) -> str:
-        key, members, facts = moment
         if number:
-            return f"{key.rpartition('/')[0]}/{number} {facts[number]}".lstrip("/")
-        name = key.rstrip("0123456789").rstrip("_-/") or "samples"
-        return f"{_file(members).name}, {name}" if repeated else name
+            return f"{moment.key.rpartition('/')[0]}/{number} {moment.facts[number]}".lstrip("/")
+        name = moment.key.rstrip("0123456789").rstrip("_-/") or "samples"
+        return f"{_file(moment.members).name}, {name}" if repeated else name
+
+    episodes = files.grouped(moments, episode)
+    step = _fact_of_all(moments, STEPS, int | float)
+    if step and any(len({moment.facts[step] for moment in own}) < len(own) for own in episodes.values()):
+        step = None  # two frames of an episode have the same: it counts something else
 
     def place(moment: _Moment) -> Any:
-        return moment[2][step] if step else files.natural(Path(moment[0]))
+        return moment.facts[step] if step else files.natural(Path(moment.key))
 
-    if step and not all(isinstance(facts.get(step), int | float) for *_, facts in moments):
-        step = None
-    episodes: dict[str, list[_Moment]] = {}
-    for moment in moments:
-        episodes.setdefault(episode(moment), []).append(moment)
-    if step and any(len({place(moment) for moment in own}) < len(own) for own in episodes.values()):
-        step = None  # it counts something else
-    found.say(f"every sample is one picture: they are the frames of {len(episodes)} episodes, by "
-              + (f"their '{number}'" if number else "the samples' names"))  # fmt: skip
+    by = f"their '{number}'" if number else "the samples' names"
+    found.say(f"every sample is one picture: they are the frames of {len(episodes)} episodes, by {by}")
     for name in sorted(episodes, key=lambda name: files.natural(Path(name))):
-        whole = bool(number) or len(episodes) > 1 or any(map(str.isdecimal, name))
-        yield name, sorted(episodes[name], key=place), whole
+        whole = bool(number) or len(episodes) > 1 or any(map(str.isdecimal, name))  # else flags may end more episodes
+        yield name, partial(_joined, name, sorted(episodes[name], key=place), whole)
+
+
+def _fact_of_all(moments: list[_Moment], names: tuple[str, ...], kind: Any) -> str | None:
+    """Return the fact with one of these names that every moment has, as a value of this kind; None if there is none."""
+    name = roles.find(moments[0].facts, names)
+    return name if name and all(isinstance(moment.facts.get(name), kind) for moment in moments) else None
 
 
 def _joined(name: str, moments: list[_Moment], whole: bool) -> Bundle:
-    """Return the samples of an episode as one: their pictures, and their values as columns."""
-    views = [_pictures(members) for _, members, _ in moments]
+    """Return the samples of an episode as one: their pictures, and their facts as columns."""
+    views = [_pictures(moment.members) for moment in moments]
     cameras = [camera for camera in views[0] if all(camera in view for view in views)]
     columns = {camera: _stills([view[camera] for view in views]) for camera in cameras}
-    table = tables.of_json([facts for *_, facts in moments])
+    table = tables.of_json([moment.facts for moment in moments])
     columns |= {k: Column.of(v) for k, v in table.items() if isinstance(v, np.ndarray) and v.ndim < 3}
-    return Bundle(name, columns, task=_text(moments[0][2]), whole=whole)
+    return Bundle(name, columns, task=_text(moments[0].facts), whole=whole)
 
 
 def _facts(key: str, members: _Members, found: Found) -> dict[str, Any]:
-    """Return the values of one moment by name; what has no name is its action, and a text what was to be done."""
-    values: dict[str, Any] = {}
+    """Return what the members beside a moment's pictures say, by name: numbers, texts, lists and vectors.
+
+    What has no name is the action, and a text what was to be done. An array with more axes is no fact of one moment.
+    """
+    facts: dict[str, Any] = {}
     for rest, member in members.items():
         stem, _, ending = rest.rpartition(".")
+        if ending in PICTURES:
+            continue
         try:
-            if ending == "npy":
-                values[stem or "action"] = bounded.read_npy(member.read(ARRAY_BYTES), f"'{member.name}'")
-            elif ending == "npz":
-                values |= _npz(member)
-            elif ending == "json":
-                about = bounded.parse_json(member.read(bounded.JSON_BYTES), f"'{member.name}'")
-                values |= about if isinstance(about, dict) else {stem or "action": about}
-            elif ending == "cls":
-                values[stem or "action"] = int(member.read(64))
-            elif ending == "txt":
-                values[stem or TEXTS[0]] = _value(member.read(2**16).decode(errors="replace").strip())
+            value = member.value(ending)
         except UNREADABLE as error:
             found.say(f"{key}.{rest} cannot be read: its picture is used without it ({first_line(error)})")
-    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-    values |= {name: array.item() for name, array in arrays.items() if array.ndim == 0}
-    return {name: value for name, value in values.items() if np.ndim(arrays.get(name, 0)) < 2}
+            continue
+        if isinstance(value, dict):
+            facts |= value
+        elif ending == "txt":
+            facts[stem or TEXTS[0]] = _value(value)
+        else:
+            facts[stem or "action"] = value
+    arrays = {name: value for name, value in facts.items() if isinstance(value, np.ndarray)}
+    facts |= {name: array.item() for name, array in arrays.items() if array.ndim == 0}
+    return {name: value for name, value in facts.items() if name not in arrays or arrays[name].ndim < 2}
 
 
 def _value(text: str) -> Any:
@@ -328,18 +337,10 @@ def _read_json(about: Any, columns: dict[str, Column], found: Found) -> str:
         return ""
     table = tables.of_json(about)
     columns |= {k: Column.of(v) for k, v in table.items() if isinstance(v, np.ndarray) and k not in columns}
-    fps, count = about.get("fps"), about.get("actions", about.get("num_actions"))
-    if isinstance(fps, int | float) and 0 < fps <= 240 and not found.fps:
-        found.fps = float(fps)
-    if isinstance(count, int) and 0 < count <= 2**16:
-        found.declared = Declared(sizes=(count,))
+    found.fps = found.fps or roles.rate(about.get("fps"))
+    if (declared := counted(about.get("actions", about.get("num_actions")))) is not None:
+        found.declared = declared
     return _text(about)
-
-
-def _npz(member: _Member) -> dict[str, np.ndarray]:
-    with _copied(member.read(ARRAY_BYTES), "npz") as path:
-        headers, _ = bounded.npz_headers(path)
-        return bounded.read_npz(path, None, list(headers))
 
 
 def _video(member: _Member, ending: str, found: Found) -> Column:
