@@ -45,3 +45,12 @@ def test_a_model_that_is_too_large_is_refused_with_its_number(capsys):
     assert stop.value.code == 1
     sizes = json.loads(capsys.readouterr().out)["bytes_per_device"]
     assert sizes["total"] > sizes["limit"] == 15.75 * 2**30
+
+
+def test_on_a_mesh_of_two_axes_the_model_is_shared_and_no_activations_are_sent(capsys):
+    """Muon repeats its iterations on some devices, which is counted apart."""
+    assert cli.main(["plan", "toy-maskgit", "--topology", "cpu:8", "--mesh", "data=2,fsdp=4", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    muon, here = facts["flops_of_optimizer"], facts["optimizer_flops_per_device"]
+    assert (facts["flops_per_device"] - here) * 8 == pytest.approx(facts["flops_of_costliest_step"] - muon, rel=0.02)
+    assert muon / 8 < here < muon and facts["activations_sent"] == 0
