@@ -115,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> None:
             print(table((name, _with_interval(value)) for name, value in _by_task(numbers).items()))
             clip = (results(run) or run) / "eval" / "agent.gif"
             clip.parent.mkdir(parents=True, exist_ok=True)
-            write_gif(clip, *film(run, "policy" if (run / "policy").exists() else "agent", seed=args.seed))
+            write_gif(clip, *film(run, seed=args.seed))
             print(f"its world beside the real game: {clip}")
         else:
             numbers = evaluate_run(run, args.clips, **horizon, features=args.features, out=results(run), **how)

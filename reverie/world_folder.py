@@ -1,4 +1,4 @@
-"""What a world's folder holds for its player: initial frames, and names of latent actions.
+"""What a world's folder holds for its player: initial frames, names of latent actions, agents.
 
 Initial frames are clips of the held-out data, or of a small dataset that travels with the world.
 
@@ -20,13 +20,19 @@ from reverie.data.held_out import held_out
 from reverie.data.loader import clips
 from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
-from reverie.training.checkpoint import find_run, read_record
+from reverie.training.checkpoint import find_run, read_record, steps
 from reverie.training.folder import STARTS, STARTS_BYTES
 
 NAMES, LONGEST = "actions.json", 40  # names that a person gave to latent actions; characters of one
 COUNT, LENGTH = 8, 8  # initial clips; frames of each: enough to show what moves, and where to
 
+AGENTS = "policy", "agent"  # stages: the agent that learned in imagination, and the cloned one
 Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions that led to them (T, ...) or None
+
+
+def agents_in(world: Path) -> list[Path]:
+    """Return the folders of the trained agents in a world's folder, the best one first."""
+    return [world / stage for stage in AGENTS if steps(world / stage)]
 
 
 def name_actions(space: ActionSpace, run: str | Path, names: Mapping[int, str]) -> None:

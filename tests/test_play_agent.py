@@ -15,6 +15,7 @@ from reverie.models.agent import AgentConfig
 from reverie.nn.heads import HeadConfig
 from reverie.play.agent import AgentSeats, AgentSession, agent_of
 from reverie.world import Session
+from reverie.world_folder import agents_in
 
 browser, open_page = browsing.browser, browsing.open_page
 HEADS = AgentConfig(head=HeadConfig(width=8, depth=1), ahead=1)
@@ -95,3 +96,5 @@ def test_an_agent_that_has_no_checkpoint_yet_is_none(tmp_path):
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "run.json").write_text("{}")
     assert agent_of(tmp_path) is None
+    (tmp_path / "agent" / "checkpoints" / "3").mkdir(parents=True)
+    assert agents_in(tmp_path) == [tmp_path / "agent"], "play and evaluation take it until the policy has learned"

@@ -17,18 +17,19 @@ from reverie.nn.compiled import compiled
 from reverie.nn.patch import to_uint8
 from reverie.training.checkpoint import load
 from reverie.training.record import read_record
+from reverie.world_folder import agents_in
 
 GAP = 2  # pixels between levels
 
 
-def film(run: Path, stage: str = "policy", episodes: int = 4, seed: int = 0) -> tuple[np.ndarray, float]:
+def film(run: Path, episodes: int = 4, seed: int = 0) -> tuple[np.ndarray, float]:
     """Return a clip uint8 (T + 1, H', W', 3), a row for each of the first levels of ``judge``, and its frame rate.
 
-    Its columns: what the policy imagines after one real frame, the same actions replayed in the real game, and the
-    policy in the real game, where it sees each frame. An agent that knows tasks has the first. Raises ReverieError if
-    there is no simulator.
+    Its columns: what the world's best agent imagines after one real frame, the same actions replayed in the real game,
+    and the agent in the real game, where it sees each frame. An agent that knows tasks has the first. Raises
+    ReverieError if there is no simulator.
     """
-    agent, source, spec = load(run / stage), simulated(run), read_record(run / "agent").spec
+    agent, source, spec = load(agents_in(run)[0]), simulated(run), read_record(run / "agent").spec
     if (task := agent.first_task) and hasattr(source, "for_task"):
         source = source.for_task(spec.tasks[0])
     (levels, steps), game = unseen_levels(run, episodes, seed), Environment(source.make())

@@ -26,8 +26,9 @@ from reverie.models.agent import TOO_MANY, Agent, is_outside
 from reverie.nn.compiled import compiled
 from reverie.nn.returns import alive
 from reverie.training.checkpoint import load
-from reverie.training.record import RECORD, read_record
+from reverie.training.record import read_record
 from reverie.world import rollout
+from reverie.world_folder import agents_in
 
 UNSEEN = 2**31  # the first level of evaluation: those of data are below
 HISTORY, ENOUGH = 9, 20  # actions that blind cloning looks back at, and how often it must have seen them
@@ -197,7 +198,7 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
         raise ReverieError(f"returns need at least 2 episodes for an interval, not {episodes}.")
     if plan < 0:
         raise ReverieError(f"planning is measured in 0 episodes or more, not {plan}.")
-    agents = {name: load(run / stage) for name, stage in (("bc", "agent"), ("rl", "policy")) if _is_run(run / stage)}
+    agents = {{"agent": "bc", "policy": "rl"}[stage.name]: load(stage) for stage in reversed(agents_in(run))}
     if not agents:
         raise ReverieError(f"'{run}' has no agent: 'reverie train square-agent' makes a world with one.")
     source, tasks = simulated(run), read_record(run / "agent").spec.tasks
@@ -266,7 +267,7 @@ def _judged(
 
 def _planner(run: Path) -> Planner:
     """Return a planner that discounts as the value of the run's policy does."""
-    if not _is_run(run / "policy"):
+    if run / "policy" not in agents_in(run):
         return Planner()
     objective: Any = read_record(run / "policy").run.objective
     return Planner(gamma=objective.gamma)
@@ -312,7 +313,3 @@ def _summary(returns_E: np.ndarray, solved_E: np.ndarray | None = None) -> Numbe
     low, high = interval(returns_E.astype(np.float64))
     found = {"mean": float(returns_E.mean()), "low": float(low), "high": float(high), "episodes": len(returns_E)}
     return found if solved_E is None else found | {"success": float(solved_E.mean())}
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / RECORD).is_file()

@@ -17,16 +17,15 @@ from starlette.websockets import WebSocket
 from reverie.models.agent import Agent
 from reverie.nn.compiled import compiled
 from reverie.play.connection import Connection, Seat, Seats, say
-from reverie.training.checkpoint import load, steps
+from reverie.training.checkpoint import load
 from reverie.world import Session, WorldKVCache, advance_with_features, begin_with_features
-
-STAGES = "policy", "agent"  # the folders of agents in a world's folder, the best one first
+from reverie.world_folder import agents_in
 
 
 def agent_of(run: Path) -> Agent | None:
-    """Return the agent in a world's folder: the one trained in imagination, else the cloned one; None if none."""
-    found = next((run / stage for stage in STAGES if steps(run / stage)), None)
-    return None if found is None else load(found)
+    """Return the best agent in a world's folder; None if there is none."""
+    found = agents_in(run)
+    return load(found[0]) if found else None
 
 
 class AgentSession(Session):
