@@ -83,6 +83,9 @@ def test_memory_is_flat_while_players_come_and_go():
             while time.monotonic() < end and not any(each.done() for each in working):
                 time.sleep(2)
                 found.append(resident(server.pid))
+        half = found[len(found) // 2 :]  # what is compiled, cached and pooled has been by then
+        slope = float(np.polyfit(np.arange(len(half)) * 2 / 60, half, 1)[0])
+        print(f"{visits[0]} visits, {found[0]:.1f} to {found[-1]:.1f} MiB, {slope:+.3f} MiB a minute in the second half")
         for each in working:
             each.result()
         server.stdin.write("\n")
@@ -91,7 +94,4 @@ def test_memory_is_flat_while_players_come_and_go():
     finally:
         server.kill()
     assert server.returncode == 0 and "Traceback" not in said, said
-    half = found[len(found) // 2 :]  # what is compiled, cached and pooled has been by then
-    slope = float(np.polyfit(np.arange(len(half)) * 2 / 60, half, 1)[0])
-    print(f"{visits[0]} visits, {found[0]:.1f} to {found[-1]:.1f} MiB, {slope:+.3f} MiB a minute in the second half")
     assert slope * len(half) * 2 / 60 < 0.02 * half[0], f"{slope:+.2f} MiB a minute"
