@@ -319,7 +319,8 @@ def _looks(add: Callable[..., Parser]) -> None:
     one.add_argument("--runtime", type=Path, metavar="DIR", help=text)
     text = "write plain weights: a file NAME.safetensors, and their configs beside it, NAME.json"
     one.add_argument("--weights", type=Path, metavar="FILE", help=text)
-    one.add_argument("--bits", **BITS | {"help": "with --web: " + BITS["help"] + "; what fewer cost is printed"})
+    text = "bits of the weights (32); 16 halves what is written, 8 is for --web; what fewer cost is printed"
+    one.add_argument("--bits", **BITS | {"help": text})
     one.add_argument("--licence", default="", metavar="TEXT", help="the licence of the world, to note in it")
 
 

@@ -284,10 +284,20 @@ def export(args: argparse.Namespace) -> None:
     from reverie.training.export import export, export_weights
 
     if args.weights is not None:
+        if args.bits != 32:
+            raise ReverieError("plain weights have 32 bits: leave out --bits.")
         print(f"{export_weights(place(args.run), args.weights)}: reverie.load('{args.weights}') loads it")
         return
-    write = write_archive if is_archive(args.out) else export
-    write(place(args.run), args.out, args.licence)
+    if args.bits == 8:
+        raise ReverieError(
+            "weights of 8 bits are for --web and for 'reverie play'; a folder or an archive has 32 or 16."
+        )
+    write, run = write_archive if is_archive(args.out) else export, place(args.run)
+    write(run, args.out, args.licence, args.bits)
+    if args.bits != 32:
+        from reverie.narrow_weights import cost_of_copy
+
+        print(cost_of_copy(run, place(args.out)))
     print(f"{args.out}: 'reverie play {args.out}' plays it")
     if is_archive(args.out):
         print(f"on the web: 'reverie play https://ADDRESS/{args.out.name}#sha256={sha256(args.out)}'")

@@ -5,6 +5,7 @@ int8 and factors of columns, which layers multiply by (``nn.linear``).
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ from flax import nnx
 from reverie.nn.image import psnr
 from reverie.nn.linear import Linear
 from reverie.onnx.narrow import eighths, halves, narrow
+from reverie.training.checkpoint import load
 from reverie.world import Session, WorldModel
-from reverie.world_folder import Start
+from reverie.world_folder import Start, initial_frames
 
 
 def rounded(world: WorldModel, bits: int) -> WorldModel:
@@ -57,6 +59,14 @@ def cost(full: Session, other: Session, starts: Sequence[Start]) -> str:
     before, after = (np.mean([value for each in found for value in each]) for found in numbers)
     frames = sum(map(len, numbers[0]))
     return f"PSNR over {frames} frames of {len(numbers[0])} starts: {before:.2f} dB in full, {after:.2f} dB rounded."
+
+
+def cost_of_copy(run: Path, copy: Path) -> str:
+    """Return in one line what rounding the weights of a world's copy costs, from the starts that both have."""
+    worlds = [load(each) for each in (run, copy)]
+    if not all(isinstance(world, WorldModel) for world in worlds):
+        return "What rounding costs was not measured: only a world generates frames."
+    return cost(*(Session(world) for world in worlds), initial_frames(copy))
 
 
 def _psnr(session: Session, start: Start) -> list[float]:

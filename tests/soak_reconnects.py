@@ -85,7 +85,9 @@ def test_memory_is_flat_while_players_come_and_go():
                 found.append(resident(server.pid))
         half = found[len(found) // 2 :]  # what is compiled, cached and pooled has been by then
         slope = float(np.polyfit(np.arange(len(half)) * 2 / 60, half, 1)[0])
-        print(f"{visits[0]} visits, {found[0]:.1f} to {found[-1]:.1f} MiB, {slope:+.3f} MiB a minute in the second half")
+        print(
+            f"{visits[0]} visits, {found[0]:.1f} to {found[-1]:.1f} MiB, {slope:+.3f} MiB a minute in the second half"
+        )
         for each in working:
             each.result()
         server.stdin.write("\n")

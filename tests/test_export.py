@@ -1,16 +1,21 @@
 """What an export carries: what is needed to play, written anew, and nothing else of the machine it was made on."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from flax import nnx
 from golden import unpack
 
+from reverie import cli
 from reverie.bounded import read_json
 from reverie.checksums import check_manifest, read_signed, write_json
 from reverie.data.arrays import ArrayDataset
 from reverie.errors import ReverieError
+from reverie.library import place
 from reverie.training.checkpoint import load, steps
 from reverie.training.export import _without_places, export
 from reverie.training.record import read_record, write_record
@@ -69,6 +74,35 @@ def test_no_place_and_no_foreign_file_leaves(world, tmp_path):
         assert about and about["step"] == step and about["items"] == ["weights"]
     shutil.move(out, tmp_path / "elsewhere")
     assert isinstance(load(tmp_path / "elsewhere"), WorldModel) and initial_frames(tmp_path / "elsewhere")
+
+
+def size(folder) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("checkpoints/*/weights/**/*") if file.is_file())
+
+
+def test_a_copy_of_16_bits_is_smaller_and_loads_as_the_rounded_world(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    full, half = tmp_path / "full", tmp_path / "half.zip"
+    assert cli.main(["export", str(world), str(full)]) == 0
+    assert cli.main(["export", str(world), str(half), "--bits", "16"]) == 0
+    assert re.search(r"PSNR over \d+ frames of \d+ starts: \S+ dB in full, \S+ dB rounded", capsys.readouterr().out)
+    kept, rounded = (nnx.to_flat_state(nnx.state(load(each))) for each in (full, place(half)))
+    halved = 0
+    for (path, variable), (_, other) in zip(kept, rounded, strict=True):
+        before, after = np.asarray(variable[...]), np.asarray(other[...])
+        if before.ndim > 1 and before.dtype == np.float32:
+            halved += before.size
+            before = before.astype(np.float16).astype(np.float32)
+        assert before.dtype == after.dtype and np.array_equal(before, after), path
+    assert size(full) - size(place(half)) > halved > 0  # bytes; all weights are compressed
+
+
+@pytest.mark.parametrize(
+    ("bits", "also", "what"), [("8", ["out"], "has 32 or 16"), ("16", ["--weights", "w.safetensors"], "have 32 bits")]
+)
+def test_fewer_bits_than_a_copy_can_have_are_refused(world, bits, also, what, capsys):
+    assert cli.main(["export", str(world), *also, "--bits", bits]) == 2
+    assert what in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["world.json", "eval.json", "starts.npz"])

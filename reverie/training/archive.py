@@ -35,15 +35,15 @@ def is_archive(path: Path) -> bool:
     return path.suffix == ".zip"
 
 
-def write_archive(run: str | Path, out: Path, licence: str = "") -> Path:
-    """Write the weights-only export of a run or a world to one zip file; ReverieError if ``out`` exists."""
+def write_archive(run: str | Path, out: Path, licence: str = "", bits: int = 32) -> Path:
+    """Write the weights-only ``export`` of a run or a world to one zip file; ReverieError if ``out`` exists."""
     out = Path(os.path.abspath(out))
     if out.exists():
         raise ReverieError(f"'{out}' exists already: choose another name for the archive.")
     half = out.with_name(f".{out.name}.{os.getpid()}.part")
     with owned(half):
         try:
-            folder = export(run, half / "world", licence)
+            folder = export(run, half / "world", licence, bits)
             write_manifest(folder, {"what": KIND})
             with zipfile.ZipFile(half / "zip", "w") as archive:
                 for file in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
@@ -396,5 +397,6 @@ def named(tree: Any) -> Weights:
 def _read(path: Path, place: Place) -> Weights:
     handler = ocp.StandardCheckpointHandler()
     known = handler.metadata(epath.Path(path)).tree
-    target = {n: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place(n, tuple(m.shape))) for n, m in known.items()}
+    dtypes = {n: jnp.float32 if m.dtype == jnp.float16 else m.dtype for n, m in known.items()}  # an export's rounding
+    target = {n: jax.ShapeDtypeStruct(m.shape, dtypes[n], sharding=place(n, tuple(m.shape))) for n, m in known.items()}
     return handler.restore(epath.Path(path), args=ocp.args.StandardRestore(target))

@@ -1,5 +1,7 @@
 """A weights-only copy of a run or a world to give away, without optimiser state and without paths of this machine.
 
+Its matrices may be stored as float16, which halves it. Whoever reads them gets float32 (``checkpoint.restore``).
+
 Only files of the known format are exported, and each is parsed and written again. No link is followed, and absolute
 paths are reduced to their last name.
 """
@@ -8,12 +10,14 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from reverie import config
@@ -21,10 +25,11 @@ from reverie.bounded import read_json
 from reverie.checksums import checked, write_json
 from reverie.data.arrays import ArrayDataset
 from reverie.errors import ReverieError
+from reverie.onnx.narrow import halves
 from reverie.training import plain
-from reverie.training.blueprint import Blueprint
+from reverie.training.blueprint import Blueprint, Weights
 from reverie.training.checkpoint import CHECKPOINTS, Writer, load, restore, structure, untrained_models
-from reverie.training.folder import LOCK, STARTS, STARTS_BYTES, owned
+from reverie.training.folder import LOCK, STAGES, STARTS, STARTS_BYTES, owned
 from reverie.training.record import RECORD, Record, find_run, read_record, write_record
 
 NOTES = ("world.json", "eval.json", "actions.json")  # beside the stages of a world
@@ -32,15 +37,15 @@ ABSOLUTE = re.compile(r"(/.|~[\\/]|[A-Za-z]:[\\/]|\\\\|file:)")
 WITHIN = re.compile(r"(?<![\w./\\])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s'\",;:()]+)+[/\\]([^/\\\s'\",;:()]+)")  # a text
 
 
-def export(run: str | Path, out: str | Path, licence: str = "") -> Path:
+def export(run: str | Path, out: str | Path, licence: str = "", bits: int = 32) -> Path:
     """Write a weights-only copy of a run, or of every stage of a world, to a new folder; ReverieError if it exists.
 
-    ``licence``: of the world, to note in its ``world.json``.
+    ``licence``: of the world, to note in its ``world.json``. ``bits``: 32, or 16 for matrices rounded to float16.
     """
     source, out = Path(run).absolute(), Path(out).absolute()
     if out.exists():
         raise ReverieError(f"'{out}' exists already: choose another place for the copy.")
-    stages = [source] if (source / RECORD).is_file() else sorted(p.parent for p in source.glob(f"*/{RECORD}"))
+    stages = [source] if (source / RECORD).is_file() else _in_order(p.parent for p in source.glob(f"*/{RECORD}"))
     if not stages:
         find_run(source)
     half = out.with_name(f".{out.name}.{os.getpid()}")
@@ -50,7 +55,7 @@ def export(run: str | Path, out: str | Path, licence: str = "") -> Path:
     with owned(half):
         try:
             for stage in stages:
-                _export_stage(stage, source, half / stage.relative_to(source))
+                _export_stage(stage, source, half / stage.relative_to(source), bits)
             for name in NOTES:
                 if _is_plain(source / name):
                     data = checked(read_json(source / name), f"'{source / name}'")
@@ -111,19 +116,36 @@ def _portable(folder: Path) -> Record:
     return found
 
 
-def _export_stage(stage: Path, source: Path, out: Path) -> None:
+def _in_order(stages: Iterable[Path]) -> list[Path]:
+    """Return folders of stages, each after those that it is trained on top of."""
+    return sorted(stages, key=lambda stage: (STAGES.index(stage.name) if stage.name in STAGES else -1, stage.name))
+
+
+def _export_stage(stage: Path, source: Path, out: Path, bits: int) -> None:
     read = [stage / RECORD, stage / CHECKPOINTS, *(stage / CHECKPOINTS).rglob("*")]
     if links := [path for path in (*read, *({stage} - {source})) if path.is_symlink()]:
         raise ReverieError(f"'{links[0]}' is a link: an export follows none. Put there what it points to.")
     record = _record_without_places(read_record(stage))
     device = SingleDeviceSharding(jax.local_devices()[0])
     step, found = restore(stage, lambda *_: device, ("weights", "ema"))
+    weights = found["weights"] | found["ema"]
+    if bits == 16:
+        weights = _rounded(weights)
+        if record.frozen and stage != source:  # what it was trained on top of was rounded before
+            run = record.run
+            record = replace(record, frozen=Blueprint(run.objective, record.spec, run.seed, out).fingerprint())
     out.mkdir(parents=True, exist_ok=True)
     write_record(out, record)
     with Writer(out) as writer:
-        writer.save(step, {"weights": found["weights"] | found["ema"]})
+        writer.save(step, {"weights": weights})
     for note in out.rglob("commit_success.txt"):
         note.unlink()  # orbax's, needed on cloud storage only; it contains the path of the original
+
+
+def _rounded(weights: Weights) -> Weights:
+    """Return weights with their float32 matrices as float16; vectors, which are few, stay as they are."""
+    matrices = {name: np.asarray(leaf) for name, leaf in weights.items() if leaf.ndim > 1 and leaf.dtype == np.float32}
+    return weights | {name: jax.device_put(halves(matrix)[0]) for name, matrix in matrices.items()}
 
 
 def _is_plain(file: Path) -> bool:
