@@ -63,10 +63,10 @@ def cost(full: Session, other: Session, starts: Sequence[Start]) -> str:
 
 def cost_of_copy(run: Path, copy: Path) -> str:
     """Return in one line what rounding the weights of a world's copy costs, from the starts that both have."""
-    worlds = [load(each) for each in (run, copy)]
-    if not all(isinstance(world, WorldModel) for world in worlds):
+    full, rounded = load(run), load(copy)
+    if not isinstance(full, WorldModel):
         return "What rounding costs was not measured: only a world generates frames."
-    return cost(*(Session(world) for world in worlds), initial_frames(copy))
+    return cost(Session(full), Session(rounded), initial_frames(copy))
 
 
 def _psnr(session: Session, start: Start) -> list[float]:
