@@ -310,12 +310,10 @@ def size(folder: Path, step: int) -> tuple[int, int]:
     check_manifest(at, lambda name: False)
     taken = sum(file.stat().st_size for file in at.rglob("*") if file.is_file())
     try:
-        shapes = [
-            leaf.shape for leaf in ocp.StandardCheckpointHandler().metadata(epath.Path(at / "weights")).tree.values()
-        ]
+        arrays = ocp.StandardCheckpointHandler().metadata(epath.Path(at / "weights")).tree.values()
     except Exception as error:  # whatever orbax makes of a file of its own that is not as it should be
         raise Damaged(f"its shapes cannot be read ({first_line(error)})") from error
-    return sum(math.prod(shape) for shape in shapes), taken
+    return sum(math.prod(array.shape) for array in arrays), taken
 
 
 def restore(
