@@ -1,4 +1,4 @@
-"""Record docs/playing.gif: the included world on its page, played by pressing real keys in Chromium, in real time.
+"""Record docs/playing.gif: the included world on its page, played by keys in Chromium, in real time.
 
 ``python tests/playing_gif.py docs/playing.gif``. Needs Chromium (see ``browsing``) and a machine that is not busy.
 """
@@ -6,7 +6,6 @@
 import base64
 import io
 import sys
-from itertools import groupby
 from pathlib import Path
 
 from browsing import CHROMIUM, FLAGS, at_step, says
@@ -18,15 +17,31 @@ import reverie
 from reverie.catalogue import shipped
 from reverie.world_folder import initial_frames
 
-VIEW: ViewportSize = {"width": 920, "height": 650}
+VIEW: ViewportSize = {"width": 920, "height": 720}
 KEYS = {"R": "ArrowRight", "L": "ArrowLeft", "J": "ArrowUp"}
 PLAY = {4: "RJRRRRLLJLRRJRRR", 3: "JRJRRRLJLLLLJLJ", 1: "RRRLLLRJRRRRRR"}  # start -> a key per frame; all coins
 REST = 400  # milliseconds before the first key, and after the last
 RATE = 12.5  # frames a second of the GIF, whose clock counts hundredths
 
+# Hold the key of each step while the page waits for it. From outside, a key comes a step late on a busy machine.
+HANDS = """(keys) => {
+    const step = document.getElementById("step");
+    const press = (type, code) => code && dispatchEvent(new KeyboardEvent(type, { key: code, code }));
+    let held;
+    const play = () => {
+        const next = keys[Number(step.textContent)];
+        if (next !== held) [press("keyup", held), press("keydown", next)];
+        held = next;
+        if (!next) watch.disconnect();
+    };
+    const watch = new MutationObserver(play);
+    watch.observe(step, { childList: true });
+    play();
+}"""
+
 
 def record(page) -> list[tuple[float, Image.Image]]:
-    """Press the keys; return (seconds, picture) of every change of the page."""
+    """Play each start; return (seconds, picture) of every change of the page."""
     seen: list[tuple[float, Image.Image]] = []
     chrome = page.context.new_cdp_session(page)
 
@@ -41,12 +56,10 @@ def record(page) -> list[tuple[float, Image.Image]]:
         if not seen:
             chrome.send("Page.startScreencast", {"format": "png"})
         page.wait_for_timeout(REST)
-        step = 0
-        for key, held in groupby(keys):
-            page.keyboard.down(KEYS[key])
-            at_step(page, step := step + len(list(held)))
-            page.keyboard.up(KEYS[key])
+        page.evaluate(HANDS, [KEYS[key] for key in keys])
+        at_step(page, len(keys))
         page.wait_for_timeout(REST)
+    chrome.remove_listener("Page.screencastFrame", take)
     chrome.send("Page.stopScreencast")
     return seen
 
