@@ -84,7 +84,7 @@ def test_videos_without_actions_beside_others_with_them_are_unlabelled(tmp_path,
         {UNLABELLED},
     ]
     assert "c.mp4 is used without actions: c.npy has 12 actions for 30 frames" in caplog.text
-    assert "d.mp4 is used without actions: d.csv, row 2: 'left' is not an action" in caplog.text
+    assert "d.mp4 is used without actions: d.csv, row 2: 'left' is not a number" in caplog.text
     assert config(tmp_path, actions=False).spec().actions == ActionSpace()
 
 
@@ -94,7 +94,8 @@ def test_videos_without_actions_beside_others_with_them_are_unlabelled(tmp_path,
         ("a.csv", b""),
         ("a.csv", b"\xff\xfe\x00garbage\x00"),
         ("a.csv", b"frame,action\n3,1\n2,1\n"),
-        ("a.csv", b"frame,action\nx,1\n"),
+        ("a.csv", b"frame,action\n" + b"x,1\n" * 30),
+        ("a.jsonl", b'{"time": 0, "action": 1}\n' * 29 + b'{"time": "x", "action": 1}\n'),
         ("a.csv", b"time,action\nnan,1\n"),
         ("a.csv", b"0,1\n1,2\n"),
         ("a.csv", b"\n".join([b"1"] * 29 + [b"5000"])),
@@ -103,7 +104,7 @@ def test_videos_without_actions_beside_others_with_them_are_unlabelled(tmp_path,
         ("a.jsonl", b'{"action": 1}\n{"act": 2}\n'),
         ("a.jsonl", b'{"action": [1]}\n'),
         ("a.jsonl", b"{not json}\n"),
-        ("a.jsonl", b"true\n" * 30),
+        ("a.jsonl", b"null\n" * 30),
         ("a.jsonl", b"1" * 400),
         ("a.npy", b"no array"),
         ("a.npy", b"PK\x03\x04 no archive"),
@@ -124,16 +125,19 @@ def test_a_bad_action_file_costs_the_actions_not_the_video(tmp_path, caplog, nam
 
 def test_floats_and_several_files_are_refused(tmp_path, caplog):
     write(tmp_path / "a.mp4", [coded(i) for i in range(10)], 10)
-    np.save(tmp_path / "a.npy", np.zeros(10))
+    np.save(tmp_path / "a.npy", np.full(10, 0.5))
     assert config(tmp_path).spec().actions.kind == "none" and list(config(tmp_path).episodes())
     (tmp_path / "a.csv").write_text("1\n" * 10)
     assert config(tmp_path).spec().actions.kind == "none" and list(config(tmp_path).episodes())
-    assert "a.npy must hold one whole number" in caplog.text and "has a.npy and a.csv beside it" in caplog.text
+    assert "a.npy, row 0: 0.5 is not an action" in caplog.text and "has a.npy and a.csv beside it" in caplog.text
     (tmp_path / "a.npy").unlink()
     assert config(tmp_path).spec().actions.size == 2  # the second look sees that the folder changed
 
 
-@pytest.mark.parametrize("text", ["frame;action\n{};{}", "frame\tactions\n{}\t{}", "act\n{1}", '{{"actions": {1}}}'])
+@pytest.mark.parametrize("text", [
+    "frame;action\n{};{}", "frame\tactions\n{}\t{}", "act\n{1}", '{{"actions": {1}}}',
+    '{{"action": {1}, "reward": NaN, "keys": []}}',
+])  # fmt: skip
 def test_columns_have_any_separator_and_the_usual_names(tmp_path, text):
     write(tmp_path / "a.mp4", [coded(i) for i in range(12)], 10)
     head, _, row = text.rpartition("\n")
@@ -203,3 +207,7 @@ def test_several_choices_at_once_and_a_wrong_table(tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             (episode,) = config(tmp_path).episodes()
         assert (episode.actions[1:] == UNLABELLED).all() and why in caplog.text, (why, caplog.text)
+    (tmp_path / "a.csv").unlink()
+    np.savez(tmp_path / "a.npz", **{"key.left": np.zeros(30), "key.fire": np.zeros(29)})
+    assert config(tmp_path).spec().actions.kind == "none" and list(config(tmp_path).episodes())
+    assert "the columns of its actions have different lengths: left, fire" in caplog.text

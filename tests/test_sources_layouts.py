@@ -14,7 +14,11 @@ from test_sources_records import shard
 
 from reverie.data.sources import roles, tables
 from reverie.data.sources.boundaries import is_list, of_list
+from reverie.data.sources.lerobot import LeRobotConfig
+from reverie.data.sources.minari import MinariConfig
 from reverie.data.sources.pictures import rgb
+from reverie.data.sources.rlds import RLDSConfig
+from reverie.errors import ReverieError
 
 LENGTHS = [4, 1, 6]
 ROWS = np.concatenate([np.arange(length) for length in LENGTHS])
@@ -43,6 +47,21 @@ def test_episodes_begin_where_any_array_says(tmp_path, store, name):
         data, meta = ("data/", "meta/") if len(BOUNDS[name]) < len(whole) else ("", "")  # a list, or an entry a row
         file[f"{data}images"], file[f"{data}actions"], file[f"{meta}{name}"] = whole, acts, BOUNDS[name]
     check(store("hdf5", tmp_path / "a.h5"), LENGTHS, want)
+
+
+@pytest.mark.parametrize(("source", "name"), [
+    (MinariConfig, "main_data.hdf5"), (LeRobotConfig, "meta/info.json"), (RLDSConfig, "x.tfrecord-0"),
+])  # fmt: skip
+def test_of_several_datasets_one_is_to_be_chosen_and_none_is_named(tmp_path, source, name):
+    for place in (tmp_path / "one" / name, tmp_path / "two" / name):
+        place.parent.mkdir(parents=True)
+        place.touch()
+    with pytest.raises(ReverieError, match=r"holds 2 datasets; choose one: \S*one, \S*two\."):
+        source(path=str(tmp_path)).spec()
+    place.rename(tmp_path / "other.txt")
+    (tmp_path / "one" / name).unlink()
+    with pytest.raises(ReverieError, match="no file is one that .* reads; 'reverie learn"):
+        source(path=str(tmp_path)).spec()
 
 
 @pytest.mark.parametrize("seed", range(20))

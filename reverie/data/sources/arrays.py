@@ -7,17 +7,15 @@ Which array is what follows from its name (``roles``) and shape, where episodes 
 import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Self
-
-import numpy as np
 
 from reverie import bounded
 from reverie.data.sources import bundles, files, roles
 from reverie.data.sources.boundaries import NUMBERS
 from reverie.data.sources.bundles import Bundle, BundleSource, Column
-from reverie.data.sources.dreamerv3 import CHUNK
+from reverie.data.sources.dreamerv3 import CHUNK, array_of
 from reverie.data.sources.pictures import is_encoded
 from reverie.data.sources.recognise import beside, outnumber, recognise
 from reverie.data.sources.recordings import UNREADABLE, Found
@@ -79,19 +77,14 @@ def _npz(name: str, file: Path, found: Found) -> Bundle:
 
     def column(key: str) -> Column:
         kind, shape = headers[key]
-        encoded = kind.kind == "S" and len(shape) == 1 and shape[0] and is_encoded(_member(file, key, stamp)[0])
+        encoded = kind.kind == "S" and len(shape) == 1 and shape[0] and is_encoded(array_of(file, key, stamp)[0])
         form = "encoded" if encoded else "numbers"
-        return Column(shape, kind.str[1:], lambda a, b: _member(file, key, stamp)[a:b], form)
+        return Column(shape, kind.str[1:], lambda a, b: array_of(file, key, stamp)[a:b], form)
 
-    single = {key: _member(file, key, stamp).item() for key, (_, shape) in headers.items() if math.prod(shape) == 1}
+    single = {key: array_of(file, key, stamp).item() for key, (_, shape) in headers.items() if math.prod(shape) == 1}
     found.fps = found.fps or roles.rate(single.get("fps"))
     texts = (single[key] for key in roles.TASKS if isinstance(single.get(key), str))
     return Bundle(name, {key: column(key) for key in headers}, task=next(texts, ""))
-
-
-@lru_cache(maxsize=2)  # frames are read in parts, and those of several cameras in turn
-def _member(file: Path, key: str, stamp: int) -> np.ndarray:
-    return bounded.read_npz(file, None, [key])[key]
 
 
 def _groups(found: list[Path], root: Path) -> dict[str, dict[str, Path]]:

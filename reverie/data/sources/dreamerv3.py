@@ -130,11 +130,12 @@ def _frames(stream: list[_Chunk], cameras: tuple[str, ...], start: int, stop: in
     for chunk in stream:
         low, high = max(start, first), min(stop, first + len(chunk))
         if low < high:
-            views = [rgb(_pictures(chunk.file, camera, chunk.stamp)[low - first : high - first]) for camera in cameras]
+            views = [rgb(array_of(chunk.file, camera, chunk.stamp)[low - first : high - first]) for camera in cameras]
             yield from side_by_side(views)
         first += len(chunk)
 
 
-@lru_cache(maxsize=4)  # several episodes lie in a chunk
-def _pictures(file: Path, camera: str, stamp: int) -> np.ndarray:
-    return bounded.read_npz(file, None, [camera])[camera]
+@lru_cache(maxsize=2)  # frames are read in parts, several episodes lie in a file, and cameras are read in turn
+def array_of(file: Path, key: str, stamp: int) -> np.ndarray:
+    """Return an array of an .npz file; ``stamp`` is the time of its last change."""
+    return bounded.read_npz(file, None, [key])[key]

@@ -47,11 +47,8 @@ class LeRobotConfig(FileSource):
     def look(self, inside: list[Path]) -> Found:
         """Return the recordings of the dataset, in the order of their numbers."""
         pyarrow()  # if it is missing, that is one line, not one for each file
-        roots = sorted({file.parents[1] for file in inside if file.as_posix().endswith(f"/{INFO}")})
-        if len(roots) != 1:
-            some = f"choose one: {', '.join(map(str, roots[:5]))}" if roots else f"there is no {INFO} in it"
-            raise ReverieError(f"'{self.path}' holds {len(roots)} data sets of LeRobot; {some}.")
-        return _Set(roots[0], self).found()
+        root = self.one_of(file.parents[1] for file in inside if file.as_posix().endswith(f"/{INFO}"))
+        return Found() if root is None else _Set(root, self).found()
 
 
 class _Set:

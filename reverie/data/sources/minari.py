@@ -19,7 +19,7 @@ from reverie.data.sources.hdf5 import columns_below, opened
 from reverie.data.sources.parquet import column_of, pyarrow, table_of
 from reverie.data.sources.recordings import UNREADABLE, FileSource, Found
 from reverie.data.sources.spaces import Declared
-from reverie.errors import Damaged, ReverieError, first_line
+from reverie.errors import Damaged, first_line
 
 METADATA, MAIN = "metadata.json", "main_data.hdf5"
 BYTES = 2**28  # of the metadata: it lists the bounds of every pixel
@@ -35,31 +35,24 @@ class MinariConfig(FileSource):
 
     @classmethod
     def of(cls, path: Path, inside: list[Path]) -> Self | None:
-        """Return this source of ``path`` if it holds a Minari dataset; ReverieError if it holds several."""
+        """Return this source of ``path`` if it holds a Minari dataset."""
         roots = {file.parent for file in inside if file.name == MAIN}
         roots |= {file.parents[1] for file in inside if file.suffix in ENDS and (file.parents[1] / METADATA).is_file()}
         return cls(path=str(path)) if roots else None
 
     def look(self, inside: list[Path]) -> Found:
         """Return the recordings of the dataset."""
-        root, found = self._root(inside), Found()
+        roots = [file.parent for file in inside if file.name == MAIN]
+        roots += [file.parents[1] for file in inside if file.suffix in ENDS]
+        root, found = self.one_of(roots), Found()
+        if root is None:
+            return found
         about = _metadata(root / METADATA, found)
         observed = _space(about.get("observation_space"))
         found.declared = _declared(_space(about.get("action_space")), self.actions)
         made = list(_hdf5(root / MAIN, found) if (root / MAIN).is_file() else _tables(root, observed, found))
         bundles.add(found, made, camera=self.camera, actions=_key(self.actions), alignment=None)
         return found
-
-    def _root(self, inside: list[Path]) -> Path:
-        roots = {file.parent for file in inside if file.name == MAIN}
-        roots |= {file.parents[1] for file in inside if file.suffix in ENDS}
-        roots = sorted(roots)
-        if len(roots) > 1:
-            some = ", ".join(str(root.parent if root.name == "data" else root) for root in roots[:5])
-            raise ReverieError(f"'{self.path}' holds {len(roots)} datasets of Minari; choose one: {some}.")
-        if not roots:
-            raise ReverieError(f"'{self.path}' holds no {MAIN} and no .arrow or .parquet files of Minari's.")
-        return roots[0]
 
 
 def _key(actions: str) -> str:

@@ -28,7 +28,7 @@ from reverie.data.sources.spaces import Coding, Declared, coding, merged
 from reverie.errors import ReverieError, first_line
 
 FPS = 15.0  # where neither the files nor the user say
-NAMED = 5  # recordings that an error names
+NAMED = 5  # recordings or datasets that an error names
 LARGE = 2**28  # bytes of frames from which on a recording lies in a file: five minutes of VPT have 4 GB
 UNREADABLE = (  # what readers of files raise about content that is wrong
     *(ReverieError, OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, SyntaxError),
@@ -128,6 +128,14 @@ class FileSource(ABC):
     @abstractmethod
     def look(self, inside: list[Path]) -> Found:
         """Return what the files hold; ReverieError if they are not in this format at all."""
+
+    def one_of(self, folders: Iterable[Path]) -> Path | None:
+        """Return the folder of the dataset, None if there is none; ReverieError if there are several."""
+        found = sorted(set(folders), key=files.natural)
+        if len(found) > 1:
+            some = ", ".join(map(str, found[:NAMED]))
+            raise ReverieError(f"'{self.path}' holds {len(found)} datasets; choose one: {some}.")
+        return found[0] if found else None
 
     def spec(self) -> Spec:
         """Return what all episodes have in common; ReverieError if nothing can be used."""

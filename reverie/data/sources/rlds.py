@@ -45,11 +45,8 @@ class RLDSConfig(FileSource):
         """Return one recording for each record, in the order of the files' names."""
         found, root = Found(), Path(self.path)
         shards = [file for file in inside if ".tfrecord" in file.name or ".array_record" in file.name]
-        folders = sorted({file.parent for file in shards}, key=files.natural)
-        if len(folders) > 1:
-            some = ", ".join(map(str, folders[:5]))
-            raise ReverieError(f"'{self.path}' holds {len(folders)} datasets of TensorFlow's; choose one: {some}.")
-        layout = _layout(folders[0] / FEATURES, found) if folders else _Layout({}, {})
+        folder = self.one_of(file.parent for file in shards)
+        layout = _layout(folder / FEATURES, found) if folder else _Layout({}, {})
         lost = 0
         for file in sorted(shards, key=files.natural):
             name = files.name_of(file, root)

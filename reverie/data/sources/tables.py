@@ -15,7 +15,7 @@ R rows, T frames.
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -85,9 +85,11 @@ class _Table(NamedTuple):
     lengths: set[int]
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """Return the columns of numbers of a table by their names; ReverieError says what is wrong with it."""
-    return _numeric(_columns(path))
+def read(path: Path, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """Return the columns of numbers of a table by their names; ReverieError if those ``needed`` hold words."""
+    columns = _columns(path)
+    _refuse_words(path, columns, needed)
+    return _numeric(columns)
 
 
 @lru_cache(maxsize=1)  # one table may describe all folders
@@ -229,11 +231,17 @@ def actions_of(columns: dict[str, np.ndarray], key: str = "") -> tuple[np.ndarra
         return (parts[0], Declared()) if len(parts) == 1 else (np.stack(parts, 1), Declared(names=names))
     held = {match[1]: array for name, array in columns.items() if (match := KEY.fullmatch(name))}
     if held:
-        return np.stack(list(held.values()), 1), Declared(names=tuple(held), held=True)
+        return _stacked(held), Declared(names=tuple(held), held=True)
     if (name := roles.find(columns, roles.ACTIONS)) is not None:
         return columns[name], Declared(held=roles.last(name) in roles.HELD)
     parts = {match[1]: array for name, array in columns.items() if (match := PART.fullmatch(name))}
-    return (np.stack(list(parts.values()), 1), Declared(names=tuple(parts))) if parts else (None, Declared())
+    return (_stacked(parts), Declared(names=tuple(parts))) if parts else (None, Declared())
+
+
+def _stacked(parts: dict[str, np.ndarray]) -> np.ndarray:
+    if len({array.shape for array in parts.values()}) > 1:
+        raise ReverieError(f"the columns of its actions have different lengths: {', '.join(parts)[:200]}")
+    return np.stack(list(parts.values()), 1)
 
 
 def cells(path: Path) -> Iterator[list[str]]:
@@ -262,13 +270,20 @@ def _csv(path: Path) -> dict[str, np.ndarray | list[str]]:
         raise ReverieError(f"{path.name} has lines that are shorter or longer than its first")
     words = list(zip(*lines[1:], strict=True)) or [()] * len(head)
     columns = {name: list(w) if (n := _numbers(w)) is None else n for name, w in zip(head, words, strict=True)}
-    if wrong := [name for name, column in columns.items() if isinstance(column, list) and name in roles.ACTIONS]:
-        raise ReverieError(f"{path.name} has words in the column '{wrong[0]}'; actions are numbers")
+    _refuse_words(path, columns, roles.ACTIONS)
     return columns
 
 
+def _refuse_words(path: Path, columns: dict[str, np.ndarray | list[str]], needed: Iterable[str]) -> None:
+    for name in needed:
+        if isinstance(column := columns.get(name), list):
+            row, word = next((row, word) for row, word in enumerate(column) if _numbers([word]) is None)
+            raise ReverieError(f"{path.name}, row {row}: {word[:40]!r} is not a number, as '{name}' should be")
+
+
 def _jsonl(path: Path) -> dict[str, np.ndarray | list[str]]:
-    return _of_rows(bounded.read_json_lines(path, BYTES))
+    lines = bounded.read_lines(path, BYTES)
+    return _of_rows([bounded.parse_json(line, path.name, finite=False) for line in lines])
 
 
 def _json(path: Path) -> dict[str, np.ndarray | list[str]]:
@@ -306,11 +321,14 @@ def _of_values(name: str, values: list[Any]) -> dict[str, np.ndarray | list[str]
         return {f"key.{key}": np.array([np.nan if v is None else key in v for v in values], kind) for key in keys}
     if (array := _numbers(values)) is not None:
         return {name.lower(): array}
-    return {name.lower(): [str(value) for value in values]} if all(isinstance(v, str) for v in values) else {}
+    return {name.lower(): [str(value) for value in values]} if any(isinstance(v, str) for v in values) else {}
 
 
 def _npy(path: Path) -> dict[str, np.ndarray | list[str]]:
-    return {"action": np.asarray(bounded.map_npy(path))}
+    array = np.asarray(bounded.map_npy(path))  # a false header cannot allocate memory
+    if not array.ndim or len(array) > BYTES:
+        raise Damaged("it holds no rows, or too many")
+    return {"action": array}
 
 
 def _npz(path: Path) -> dict[str, np.ndarray | list[str]]:
@@ -334,7 +352,7 @@ def _numbers(values: Any) -> np.ndarray | None:
         array = np.array([_plain(value, words) for value in values])
         array = array.astype(np.int64) if array.dtype.kind == "b" else array
         array = array if array.dtype.kind in "iu" and not texts else array.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     whole = texts and all(text in words or text.lstrip("+-").isdecimal() for text in texts)
     if whole and np.isfinite(array).all() and np.abs(array).max(initial=0) < 2**53:
