@@ -174,7 +174,7 @@ def test_vectors_of_numbers_are_averaged_where_frames_are_merged(tmp_path, form)
     write(tmp_path / "a.mp4", [coded(i) for i in range(30)], 10)
     rows = np.stack([np.arange(30) / 10, -np.arange(30) / 20], axis=1)
     if form == "csv":
-        (tmp_path / "a.csv").write_text("action.x,action.y\n" + "\n".join(f"{x},{y}" for x, y in rows))
+        (tmp_path / "a.csv").write_text("action.a,action.b\n" + "\n".join(f"{x},{y}" for x, y in rows))
     elif form == "jsonl":
         (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"action": row.tolist()}) for row in rows))
     elif form == "npy":

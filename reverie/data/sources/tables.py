@@ -232,9 +232,10 @@ def actions_of(columns: dict[str, np.ndarray], key: str = "") -> tuple[np.ndarra
     held = {match[1]: array for name, array in columns.items() if (match := KEY.fullmatch(name))}
     if held:
         return _stacked(held), Declared(names=tuple(held), held=True)
-    if (name := roles.find(columns, roles.ACTIONS)) is not None:
-        return columns[name], Declared(held=roles.last(name) in roles.HELD)
     parts = {match[1]: array for name, array in columns.items() if (match := PART.fullmatch(name))}
+    name = roles.find(columns, roles.ACTIONS)
+    if name is not None and not (len(parts) > 1 and PART.fullmatch(name)):  # "action.a" is a part beside "action.b"
+        return columns[name], Declared(held=roles.last(name) in roles.HELD)
     return (_stacked(parts), Declared(names=tuple(parts))) if parts else (None, Declared())
 
 
