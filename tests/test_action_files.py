@@ -103,6 +103,7 @@ def test_videos_without_actions_beside_others_with_them_are_unlabelled(tmp_path,
         ("a.csv", b"\n".join([b"1"] * 29 + [b"0.5"])),
         ("a.jsonl", b'{"action": 1}\n{"act": 2}\n'),
         ("a.jsonl", b'{"action": [1]}\n'),
+        ("a.jsonl", b'{"time": {"s": 0}, "action": 1}\n{"time": {"s": 1}, "action": 1}\n' * 15),
         ("a.jsonl", b"{not json}\n"),
         ("a.jsonl", b"null\n" * 30),
         ("a.jsonl", b"1" * 400),
@@ -198,7 +199,7 @@ def test_several_choices_at_once_and_a_wrong_table(tmp_path, caplog):
     assert episode.actions[1:].tolist() == rows[:-1].tolist()
     (tmp_path / "a.npy").unlink()
     for text, why in [
-        ("time,action.x\n1,2\n1,3\n", "column 'time' that does not ascend"),
+        ("time,action.x\n1,2\n1,3\n", "row 1: 'time' is 1; it must ascend"),
         ("action.x,action.y\n1,2,3\n", "lines that are shorter or longer"),
         ("action.x,action.y\n1,2\n", "has 1 actions for 30 frames"),
         ("action.x,other\na,b\n", "holds no actions; name its columns"),

@@ -88,6 +88,9 @@ def read(path: Path) -> ActionRows:
             raise ReverieError(f"{path.name}, row {row}: {rows[row]} is not an action (a whole number 0..{LARGEST})")
         rows = rows.astype(np.int32)
     places = np.arange(len(rows), dtype=np.float64) if by == "row" else columns[by].astype(np.float64).reshape(-1)
-    if len(places) != len(rows) or not np.isfinite(places).all() or (np.diff(places) <= 0).any():
-        raise ReverieError(f"{path.name} has a column '{by}' that does not ascend from row to row")
+    if len(places) != len(rows):
+        raise ReverieError(f"{path.name} has {len(places)} rows of '{by}' for {len(rows)} actions")
+    if (wrong := ~(np.diff(places, prepend=-np.inf) > 0) | ~np.isfinite(places)).any():
+        row = int(wrong.argmax())
+        raise ReverieError(f"{path.name}, row {row}: '{by}' is {places[row]:g}; it must ascend from row to row")
     return ActionRows(flat(rows), places, by, declared)

@@ -322,7 +322,8 @@ def _of_values(name: str, values: list[Any]) -> dict[str, np.ndarray | list[str]
         return {f"key.{key}": np.array([np.nan if v is None else key in v for v in values], kind) for key in keys}
     if (array := _numbers(values)) is not None:
         return {name.lower(): array}
-    return {name.lower(): [str(value) for value in values]} if any(isinstance(v, str) for v in values) else {}
+    words = any(isinstance(value, (str, dict, list)) for value in values)  # else numbers too large
+    return {name.lower(): [str(value) for value in values]} if words else {}
 
 
 def _npy(path: Path) -> dict[str, np.ndarray | list[str]]:
