@@ -280,9 +280,12 @@ def export(args: argparse.Namespace) -> None:
         return
     from reverie.checksums import sha256
     from reverie.library import place
+    from reverie.training import plain
     from reverie.training.archive import is_archive, write_archive
     from reverie.training.export import export, export_weights
 
+    if args.out is not None and args.out.suffix == plain.SUFFIX:
+        raise ReverieError(f"OUT is a folder or NAME.zip: '--weights {args.out}' writes plain weights.")
     if args.weights is not None:
         if args.bits != 32:
             raise ReverieError("plain weights have 32 bits: leave out --bits.")

@@ -14,7 +14,7 @@ from flax import nnx
 
 from reverie.nn.image import psnr
 from reverie.nn.linear import Linear
-from reverie.onnx.narrow import eighths, halves, narrow
+from reverie.onnx.narrow import eighths, halves, is_matrix, narrow
 from reverie.training.checkpoint import load
 from reverie.world import Session, WorldModel
 from reverie.world_folder import Start, initial_frames
@@ -29,7 +29,7 @@ def rounded(world: WorldModel, bits: int) -> WorldModel:
     dynamics: Any = nnx.clone(world.dynamics)
     for _, weight in nnx.to_flat_state(nnx.state(dynamics, nnx.Param)):
         found = np.asarray(weight[...])
-        if found.ndim > 1 and found.dtype == np.float32:
+        if is_matrix(found):
             narrow, scale = halves(found) if bits == 16 else eighths(found)
             weight[...] = narrow.astype(np.float32) * scale
     return WorldModel(world.config, world.tokenizer, world.lam, dynamics)

@@ -1,5 +1,7 @@
 """Constants in fewer bits, where that loses nothing: a model of rounded weights is as small as their bits."""
 
+from typing import Any
+
 import numpy as np
 
 STEPS = 127  # of 8 bits on each side of 0
@@ -8,13 +10,18 @@ SHORT = ~np.uint32(0xFFF)  # keeps 11 bits of a mantissa: STEPS times such a num
 
 def narrow(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (few-bit numbers, scale) whose product is exactly this float32 matrix; None if there are none."""
-    if array.dtype != np.float32 or array.ndim < 2:
+    if not is_matrix(array):
         return None
     for rounding in (eighths, halves):
         few, scale = rounding(array)
         if np.array_equal(few.astype(np.float32) * scale, array):
             return few, scale
     return None
+
+
+def is_matrix(array: Any) -> bool:
+    """Whether an array is one that is stored in fewer bits: vectors are few."""
+    return array.ndim > 1 and array.dtype == np.float32
 
 
 def halves(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """A weights-only copy of a run or a world to give away, without optimiser state and without paths of this machine.
 
-Its matrices may be stored as float16, which halves it. Whoever reads them gets float32 (``checkpoint.restore``).
+Its trained matrices may be stored as float16, which halves it. ``checkpoint.restore`` returns them as float32.
 
 Only files of the known format are exported, and each is parsed and written again. No link is followed, and absolute
 paths are reduced to their last name.
@@ -25,7 +25,7 @@ from reverie.bounded import read_json
 from reverie.checksums import checked, write_json
 from reverie.data.arrays import ArrayDataset
 from reverie.errors import ReverieError
-from reverie.onnx.narrow import halves
+from reverie.onnx.narrow import halves, is_matrix
 from reverie.training import plain
 from reverie.training.blueprint import Blueprint, Weights
 from reverie.training.checkpoint import CHECKPOINTS, Writer, load, restore, structure, untrained_models
@@ -40,7 +40,7 @@ WITHIN = re.compile(r"(?<![\w./\\])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s'\",;:()]+)+[/
 def export(run: str | Path, out: str | Path, licence: str = "", bits: int = 32) -> Path:
     """Write a weights-only copy of a run, or of every stage of a world, to a new folder; ReverieError if it exists.
 
-    ``licence``: of the world, to note in its ``world.json``. ``bits``: 32, or 16 for matrices rounded to float16.
+    ``licence``: of the world, to note in its ``world.json``. ``bits``: 32, or 16 to round trained matrices.
     """
     source, out = Path(run).absolute(), Path(out).absolute()
     if out.exists():
@@ -130,10 +130,11 @@ def _export_stage(stage: Path, source: Path, out: Path, bits: int) -> None:
     step, found = restore(stage, lambda *_: device, ("weights", "ema"))
     weights = found["weights"] | found["ema"]
     if bits == 16:
-        weights = _rounded(weights)
-        if record.frozen and stage != source:  # what it was trained on top of was rounded before
-            run = record.run
-            record = replace(record, frozen=Blueprint(run.objective, record.spec, run.seed, out).fingerprint())
+        alone = stage == source
+        blueprint = Blueprint(record.run.objective, record.spec, record.run.seed, stage if alone else out)
+        weights |= _rounded({name: weights[name] for name in blueprint.parts["params"]})
+        if record.frozen and not alone:  # what it was trained on top of was rounded before
+            record = replace(record, frozen=blueprint.fingerprint())
     out.mkdir(parents=True, exist_ok=True)
     write_record(out, record)
     with Writer(out) as writer:
@@ -143,9 +144,12 @@ def _export_stage(stage: Path, source: Path, out: Path, bits: int) -> None:
 
 
 def _rounded(weights: Weights) -> Weights:
-    """Return weights with their float32 matrices as float16; vectors, which are few, stay as they are."""
-    matrices = {name: np.asarray(leaf) for name, leaf in weights.items() if leaf.ndim > 1 and leaf.dtype == np.float32}
-    return weights | {name: jax.device_put(halves(matrix)[0]) for name, matrix in matrices.items()}
+    """Return the float32 matrices among trained weights as float16.
+
+    Vectors, which are few, stay as they are. So do statistics, such as a codebook: rounded, it chose other codes for
+    three quarters of the demo's tokens.
+    """
+    return {name: jax.device_put(halves(np.asarray(leaf))[0]) for name, leaf in weights.items() if is_matrix(leaf)}
 
 
 def _is_plain(file: Path) -> bool:
