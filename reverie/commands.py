@@ -284,7 +284,7 @@ def export(args: argparse.Namespace) -> None:
     from reverie.training.archive import is_archive, write_archive
     from reverie.training.export import export, export_weights
 
-    if args.out is not None and args.out.suffix == plain.SUFFIX:
+    if Path(args.out or "").suffix == plain.SUFFIX:
         raise ReverieError(f"OUT is a folder or NAME.zip: '--weights {args.out}' writes plain weights.")
     if args.weights is not None:
         if args.bits != 32:
