@@ -166,6 +166,14 @@ class ActionSpace:
             level = np.array(self.low) + level / 2 * (np.array(self.high) - np.array(self.low))
         return (level if self.shape else level[..., 0]).astype(self.dtype)
 
+    def drawn(self, rng: np.random.Generator) -> Any:
+        """Return one action, drawn uniformly: an int, or a vector (A,)."""
+        if self.kind == "continuous":
+            low, high = np.array(self.low), np.array(self.high)
+            return rng.uniform(low, high).astype(np.float32).clip(low.astype(np.float32), high.astype(np.float32))
+        action = self.nth(rng.integers(self.count)) if self.count < 2**62 else rng.integers(self.levels)
+        return action if self.shape else int(action)
+
     def number(self, action: Any) -> int:
         """Return the number of an action, as ``nth`` counts; continuous components are taken to the nearest level."""
         if self.kind == "none":

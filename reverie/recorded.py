@@ -21,9 +21,9 @@ from reverie.presets.recipe import Recipe
 from reverie.training import checkpoint
 from reverie.training.folder import link
 from reverie.training.record import read_record
+from reverie.world_folder import WORLD
 
 SIDE, PATCH = 64, 8  # pixels: frames that `learn` trains on are at most so high and wide, in whole patches
-WORLD = "world.json"  # the recipe of a world, with hashes of its source files ("contents") and its minutes
 
 
 def source_of(source: str, out: Path) -> Any:

@@ -5,13 +5,16 @@ Initial frames are clips of the held-out data, or of a small dataset that travel
 Shapes: T time, H W C image.
 """
 
+import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from reverie import config
 from reverie.actions import ActionSpace
 from reverie.checksums import read_signed, write_json
 from reverie.data.arrays import ArrayDataset
@@ -26,6 +29,7 @@ from reverie.training.folder import STARTS, STARTS_BYTES
 NAMES, LONGEST = "actions.json", 40  # names that a person gave to latent actions; characters of one
 COUNT, LENGTH = 8, 8  # initial clips; frames of each: enough to show what moves, and where to
 
+WORLD = "world.json"  # the recipe of a world, with hashes of its source files ("contents") and its minutes
 AGENTS = "policy", "agent"  # stages: the agent that learned in imagination, and the cloned one
 Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions that led to them (T, ...) or None
 
@@ -33,6 +37,18 @@ Start = tuple[np.ndarray, np.ndarray | None]  # frames (T, H, W, C), the actions
 def agents_in(world: Path) -> list[Path]:
     """Return the folders of the trained agents in a world's folder, the best one first."""
     return [world / stage for stage in AGENTS if steps(world / stage)]
+
+
+def data_source(world: Path) -> Any:
+    """Return the config of the source that a world's data were recorded from; None if its folder does not say."""
+    try:
+        noted = read_signed(world / WORLD)["source"]
+        if isinstance(noted, str):  # it was trained on a store, which says how it was made
+            noted = json.loads(getattr(open_dataset(world / "data"), "provenance", ""))
+        found = config.from_json(noted)
+    except (OSError, ReverieError, ValueError, KeyError):
+        return None
+    return found if is_dataclass(found) else None
 
 
 def name_actions(space: ActionSpace, run: str | Path, names: Mapping[int, str]) -> None:

@@ -303,15 +303,14 @@ def test_the_table_of_agents_is_drawn_from_the_file_of_results():
 
 def test_planning_finds_the_best_actions_where_world_and_rewards_are_exact(runs, monkeypatch):
     """One round of one sample is random play, and the value counts for what follows the last frame."""
-    agent, game = load(runs / "agent"), environment.Environment(SeenConfig().make())
+    agent, game = load(runs / "agent"), environment.Environment(SeenConfig())
     monkeypatch.setattr(Agent, "rewards_of", lambda self, h, task: -8 * jnp.hypot(h[..., 0, 0], h[..., 0, 1]))
     monkeypatch.setattr(Agent, "continues_of", lambda self, h, task: jnp.full(h.shape[:-2], 0.9))
 
     def mean(choose):
         return environment.play(game, range(16), 24, choose).sum(0).mean()
 
-    simulator: Any = game.simulator
-    best = mean(lambda *_: np.array([simulator.best(state) for state in game.states]))
+    best = mean(lambda *_: game.best())
     searched = mean(environment.Actor(agent, 16, 0, Planner(horizon=4, samples=48)))
     random = mean(environment.Actor(agent, 16, 0, Planner(samples=1, elites=1, rounds=1)))
     assert best - 4 < searched <= best + 1e-3 and random < 2.5 * searched
@@ -338,35 +337,6 @@ def test_the_evaluation_sounds_the_alarm_on_a_planted_reward_hack_alone(runs, mo
         data.unlink()
     assert (healthy["alarm"], hacked["alarm"]) == (0, 1) and "return_plan" not in healthy
     assert hacked["gap_error"] > 8 > healthy["gap_error"] and healthy["return_blind"]["episodes"] == 4
-
-
-def test_an_environment_waits_for_rows_that_are_over():
-    class Ends(type(SeenConfig().make())):
-        def step(self, state, action):
-            now, reward, _ = super().step(state, action)
-            return now, reward, bool(now[7] >= state[2] - 4)  # small squares end early
-
-    env = environment.Environment(Ends())
-    rewards = environment.play(env, range(8), 32, lambda frames, actions: np.zeros(8, np.int32))
-    for row in range(8):
-        length = int(env.simulator.reset(row)[2]) - 4
-        assert rewards[length - 1 : length + 1, row].tolist() != [0, 0] and not rewards[length:, row].any()
-        assert np.count_nonzero(rewards[:length, row]) >= length - 2
-
-
-def test_blind_cloning_repeats_what_data_do_after_the_same_actions():
-    """Data that alternate are cloned exactly, without a look at a frame."""
-    simulator, rng = SeenConfig().make(), np.random.default_rng(0)
-
-    def alternate(state, rng, last):
-        return 1 - int(last) if last >= 0 else 0
-
-    made = [record(simulator, seed=i, frames=12, rng=rng, fps=1.0, policy=alternate) for i in range(30)]
-    data = type(DATA).from_episodes(SeenConfig().spec(), made)
-    blind, actions = environment.Blind(data, 0), SPACES["discrete"].start((3,))
-    for t in range(6):
-        actions = blind(np.zeros(0), actions)
-        assert (actions == t % 2).all()
 
 
 @pytest.mark.parametrize(("line", "says"), [

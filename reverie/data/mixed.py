@@ -21,18 +21,12 @@ def draw_policy(simulator: Any, rng: np.random.Generator, chances: tuple[float, 
     """
 
     def random(state: np.ndarray, rng: np.random.Generator, last_action: Action) -> Action:
-        return random_action(simulator, rng)
+        return simulator.actions.drawn(rng)
 
     def half_good(state: np.ndarray, rng: np.random.Generator, last_action: Action) -> Action:
-        return random_action(simulator, rng) if rng.random() < chance else simulator.best(state)
+        return simulator.actions.drawn(rng) if rng.random() < chance else simulator.best(state)
 
     kind, chance = rng.random(), rng.uniform(*chances)
     if kind < BEHAVIOUR:
         return "behaviour", simulator.policy
     return ("random", random) if kind < BEHAVIOUR + RANDOM else (f"random {chance:.2f}, else best", half_good)
-
-
-def random_action(simulator: Any, rng: np.random.Generator) -> Action:
-    """Return an action that is uniform over those a simulator's space counts."""
-    action = simulator.actions.nth(rng.integers(simulator.actions.count))
-    return action if simulator.actions.shape else int(action)

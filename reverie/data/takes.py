@@ -34,9 +34,13 @@ class Moment(NamedTuple):
 
 
 class Game(Protocol):
-    """A real environment that is played step by step. A source that has one returns it from ``as_game()``."""
+    """A real environment that is played step by step. A source that has one returns it from ``as_game()``.
+
+    ``unseen``: the first of the seeds that recording does not use, so that agents are judged in levels of their own.
+    """
 
     spec: Spec
+    unseen: int
 
     def reset(self, seed: int) -> Moment:
         """Begin level ``seed``."""
@@ -53,6 +57,8 @@ class Game(Protocol):
 
 class SimulatorGame:
     """The game of a source with a simulator (``reverie.data.episode.Simulator``)."""
+
+    unseen = 2**31
 
     def __init__(self, source: Any):
         self.spec, self.simulator = source.spec(), source.make()

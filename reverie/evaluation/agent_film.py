@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from reverie.evaluation.environment import Act, Actor, Environment, imagined, play, simulated, unseen_levels
+from reverie.evaluation.environment import Act, Actor, Environment, imagined, play, played_source
 from reverie.evaluation.video import scale_of, side_by_side
 from reverie.models.agent import Agent
 from reverie.nn.compiled import compiled
@@ -27,12 +27,13 @@ def film(run: Path, episodes: int = 4, seed: int = 0) -> tuple[np.ndarray, float
 
     Its columns: what the world's best agent imagines after one real frame, the same actions replayed in the real game,
     and the agent in the real game, where it sees each frame. An agent that knows tasks has the first. Raises
-    ReverieError if there is no simulator.
+    ReverieError if there is no game.
     """
-    agent, source, spec = load(agents_in(run)[0]), simulated(run), read_record(run / "agent").spec
+    agent, source, spec = load(agents_in(run)[0]), played_source(run), read_record(run / "agent").spec
     if (task := agent.first_task) and hasattr(source, "for_task"):
         source = source.for_task(spec.tasks[0])
-    (levels, steps), game = unseen_levels(run, episodes, seed), Environment(source.make())
+    game = Environment(source)
+    levels, steps = game.unseen(episodes, seed), game.steps
     first = game.reset(levels)
     _, actions, latents = imagined(agent, first, steps, seed, task)
     replay = iter(actions)

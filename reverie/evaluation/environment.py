@@ -1,10 +1,11 @@
-"""Agents in the real environment: copies of an exact simulator in step, and the returns of everyone who plays in them.
+"""Agents in the real environment: copies of a game in step, and the returns of everyone who plays in them.
 
 All play the same levels, none of which is in any data. A return is the sum of rewards of one episode.
 
 Shapes: E episodes, T steps, H W C image, R + 1 frames that a tokenizer looks at.
 """
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from reverie.data.episode import Dataset, Simulator
-from reverie.data.mixed import random_action
+from reverie.data.episode import Dataset
 from reverie.data.store import open_dataset
+from reverie.data.takes import game_of
 from reverie.errors import ReverieError
 from reverie.evaluation.control import interval
 from reverie.evaluation.planning import Planner
@@ -28,9 +29,8 @@ from reverie.nn.returns import alive
 from reverie.training.checkpoint import load
 from reverie.training.record import read_record
 from reverie.world import rollout
-from reverie.world_folder import agents_in
+from reverie.world_folder import agents_in, data_source
 
-UNSEEN = 2**31  # the first level of evaluation: those of data are below
 HISTORY, ENOUGH = 9, 20  # actions that blind cloning looks back at, and how often it must have seen them
 Numbers = dict[str, Any]
 Act = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (frames, actions that led to them) -> actions, one per row
@@ -38,39 +38,67 @@ Choose = Callable[[Agent, Any, Array, Array, int], Array]  # (agent, dynamics' s
 
 
 class Environment:
-    """Copies of an exact simulator, stepped together: uint8 frames (E, H, W, C) in, actions out. Rows that end wait."""
+    """Copies of a source's game, stepped together: uint8 frames (E, H, W, C) in, actions out. Rows that end wait.
 
-    def __init__(self, simulator: Simulator):
-        self.simulator, self.states, self.over = simulator, [], np.zeros(0, bool)
+    ``steps``: the longest episode, which is that of the source's data. ReverieError if the source has no game.
+    """
+
+    def __init__(self, source: Any):
+        self._source, self.games, self.moments = source, [game_of(source)], []
+        self.actions, self.steps = self.games[0].spec.actions, source.frames - 1
+
+    def unseen(self, episodes: int, seed: int) -> np.ndarray:
+        """Return the levels in which agents are measured, (E,): no data have them."""
+        return self.games[0].unseen + seed * episodes + np.arange(episodes)
 
     def reset(self, levels: Sequence[int] | np.ndarray) -> np.ndarray:
         """Begin an episode in each of the levels and return their first frames."""
-        self.states = [self.simulator.reset(int(level)) for level in levels]
-        self.over = np.zeros(len(levels), bool)
+        self.games += [game_of(self._source) for _ in range(len(levels) - len(self.games))]
+        self.moments = [game.reset(int(level)) for game, level in zip(self.games, levels, strict=False)]
         return self.frames()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Take an action in each row: (frames, rewards (E,), which episodes are over (E,))."""
-        rewards = np.zeros(len(self.states), np.float32)
+        rewards = np.zeros(len(self.moments), np.float32)
         for row in np.flatnonzero(~self.over):
-            action = actions[row] if np.ndim(actions[row]) else int(actions[row])
-            self.states[row], rewards[row], self.over[row] = self.simulator.step(self.states[row], action)
-        return self.frames(), rewards, self.over.copy()
+            self.moments[row] = self.games[row].step(actions[row])
+            rewards[row] = self.moments[row].reward
+        return self.frames(), rewards, self.over
+
+    @property
+    def over(self) -> np.ndarray:
+        """Which episodes are over, (E,)."""
+        return np.array([moment.over for moment in self.moments])
+
+    @property
+    def simulator(self) -> Any:
+        """The exact simulator of the game, which may know the best action, or when a task is solved; None without."""
+        return getattr(self.games[0], "simulator", None)
 
     def solved(self) -> np.ndarray | None:
-        """Return in which rows the task is solved, (E,); None if the simulator has no task."""
-        simulator: Any = self.simulator
-        return np.array([simulator.solved(s) for s in self.states]) if hasattr(simulator, "solved") else None
+        """Return in which rows the task is solved, (E,); None if no simulator knows."""
+        if not hasattr(self.simulator, "solved"):
+            return None
+        return np.array([self.simulator.solved(moment.state) for moment in self.moments])
+
+    def best(self) -> np.ndarray:
+        """Return the best action known in each row, where the simulator has one."""
+        return np.array([self.simulator.best(moment.state) for moment in self.moments])
 
     def frames(self) -> np.ndarray:
         """Return the frames of all rows, uint8 (E, H, W, C)."""
-        return np.stack([self.simulator.render(state) for state in self.states])
+        return np.stack([moment.frame for moment in self.moments])
+
+    def close(self) -> None:
+        """Close all copies."""
+        for game in self.games:
+            game.close()
 
 
 def play(environment: Environment, levels: Sequence[int] | np.ndarray, steps: int, act: Act) -> np.ndarray:
     """Play an episode of at most ``steps`` steps in each level: rewards (T, E)."""
     frames = environment.reset(levels)
-    actions, rewards = environment.simulator.actions.start((len(levels),)), []
+    actions, rewards = environment.actions.start((len(levels),)), []
     while len(rewards) < steps and not environment.over.all():
         actions = act(frames, actions)
         frames, reward, _ = environment.step(actions)
@@ -201,15 +229,15 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
     agents = {{"agent": "bc", "policy": "rl"}[stage.name]: load(stage) for stage in reversed(agents_in(run))}
     if not agents:
         raise ReverieError(f"'{run}' has no agent: 'reverie train square-agent' makes a world with one.")
-    source, tasks = simulated(run), read_record(run / "agent").spec.tasks
-    if not all(agent.world.config.actions == source.make().actions for agent in agents.values()):
-        raise ReverieError(f"'{run}' has latent actions, and its simulator takes others: no agent can play in it.")
+    source, tasks = played_source(run), read_record(run / "agent").spec.tasks
     data = open_dataset(run / "data", "train") if (run / "data").exists() else None
-    levels, steps = unseen_levels(run, episodes, seed)
 
     def judged(source: Any, task: int = 0) -> Numbers:
-        how = {"seed": seed, "plan": min(plan, episodes), "planner": planner or _planner(run), "task": task}
-        return _judged(agents, Environment(source.make()), data, levels, steps, **how)
+        with contextlib.closing(Environment(source)) as environment:
+            if any(agent.world.config.actions != environment.actions for agent in agents.values()):
+                raise ReverieError(f"'{run}' has latent actions, and its game takes others: no agent can play in it.")
+            how = {"seed": seed, "plan": min(plan, episodes), "planner": planner or _planner(run), "task": task}
+            return _judged(agents, environment, data, environment.unseen(episodes, seed), **how)
 
     if not tasks or not hasattr(source, "for_task"):
         return judged(source)
@@ -221,7 +249,6 @@ def _judged(
     environment: Environment,
     data: Any,
     levels: np.ndarray,
-    steps: int,
     *,
     seed: int,
     plan: int,
@@ -229,13 +256,13 @@ def _judged(
     task: int,
 ) -> Numbers:
     """Return the numbers of ``judge`` for one task; 0: for an environment without tasks."""
-    simulator: Any = environment.simulator
-    rng = np.random.default_rng(seed)
+    simulator, steps, rng = environment.simulator, environment.steps, np.random.default_rng(seed)
 
     def played(act: Act, count: int | None = None) -> Numbers:
         return _summary(play(environment, levels[:count], steps, act).sum(0), environment.solved())
 
-    found: dict[str, Any] = {"random": played(lambda *_: np.array([random_action(simulator, rng) for _ in levels]))}
+    drawn = environment.actions.drawn
+    found: dict[str, Any] = {"random": played(lambda *_: np.array([drawn(rng) for _ in levels]))}
     recorded, named = None, getattr(data, "tasks", [])
     if chosen := [i for i, name in enumerate(named) if not task or name == data.spec.tasks[task - 1]]:
         clips = [data.read(i, 0, int(data.lengths[i]), ("rewards", "ends")) for i in chosen]
@@ -251,7 +278,7 @@ def _judged(
         best = agents.get("rl", agents["bc"])
         found["plan"] = played(Actor(best, plan, seed, planner, task), plan)
     if hasattr(simulator, "best"):
-        found["oracle"] = played(lambda *_: np.array([simulator.best(state) for state in environment.states]))
+        found["oracle"] = played(lambda *_: environment.best())
     numbers: Numbers = {"seed": seed, "steps": steps}
     if "rl" in agents:
         rewards, actions, _ = imagined(agents["rl"], environment.reset(levels), steps, seed, task)
@@ -275,24 +302,15 @@ def _planner(run: Path) -> Planner:
 
 def returns(run: str | Path, act: Act, episodes: int = 512, seed: int = 0) -> np.ndarray:
     """Return what a policy gets in the real environment of a run, in the levels of ``judge``: (E,)."""
-    return play(real_environment(Path(run)), *unseen_levels(Path(run), episodes, seed), act).sum(0)
+    with contextlib.closing(Environment(played_source(Path(run)))) as environment:
+        return play(environment, environment.unseen(episodes, seed), environment.steps, act).sum(0)
 
 
-def real_environment(run: Path) -> Environment:
-    """Return the simulator that a run's data came from; ReverieError if there is none."""
-    return Environment(simulated(run).make())
-
-
-def unseen_levels(run: Path, episodes: int, seed: int) -> tuple[np.ndarray, int]:
-    """Return the levels in which a run's agents are measured, and the steps of an episode."""
-    return UNSEEN + seed * episodes + np.arange(episodes), simulated(run).frames - 1
-
-
-def simulated(run: Path) -> Any:
-    """Return the config of the simulator that a run's data came from; ReverieError if there is none."""
-    source = read_record(run / "agent").spec.simulator
+def played_source(run: Path) -> Any:
+    """Return the config of the source of a run's data, whose game agents play; ReverieError if it is not known."""
+    source = read_record(agents_in(run)[-1]).spec.simulator or data_source(run)
     if source is None:
-        raise ReverieError(f"'{run}' was learned from recordings: there is no exact simulator to play in.")
+        raise ReverieError(f"'{run}' was learned from recordings: there is no game to play in.")
     return source
 
 

@@ -32,6 +32,7 @@ def presets() -> dict[str, Recipe]:
         ),
         "coinrun-shortcut": coinrun.shortcut(),
         "coinrun-world": worlds.coinrun(),
+        "coinrun-agent": worlds.coinrun_agent(),
         "bigfish-world": worlds.bigfish(),
         "vizdoom-world": worlds.vizdoom(),
         "coinrun-maskgit-jafar": coinrun.jafar(),

@@ -5,10 +5,14 @@ from typing import Any
 
 from reverie.data.sources.procgen import ProcgenConfig
 from reverie.data.sources.vizdoom import ViZDoomConfig
+from reverie.models.agent import AgentConfig
 from reverie.models.dynamics.diffusion import DiffusionConfig
 from reverie.models.tokenizers.mae import MAEConfig
+from reverie.nn.heads import HeadConfig, TwoHot
+from reverie.nn.returns import PMPO
 from reverie.nn.transformer import TransformerConfig
 from reverie.presets.recipe import Recipe, stage
+from reverie.training.agents import BehaviourObjective, ImaginationObjective
 from reverie.training.objectives import DynamicsObjective, TokenizerObjective
 from reverie.training.optim import OptimConfig
 
@@ -42,6 +46,27 @@ def coinrun() -> Recipe:
         tokenizer=replace(encode, save_every=SAVED),
         lam=None,
         dynamics=replace(predict, save_every=SAVED),
+    )
+
+
+def coinrun_agent() -> Recipe:
+    """The same world, and an agent that heads for the coin in it; a reward is 10 at the coin, which ends the level."""
+    world = coinrun()
+    optimizer = OptimConfig(rate=1e-3, schedule="wsd", decay=0.5, warmup=20, weight_decay=0.0)
+    bins = TwoHot(bins=63, reach=2.5)
+    heads = AgentConfig(head=HeadConfig(queries=4), ahead=1, rewards=bins, values=bins)
+    clone = stage(BehaviourObjective(agent=heads), batch=64, length=16, steps=1500, optimizer=optimizer, every=250)
+    # A level takes some 60 steps. The recorded player wastes up to four of five choices, so it is a weak prior.
+    imagine = ImaginationObjective(
+        learner=PMPO(beta=0.05), horizon=16, context=8, gamma=0.97, critic_steps=60, passes=2
+    )
+    act = stage(imagine, batch=32, length=24, steps=400, optimizer=optimizer, every=50)
+    return replace(
+        world,
+        about="CoinRun, recorded actions of a scripted player: a world, and an agent that takes its coins",
+        takes="two hours on two CPU cores",
+        agent=replace(clone, relevant=0.5),
+        policy=replace(act, relevant=0.5),
     )
 
 

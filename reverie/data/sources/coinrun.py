@@ -119,6 +119,8 @@ class ProcgenGame:
     ``make``: returns one environment for a seed; a fresh one is made for each level, since envpool fixes levels then.
     """
 
+    unseen = 2**30  # its levels are numbers of 31 bits
+
     def __init__(self, spec: Spec, make: Callable[[int], Any]):
         self.spec, self._make, self._env = spec, make, make(0)
 

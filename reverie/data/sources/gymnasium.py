@@ -74,7 +74,7 @@ class GymnasiumConfig:
     def _next(self, take: Take, rng: np.random.Generator) -> Action:
         """Return the next action of the policy."""
         if len(take.moments) == 1 or self.policy == "random" or rng.random() >= HELD:
-            return _drawn(take.spec.actions, rng)
+            return take.spec.actions.drawn(rng)
         return take.moments[-1][0]
 
     def as_game(self) -> "GymnasiumGame":
@@ -130,6 +130,8 @@ class GymnasiumConfig:
 class GymnasiumGame:
     """An environment that is played step by step; see ``reverie.data.takes.Game``."""
 
+    unseen = 2**30  # some engines take seeds of 31 bits
+
     def __init__(self, config: GymnasiumConfig):
         self.spec, self._config, self._env = config.spec(), config, config._made()
 
@@ -175,13 +177,6 @@ def _space(name: str, env: Any) -> ActionSpace:
         f"the actions of '{name}' cannot be recorded: {str(space)[:100]}; wrap it so that they are discrete, several "
         "choices, keys held, or numbers within bounds."
     )
-
-
-def _drawn(space: ActionSpace, rng: np.random.Generator) -> Action:
-    if space.kind == "continuous":
-        low, high = np.array(space.low), np.array(space.high)
-        return rng.uniform(low, high).astype(np.float32).clip(low.astype(np.float32), high.astype(np.float32))
-    return space.nth(rng.integers(space.count)) if space.count < 2**62 else rng.integers(space.levels)
 
 
 def _native(space: Any, action: Action) -> Any:
