@@ -204,6 +204,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     assert make(tmp_path / "cache")[1] and [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
+def test_a_long_encoding_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tokens, "QUIET", 0.0)
+    make(tmp_path / "cache")
+    assert capsys.readouterr().out.startswith("frames encoded: 0%\n")
+    make(tmp_path / "cache")
+    assert not capsys.readouterr().out
+
+
 def test_nothing_is_left_of_a_cache_that_failed(tmp_path):
     def fail(model, batch):
         raise KeyboardInterrupt

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from reverie.training.folder import FULL
 
 SEGMENT, TOGETHER = 64, 8  # frames of a segment, and segments that a device encodes at once
 INPUTS = "frames", "actions"  # arrays that are encoded
+QUIET = 20.0  # seconds without a word about how far it is
 Segment = tuple[int, int, int, int]  # episode, start, stop, first frame to keep
 
 
@@ -135,13 +137,16 @@ def _write(encoder: "_Encoder", dataset: Dataset, lead: int, folder: Path, copie
     sharding.by_first(lambda: _begin(files, kinds, int(dataset.lengths.sum())))
 
     def write() -> None:
-        numbers = numbers_of((jax.process_index(), jax.process_count()), len(groups))
+        numbers, said = numbers_of((jax.process_index(), jax.process_count()), len(groups)), time.perf_counter()
         with contextlib.ExitStack() as stack:
             parts = {name: stack.enter_context(_Part(file)) for name, file in files.items()}
             for at in range(numbers.start, numbers.stop, encoder.mesh.size):
                 some = groups[at : min(at + encoder.mesh.size, numbers.stop)]
                 windows, batch = read([*some, *some[:1] * (encoder.mesh.size - len(some))])
                 results = encoder(batch)
+                if jax.process_index() == 0 and time.perf_counter() - said > QUIET:
+                    print(f"frames encoded: {(at - numbers.start) / len(numbers):.0%}", flush=True)
+                    said = time.perf_counter()
                 for place, group in enumerate(some):
                     for row, (episode, start, stop, keep) in enumerate(group, start=place * TOGETHER):
                         for name, part in parts.items():
