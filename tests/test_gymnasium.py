@@ -73,7 +73,7 @@ def proof():
 
 
 @pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize("policy", ["sticky", "random"])
+@pytest.mark.parametrize("policy", ["sticky", "random", "mixed"])
 def test_every_kind_of_action_leads_to_its_frame(kind, policy):
     source = GymnasiumConfig(path=f"Proof-{kind}-v0", count=3, policy=policy)
     spec, episodes = source.spec(), list(source.episodes())
@@ -91,6 +91,16 @@ def test_every_kind_of_action_leads_to_its_frame(kind, policy):
     assert all(
         (a.frames == b.frames).all() and (a.actions == b.actions).all() for a, b in zip(episodes, again, strict=True)
     )
+
+
+def test_mixed_players_prefer_other_actions_in_each_episode():
+    def most(policy):
+        source = GymnasiumConfig(path="Proof-discrete-v0", count=40, policy=policy)
+        found = [np.bincount(episode.actions[1:], minlength=5) / 9 for episode in source.episodes()]
+        assert (np.sum(found, axis=0) > 0).all()
+        return np.max(found, axis=1).mean()
+
+    assert most("mixed") > most("sticky") + 0.1 > most("random") + 0.2
 
 
 def test_people_can_play_one_too():
@@ -177,10 +187,17 @@ def test_vizdooms_walker_turns_at_walls_and_needs_no_engine_for_its_spec():
     free = Take(spec, 0, wall.moments[0][1])
     free.add(walking, Moment(np.full(spec.frame, 99, np.uint8)))
     rng = np.random.default_rng(0)
-    chosen = {take: [spec.actions.names[int(source._next(take, rng))] for _ in range(99)] for take in (wall, free)}
+    chosen = {
+        take: [spec.actions.names[int(source._next(take, rng, spec.actions.drawn))] for _ in range(99)]
+        for take in (wall, free)
+    }
     assert set(chosen[wall]) == {"turn left", "turn right"} and chosen[free].count("move forward") > 80
     with pytest.raises(ReverieError, match="not a scenario to walk in: its actions are fire"):
-        source._next(Take(replace(spec, actions=ActionSpace("discrete", 1, ("fire",))), 0, wall.moments[0][1]), rng)
+        source._next(
+            Take(replace(spec, actions=ActionSpace("discrete", 1, ("fire",))), 0, wall.moments[0][1]),
+            rng,
+            spec.actions.drawn,
+        )
     with pytest.raises(ReverieError, match="skip of 1 to 35"):
         ViZDoomConfig(skip=0)
     pytest.importorskip("vizdoom", reason="needs the extra 'vizdoom'", exc_type=ImportError)

@@ -6,7 +6,7 @@ deterministic.
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,7 +21,8 @@ from reverie.errors import ReverieError, did_you_mean, first_line
 
 FPS = 15.0  # where the environment does not say
 CHOICES = 1024  # of all components of an action together
-HELD = 0.75  # probability that the sticky player repeats its action
+HELD = 0.75  # probability that a player repeats its action, unless it is "random"
+SPREAD = 0.5  # of a Dirichlet distribution: below 1, most episodes prefer one or two actions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class GymnasiumConfig:
     count: int = 64  # episodes to record
     frames: int = 128  # most frames of an episode
     seed: int = 0  # of the first episode; each further one has the next
-    policy: Literal["sticky", "random"] = "sticky"  # repeat an action for a while, or draw a new one for every frame
+    # hold actions, draw a new one for every frame, or hold them and prefer others in each episode: some play better
+    policy: Literal["sticky", "random", "mixed"] = "sticky"
     size: tuple[int, int] | None = None  # height and width of the frames made; None keeps their own
     fps: float = 0.0  # frames per second; 0 takes what the environment says, or 15
     extra: ClassVar[str] = ""  # of this package, that installs the environment
@@ -65,16 +67,22 @@ class GymnasiumConfig:
             game.close()
 
     def _episode(self, game: "GymnasiumGame", seed: int) -> Episode:
-        rng, take = np.random.default_rng((seed, 1)), Take(game.spec, seed, game.reset(seed))
+        rng, take, draw = (
+            np.random.default_rng((seed, 1)),
+            Take(game.spec, seed, game.reset(seed)),
+            game.spec.actions.drawn,
+        )
+        if self.policy == "mixed":
+            draw = _preference(game.spec.actions, rng)
         while len(take.moments) < self.frames and not take.moments[-1][1].over:
-            action = self._next(take, rng)
+            action = self._next(take, rng, draw)
             take.add(action, game.step(action))
         return replace(take.episode(self.path), source=f"{self.path}, seed {seed}")
 
-    def _next(self, take: Take, rng: np.random.Generator) -> Action:
-        """Return the next action of the policy."""
+    def _next(self, take: Take, rng: np.random.Generator, draw: Callable[[np.random.Generator], Action]) -> Action:
+        """Return the next action of the policy; ``draw``: returns a new one."""
         if len(take.moments) == 1 or self.policy == "random" or rng.random() >= HELD:
-            return take.spec.actions.drawn(rng)
+            return draw(rng)
         return take.moments[-1][0]
 
     def as_game(self) -> "GymnasiumGame":
@@ -177,6 +185,19 @@ def _space(name: str, env: Any) -> ActionSpace:
         f"the actions of '{name}' cannot be recorded: {str(space)[:100]}; wrap it so that they are discrete, several "
         "choices, keys held, or numbers within bounds."
     )
+
+
+def _preference(space: ActionSpace, rng: np.random.Generator) -> Callable[[np.random.Generator], Action]:
+    """Return how a player of one episode draws actions; without limit to their number, as all do."""
+    if space.count > CHOICES:
+        return space.drawn
+    chances = rng.dirichlet(np.full(space.count, SPREAD))
+
+    def draw(rng: np.random.Generator) -> Action:
+        action = space.nth(rng.choice(space.count, p=chances))
+        return action if space.shape else int(action)
+
+    return draw
 
 
 def _native(space: Any, action: Action) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -60,10 +61,10 @@ class ViZDoomConfig(GymnasiumConfig):
             game.get_action_meanings = lambda: names
         return env
 
-    def _next(self, take: Take, rng: np.random.Generator) -> Action:
+    def _next(self, take: Take, rng: np.random.Generator, draw: Callable[[np.random.Generator], Action]) -> Action:
         """Return the next action; a walker whose picture hardly changes stands at a wall, and turns."""
         if not self.walk:
-            return super()._next(take, rng)
+            return super()._next(take, rng, draw)
         names = take.spec.actions.names
         if not set(WALKS) <= set(names):
             raise ReverieError(f"'{self.path}' is not a scenario to walk in: its actions are {', '.join(names)}.")
