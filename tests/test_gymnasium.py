@@ -176,6 +176,12 @@ def test_vizdoom_leaves_no_files_in_the_current_folder(tmp_path):
     assert len(episode.frames) == 4 and not list(tmp_path.iterdir())
 
 
+def test_the_actions_of_boxing_need_no_engine():
+    pytest.importorskip("ale_py", reason="needs the extra 'atari'", exc_type=ImportError)
+    source = AtariConfig(path="ALE/Boxing-v5", size=(16, 16), fps=15.0)
+    assert source.spec() == source._asked()
+
+
 def test_vizdooms_walker_turns_at_walls_and_needs_no_engine_for_its_spec():
     source = ViZDoomConfig(path="VizdoomMyWayHome-v1", walk=True, skip=2, size=(24, 32), count=1, frames=40)
     spec = source.spec()
@@ -201,7 +207,7 @@ def test_vizdooms_walker_turns_at_walls_and_needs_no_engine_for_its_spec():
     with pytest.raises(ReverieError, match="skip of 1 to 35"):
         ViZDoomConfig(skip=0)
     pytest.importorskip("vizdoom", reason="needs the extra 'vizdoom'", exc_type=ImportError)
-    found = GymnasiumConfig.spec(source)
+    found = source._asked()
     assert replace(found, actions=spec.actions) == spec and found.actions.names == spec.actions.names
     (episode,) = source.episodes()
     episode.validate(spec)

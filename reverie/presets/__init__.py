@@ -33,6 +33,7 @@ def presets() -> dict[str, Recipe]:
         "coinrun-shortcut": coinrun.shortcut(),
         "coinrun-world": worlds.coinrun(),
         "coinrun-agent": worlds.coinrun_agent(),
+        "atari-agent": worlds.atari_agent(),
         "bigfish-world": worlds.bigfish(),
         "vizdoom-world": worlds.vizdoom(),
         "coinrun-maskgit-jafar": coinrun.jafar(),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from reverie.data.sources.atari import AtariConfig
 from reverie.data.sources.procgen import ProcgenConfig
 from reverie.data.sources.vizdoom import ViZDoomConfig
 from reverie.models.agent import AgentConfig
@@ -67,6 +68,24 @@ def coinrun_agent() -> Recipe:
         takes="two hours on two CPU cores",
         agent=replace(clone, relevant=0.5),
         policy=replace(act, relevant=0.5),
+    )
+
+
+def atari_agent() -> Recipe:
+    """Boxing (Atari): a punch that lands is worth 1, and one that is taken -1, so rewards are dense.
+
+    In each episode the recorded player prefers actions of its own, so some episodes are better than others.
+    """
+    learned: Any = coinrun_agent()
+    values = learned.agent.objective.agent.values
+    heads = replace(learned.agent.objective.agent, rewards=replace(values, reach=1.4))
+    clone = replace(learned.agent.objective, agent=heads)
+    return replace(
+        learned,
+        about="Boxing (Atari), recorded actions of mixed quality: a world, and an agent that learns to box in it",
+        source=AtariConfig(path="ALE/Boxing-v5", policy="mixed", count=1000, frames=128, size=(64, 64), fps=15.0),
+        agent=replace(learned.agent, objective=clone),
+        policy=replace(learned.policy, objective=replace(learned.policy.objective, gamma=0.95)),
     )
 
 

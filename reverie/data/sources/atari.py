@@ -5,6 +5,11 @@ from typing import ClassVar
 
 from reverie.data.sources.gymnasium import GymnasiumConfig
 
+ALL = (  # actions of games that use every one
+    "NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN", "UPRIGHT", "UPLEFT", "DOWNRIGHT", "DOWNLEFT", "UPFIRE", "RIGHTFIRE",
+    "LEFTFIRE", "DOWNFIRE", "UPRIGHTFIRE", "UPLEFTFIRE", "DOWNRIGHTFIRE", "DOWNLEFTFIRE",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class AtariConfig(GymnasiumConfig):
@@ -13,3 +18,4 @@ class AtariConfig(GymnasiumConfig):
     path: str = "ALE/Breakout-v5"  # the id of the game's environment
     package: str = "ale_py"  # the package that registers it
     extra: ClassVar[str] = "atari"
+    known: ClassVar = {"ALE/Boxing-v5": ALL}

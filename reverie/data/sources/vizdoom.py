@@ -19,8 +19,6 @@ TICS = 35  # of the game in a second
 TURNS = "turn left", "turn right"
 WALKS = {"move forward": 6.0, **dict.fromkeys(TURNS, 2.0)}  # how often a walker chooses what
 OTHERS = 0.3  # of any other single button, or none
-# Actions of scenarios whose spec needs no engine once the size is known; tests compare them with the engine's.
-ACTIONS = {"VizdoomMyWayHome-v1": ("wait", "move right", "move left", "move forward", "turn right", "turn left")}
 KEYS = {"move forward": "ArrowUp", "turn left": "ArrowLeft", "turn right": "ArrowRight", "wait": " "}
 KEYS |= {"move left": "a", "move right": "d", "move backward": "ArrowDown", "attack": "x", "use": "e"}
 STRIDE = 0.85  # probability that a walker repeats its action
@@ -36,6 +34,9 @@ class ViZDoomConfig(GymnasiumConfig):
     walk: bool = False  # instead of the policy: walk forward and turn, each for a while, which shows more than a room
     skip: int = 1  # tics of the game for each frame; the game has 35 a second
     extra: ClassVar[str] = "vizdoom"
+    known: ClassVar = {
+        "VizdoomMyWayHome-v1": ("wait", "move right", "move left", "move forward", "turn right", "turn left")
+    }
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,13 +44,13 @@ class ViZDoomConfig(GymnasiumConfig):
             raise ReverieError(f"vizdoom needs a skip of 1 to {TICS} tics.")
 
     def spec(self) -> Spec:
-        """Return the spec of its episodes; ReverieError if it has no pictures or no actions that can be recorded."""
-        names = ACTIONS.get(self.path, ())
-        if self.size is None or not names:
-            found = super().spec()
-            return replace(found, actions=_with_keys(found.actions))
-        actions = _with_keys(ActionSpace("discrete", len(names), names))
-        return Spec((*self.size, 3), actions, self.fps or TICS / self.skip, self.path)
+        """See ``GymnasiumConfig.spec``; the actions have the keys that players expect."""
+        found = super().spec()
+        return replace(found, actions=_with_keys(found.actions))
+
+    @property
+    def _rate(self) -> float:
+        return self.fps or TICS / self.skip
 
     def _make(self, gymnasium: Any) -> Any:
         env = gymnasium.make(self.path, render_mode="rgb_array", disable_env_checker=True, frame_skip=self.skip)
