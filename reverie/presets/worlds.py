@@ -56,7 +56,7 @@ def coinrun_agent() -> Recipe:
     optimizer = OptimConfig(rate=1e-3, schedule="wsd", decay=0.5, warmup=20, weight_decay=0.0)
     bins = TwoHot(bins=63, reach=2.5)
     heads = AgentConfig(head=HeadConfig(queries=4), ahead=1, rewards=bins, values=bins)
-    clone = stage(BehaviourObjective(agent=heads), batch=64, length=16, steps=1500, optimizer=optimizer, every=250)
+    clone = stage(BehaviourObjective(agent=heads), batch=64, length=16, steps=600, optimizer=optimizer, every=100)
     # A level takes some 60 steps. The recorded player wastes up to four of five choices, so it is a weak prior.
     imagine = ImaginationObjective(
         learner=PMPO(beta=0.05), horizon=16, context=8, gamma=0.97, critic_steps=60, passes=2
@@ -66,7 +66,7 @@ def coinrun_agent() -> Recipe:
         world,
         about="CoinRun, recorded actions of a scripted player: a world, and an agent that takes its coins",
         takes="two hours on two CPU cores",
-        agent=replace(clone, relevant=0.5),
+        agent=clone,
         policy=replace(act, relevant=0.5),
     )
 
