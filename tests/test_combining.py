@@ -17,6 +17,7 @@ from reverie.data.copying import opened
 from reverie.data.episode import Episode, Spec
 from reverie.data.sources.platformer import PlatformerConfig
 from reverie.data.sources.square import SquareConfig
+from reverie.data.splits import labelled
 from reverie.data.store import open_dataset, write_store
 from reverie.data.writing import write_source
 from reverie.errors import ReverieError
@@ -166,6 +167,27 @@ def test_subset(tmp_path, flags, expected):
     found = opened(tmp_path / "part")
     assert {split: [int(s.split()[1]) for s in part.sources] for split, part in found.splits.items()} == expected
     assert cli.main(["data", "subset", str(whole), str(tmp_path / "none"), "--source", "nothing"]) == 2
+
+
+def test_a_share_of_the_training_episodes_keeps_its_actions(tmp_path):
+    whole = stored(tmp_path / "whole", [episode_of(n, 40) for n in range(10)], [episode_of(10), episode_of(11)])
+    known: set[int] = set()
+    for share in ("0", "0.3", "0.6"):
+        assert cli.main(["data", "subset", str(whole), str(tmp_path / share), "--labels", share]) == 0
+        found, of = opened(tmp_path / share).splits, opened(whole).splits
+        assert labelled(found["val"]) == [True, True], "held-out actions say what a world has learned"
+        assert sum(labelled(found["train"])) == round(10 * float(share))
+        for split, part in found.items():
+            for episode, length in enumerate(part.lengths.tolist()):
+                hidden, shown = part.read(episode, 0, length), of[split].read(episode, 0, length)
+                if split == "train" and not labelled(part, [episode])[0]:
+                    assert hidden["actions"].tolist() == [-1] + [-2] * (length - 1)
+                    del hidden["actions"]
+                assert all(np.array_equal(array, shown[name]) for name, array in hidden.items())
+        now = {episode for episode, each in enumerate(labelled(found["train"])) if each}
+        assert known <= now, "what is known at a small share is known at a larger one"
+        known = now
+    assert cli.main(["data", "subset", str(whole), str(tmp_path / "none"), "--labels", "1.1"]) == 2
 
 
 @pytest.mark.parametrize("val", [0.0, 0.2])

@@ -192,6 +192,31 @@ def test_where_all_episodes_have_a_task_rewards_say_which_clips_are_relevant():
         order_of(data, 10, 0, relevant=1.5)
 
 
+def test_a_share_of_the_clips_has_recorded_actions_where_only_some_episodes_have():
+    spec, episodes = data_of("moves", (30, 12, 25, 40, 9))
+    every = ArrayDataset.from_episodes(spec, episodes)
+    rows, plain = range(200), [order_of(every, 10, 3).window(row) for row in range(200)]
+    assert [order_of(every, 10, 3, labelled=0.7).window(row) for row in rows] == plain, "all episodes have actions"
+    for episode in episodes[1:4]:
+        episode.actions[1:] = UNLABELLED
+        episode.rewards[-1] = 1
+    episodes[0].rewards[20] = 1
+    some = ArrayDataset.from_episodes(spec, episodes)
+    assert [order_of(some, 10, 3).window(row) for row in rows] == plain
+    for share in (0.25, 1.0):
+        order = order_of(some, 10, 3, 0.5, share)
+        drawn = [order.window(row) for row in rows]
+        known = [window for window in drawn if window.episode == 0]
+        assert len(known) == 200 * share and sum(window.relevant or False for window in known) == 100 * share
+        assert {window.episode for window in drawn} == ({0} if share == 1 else {0, 1, 2, 3})
+    for number in (0, 4):  # too short an episode is no clip with actions
+        episodes[number].actions[1:] = UNLABELLED
+        none = ArrayDataset.from_episodes(spec, episodes)
+        assert [order_of(none, 10, 3, labelled=1.0).window(row) for row in rows] == plain
+    with pytest.raises(ReverieError, match="share of labelled clips is 0 to 1, not -1"):
+        order_of(some, 10, 0, labelled=-1)
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
     """Two stores of other sizes, spaces and rewards, with held-out episodes in the first."""

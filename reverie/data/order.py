@@ -5,7 +5,8 @@ from epoch to epoch. Windows that would stick out at an end are moved inside, so
 often as others. A permutation orders the windows of all episodes, without repetition.
 
 The datasets of a mixture take turns by their weights, and each has epochs of its own. So do windows drawn uniformly and
-*relevant* ones, which contain a reward, an end or a task (Dreamer 4, arXiv 2509.24527, appendix: half of each).
+*relevant* ones, which contain a reward, an end or a task (Dreamer 4, arXiv 2509.24527, appendix: half of each), and
+windows of episodes with and without recorded actions.
 """
 
 import weakref
@@ -18,6 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from reverie.data.episode import CHUNK, Dataset, windows
+from reverie.data.splits import labelled as with_actions
 from reverie.errors import ReverieError
 
 PIECE = 64 * CHUNK  # frames whose rewards are read at once: a store decompresses their pictures too
@@ -40,28 +42,48 @@ class Order(Protocol):
         ...
 
 
-def order_of(dataset: Dataset, length: int, seed: int, relevant: float = 0.0) -> Order:
+def order_of(dataset: Dataset, length: int, seed: int, relevant: float = 0.0, labelled: float = 0.0) -> Order:
     """Return the order in which windows of ``length`` frames are drawn, of which a share ``relevant`` is relevant.
 
-    A dataset may have ``groups``: the number of each episode's group (episodes,), and the weight of each group (see
-    ``data.mixture``). Raises ReverieError if no episode of a group is long enough, or if no window is relevant.
+    ``labelled``: the share that is drawn from episodes with recorded actions, if only some have them; 0: uniformly. A
+    dataset may have ``groups`` (see ``data.mixture``). Raises ReverieError if no episode of a group is long enough, or if no window is relevant.
     """
-    if not 0 <= relevant <= 1:
-        raise ReverieError(f"the share of relevant clips is 0 to 1, not {relevant}.")
-    number, weights = getattr(dataset, "groups", None) or (np.zeros(len(dataset.lengths), int), (1.0,))
-    parts = [np.where(number == group, dataset.lengths, 0) for group in range(len(weights))]
-    for lengths in parts:
-        check_lengths(lengths, length)
-    uniform = Turns.of([Tiles.of(each, length, seed, False if relevant else None) for each in parts], weights)
+    for kind, share in (("relevant", relevant), ("labelled", labelled)):
+        if not 0 <= share <= 1:
+            raise ReverieError(f"the share of {kind} clips is 0 to 1, not {share}.")
+    number, weights = _groups_of(dataset)
+    for group in range(len(weights)):
+        check_lengths(dataset.lengths[number == group], length)
+    if labelled:
+        known = np.array(with_actions(dataset))
+        both = [np.where(those, dataset.lengths, 0) for those in (known, ~known)]
+        if all(lengths.max() >= length for lengths in both):
+            shares = [(lengths, share) for lengths, share in zip(both, (labelled, 1 - labelled), strict=True) if share]
+            orders = [_order_of(dataset, lengths, length, seed, relevant) for lengths, _ in shares]
+            return Turns.of(orders, [share for _, share in shares])
+    return _order_of(dataset, dataset.lengths, length, seed, relevant)
+
+
+def _groups_of(dataset: Dataset) -> tuple[np.ndarray, Sequence[float]]:
+    """Return the number of each episode's group, (episodes,), and the weight of each group."""
+    return getattr(dataset, "groups", None) or (np.zeros(len(dataset.lengths), int), (1.0,))
+
+
+def _order_of(dataset: Dataset, lengths: np.ndarray, length: int, seed: int, relevant: float) -> Order:
+    """Return the order for the episodes of a dataset whose ``lengths`` are not 0."""
+    number, weights = _groups_of(dataset)
+    parts = [(np.where(number == group, lengths, 0), weight) for group, weight in enumerate(weights)]
+    parts = [(part, weight) for part, weight in parts if part.max() >= length]
+    uniform = [(Tiles.of(part, length, seed, False if relevant else None), weight) for part, weight in parts]
     if not relevant:
-        return uniform
-    found = [Chosen.of(dataset, each, length, seed) for each in parts]
-    some = [(order, weight) for order, weight in zip(found, weights, strict=True) if len(order.ends)]
+        return Turns.of(*zip(*uniform, strict=True))
+    found = [(Chosen.of(dataset, part, length, seed), weight) for part, weight in parts]
+    some = [(order, weight) for order, weight in found if len(order.ends)]
     if not some:
         raise ReverieError(
             f"no clip of {length} frames contains a reward, an end or a task, so none is relevant: let 'relevant' be 0."
         )
-    return Turns.of([Turns.of(*zip(*some, strict=True)), uniform], (relevant, 1 - relevant))
+    return Turns.of([Turns.of(*zip(*some, strict=True)), Turns.of(*zip(*uniform, strict=True))], (relevant, 1 - relevant))
 
 
 def check_lengths(lengths: np.ndarray, length: int) -> None:

@@ -1,7 +1,7 @@
 """A part of a store as a store of its own."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from reverie.data.codecs import AUTO
 from reverie.data.copying import Recorded, codec_for, made_of, notes_of, opened, write_new
 from reverie.data.filling import About
+from reverie.data.order import shuffled
 from reverie.errors import ReverieError
 
 
@@ -23,10 +24,11 @@ class Wanted:
     task: str = ""  # only episodes with this text in their task
     shortest: int = 1  # fewest frames of an episode
     best: float = 1.0  # share of the episodes of each split to keep, those with the highest return
+    labels: float = 1.0  # share of the episodes of "train" whose actions are kept; the others become unlabelled
 
     def __post_init__(self):
-        if self.every < 1 or not 0 < self.best <= 1:
-            raise ReverieError("a subset needs every >= 1 and 0 < best <= 1.")
+        if self.every < 1 or not 0 < self.best <= 1 or not 0 <= self.labels <= 1:
+            raise ReverieError("a subset needs every >= 1, 0 < best <= 1 and 0 <= labels <= 1.")
         _numbers(self.episodes)
 
     def of(self, recorded: list[Recorded]) -> Iterator[Recorded]:
@@ -48,6 +50,10 @@ class Wanted:
                 returns = np.array([_return(one) for one in part])
                 kept = np.argsort(-returns, kind="stable")[: max(1, round(self.best * len(part)))]
                 part = [part[index] for index in sorted(kept)]
+            if self.labels < 1 and split == "train":  # held-out actions are what a world is evaluated with
+                rank = [shuffled(place, len(part), 0) for place in range(len(part))]
+                known = round(self.labels * len(part))  # episodes known at a small share are known at larger ones
+                part = [one if at < known else _unlabelled(one) for one, at in zip(part, rank, strict=True)]
             yield from part
 
 
@@ -70,6 +76,18 @@ def _numbers(text: str) -> list[range]:
         return [range(pair[0], pair[-1] + (len(pair) == 1)) for pair in pairs if pair[:2] == pair]
     except ValueError:
         raise ReverieError(f"'{text}' names no episodes; write numbers and ranges such as 0:100,105.") from None
+
+
+def _unlabelled(one: Recorded) -> Recorded:
+    """Return an episode without its actions."""
+    entry, space = one.entry, one.dataset.spec.actions
+
+    def window(start: int, stop: int) -> dict[str, np.ndarray]:
+        actions = space.unlabelled((stop - start,))
+        actions[: start == 0] = space.start()
+        return entry.window(start, stop) | {"actions": actions}
+
+    return one._replace(entry=replace(entry, window=window))
 
 
 def _return(one: Recorded) -> float:

@@ -93,6 +93,7 @@ class Run:
     batch: int = 16  # clips per step
     length: int = 16  # frames per clip
     relevant: float = 0.0  # share of clips that contain a reward, an end or a task; others are drawn uniformly
+    labelled: float = 0.0  # share of clips with recorded actions, if only some episodes have them; 0: uniformly
     steps: int = 1000  # training steps
     seed: int = 0  # seed of the weights, the batches and all noise
     optimizer: OptimConfig = field(default_factory=OptimConfig)
@@ -223,7 +224,7 @@ def check_here(run: Run) -> Mesh:
 
 def _order(run: Run, dataset: Dataset) -> Order:
     """Return the order in which a run draws clips; ReverieError if it cannot draw them from this dataset."""
-    return order_of(dataset, run.length, run.seed, run.relevant)
+    return order_of(dataset, run.length, run.seed, run.relevant, run.labelled)
 
 
 def _stream(run: Run, dataset: Dataset, order: Order, mesh: Mesh, start: int) -> Iterator[dict[str, np.ndarray]]:
