@@ -209,10 +209,9 @@ def test_a_share_of_the_clips_has_recorded_actions_where_only_some_episodes_have
         known = [window for window in drawn if window.episode == 0]
         assert len(known) == 200 * share and sum(window.relevant or False for window in known) == 100 * share
         assert {window.episode for window in drawn} == ({0} if share == 1 else {0, 1, 2, 3})
-    for number in (0, 4):  # too short an episode is no clip with actions
-        episodes[number].actions[1:] = UNLABELLED
-        none = ArrayDataset.from_episodes(spec, episodes)
-        assert [order_of(none, 10, 3, labelled=1.0).window(row) for row in rows] == plain
+    episodes[0].actions[1:] = UNLABELLED  # an episode that is too short still has actions
+    with pytest.raises(ReverieError, match="no episode of 10 frames has recorded actions: let 'labelled' be 0"):
+        order_of(ArrayDataset.from_episodes(spec, episodes), 10, 3, labelled=0.5)
     with pytest.raises(ReverieError, match="share of labelled clips is 0 to 1, not -1"):
         order_of(some, 10, 0, labelled=-1)
 

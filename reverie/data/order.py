@@ -46,7 +46,8 @@ def order_of(dataset: Dataset, length: int, seed: int, relevant: float = 0.0, la
     """Return the order in which windows of ``length`` frames are drawn, of which a share ``relevant`` is relevant.
 
     ``labelled``: the share that is drawn from episodes with recorded actions, if only some have them; 0: uniformly. A
-    dataset may have ``groups`` (see ``data.mixture``). Raises ReverieError if no episode of a group is long enough, or if no window is relevant.
+    dataset may have ``groups`` (see ``data.mixture``). Raises ReverieError if no episode of a group is long enough, or
+    if no window is relevant, or labelled.
     """
     for kind, share in (("relevant", relevant), ("labelled", labelled)):
         if not 0 <= share <= 1:
@@ -56,9 +57,12 @@ def order_of(dataset: Dataset, length: int, seed: int, relevant: float = 0.0, la
         check_lengths(dataset.lengths[number == group], length)
     if labelled:
         known = np.array(with_actions(dataset))
-        both = [np.where(those, dataset.lengths, 0) for those in (known, ~known)]
-        if all(lengths.max() >= length for lengths in both):
-            shares = [(lengths, share) for lengths, share in zip(both, (labelled, 1 - labelled), strict=True) if share]
+        long = dataset.lengths >= length
+        if not (known & long).any():
+            raise ReverieError(f"no episode of {length} frames has recorded actions: let 'labelled' be 0.")
+        if not known[long].all():
+            both = [(known, labelled), (~known, 1 - labelled)]
+            shares = [(np.where(those, dataset.lengths, 0), share) for those, share in both if share]
             orders = [_order_of(dataset, lengths, length, seed, relevant) for lengths, _ in shares]
             return Turns.of(orders, [share for _, share in shares])
     return _order_of(dataset, dataset.lengths, length, seed, relevant)
@@ -72,18 +76,19 @@ def _groups_of(dataset: Dataset) -> tuple[np.ndarray, Sequence[float]]:
 def _order_of(dataset: Dataset, lengths: np.ndarray, length: int, seed: int, relevant: float) -> Order:
     """Return the order for the episodes of a dataset whose ``lengths`` are not 0."""
     number, weights = _groups_of(dataset)
-    parts = [(np.where(number == group, lengths, 0), weight) for group, weight in enumerate(weights)]
-    parts = [(part, weight) for part, weight in parts if part.max() >= length]
-    uniform = [(Tiles.of(part, length, seed, False if relevant else None), weight) for part, weight in parts]
+    parts = {group: np.where(number == group, lengths, 0) for group in range(len(weights))}
+    parts = {group: part for group, part in parts.items() if part.max() >= length}
+    weights = [weights[group] for group in parts]
+    uniform = Turns.of([Tiles.of(each, length, seed, False if relevant else None) for each in parts.values()], weights)
     if not relevant:
-        return Turns.of(*zip(*uniform, strict=True))
-    found = [(Chosen.of(dataset, part, length, seed), weight) for part, weight in parts]
-    some = [(order, weight) for order, weight in found if len(order.ends)]
+        return uniform
+    found = [Chosen.of(dataset, each, length, seed) for each in parts.values()]
+    some = [(order, weight) for order, weight in zip(found, weights, strict=True) if len(order.ends)]
     if not some:
         raise ReverieError(
             f"no clip of {length} frames contains a reward, an end or a task, so none is relevant: let 'relevant' be 0."
         )
-    return Turns.of([Turns.of(*zip(*some, strict=True)), Turns.of(*zip(*uniform, strict=True))], (relevant, 1 - relevant))
+    return Turns.of([Turns.of(*zip(*some, strict=True)), uniform], (relevant, 1 - relevant))
 
 
 def check_lengths(lengths: np.ndarray, length: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from einops import rearrange
 
 from reverie.evaluation.environment import Act, Actor, Environment, imagined, play, played_source
+from reverie.evaluation.keys import keys_of
 from reverie.evaluation.video import scale_of, side_by_side
 from reverie.models.agent import Agent
 from reverie.nn.compiled import compiled
@@ -32,7 +33,7 @@ def film(run: Path, episodes: int = 4, seed: int = 0) -> tuple[np.ndarray, float
     agent, source, spec = load(agents_in(run)[0]), played_source(run), read_record(run / "agent").spec
     if (task := agent.first_task) and hasattr(source, "for_task"):
         source = source.for_task(spec.tasks[0])
-    game = Environment(source)
+    game = Environment(source).translated(keys_of(run, agent.world))
     levels, steps = game.unseen(episodes, seed), game.steps
     first = game.reset(levels)
     _, actions, latents = imagined(agent, first, steps, seed, task)

@@ -17,6 +17,7 @@ from reverie.actions import ActionSpace
 from reverie.data.held_out import held_out
 from reverie.errors import ReverieError
 from reverie.evaluation import control, page
+from reverie.evaluation.keys import LABELS
 from reverie.evaluation.video import contact_sheet, png, scale_of
 from reverie.nn.compiled import cache_compilations, compiled
 from reverie.training.checkpoint import load
@@ -27,7 +28,6 @@ from reverie.world_folder import initial_frames, name_actions, named_actions, sp
 
 PAGE = "atlas.html"
 SHOWN = 8  # moments of an action
-LABELS = 100  # moments whose recorded action is used to map latent actions to recorded ones
 FIRST = 3  # recorded actions that an action goes with, the most frequent first
 
 
@@ -93,9 +93,7 @@ def mapped(moments: Moments, labels: int = LABELS, seed: int = 0) -> tuple[float
         return None
     order = np.random.default_rng(seed).permutation(len(moments.codes))
     known, rest = order[:labels], order[labels:]
-    joint = np.zeros((moments.codes.max() + 1, moments.recorded.max() + 1), int)
-    np.add.at(joint, (moments.codes[known], moments.recorded[known]), 1)
-    read = np.where(joint.any(1), joint.argmax(1), -1)  # a code that no label has is read as no action
+    read = control.code_map(moments.codes[known], moments.recorded[known], moments.codes.max() + 1)
     right = read[moments.codes[rest]] == moments.recorded[rest]
     return float(right.mean()), control.interval(right.astype(float), groups=moments.clips[rest]).clip(0, 1)
 

@@ -6,6 +6,7 @@ Shapes: E episodes, T steps, H W C image, R + 1 frames that a tokenizer looks at
 """
 
 import contextlib
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from reverie.actions import ActionSpace
 from reverie.data.episode import Dataset
 from reverie.data.store import open_dataset
 from reverie.data.takes import game_of
 from reverie.errors import ReverieError
 from reverie.evaluation.control import interval
+from reverie.evaluation.keys import keys_of
 from reverie.evaluation.planning import Planner
 from reverie.models.agent import TOO_MANY, Agent, is_outside
 from reverie.nn.compiled import compiled
@@ -45,7 +48,15 @@ class Environment:
 
     def __init__(self, source: Any):
         self._source, self.games, self.moments = source, [game_of(source)], []
-        self.actions, self.steps = self.games[0].spec.actions, source.frames - 1
+        self.actions, self.steps, self._keys = self.games[0].spec.actions, source.frames - 1, None
+
+    def translated(self, keys: np.ndarray | None) -> "Environment":
+        """Return the same games with latent actions: ``keys`` (C, ...) are the games' own; None: as they are."""
+        if keys is None:
+            return self
+        found = copy.copy(self)
+        found.actions, found._keys = ActionSpace("latent", len(keys)), keys
+        return found
 
     def unseen(self, episodes: int, seed: int) -> np.ndarray:
         """Return the levels in which agents are measured, (E,): no data have them."""
@@ -60,6 +71,7 @@ class Environment:
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Take an action in each row: (frames, rewards (E,), which episodes are over (E,))."""
         rewards = np.zeros(len(self.moments), np.float32)
+        actions = actions if self._keys is None else self._keys[actions]
         for row in np.flatnonzero(~self.over):
             self.moments[row] = self.games[row].step(actions[row])
             rewards[row] = self.moments[row].reward
@@ -110,7 +122,7 @@ def play(environment: Environment, levels: Sequence[int] | np.ndarray, steps: in
 
 
 class Seen(NamedTuple):
-    """What an actor has seen of an episode: the dynamics' state, the frames its tokenizer depends on, the time."""
+    """What an actor has seen of an episode: the dynamics' state, the frames that its world depends on, the time."""
 
     dynamics: Any
     frames: Array
@@ -130,15 +142,18 @@ def greedy(agent: Agent, state: Any, h: Array, key: Array, task: int) -> Array:
 class Actor:
     """An agent that plays: it observes real frames as its world does, from the first frame of an episode on.
 
+    In a world of latent actions it reads those that led to real frames off the frames.
+
     ``choose``: how it decides: ``sampled``, ``greedy`` or a ``Planner``. ``task``: the id of what it is to do.
     """
 
     def __init__(self, agent: Agent, episodes: int, seed: int, choose: Choose = sampled, task: int = 0):
-        look = agent.world.tokenizer.receptive_field + 1
+        world: Any = agent.world
+        look = 1 + max(each.receptive_field for each in (world.tokenizer, world.lam) if each is not None)
         self._call = compiled(agent, partial(_act, choose=choose, task=task), donate=(0,))
         self._seen = Seen(
             jax.jit(lambda: agent.empty(episodes, task))(),
-            jnp.zeros((episodes, look, *agent.world.config.frame), jnp.uint8),
+            jnp.zeros((episodes, look, *world.config.frame), jnp.uint8),
             jnp.zeros((), jnp.int32),
         )
         self._key = jax.random.key(seed)
@@ -155,6 +170,8 @@ def _act(agent: Agent, seen: Seen, frames, actions, key, choose: Choose, task: i
     place = jnp.minimum(seen.time, look - 1)
     window = jax.lax.dynamic_update_index_in_dim(window, frames, place, 1)
     latents = jax.lax.dynamic_index_in_dim(agent.world.encode(window), place, 1, keepdims=False)
+    if agent.world.lam is not None:
+        actions = jax.lax.dynamic_index_in_dim(agent.world.lam.infer(window), place, 1, keepdims=False)
     dynamics, h = agent.world.dynamics.observe(seen.dynamics, latents, actions)
     chosen = choose(agent, dynamics, h, jax.random.fold_in(key, seen.time), task)
     return Seen(dynamics, window, seen.time + 1), chosen
@@ -163,7 +180,7 @@ def _act(agent: Agent, seen: Seen, frames, actions, key, choose: Choose, task: i
 class Blind:
     """Cloning that sees past actions only: what data did next after the same last actions, as many as are known.
 
-    An agent that is no better has learned nothing from pictures.
+    An agent that is no better has learned nothing from pictures. ``knows``: whether any action of the data is recorded.
     """
 
     def __init__(self, dataset: Dataset, seed: int, episodes: Sequence[int] | None = None):
@@ -171,10 +188,12 @@ class Blind:
         self._rng, self._past = np.random.default_rng(seed), []
         for episode in range(len(dataset.lengths)) if episodes is None else episodes:
             length = int(dataset.lengths[episode])
-            actions = [tuple(np.atleast_1d(a)) for a in dataset.read(episode, 0, length, ("actions",))["actions"]]
-            for t in range(1, length):
+            read = dataset.read(episode, 0, length, ("actions",))["actions"]
+            actions = [tuple(np.atleast_1d(a)) for a in read]
+            for t in np.flatnonzero(~dataset.spec.actions.is_unlabelled(read))[1:].tolist():
                 for back in range(min(HISTORY, t) + 1):
                     self._counts[tuple(actions[t - back : t])][actions[t]] += 1
+        self.knows = bool(self._counts)
 
     def __call__(self, frames: np.ndarray, actions: np.ndarray) -> np.ndarray:
         self._past.append([tuple(np.atleast_1d(action)) for action in actions])
@@ -220,7 +239,7 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
     out.
 
     Where the environment has tasks, these numbers are in "tasks" by their names. There ``_other`` is the policy that
-    was given the id of another task.
+    was given the id of another task. The codes of latent actions become actions of the game (``evaluation.keys``).
     """
     if episodes < 2:
         raise ReverieError(f"returns need at least 2 episodes for an interval, not {episodes}.")
@@ -231,13 +250,15 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
         raise ReverieError(f"'{run}' has no agent: 'reverie train square-agent' makes a world with one.")
     source, tasks = played_source(run), read_record(run / "agent").spec.tasks
     data = open_dataset(run / "data", "train") if (run / "data").exists() else None
+    keys = keys_of(run, next(iter(agents.values())).world)
 
     def judged(source: Any, task: int = 0) -> Numbers:
         with contextlib.closing(Environment(source)) as environment:
-            if any(agent.world.config.actions != environment.actions for agent in agents.values()):
-                raise ReverieError(f"'{run}' has latent actions, and its game takes others: no agent can play in it.")
+            theirs = environment.translated(keys)
+            if any(agent.world.config.actions != theirs.actions for agent in agents.values()):
+                raise ReverieError(f"the game of '{run}' takes other actions than its world: no agent can play in it.")
             how = {"seed": seed, "plan": min(plan, episodes), "planner": planner or _planner(run), "task": task}
-            return _judged(agents, environment, data, environment.unseen(episodes, seed), **how)
+            return _judged(agents, environment, theirs, data, environment.unseen(episodes, seed), **how)
 
     if not tasks or not hasattr(source, "for_task"):
         return judged(source)
@@ -247,6 +268,7 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
 def _judged(
     agents: dict[str, Agent],
     environment: Environment,
+    theirs: Environment,
     data: Any,
     levels: np.ndarray,
     *,
@@ -255,11 +277,17 @@ def _judged(
     planner: Planner,
     task: int,
 ) -> Numbers:
-    """Return the numbers of ``judge`` for one task; 0: for an environment without tasks."""
+    """Return the numbers of ``judge`` for one task; 0: for an environment without tasks.
+
+    ``theirs``: the same environment with the actions of the agents.
+    """
     simulator, steps, rng = environment.simulator, environment.steps, np.random.default_rng(seed)
 
-    def played(act: Act, count: int | None = None) -> Numbers:
-        return _summary(play(environment, levels[:count], steps, act).sum(0), environment.solved())
+    def played(act: Act, where: Environment = environment, count: int = len(levels)) -> Numbers:
+        return _summary(play(where, levels[:count], steps, act).sum(0), where.solved())
+
+    def by(agent: Agent, choose: Choose = sampled, task: int = task, count: int = len(levels)) -> Numbers:
+        return played(Actor(agent, count, seed, choose, task), theirs, count)
 
     drawn = environment.actions.drawn
     found: dict[str, Any] = {"random": played(lambda *_: np.array([drawn(rng) for _ in levels]))}
@@ -268,23 +296,22 @@ def _judged(
         clips = [data.read(i, 0, int(data.lengths[i]), ("rewards", "ends")) for i in chosen]
         recorded = np.array([clip["rewards"].sum() for clip in clips])
         ended = np.array([clip["ends"].any() for clip in clips]) if hasattr(simulator, "solved") else None
-        found |= {"data": _summary(recorded, ended), "blind": played(Blind(data, seed, chosen))}
+        blind = Blind(data, seed, chosen)
+        found |= {"data": _summary(recorded, ended)} | ({"blind": played(blind)} if blind.knows else {})
     for name, agent in agents.items():
-        found[name] = played(Actor(agent, len(levels), seed, task=task))
-        found[f"{name}_greedy"] = played(Actor(agent, len(levels), seed, greedy, task))
+        found |= {name: by(agent), f"{name}_greedy": by(agent, greedy)}
         if task and agent.tasks > 1:
-            found[f"{name}_other"] = played(Actor(agent, len(levels), seed, task=task % agent.tasks + 1))
+            found[f"{name}_other"] = by(agent, task=task % agent.tasks + 1)
     if plan:
-        best = agents.get("rl", agents["bc"])
-        found["plan"] = played(Actor(best, plan, seed, planner, task), plan)
+        found["plan"] = by(agents.get("rl", agents["bc"]), planner, count=plan)
     if hasattr(simulator, "best"):
         found["oracle"] = played(lambda *_: environment.best())
     numbers: Numbers = {"seed": seed, "steps": steps}
     if "rl" in agents:
         rewards, actions, _ = imagined(agents["rl"], environment.reset(levels), steps, seed, task)
         replay = iter(actions)
-        real = play(environment, levels, steps, lambda *_: next(replay))
-        found |= {"imagined": _summary(rewards.sum(0)), "replayed": _summary(real.sum(0), environment.solved())}
+        real = play(theirs, levels, steps, lambda *_: next(replay))
+        found |= {"imagined": _summary(rewards.sum(0)), "replayed": _summary(real.sum(0), theirs.solved())}
         numbers |= _gap(rewards, real)
         if recorded is not None:
             outside = is_outside(rewards.sum(0), recorded.min(), recorded.max())
@@ -301,8 +328,13 @@ def _planner(run: Path) -> Planner:
 
 
 def returns(run: str | Path, act: Act, episodes: int = 512, seed: int = 0) -> np.ndarray:
-    """Return what a policy gets in the real environment of a run, in the levels of ``judge``: (E,)."""
-    with contextlib.closing(Environment(played_source(Path(run)))) as environment:
+    """Return what a policy gets in the real environment of a run, in the levels of ``judge``: (E,).
+
+    Its actions are those of the run's world.
+    """
+    run = Path(run)
+    keys = keys_of(run, load(agents_in(run)[0]).world)
+    with contextlib.closing(Environment(played_source(run)).translated(keys)) as environment:
         return play(environment, environment.unseen(episodes, seed), environment.steps, act).sum(0)
 
 

@@ -20,6 +20,7 @@ def presets() -> dict[str, Recipe]:
         "toy-maskgit-shipped": toy.shipped(),
         "toy-maskgit-smooth": toy.smooth(),
         "toy-agent": toy.agent(),
+        "toy-agent-latent": toy.agent(latent=True),
         "square-shortcut": square.shortcut(),
         "square-shortcut-mae": square.shortcut_mae(),
         "square-agent": square.agent(),

@@ -135,12 +135,13 @@ def shipped() -> Recipe:
     )
 
 
-def agent() -> Recipe:
+def agent(latent: bool = False) -> Recipe:
     """Recorded play of mixed quality in the same world, and an agent that learns to take all coins in it.
 
-    An episode is over after 16 steps: the best play needs 7, random play succeeds in 3 % of the levels.
+    An episode is over after 16 steps: the best play needs 7, random play succeeds in 3 % of the levels. ``latent``: the
+    world is learned from pictures alone, and the agent acts in its codes.
     """
-    small = toy()
+    small = toy(latent)
     optimizer = OptimConfig(rate=2e-3, schedule="wsd", decay=0.5, warmup=20, weight_decay=0.0)
     # A coin or the player may be anywhere: what a head learns of one tile must hold for all of them. A reward is a coin
     # or none, a value three coins at most.
@@ -154,8 +155,9 @@ def agent() -> Recipe:
     imagine = ImaginationObjective(learner=learner, horizon=16, context=4, gamma=0.95, critic_steps=30, passes=1)
     return replace(
         small,
-        about="tile platformer, recorded actions of mixed quality: a world, and an agent that takes all coins in it",
-        takes="three quarters of an hour on two busy CPU cores",
+        about=f"tile platformer, {'latent' if latent else 'recorded'} actions of mixed quality: a world, and an agent "
+        "that takes all coins in it",
+        takes=f"{'an hour' if latent else 'three quarters of an hour'} on two busy CPU cores",
         source=PlatformerConfig(tiles=6, count=2000, frames=17, themes=2, play="mixed", goal="coins"),
         # Clips with a coin or an end: cloning them takes all coins half as often again as cloning everything.
         agent=replace(
