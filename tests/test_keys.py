@@ -94,7 +94,9 @@ def test_a_hundred_labelled_steps_say_which_key_each_code_is(place, tmp_path):
     episodes = list(SeenConfig(count=2).episodes())
     for episode in episodes:
         episode.actions[1:] = UNLABELLED
-    ArrayDataset.from_episodes(SeenConfig().spec(), episodes).save(tmp_path / "hidden.npz")
+    hidden = ArrayDataset.from_episodes(SeenConfig().spec(), episodes)
+    hidden.save(tmp_path / "hidden.npz")
+    assert environment.Blind(DATA, 0).knows and not environment.Blind(hidden, 0).knows
     (tmp_path / "data").symlink_to("hidden.npz")
     with pytest.raises(ReverieError, match="no step of its data says"):
         keys_of(tmp_path, latent_world())
