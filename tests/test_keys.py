@@ -18,8 +18,7 @@ from reverie.data.arrays import ArrayDataset
 from reverie.data.sources.square import MOVES
 from reverie.errors import ReverieError
 from reverie.evaluation import environment
-from reverie.evaluation.control import code_map
-from reverie.evaluation.keys import keys_of
+from reverie.evaluation.keys import Keys, keys_of
 from reverie.models.agent import AgentConfig
 from reverie.training.agents import BehaviourObjective
 from reverie.training.engine import fit
@@ -81,14 +80,21 @@ def place(tmp_path_factory):
     return folder
 
 
-def test_a_code_stands_for_the_action_it_most_often_goes_with():
-    codes, actions = np.array([0, 0, 0, 2, 2, 3]), np.array([1, 1, 2, 0, 0, 2])
-    assert code_map(codes, actions, 5).tolist() == [1, 0, 0, 2, 0]
-    assert code_map(np.array([1]), np.array([2]), 3).tolist() == [2, 2, 2]
+def test_a_code_stands_for_what_was_done_after_the_most_similar_frames():
+    """In dark scenes code 1 is action 2 and in bright ones it is 0; no step has code 3, so what is near decides."""
+    dark, bright = np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 3), 200, np.uint8)
+    frames = np.stack([dark] * 4 + [bright] * 8)
+    known = Keys(np.array([1, 1, 1, 0, *[1] * 8]), frames, np.array([2, 2, 1, 3, *[0] * 8]), 4)
+    assert known(np.array([0, 0]), np.stack([dark, bright])).tolist() == [3, 3]
+    assert known(np.array([3, 3]), np.stack([dark + 9, bright])).tolist() == [2, 0]
+    many = Keys(np.ones(12, int), np.stack([dark] * 5 + [bright] * 7), np.array([[2, 1]] * 5 + [[0, 5]] * 7), 2)
+    assert many(np.array([1, 1]), np.stack([dark, bright])).tolist() == [[2, 1], [0, 5]]
 
 
 def test_a_hundred_labelled_steps_say_which_key_each_code_is(place, tmp_path):
-    assert keys_of(place, latent_world()).tolist() == KEYS.tolist()  # pyright: ignore[reportOptionalMemberAccess]
+    keys = keys_of(place, latent_world())
+    assert keys is not None and keys.size == 4 and len(keys.codes) == 100
+    assert keys(np.arange(4), np.zeros((4, 1, 1, 3), np.uint8)).tolist() == KEYS.tolist()
     with pytest.raises(ReverieError, match="came without its data"):
         keys_of(tmp_path, latent_world())
     episodes = list(SeenConfig(count=2).episodes())
@@ -102,9 +108,9 @@ def test_a_hundred_labelled_steps_say_which_key_each_code_is(place, tmp_path):
         keys_of(tmp_path, latent_world())
 
 
-def test_an_actor_of_codes_plays_by_keys_and_reads_codes_off_real_frames():
+def test_an_actor_of_codes_plays_by_keys_and_reads_codes_off_real_frames(place):
     agent, game = HEADS.make(latent_world(), nnx.Rngs(0)), environment.Environment(SeenConfig())
-    theirs, levels, seen = game.translated(KEYS), game.unseen(24, 0), []
+    theirs, levels, seen = game.translated(keys_of(place, latent_world())), game.unseen(24, 0), []
     actor = environment.Actor(agent, 24, 0, homeward)
 
     def act(frames, actions):
@@ -114,7 +120,7 @@ def test_an_actor_of_codes_plays_by_keys_and_reads_codes_off_real_frames():
     assert theirs.actions == agent.world.config.actions and game.translated(None) is game
     found = environment.play(theirs, levels, 16, act).sum(0)
     best = environment.play(game, levels, 16, lambda *_: game.best()).sum(0)
-    assert found.mean() > 1.05 * best.mean() and best.mean() < 0
+    assert found.mean() > 1.25 * best.mean() and best.mean() < 0
     wrong = environment.play(game, levels, 16, environment.Actor(agent, 24, 0, homeward)).sum(0)
     assert wrong.mean() < 2 * found.mean(), "without the map"
     # What it believes led to a frame is what the frames show, not what it is given.

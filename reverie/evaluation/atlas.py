@@ -17,7 +17,7 @@ from reverie.actions import ActionSpace
 from reverie.data.held_out import held_out
 from reverie.errors import ReverieError
 from reverie.evaluation import control, page
-from reverie.evaluation.keys import LABELS
+from reverie.evaluation.keys import LABELS, Keys
 from reverie.evaluation.video import contact_sheet, png, scale_of
 from reverie.nn.compiled import cache_compilations, compiled
 from reverie.training.checkpoint import load
@@ -93,8 +93,8 @@ def mapped(moments: Moments, labels: int = LABELS, seed: int = 0) -> tuple[float
         return None
     order = np.random.default_rng(seed).permutation(len(moments.codes))
     known, rest = order[:labels], order[labels:]
-    read = control.code_map(moments.codes[known], moments.recorded[known], moments.codes.max() + 1)
-    right = read[moments.codes[rest]] == moments.recorded[rest]
+    keys = Keys(moments.codes[known], moments.before[known], moments.recorded[known], moments.codes.max() + 1)
+    right = keys(moments.codes[rest], moments.before[rest]) == moments.recorded[rest]
     return float(right.mean()), control.interval(right.astype(float), groups=moments.clips[rest]).clip(0, 1)
 
 

@@ -101,15 +101,6 @@ def meanings(codes: np.ndarray, actions: np.ndarray, size: int) -> list[int | No
     ]
 
 
-def code_map(codes: np.ndarray, actions: np.ndarray, size: int) -> np.ndarray:
-    """Return for each of ``size`` latent codes the action that it most often goes with, (size,).
-
-    A code that occurs in no step gets the most frequent action.
-    """
-    joint = _joint(codes, actions, size)
-    return np.where(joint.any(1), joint.argmax(1), joint.sum(0).argmax())
-
-
 def _joint(codes: np.ndarray, actions: np.ndarray, size: int) -> np.ndarray:
     """Return how often each of ``size`` codes goes with each action."""
     joint = np.zeros((size, actions.max(initial=0) + 1), int)

@@ -24,7 +24,7 @@ from reverie.data.store import open_dataset
 from reverie.data.takes import game_of
 from reverie.errors import ReverieError
 from reverie.evaluation.control import interval
-from reverie.evaluation.keys import keys_of
+from reverie.evaluation.keys import Keys, keys_of
 from reverie.evaluation.planning import Planner
 from reverie.models.agent import TOO_MANY, Agent, is_outside
 from reverie.nn.compiled import compiled
@@ -48,14 +48,15 @@ class Environment:
 
     def __init__(self, source: Any):
         self._source, self.games, self.moments = source, [game_of(source)], []
-        self.actions, self.steps, self._keys = self.games[0].spec.actions, source.frames - 1, None
+        self.actions, self.steps = self.games[0].spec.actions, source.frames - 1
+        self._keys: Keys | None = None
 
-    def translated(self, keys: np.ndarray | None) -> "Environment":
-        """Return the same games with latent actions: ``keys`` (C, ...) are the games' own; None: as they are."""
+    def translated(self, keys: Keys | None) -> "Environment":
+        """Return the same games with latent actions, which become those of the games by ``keys``; None: as they are."""
         if keys is None:
             return self
         found = copy.copy(self)
-        found.actions, found._keys = ActionSpace("latent", len(keys)), keys
+        found.actions, found._keys = ActionSpace("latent", keys.size), keys
         return found
 
     def unseen(self, episodes: int, seed: int) -> np.ndarray:
@@ -71,7 +72,7 @@ class Environment:
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Take an action in each row: (frames, rewards (E,), which episodes are over (E,))."""
         rewards = np.zeros(len(self.moments), np.float32)
-        actions = actions if self._keys is None else self._keys[actions]
+        actions = actions if self._keys is None else self._keys(actions, self.frames())
         for row in np.flatnonzero(~self.over):
             self.moments[row] = self.games[row].step(actions[row])
             rewards[row] = self.moments[row].reward
