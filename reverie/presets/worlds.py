@@ -99,9 +99,14 @@ def bigfish() -> Recipe:
 
 
 def vizdoom() -> Recipe:
-    """The maze of ViZDoom's "my way home" with Freedoom's textures, through which a scripted player walks."""
+    """The field of ViZDoom's "health gathering" with Freedoom's textures, over which a scripted player walks.
+
+    In the rooms of "my way home" the player often stood before a wall, and the world showed little else (docs/log.md).
+    """
     return replace(
         coinrun(),
-        about="first-person maze (ViZDoom, Freedoom), recorded actions of a scripted player: a world to play",
-        source=ViZDoomConfig(path="VizdoomMyWayHome-v1", walk=True, skip=2, size=(48, 64), count=1000, frames=200),
+        about="first-person field (ViZDoom, Freedoom), recorded actions of a scripted player: a world to play",
+        source=ViZDoomConfig(
+            path="VizdoomHealthGathering-v1", walk=True, skip=3, size=(48, 64), count=1500, frames=128
+        ),
     )

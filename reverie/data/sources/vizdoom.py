@@ -35,7 +35,8 @@ class ViZDoomConfig(GymnasiumConfig):
     skip: int = 1  # tics of the game for each frame; the game has 35 a second
     extra: ClassVar[str] = "vizdoom"
     known: ClassVar = {
-        "VizdoomMyWayHome-v1": ("wait", "move right", "move left", "move forward", "turn right", "turn left")
+        "VizdoomHealthGathering-v1": ("wait", "move forward", "turn right", "turn left"),
+        "VizdoomMyWayHome-v1": ("wait", "move right", "move left", "move forward", "turn right", "turn left"),
     }
 
     def __post_init__(self):
