@@ -50,19 +50,26 @@ def flags_of(value: Any, prefix: str = "") -> Iterator[Flag]:
     """Yield the flags of a config, of a dict of configs, or of a config's class, whose fields have their defaults.
 
     Fields that follow from the data have none (``config.FROM_DATA``). A field that may hold a config or a plain value
-    has the flags of what it holds.
+    has the flags of what it holds. One that may hold several kinds of config is a flag too, which takes the name of a
+    class, and has the flags of all of them.
     """
     if isinstance(value, dict):
         for key, item in value.items():
             yield from flags_of(item, f"{prefix}{key}.")
         return
-    owner = value if isinstance(value, type) else type(value)
+    owner = _class(value)
     hints = typing.get_type_hints(owner)
     for field in dataclasses.fields(owner):
         item, path = held(value, field.name), prefix + field.name
         if field.metadata == FROM_DATA:
             continue
-        if dataclasses.is_dataclass(item) or isinstance(item, dict):
+        if kinds := _configs(hints[field.name]):
+            yield Flag(path, Literal[tuple(kinds)], type(item).__name__, owner)
+            found: dict[str, Flag] = {}
+            for kind in (item, *kinds.values()):
+                found = {flag.path: flag for flag in flags_of(kind, f"{path}.")} | found
+            yield from found.values()
+        elif dataclasses.is_dataclass(item) or isinstance(item, dict):
             yield from flags_of(item, f"{path}.")
         elif (hint := _plain(hints[field.name])) is not None:
             yield Flag(path, hint, item, owner)
@@ -84,13 +91,32 @@ def changed(value: Any, settings: dict[str, Any]) -> Any:
     for path, new in settings.items():
         head, _, rest = path.partition(".")
         parts.setdefault(head, {})[rest] = new
-    new = {head: part[""] if "" in part else changed(held(value, head), part) for head, part in parts.items()}
+    new = {head: _set(value, head, part) for head, part in parts.items()}
     if isinstance(value, dict):
         return value | new
     try:
         return value(**new) if isinstance(value, type) else dataclasses.replace(value, **new)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ReverieError(f"{error}.") from None
+
+
+def _set(value: Any, name: str, part: dict[str, Any]) -> Any:
+    """Return what a field holds after ``part`` was set: "" is all of it, the others are fields of the config in it."""
+    if "" not in part:
+        return changed(held(value, name), part)
+    rest = {path: new for path, new in part.items() if path}
+    kinds = {} if isinstance(value, dict) else _configs(typing.get_type_hints(_class(value)).get(name))
+    return changed(kinds[part[""]], rest) if part[""] in kinds else part[""]
+
+
+def _class(value: Any) -> type:
+    return value if isinstance(value, type) else type(value)
+
+
+def _configs(hint: Any) -> dict[str, type]:
+    """Return the kinds of config that an annotation allows, by name, if it allows several."""
+    found = {kind.__name__: kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)}
+    return found if len(found) > 1 else {}
 
 
 def add(parser: Any, flag: Flag, text: str | None) -> argparse.Action:

@@ -115,3 +115,35 @@ def test_texts_are_the_comments_beside_fields():
     shown = {flag.path: flag.text for flag in flags_of(Outer(name="x"))}
     assert shown["part.depth"] == "layers, 10 % of them cheap (3)"
     assert shown["pair"] == "two (1.0 2.0)" and shown["many"] == "some of few" and shown["silent"] == ""
+
+
+@dataclass(frozen=True)
+class Walk:
+    speed: float = 1.0
+    steps: int = 3  # of a walk
+
+
+@dataclass(frozen=True)
+class Fly:
+    speed: float = 9.0
+    height: int = 100  # above ground
+
+
+@dataclass(frozen=True)
+class Way:
+    by: Walk | Fly = field(default_factory=lambda: Walk(2.0))  # how to get there
+
+
+def test_one_of_several_configs_is_chosen_by_its_name():
+    flags = {flag.path: flag for flag in flags_of(Way())}
+    assert set(flags) == {"by", "by.speed", "by.steps", "by.height"}
+    assert flags["by"].text == "how to get there (Walk)" and flags["by.speed"].value == 2.0
+    assert parsed(Way()) == Way(Walk(2.0)) and parsed(Way(), "--by.steps", "5") == Way(Walk(2.0, 5))
+    assert parsed(Way(), "--by", "fly") == Way(Fly()) and parsed(Way(), "--by", "Walk") == Way(Walk())
+    assert (
+        parsed(Way(), "--by", "Fly", "--by.height", "7")
+        == Way(Fly(9.0, 7))
+        == parsed(Way, "--by", "Fly", "--by.height", "7")
+    )
+    with pytest.raises(ReverieError, match="height"):
+        parsed(Way(), "--by.height", "7")

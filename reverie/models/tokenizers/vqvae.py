@@ -32,7 +32,7 @@ class VQVAEConfig:
     patch: int = 4  # pixels of a patch's side; a patch is a token
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
-    quantiser: VQConfig | FSQConfig = field(default_factory=VQConfig)
+    quantiser: VQConfig | FSQConfig = field(default_factory=VQConfig)  # how a patch becomes a code
     motion_weight: float = 0.0  # extra weight of pixels that differ from a neighbouring frame
 
     def make(self, rngs: nnx.Rngs) -> "VQVAE":
