@@ -115,7 +115,7 @@ def _class(value: Any) -> type:
 
 def _configs(hint: Any) -> dict[str, type]:
     """Return the kinds of config that an annotation allows, by name, if it allows several."""
-    found = {kind.__name__: kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)}
+    found = {kind.__name__: kind for kind in _kinds(hint) if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
     return found if len(found) > 1 else {}
 
 
