@@ -256,6 +256,28 @@ def test_an_agent_lives_in_a_world(runs):
         AgentConfig(ahead=0)
 
 
+def test_a_critic_learns_what_recorded_clips_returned(monkeypatch):
+    """By hand: rewards that arrive with the next frame, a row that ends, and the last value of one that goes on."""
+    bins, gamma, lam = TwoHot(bins=63, reach=3.2), 0.9, 0.8
+    rewards = np.array([[7, 1, 0, 2], [7, 0, 3, 9]], np.float32)  # of frames; nothing led to the first
+    ends = np.array([[0, 0, 0, 0], [0, 0, 1, 0]], bool)
+    logits = jax.random.normal(KEY, (2, 4, 63))
+    values, expected, weights = np.asarray(bins.mean(logits)), np.zeros((2, 3)), np.ones((2, 3))
+    for row in range(2):
+        following = values[row, 3]
+        for t in (2, 1, 0):
+            ahead = (1 - lam) * values[row, t + 1] + lam * following
+            following = expected[row, t] = rewards[row, t + 1] + gamma * (not ends[row, t + 1]) * ahead
+    weights[1, 2] = 0  # after the end
+    monkeypatch.setattr(training, "_read", lambda *_: jnp.zeros((2, 4, 1, 1)))
+    model: Any = SimpleNamespace(config=SimpleNamespace(values=bins), value=lambda h, task: logits)
+    objective = ImaginationObjective(gamma=gamma, lam=lam, replay=1.0)
+    batch = {"latents": 0, "actions": 0, "rewards": jnp.asarray(rewards), "ends": jnp.asarray(ends)}
+    found = objective._replayed(model, batch).value
+    by_hand = np.asarray(bins.nll(logits[:, :-1], jnp.asarray(expected, jnp.float32)))
+    np.testing.assert_allclose(found, (by_hand * weights).sum() / weights.sum(), rtol=1e-5)
+
+
 # -- in the real environment -----------------------------------------------------------------------------------------
 
 

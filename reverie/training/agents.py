@@ -152,13 +152,15 @@ class ImaginationObjective:
     gamma: float = 0.95  # discount of a step; .997 needs hundreds of steps of the critic alone
     lam: float = 0.95  # lambda of the returns
     critic_steps: int = 30  # first steps, in which only the critic learns
+    # weight of the critic's loss on recorded clips, as in DreamerV3: values of rare rewards are learned from data first
+    replay: float = 0.0
     passes: int = 0  # sampling passes per frame; 0: the world's own
     frozen: tuple[str, ...] = ("world", "reward", "ends", "prior")  # parts that do not learn
-    reads = "latents", "actions", "rewards", TASK
+    reads = "latents", "actions", "rewards", "ends", TASK
 
     def __post_init__(self):
-        if self.horizon < 1 or self.context < 1 or self.critic_steps < 0:
-            raise ValueError(f"horizon and context must be 1 or more, critic_steps 0 or more: not {self}")
+        if self.horizon < 1 or self.context < 1 or min(self.critic_steps, self.replay) < 0:
+            raise ValueError(f"horizon and context must be 1 or more, critic_steps and replay 0 or more: not {self}")
 
     def init(self, rngs: nnx.Rngs, spec: Spec, folder: Path) -> Agent:
         """Return the agent that cloned, with its policy as prior and a new value."""
@@ -208,7 +210,21 @@ class ImaginationObjective:
         metrics |= {"imagined_return": mean(imagined), "real_return": mean(jnp.sum(real, axis=1))}
         metrics |= {"outside": mean(outside), "alarm": mean(outside, then=_too_many)}
         terms = (critic, *(term.times(begun) for term in actor))
+        if self.replay:
+            metrics["replay_nll"] = self._replayed(model, batch)
+            terms += (metrics["replay_nll"].times(self.replay),)
         return Loss(terms, metrics, {"returns": model.returns.note(advantages, jnp.mean(real, axis=1))})
+
+    def _replayed(self, model: Agent, batch: dict[str, Array]) -> Mean:
+        """The critic's cross-entropy with lambda-returns of what was recorded: the values of who recorded it."""
+        task, bins = _task_of(batch), model.config.values
+        h = jax.lax.stop_gradient(_read(model, batch["latents"], batch["actions"], task))
+        logits = jnp.swapaxes(model.value(h, batch.get(TASK, 0)), 0, 1)
+        rewards, ends = (jnp.swapaxes(batch[name][:, 1:], 0, 1) for name in ("rewards", "ends"))
+        continues = 1 - ends.astype(jnp.float32)
+        values = jax.lax.stop_gradient(bins.mean(logits))
+        returns = lambda_returns(rewards, continues, values, self.gamma, self.lam)
+        return mean(bins.nll(logits[:-1], returns), alive(continues))
 
     def imagine(self, model: Agent, batch: dict[str, Array], key: Array) -> tuple[Array, Array]:
         """Roll out the policy from recorded frames: features (H + 1, B, N, M), the first real; actions (H, B, ...).
