@@ -6,7 +6,7 @@ from importlib import import_module
 from benchmarks.timing import tell
 from reverie.nn.compiled import cache_compilations
 
-NAMES = ("dispatch", "loader", "tokens", "training", "play", "players")
+NAMES = ("dispatch", "loader", "tokens", "training", "play", "players", "imagination")
 
 
 def main() -> None:

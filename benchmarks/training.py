@@ -3,6 +3,7 @@
 Shapes: B batch, T time, H W C image, N tokens per frame.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,6 +51,11 @@ class Sizes:
     length: int = 16
 
     @property
+    def spec(self) -> Spec:
+        """The spec of noise with latent actions."""
+        return Spec(self.frame, ActionSpace("latent", self.actions), 10.0, "noise")
+
+    @property
     def tokens(self) -> int:
         """Tokens of a frame, and its action's."""
         return (self.frame[0] // self.patch) * (self.frame[1] // self.patch) + 1
@@ -90,11 +96,9 @@ class UntrainedObjective(DynamicsObjective):
 class Side:
     """A compiled step, its state, and the batch it reads again and again."""
 
-    def __init__(self, objective: Any, sizes: Sizes, batch: dict[str, Array], tx: Any = None):
-        spec = Spec(sizes.frame, ActionSpace("latent", sizes.actions), 10.0, "noise")
-        run = Run(objective=objective, batch=sizes.batch, length=sizes.length, optimizer=OptimConfig())
-        tx = tx or run.optimizer.make()
-        self.objective, self.blueprint = objective, Blueprint(objective, spec, 0, Path())
+    def __init__(self, objective: Any, spec: Spec, batch: dict[str, Array], tx: Any = None):
+        tx = tx or OptimConfig().make()
+        self.blueprint = Blueprint(objective, spec, 0, Path())
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         weights = self.blueprint.build(lambda *_: one)
         parts = {part: {name: weights[name] for name in names} for part, names in self.blueprint.parts.items()}
@@ -102,12 +106,35 @@ class Side:
         self.state = TrainState(jnp.int32(0), params, parts["rest"], {}, tx.init(params), jnp.int32(0))
         self.frozen, self.batch, self.metrics = parts["frozen"], batch, {}
         self.pace = Pace(jnp.float32(3e-5), jnp.float32(0.0))
+        self._learn(objective, tx)
+
+    def _learn(self, objective: Any, tx: Any) -> None:
+        run = Run(objective=objective, optimizer=OptimConfig())
         step = partial(train_step, run, self.blueprint, tx)
-        self.step = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+        self.step: Any = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+        self.objective, self.tx, self.program = objective, tx, self.step
+
+    def beside(self, objective: Any) -> "Side":
+        """Return a side with copies of the same weights and another objective."""
+        other = copy.copy(self)
+        other.state = jax.tree.map(jnp.copy, self.state)
+        other._learn(objective, self.tx)
+        return other
 
     def __call__(self) -> dict[str, Array]:
-        self.state, self.metrics = self.step(self.state, self.frozen, self.batch, self.pace)
+        self.state, self.metrics = self.program(self.state, self.frozen, self.batch, self.pace)
         return self.metrics
+
+    def compile(self) -> str:
+        """Compile the step and return the program's text. It is not cached: every call takes as long."""
+        name = "jax_persistent_cache_min_compile_time_secs"
+        before = jax.config.values[name]
+        jax.config.update(name, float("inf"))
+        try:
+            self.program = self.step.lower(self.state, self.frozen, self.batch, self.pace).compile()
+        finally:
+            jax.config.update(name, before)
+        return self.program.as_text()
 
     def gflop(self) -> float:
         """Return the GFLOPs of one step."""
@@ -121,7 +148,7 @@ def sides(sizes: Sizes, int8: bool = False) -> dict[str, Side]:
     """
     tokenizer, lam, hidden = sizes.models("hidden")
     frames = jnp.asarray(sizes.noise(sizes.batch))
-    theirs = Side(PredecessorObjective(tokenizer, lam, hidden), sizes, {"frames": frames}, optimizer())
+    theirs = Side(PredecessorObjective(tokenizer, lam, hidden), sizes.spec, {"frames": frames}, optimizer())
     world = theirs.blueprint.merge(theirs.frozen, theirs.state.params, theirs.state.rest)
     read = compiled(world, _encode)(frames)
     ours = UntrainedObjective(dynamics=hidden, lam="", sizes=sizes)
@@ -129,7 +156,7 @@ def sides(sizes: Sizes, int8: bool = False) -> dict[str, Side]:
     if int8:
         kinds["int8"] = replace(hidden, transformer=replace(hidden.transformer, int8=True))
     return {"predecessor": theirs} | {
-        name: Side(replace(ours, dynamics=kind), sizes, read) for name, kind in kinds.items()
+        name: Side(replace(ours, dynamics=kind), sizes.spec, read) for name, kind in kinds.items()
     }
 
 

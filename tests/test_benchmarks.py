@@ -4,16 +4,22 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from contracts import tiny
+from flax import nnx
 from playground import tiny_world
 
-from benchmarks import dispatch, loader, passes, play, players, tokens, training
+from benchmarks import dispatch, imagination, loader, passes, play, players, tokens, training
 from benchmarks.timing import interleaved, ratio
 from reverie.library import shipped
+from reverie.models.agent import AgentConfig
+from reverie.models.dynamics.shortcut import ShortcutConfig
 from reverie.nn.batch import row_keys
+from reverie.nn.heads import HeadConfig, TwoHot
 from reverie.nn.transformer import TransformerConfig
 
 TINY = training.Sizes(frame=(16, 16, 3), patch=8, width=16, hidden=32, depth=1, heads=2, codes=16, batch=2, length=4)
@@ -76,6 +82,38 @@ def test_the_predecessors_step_and_ours_minimise_the_same_loss(steps):
         np.testing.assert_allclose(value, their_gradient[name], rtol=1e-3, atol=1e-6, err_msg=name)
     assert not any(np.asarray(value).any() for name, value in their_gradient.items() if name.startswith("tokenizer"))
     assert theirs.gflop() > ours.gflop()  # the action model's backward pass, the tokenizer and the painting are there
+
+
+def test_an_update_that_recomputes_its_past_is_ours_which_does_not_wait_for_the_host(monkeypatch):
+    """After more frames than the window: the same actions, rewards and returns, so the same loss."""
+    monkeypatch.setattr(imagination, "SEGMENT", 2)
+    heads = AgentConfig(head=HeadConfig(width=8, depth=1), ahead=1, rewards=TwoHot(bins=15), values=TwoHot(bins=15))
+    cloned, again = (heads.make(tiny.world(ShortcutConfig), nnx.Rngs(0)) for _ in range(2))
+    objective = imagination.Imagination(horizon=4, context=2, critic_steps=0)
+    agent = objective.begun(cloned, again.policy, nnx.Rngs(1))
+    for n, head in enumerate((agent.policy, agent.reward, agent.ends, agent.prior, agent.value)):
+        head.out.kernel[...] = jax.random.normal(jax.random.key(n), head.out.kernel.shape)
+    latents, actions = tiny.clip(2, 4, of=ShortcutConfig)
+    batch = {"latents": latents, "actions": actions, "rewards": np.zeros((2, 4), np.float32)}
+    graph, weights, rest = nnx.split(agent, nnx.Param, ...)
+
+    def loss(weights, objective=objective):
+        found = objective.loss(nnx.merge(graph, weights, rest), batch, row_keys(jax.random.key(0), 2), np.float32(0))
+        return found.value, {name: each.value for name, each in found.metrics.items()}
+
+    program = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(weights).compile()
+    (ours, metrics), _ = program(weights)
+    theirs, again = jax.jit(partial(loss, objective=imagination.Recomputed(**vars(objective))))(weights)
+    assert metrics["kl"] > 0.01 and metrics["entropy"] > 0.1 and metrics["value_error"] > 0.01
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), (ours, metrics), (theirs, again))
+    assert not imagination.waits_for_host(program.as_text())
+
+
+def test_a_program_that_waits_for_the_host_is_noticed():
+    def doubled(x):
+        return 2 * jax.pure_callback(lambda x: x, x, x)
+
+    assert imagination.waits_for_host(jax.jit(doubled).lower(np.float32(1)).compile().as_text())
 
 
 def test_every_figure_has_a_name_a_value_and_a_unit(steps):

@@ -1,5 +1,6 @@
 """A world as an environment: what it shows, predicts and promises to those who train in it."""
 
+import runpy
 import subprocess
 import sys
 import warnings
@@ -168,9 +169,12 @@ def test_what_is_no_environment_is_one_line(folder, tmp_path):
     (folder / "gone.npz").rename(folder / "starts.npz")
 
 
-def test_ppo_of_stable_baselines_trains_in_a_world_as_it_is(folder):
+@pytest.mark.parametrize("where", [(), ("--real",)])
+@pytest.mark.filterwarnings("ignore")  # their warnings are theirs
+def test_ppo_of_stable_baselines_trains_in_a_world_and_in_its_game_as_it_is(folder, where, monkeypatch, capsys):
     pytest.importorskip("stable_baselines3")
-    script = Path(__file__).parents[1] / "docs" / "agents" / "stable_baselines.py"
-    command = [sys.executable, str(script), str(folder), "64"]
-    done = subprocess.run(command, check=True, timeout=600, capture_output=True, text=True)
-    assert "total_timesteps    | 64" in done.stdout and "mean return in the real game: -" in done.stdout
+    script = str(Path(__file__).parents[1] / "docs" / "agents" / "stable_baselines.py")
+    few = "--steps", "256", "--rows", "1", "--policy", "MlpPolicy"
+    monkeypatch.setattr(sys, "argv", [script, str(folder), *few, *where])
+    runpy.run_path(script, run_name="__main__")
+    assert "mean return of PPO in 512 levels of the real game: -" in capsys.readouterr().out

@@ -1,25 +1,71 @@
-"""Unmodified PPO of Stable-Baselines3, trained in a world model and measured in the real game.
+"""Unmodified PPO of Stable-Baselines3, trained in a world model or in its real game, and measured in the real game.
 
-Usage: pip install 'reverie-worlds[sb3]'; python stable_baselines.py runs/toy-agent [STEPS]
+Usage: pip install 'reverie-worlds[sb3]'; python stable_baselines.py runs/toy-agent [--real] [--passes 1] [--seed 1]
 """
 
-import sys
+import argparse
+from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 import reverie
-from reverie.evaluation.environment import returns
-
-run, steps = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
-rows = make_vec_env(lambda: reverie.make_env(run), n_envs=1 if steps < 1000 else 8, seed=0)
-player = PPO("MlpPolicy", rows, n_steps=32, batch_size=32, gamma=0.95, seed=0, verbose=1)
-player.learn(steps)
+from reverie.data.mixed import random_action
+from reverie.evaluation.control import interval
+from reverie.evaluation.environment import UNSEEN, returns, simulated
+from reverie.gymnasium_env import action_space
 
 
-def act(frames: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    return player.predict(frames)[0]
+class RealGame(gymnasium.Env):
+    """The simulator that a run's data came from, in random levels; episodes last as long as recorded ones."""
+
+    def __init__(self, run: Path):
+        self.source = simulated(run)
+        self.simulator = self.source.make()
+        self.observation_space = gymnasium.spaces.Box(0, 255, self.source.spec().frame, np.uint8)
+        self.action_space = action_space(self.simulator.actions)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        """Begin an episode in a level that is none of those of the evaluation."""
+        super().reset(seed=seed)
+        self.state, self.left = self.simulator.reset(int(self.np_random.integers(UNSEEN))), self.source.frames - 1
+        return self.simulator.render(self.state), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """Take an action; time is up after as many steps as a recorded episode has."""
+        self.state, reward, end = self.simulator.step(self.state, self.simulator.actions.taken(action))
+        self.left -= 1
+        return self.simulator.render(self.state), float(reward), end, not self.left, {}
 
 
-print(f"mean return in the real game: {returns(run, act, episodes=64).mean():.2f}")
+parser = argparse.ArgumentParser()
+parser.add_argument("run", type=Path, help="a world with an agent, whose data came from a simulator")
+parser.add_argument("--real", action="store_true", help="train in the simulator instead of the world")
+parser.add_argument("--passes", type=int, default=0, help="sampling passes per frame; 0: the world's own")
+parser.add_argument("--steps", type=int, default=100_000)
+parser.add_argument("--rows", type=int, default=8, help="episodes at a time")
+parser.add_argument("--policy", default="CnnPolicy", help="MlpPolicy for frames of less than 36 pixels")
+parser.add_argument("--seed", type=int, default=0)
+args = parser.parse_args()
+
+
+def make() -> gymnasium.Env:
+    return RealGame(args.run) if args.real else reverie.make_env(args.run, passes=args.passes)
+
+
+settings = {"n_steps": 256, "batch_size": 256, "n_epochs": 4, "learning_rate": 1e-3, "gamma": 0.95, "ent_coef": 0.01}
+rows = make_vec_env(make, n_envs=args.rows, seed=args.seed)
+player = PPO(args.policy, rows, seed=args.seed, verbose=1, **settings).learn(args.steps, log_interval=10)
+simulator, rng = simulated(args.run).make(), np.random.default_rng(0)
+for name, act in {
+    "random actions": lambda frames, _: np.array([random_action(simulator, rng) for _ in frames]),
+    "PPO": lambda frames, _: player.predict(frames)[0],
+}.items():
+    found = returns(args.run, act)
+    low, high = interval(found)
+    print(
+        f"mean return of {name} in {len(found)} levels of the real game: {found.mean():.3f} ({low:.3f} to {high:.3f})"
+    )

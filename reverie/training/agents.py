@@ -168,10 +168,13 @@ class ImaginationObjective:
         cloned, again = load(path), load(path)  # twice: what is trained shares no array with what is frozen
         if not isinstance(cloned, Agent) or cloned.prior is not None:
             raise ReverieError(f"'{path}' is not an agent that has cloned: it holds {type(cloned).__name__}.")
-        c, world, policy = cloned.config, cloned.world, cloned.policy
-        world = with_passes(world, self.passes)
+        return self.begun(cloned, again.policy, rngs)
+
+    def begun(self, cloned: Agent, prior: Head, rngs: nnx.Rngs) -> Agent:
+        """Return an agent that has cloned, with a new value and a copy of its policy as prior."""
+        c, policy = cloned.config, cloned.policy
         value = Head(c.head, policy.features, (c.values.bins,), cloned.tasks, policy.grid, rngs=rngs)
-        return Agent(c, world, policy, cloned.reward, cloned.ends, again.policy, value)
+        return Agent(c, with_passes(cloned.world, self.passes), policy, cloned.reward, cloned.ends, prior, value)
 
     @property
     def encoder(self) -> Encode:
@@ -233,15 +236,18 @@ class ImaginationObjective:
         """
         latents, actions = (batch[name][:, : self.context] for name in ("latents", "actions"))
         actions, task = from_start(actions, model.world.config.actions), _task_of(batch)
-        # All rows have the same number of real frames, since a KV cache counts time once for all of them.
-        drawn = jax.random.randint(jax.random.fold_in(step_key(key), 3), (), 1, latents.shape[1] + 1)
-        state, h = prefill(model.world.dynamics, latents, actions, drawn, model.empty(len(latents), task))
+        real = self.real_frames(key, latents.shape[1])
+        state, h = prefill(model.world.dynamics, latents, actions, real, model.empty(len(latents), task))
 
         def act(h: Array, key: Array) -> Array:
             return jax.lax.stop_gradient(model.act(h, key, task=task))
 
         _, steps = rollout(model.world.dynamics, state, h, act, key, self.horizon)
         return jax.lax.stop_gradient((jnp.concatenate([h[None], steps.h]), steps.actions))
+
+    def real_frames(self, key: Array, most: int) -> Array | int:
+        """How many real frames come before a rollout: of all rows, since a KV cache counts time once for all."""
+        return jax.random.randint(jax.random.fold_in(step_key(key), 3), (), 1, most + 1)
 
     def report(self, model: Agent, batch: dict[str, Array], key: Array) -> dict[str, Array]:
         """Rewards of held-out clips, imagined after one real frame with the recorded actions: error and correlation.

@@ -252,8 +252,7 @@ class Diffusion(nnx.Module):
     ) -> Array:
         """The same frame by running the whole past in every pass: latents (B, T, N, L), actions (B, T+1)."""
         batch, length = latents_BTNL.shape[:2]
-        past = [self._with_context_noise(latents_BTNL[:, t], jnp.uint32(t)) for t in range(length)]
-        past = jnp.stack(past, axis=1)
+        past = self._past(latents_BTNL)
         previous = previous_frames(past, 0)
 
         def predict(point, level):
@@ -276,6 +275,11 @@ class Diffusion(nnx.Module):
         """A finished frame with the context noise of its time: always the same, and the same in every row."""
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), time), latents_BNL.shape[1:])
         return noised(latents_BNL, noise[None], jnp.float32(self.config.context_level))
+
+    def _past(self, latents_BTNL):
+        """Finished frames of a whole past, with the context noise of their times."""
+        times = jnp.arange(latents_BTNL.shape[1], dtype=jnp.uint32)
+        return jax.vmap(self._with_context_noise, in_axes=(1, 0), out_axes=1)(latents_BTNL, times)
 
     def _tokens(self, state, point_BNL, label, actions_B):
         """The tokens of a frame as they enter the transformer."""
