@@ -53,8 +53,8 @@ class Imagination(ImaginationObjective):
 class Recomputed(Imagination):
     """The same update without a KV cache: every pass of every frame runs all frames so far.
 
-    ``SEGMENT`` frames in a row share a program, so a pass runs up to ``SEGMENT - 1`` frames more than there are. (With
-    1, which has none, the program took minutes to compile.) No frame reads those after it.
+    ``SEGMENT`` frames in a row share a loop, so a pass runs up to ``SEGMENT - 1`` frames more than there are. (With
+    1, compiling took minutes.) No frame reads those after it.
     """
 
     def imagine(self, model: Agent, batch: dict[str, Array], key: Array) -> tuple[Array, Array]:
