@@ -13,37 +13,35 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 import reverie
-from reverie.data.mixed import random_action
 from reverie.evaluation.control import interval
-from reverie.evaluation.environment import UNSEEN, returns, simulated
+from reverie.evaluation.environment import real_environment, returns
 from reverie.gymnasium_env import action_space
 
 
 class RealGame(gymnasium.Env):
-    """The simulator that a run's data came from, in random levels; episodes last as long as recorded ones."""
+    """The game that a run's data came from, in random levels; episodes last as long as recorded ones."""
 
     def __init__(self, run: Path):
-        self.source = simulated(run)
-        self.simulator = self.source.make()
-        self.observation_space = gymnasium.spaces.Box(0, 255, self.source.spec().frame, np.uint8)
-        self.action_space = action_space(self.simulator.actions)
+        self.game = real_environment(run)
+        self.observation_space = gymnasium.spaces.Box(0, 255, self.game.games[0].spec.frame, np.uint8)
+        self.action_space = action_space(self.game.actions)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         """Begin an episode in a level that is none of those of the evaluation."""
         super().reset(seed=seed)
-        self.state, self.left = self.simulator.reset(int(self.np_random.integers(UNSEEN))), self.source.frames - 1
-        return self.simulator.render(self.state), {}
+        self.left = self.game.steps
+        return self.game.reset([int(self.np_random.integers(self.game.unseen(1, 0)[0]))])[0], {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take an action; time is up after as many steps as a recorded episode has."""
-        self.state, reward, end = self.simulator.step(self.state, self.simulator.actions.taken(action))
+        frames, rewards, over = self.game.step(np.asarray(action)[None])
         self.left -= 1
-        return self.simulator.render(self.state), float(reward), end, not self.left, {}
+        return frames[0], float(rewards[0]), bool(over[0]), not self.left, {}
 
 
 parser = argparse.ArgumentParser()
-parser.add_argument("run", type=Path, help="a world with an agent, whose data came from a simulator")
-parser.add_argument("--real", action="store_true", help="train in the simulator instead of the world")
+parser.add_argument("run", type=Path, help="a world with an agent")
+parser.add_argument("--real", action="store_true", help="train in the real game instead of the world")
 parser.add_argument("--passes", type=int, default=0, help="sampling passes per frame; 0: the world's own")
 parser.add_argument("--steps", type=int, default=100_000)
 parser.add_argument("--rows", type=int, default=8, help="episodes at a time")
@@ -59,9 +57,8 @@ def make() -> gymnasium.Env:
 settings = {"n_steps": 256, "batch_size": 256, "n_epochs": 4, "learning_rate": 1e-3, "gamma": 0.95, "ent_coef": 0.01}
 rows = make_vec_env(make, n_envs=args.rows, seed=args.seed)
 player = PPO(args.policy, rows, seed=args.seed, verbose=1, **settings).learn(args.steps, log_interval=10)
-simulator, rng = simulated(args.run).make(), np.random.default_rng(0)
 for name, act in {
-    "random actions": lambda frames, _: np.array([random_action(simulator, rng) for _ in frames]),
+    "random actions": lambda frames, _: np.array([rows.action_space.sample() for _ in frames]),
     "PPO": lambda frames, _: player.predict(frames)[0],
 }.items():
     found = returns(args.run, act)

@@ -329,14 +329,15 @@ def _planner(run: Path) -> Planner:
 
 
 def returns(run: str | Path, act: Act, episodes: int = 512, seed: int = 0) -> np.ndarray:
-    """Return what a policy gets in the real environment of a run, in the levels of ``judge``: (E,).
-
-    Its actions are those of the run's world.
-    """
-    run = Path(run)
-    keys = keys_of(run, load(agents_in(run)[0]).world)
-    with contextlib.closing(Environment(played_source(run)).translated(keys)) as environment:
+    """Return what a policy gets in the real environment of a run, in the levels of ``judge``: (E,)."""
+    with contextlib.closing(real_environment(run)) as environment:
         return play(environment, environment.unseen(episodes, seed), environment.steps, act).sum(0)
+
+
+def real_environment(run: str | Path) -> Environment:
+    """Return the real environment of a run; its actions are those of the run's world."""
+    run = Path(run)
+    return Environment(played_source(run)).translated(keys_of(run, load(agents_in(run)[0]).world))
 
 
 def played_source(run: Path) -> Any:
