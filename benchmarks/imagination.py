@@ -155,7 +155,7 @@ def figures(name: str, recipe: Recipe, seconds: float) -> Iterator[Figure]:
     for kind, side in both.items():
         config = about | {"gflop": round(side.gflop(), 2)}
         yield Figure(f"{kind}_{name}", milliseconds(times[kind]), "ms/update", config=config)
-    pair = tuple(f"{kind}_{name}" for kind in both)
+    pair = (f"imagination_{name}", f"recomputed_{name}")
     yield Figure(
         f"imagination_vs_recomputed_{name}", ratio(times["recomputed"], times["imagination"]), "x", pair, about
     )
