@@ -3,6 +3,7 @@
 Shapes: E episodes, T steps, H W C image.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,16 @@ def film(run: Path, episodes: int = 4, seed: int = 0) -> tuple[np.ndarray, float
     agent, source, spec = load(agents_in(run)[0]), played_source(run), read_record(run / "agent").spec
     if (task := agent.first_task) and hasattr(source, "for_task"):
         source = source.for_task(spec.tasks[0])
-    game = Environment(source).translated(keys_of(run, agent.world))
-    levels, steps = game.unseen(episodes, seed), game.steps
-    first = game.reset(levels)
-    _, actions, latents = imagined(agent, first, steps, seed, task)
-    replay = iter(actions)
-    shown = {
-        "imagined": np.asarray(compiled(agent, _frames)(first, latents)),
-        "replayed": filmed(game, levels, steps, lambda *_: next(replay)),
-        "real": filmed(game, levels, steps, Actor(agent, episodes, seed, task=task)),
-    }
+    with contextlib.closing(Environment(source).translated(keys_of(run, agent.world))) as game:
+        levels, steps = game.unseen(episodes, seed), game.steps
+        first = game.reset(levels)
+        _, actions, latents = imagined(agent, first, steps, seed, task)
+        replay = iter(actions)
+        shown = {
+            "imagined": np.asarray(compiled(agent, _frames)(first, latents)),
+            "replayed": filmed(game, levels, steps, lambda *_: next(replay)),
+            "real": filmed(game, levels, steps, Actor(agent, episodes, seed, task=task)),
+        }
     below = ((0, 0), (0, 0), (0, GAP), (0, 0), (0, 0))
     columns = [(label, rearrange(np.pad(each, below), "t e h w c -> t (e h) w c")) for label, each in shown.items()]
     return side_by_side(columns, 2 * scale_of(first)), spec.fps

@@ -156,7 +156,7 @@ def agent(latent: bool = False) -> Recipe:
     return replace(
         small,
         about=f"tile platformer, {'latent' if latent else 'recorded'} actions of mixed quality: a world, and an agent "
-        "that takes all coins in it",
+        + ("that acts in its codes" if latent else "that takes all coins in it"),
         takes=f"{'an hour' if latent else 'three quarters of an hour'} on two busy CPU cores",
         source=PlatformerConfig(tiles=6, count=2000, frames=17, themes=2, play="mixed", goal="coins"),
         # Clips with a coin or an end: cloning them takes all coins half as often again as cloning everything.
