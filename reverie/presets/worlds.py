@@ -58,7 +58,7 @@ def coinrun_agent() -> Recipe:
     heads = AgentConfig(head=HeadConfig(queries=4), ahead=1, rewards=bins, values=bins)
     clone = stage(BehaviourObjective(agent=heads), batch=64, length=16, steps=600, optimizer=optimizer, every=100)
     # A level takes some 60 steps and has one reward: most advantages are near 0, and their signs mean little.
-    # With PMPO, which reads signs, the return was 1.5, with REINFORCE 3.1; cloning has 4.2 (docs/log.md).
+    # With PMPO, which reads signs, the return was 1.5, with REINFORCE 3.4; cloning has 4.2 (docs/log.md).
     learner = Reinforce(beta=0.1)
     imagine = ImaginationObjective(learner=learner, horizon=16, context=8, gamma=0.97, critic_steps=80, passes=2)
     act = stage(imagine, batch=32, length=24, steps=250, optimizer=optimizer, every=50)
