@@ -94,6 +94,9 @@ def changed(value: Any, settings: dict[str, Any]) -> Any:
     new = {head: _set(value, head, part) for head, part in parts.items()}
     if isinstance(value, dict):
         return value | new
+    known = {field.name for field in dataclasses.fields(value)}
+    if unknown := next((name for name in new if name not in known), ""):
+        raise ReverieError(f"{_class(value).__name__} has no field '{unknown}'.{did_you_mean(unknown, known)}")
     try:
         return value(**new) if isinstance(value, type) else dataclasses.replace(value, **new)
     except (TypeError, ValueError, ArithmeticError) as error:
