@@ -66,8 +66,8 @@ def flags_of(value: Any, prefix: str = "") -> Iterator[Flag]:
         if kinds := _configs(hints[field.name]):
             yield Flag(path, Literal[tuple(kinds)], type(item).__name__, owner)
             found: dict[str, Flag] = {}
-            for kind in (item, *kinds.values()):
-                found = {flag.path: flag for flag in flags_of(kind, f"{path}.")} | found
+            for kind in (*kinds.values(), item):  # what it holds now comes last: its values are shown
+                found |= {flag.path: flag for flag in flags_of(kind, f"{path}.")}
             yield from found.values()
         elif dataclasses.is_dataclass(item) or isinstance(item, dict):
             yield from flags_of(item, f"{path}.")

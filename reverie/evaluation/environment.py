@@ -61,7 +61,7 @@ class Environment:
 
     def unseen(self, episodes: int, seed: int) -> np.ndarray:
         """Return the levels in which agents are measured, (E,): no data have them."""
-        return self.games[0].unseen + seed * episodes + np.arange(episodes)
+        return self.games[0].unseen + (seed * episodes + np.arange(episodes)) % 2**30  # engines count with 31 bits
 
     def reset(self, levels: Sequence[int] | np.ndarray) -> np.ndarray:
         """Begin an episode in each of the levels and return their first frames."""
@@ -171,8 +171,8 @@ def _act(agent: Agent, seen: Seen, frames, actions, key, choose: Choose, task: i
     place = jnp.minimum(seen.time, look - 1)
     window = jax.lax.dynamic_update_index_in_dim(window, frames, place, 1)
     latents = jax.lax.dynamic_index_in_dim(agent.world.encode(window), place, 1, keepdims=False)
-    if agent.world.lam is not None:
-        actions = jax.lax.dynamic_index_in_dim(agent.world.lam.infer(window), place, 1, keepdims=False)
+    given = jnp.broadcast_to(actions[:, None], (*window.shape[:2], *actions.shape[1:]))
+    actions = jax.lax.dynamic_index_in_dim(agent.world.actions_of(window, given), place, 1, keepdims=False)
     dynamics, h = agent.world.dynamics.observe(seen.dynamics, latents, actions)
     chosen = choose(agent, dynamics, h, jax.random.fold_in(key, seen.time), task)
     return Seen(dynamics, window, seen.time + 1), chosen

@@ -82,7 +82,7 @@ def atari_agent() -> Recipe:
     clone = replace(learned.agent.objective, agent=heads)
     return replace(
         learned,
-        about="Boxing (Atari), recorded actions of mixed quality: a world, and an agent that learns to box in it",
+        about="Boxing (Atari), recorded actions of mixed quality: a world, and an agent",
         source=AtariConfig(path="ALE/Boxing-v5", policy="mixed", count=1000, frames=128, size=(64, 64), fps=15.0),
         agent=replace(learned.agent, objective=clone),
         policy=replace(learned.policy, objective=replace(learned.policy.objective, learner=PMPO(beta=0.1), gamma=0.95)),

@@ -190,16 +190,14 @@ class ImaginationObjective:
         h, taken = self.imagine(model, batch, keys_B[0])
         task = _task_of(batch)
         rewards, continues = model.rewards_of(h[1:], task), model.continues_of(h[1:], task)
-        logits, bins, weights = model.value(h, task), model.config.values, alive(continues)
-        values = jax.lax.stop_gradient(bins.mean(logits))
-        returns = lambda_returns(rewards, continues, values, self.gamma, self.lam)
+        values, returns, critic = self._critic(model, model.value(h, task), rewards, continues)
+        weights = alive(continues)
         advantages = returns - values[:-1]
         policy, prior = (head(h[:-1], task)[..., 0, :] for head in (model.policy, model.prior))
         kl, entropy = model.actions.kl(policy, prior), model.actions.entropy(policy)
         scaled = model.returns.advantages.scaled(advantages)
         actor = self.learner.terms(model.actions.log_prob(policy, taken), scaled, kl, entropy, weights)
         begun = (model.returns.advantages.steps[...] >= self.critic_steps).astype(jnp.float32)
-        critic = mean(bins.nll(logits[:-1], returns), weights)
         metrics = {
             "value_nll": critic,
             "value_error": mean(jnp.abs(advantages), weights),
@@ -220,14 +218,17 @@ class ImaginationObjective:
 
     def _replayed(self, model: Agent, batch: dict[str, Array]) -> Mean:
         """The critic's cross-entropy with lambda-returns of what was recorded: the values of who recorded it."""
-        task, bins = _task_of(batch), model.config.values
-        h = jax.lax.stop_gradient(_read(model, batch["latents"], batch["actions"], task))
+        h = jax.lax.stop_gradient(_read(model, batch["latents"], batch["actions"], _task_of(batch)))
         logits = jnp.swapaxes(model.value(h, batch.get(TASK, 0)), 0, 1)
         rewards, ends = (jnp.swapaxes(batch[name][:, 1:], 0, 1) for name in ("rewards", "ends"))
-        continues = 1 - ends.astype(jnp.float32)
+        return self._critic(model, logits, rewards, 1 - ends.astype(jnp.float32))[2]
+
+    def _critic(self, model: Agent, logits: Array, rewards: Array, continues: Array) -> tuple[Array, Array, Mean]:
+        """Values (T + 1, B), lambda-returns (T, B), and the cross-entropy of the critic's logits with these."""
+        bins = model.config.values
         values = jax.lax.stop_gradient(bins.mean(logits))
         returns = lambda_returns(rewards, continues, values, self.gamma, self.lam)
-        return mean(bins.nll(logits[:-1], returns), alive(continues))
+        return values, returns, mean(bins.nll(logits[:-1], returns), alive(continues))
 
     def imagine(self, model: Agent, batch: dict[str, Array], key: Array) -> tuple[Array, Array]:
         """Roll out the policy from recorded frames: features (H + 1, B, N, M), the first real; actions (H, B, ...).

@@ -35,10 +35,10 @@ from reverie.nn.compiled import compiler_options
 from reverie.nn.transformer import unstack_layers
 from reverie.training import sharding
 from reverie.training.folder import FULL
+from reverie.training.log import QUIET
 
 SEGMENT, TOGETHER = 64, 8  # frames of a segment, and segments that a device encodes at once
 INPUTS = "frames", "actions"  # arrays that are encoded
-QUIET = 20.0  # seconds without a word about how far it is
 Segment = tuple[int, int, int, int]  # episode, start, stop, first frame to keep
 
 

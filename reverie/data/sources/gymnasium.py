@@ -80,13 +80,8 @@ class GymnasiumConfig:
             game.close()
 
     def _episode(self, game: "GymnasiumGame", seed: int) -> Episode:
-        rng, take, draw = (
-            np.random.default_rng((seed, 1)),
-            Take(game.spec, seed, game.reset(seed)),
-            game.spec.actions.drawn,
-        )
-        if self.policy == "mixed":
-            draw = _preference(game.spec.actions, rng)
+        rng, take = np.random.default_rng((seed, 1)), Take(game.spec, seed, game.reset(seed))
+        draw = _preference(game.spec.actions, rng) if self.policy == "mixed" else game.spec.actions.drawn
         while len(take.moments) < self.frames and not take.moments[-1][1].over:
             action = self._next(take, rng, draw)
             take.add(action, game.step(action))
@@ -201,16 +196,11 @@ def _space(name: str, env: Any) -> ActionSpace:
 
 
 def _preference(space: ActionSpace, rng: np.random.Generator) -> Callable[[np.random.Generator], Action]:
-    """Return how a player of one episode draws actions; without limit to their number, as all do."""
+    """Return how the player of one episode draws actions; uniformly if there are too many to prefer some."""
     if space.count > CHOICES:
         return space.drawn
     chances = rng.dirichlet(np.full(space.count, SPREAD))
-
-    def draw(rng: np.random.Generator) -> Action:
-        action = space.nth(rng.choice(space.count, p=chances))
-        return action if space.shape else int(action)
-
-    return draw
+    return lambda rng: space.nth(rng.choice(space.count, p=chances))
 
 
 def _native(space: Any, action: Action) -> Any:
