@@ -36,6 +36,7 @@ from reverie.training.agents import BehaviourObjective, ImaginationObjective, be
 from reverie.training.blueprint import Blueprint
 from reverie.training.checkpoint import load, restore
 from reverie.training.engine import fit
+from reverie.training.record import read_record, write_record
 from reverie.world import features, prefill
 
 KEY, DATA = jax.random.key(0), play()
@@ -369,6 +370,13 @@ def test_what_cannot_be_measured_is_one_line(runs, capsys, line, says):
     assert main(line.format(runs).split()) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+def test_recordings_have_no_game(runs, capsys, tmp_path):
+    shutil.copytree(runs / "agent", tmp_path / "agent")
+    found = read_record(tmp_path / "agent")
+    write_record(tmp_path / "agent", replace(found, spec=replace(found.spec, simulator=None)))
+    assert main(["eval", str(tmp_path), "--env"]) == 2 and "there is no game to play in" in capsys.readouterr().err
 
 
 def test_mixed_play_is_of_every_quality_and_the_old_play_is_what_it_was():

@@ -100,3 +100,11 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
 def test_a_wrong_field_is_named(bad):
     with pytest.raises(ReverieError, match=next(iter(bad))):
         CoinRunConfig(**bad)
+
+
+def test_a_game_plays_any_level_and_not_only_those_of_the_data(recorded):
+    game = CoinRunConfig(levels=3).as_game()
+    first = {level: game.reset(level).frame for level in (0, 1, 2, game.unseen, game.unseen + 1)}
+    assert len({frame.tobytes() for frame in first.values()}) == 5
+    assert (game.reset(1).frame == first[1]).all()
+    game.close()

@@ -14,7 +14,6 @@ from reverie.data.sources.gymnasium import GymnasiumConfig
 from reverie.data.sources.procgen import ProcgenConfig
 from reverie.data.sources.square import SPACES
 from reverie.data.writing import write_source
-from reverie.errors import ReverieError
 from reverie.evaluation import environment
 from reverie.world_folder import data_source
 
@@ -139,12 +138,3 @@ def test_a_world_says_where_its_data_came_from(walk, tmp_path):
     (world / "data").unlink()
     (world / "data").symlink_to(DATA.save(tmp_path / "data.npz"))
     assert data_source(world) is None, "an .npz does not say it"
-
-
-def test_recordings_have_no_game(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        environment, "read_record", lambda folder: type("R", (), {"spec": replace(DATA.spec, simulator=None)})
-    )
-    monkeypatch.setattr(environment, "agents_in", lambda run: [run / "agent"])
-    with pytest.raises(ReverieError, match="there is no game to play in"):
-        environment.played_source(tmp_path)

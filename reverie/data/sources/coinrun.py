@@ -104,8 +104,8 @@ class CoinRunConfig:
                         takes[e] = _Take(pictures[row], int(info["level_seed"][row]))
 
     def as_game(self) -> "ProcgenGame":
-        """Return the game as people can play it."""
-        return ProcgenGame(self.spec(), lambda seed: _make(replace(self, num_envs=1, seed=seed)))
+        """Return the game as people can play it; a seed is the number of a level, which the data need not have."""
+        return ProcgenGame(self.spec(), lambda level: _make(replace(self, num_envs=1, levels=1, first_level=level)))
 
     def _policy(self, rng: np.random.Generator, last: np.ndarray) -> np.ndarray:
         """Return the next action (E,) int32 of each environment, given its last one."""
