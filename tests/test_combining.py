@@ -218,10 +218,10 @@ def test_a_killed_merge_goes_on_from_its_complete_files(tmp_path):
     stored(tmp_path / "b", [episode_of(seed, 400) for seed in range(4, 12)], [episode_of(20)])
     code = (
         "import time; from pathlib import Path; from reverie.data import combining, filling, store\n"
-        "read = store.StoreDataset.read; calls = []\n"
+        "stored = store.StoreDataset.stored; calls = []\n"
         "def slow(self, *a, **k):\n"
-        "    calls.append(a); time.sleep(PAUSE); return read(self, *a, **k)\n"
-        "store.StoreDataset.read = slow\n"
+        "    calls.append(a); time.sleep(PAUSE); return stored(self, *a, **k)\n"
+        "store.StoreDataset.stored = slow\n"
         "about = filling.About\n"
         "combining.About = lambda *a, **k: about(*a, **k, file_bytes=20000)\n"
         "combining.merge(Path('OUT'), [Path('a'), Path('b')]); print(len(calls))"

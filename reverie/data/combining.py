@@ -10,7 +10,6 @@ The parts of an array job (``--shard i/n``) become exactly the store that one jo
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,9 +29,9 @@ from reverie.data.copying import (
     workplace,
     write_new,
 )
-from reverie.data.episode import CHUNK, Spec, game_of
+from reverie.data.episode import Spec, game_of
 from reverie.data.filling import MANIFEST, About, Entry, Kinds, fill
-from reverie.data.splits import content
+from reverie.data.splits import contents_of
 from reverie.data.store import divided_entries
 from reverie.errors import ReverieError
 
@@ -157,24 +156,14 @@ def _settled(held: list[Recorded], fixed: Collection[Recorded] = ()) -> tuple[li
 
 
 def _once(held: list[Recorded], fixed: Collection[Recorded]) -> tuple[list[Recorded], int]:
-    """Return the episodes without copies, and the number of copies; only those that begin alike are read whole."""
-
-    def groups(members: list[int], key: Any) -> list[list[int]]:
-        found: dict[Any, list[int]] = {}
-        for index in members:
-            found.setdefault(key(every[index]), []).append(index)
-        return [group for group in found.values() if len(group) > 1]
-
-    def hashed(one: Recorded, length: int) -> tuple[int, bytes]:
-        return one.entry.length, content(one.dataset, one.episode, min(length, one.entry.length), ("frames", "actions"))
-
+    """Return the episodes without copies, and the number of copies."""
     every = [*fixed, *held]
+    contents = contents_of([(one.dataset, one.episode, one.entry.length) for one in every], ("frames", "actions"))
     rank = {index: (index >= len(fixed), one.entry.split == "train", index) for index, one in enumerate(every)}
-    dropped: set[int] = set()
-    for alike in groups(list(range(len(every))), lambda one: hashed(one, CHUNK)):
-        for same in groups(alike, lambda one: hashed(one, one.entry.length)):
-            dropped |= set(sorted(same, key=rank.__getitem__)[1:])
-    kept = [one for index, one in enumerate(held, start=len(fixed)) if index not in dropped]
+    best: dict[object, int] = {}
+    for index in sorted(rank, key=rank.__getitem__):
+        best.setdefault(contents[index], index)
+    kept = [one for index, one in enumerate(held, start=len(fixed)) if best[contents[index]] == index]
     return kept, len(held) - len(kept)
 
 
@@ -204,4 +193,4 @@ def _with(entry: Entry, kinds: Kinds) -> Entry:
         arrays = entry.window(start, stop)
         return {name: arrays[name] for name, *_ in kinds}
 
-    return replace(entry, kinds=kinds, window=window)
+    return replace(entry, kinds=kinds, window=window, stored=Entry.stored)

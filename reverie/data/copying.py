@@ -16,7 +16,7 @@ import numpy as np
 from reverie import locks
 from reverie.data.codecs import AUTO, PROBED, ZSTD, codec_of, probed
 from reverie.data.episode import CHUNK, Spec
-from reverie.data.filling import FRAMES, MANIFEST, About, Entry, copy_of, fill
+from reverie.data.filling import FRAMES, MANIFEST, About, Entry, Stored, copy_of, fill
 from reverie.data.splits import NoSplit
 from reverie.data.store import begin, finish, open_dataset, refuse_existing
 from reverie.errors import ReverieError
@@ -89,6 +89,11 @@ class Concatenated:
         """Return a window of one episode; see ``Dataset.read``."""
         part, own = self._where[episode]
         return part.read(own, start, length, names)
+
+    def stored(self, episode: int, start: int, stop: int) -> Stored | None:
+        """Return where a window lies, if it is one record; see ``filling.Entry``."""
+        part, own = self._where[episode]
+        return part.stored(own, start, stop)
 
     def entries(self, split: str) -> Iterator[Entry]:
         """Yield the entries of all episodes, to one split."""

@@ -1,30 +1,33 @@
 """Filling a folder with the record files of a dataset, and its manifest; see ``reverie.data.store`` for the format.
 
-An entry is an episode on its way into a store. It is read by windows of one record, so however long it is, only 16
-frames of it are in memory. The folder of a killed process is continued: complete files are not written again.
+An entry is an episode on its way into a store. It is read by windows of one record, which another thread packs and
+writes: sources and readers stay in the caller's thread. However long it is, only windows of ``AHEAD`` bytes are in
+memory. The folder of a killed process is continued: complete files are not written again.
 """
 
 import contextlib
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 
 from reverie import config
 from reverie.checksums import read_signed, sha256, write_json
-from reverie.data.codecs import ZSTD, codec_of
+from reverie.data.behind import Behind
+from reverie.data.codecs import ZSTD, Plain, codec_of
 from reverie.data.episode import CHUNK, Episode, Spec, windows
-from reverie.data.records import new_records
+from reverie.data.records import Packed, new_records
 from reverie.errors import ReverieError
 
 MANIFEST, FORMAT, SCHEMA = "manifest.json", "reverie-store", 2
 SCHEMAS = {"raw": 1, ZSTD: 1}  # of stores that earlier versions can read, by codec
 FILE_BYTES = 1 << 30  # size at which a file is closed, before compression
+AHEAD = 2**26  # bytes of frames that wait for the writer: games that are played side by side end together
 NOTES = 1000  # lines about its data that a manifest keeps
 FRAMES = "frames"  # the one array that a codec packs
 ASIDE = "aside"  # of a split in a manifest: the numbers of episodes in quarantine, and why they are there
@@ -33,11 +36,21 @@ JOURNAL = ".{split}.json"  # the complete files of a folder that is being filled
 Kinds = list[tuple[str, str, tuple[int, ...]]]  # name, dtype and shape of each array, without the time axis
 
 
+class Stored(NamedTuple):
+    """A record of a file: its header, with its length, and the number of bytes behind it."""
+
+    file: Path
+    place: int
+    head: bytes
+    payload: int
+
+
 @dataclass(frozen=True)
 class Entry:
     """An episode to write. window: returns its arrays from frame ``start`` to ``stop``.
 
-    packed: returns those frames as they are packed already with a codec of this name; empty if they are not.
+    packed: returns those frames as they are packed already with a codec of this name; empty if they are not. stored:
+    returns where they lie with all other arrays as one record, unless they lie otherwise or some are packed.
     """
 
     split: str
@@ -47,11 +60,15 @@ class Entry:
     source: str = ""
     task: str = ""
     packed: Callable[[str, int, int], bytes] = lambda codec, start, stop: b""
+    stored: Callable[[int, int], Stored | None] = lambda start, stop: None
 
 
 @dataclass(frozen=True)
 class About:
-    """What a manifest says about a dataset as a whole. codec: a name of ``codecs.CODECS``. more: further entries."""
+    """What a manifest says about a dataset as a whole. codec: a name of ``codecs.CODECS``. more: further entries.
+
+    packing: ArrayRecord's option for records, if not the codec's.
+    """
 
     licence: str = ""
     provenance: str = ""
@@ -59,6 +76,7 @@ class About:
     chunk: int = CHUNK
     codec: str = ZSTD
     file_bytes: int = FILE_BYTES
+    packing: str = ""
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -89,7 +107,12 @@ def copy_of(split: str, dataset: Any, episode: int, start: int = 0, stop: int | 
         read = getattr(dataset, "packed", None)
         return b"" if read is None else read(episode, codec, start + first, start + last)
 
-    return Entry(split, length, window, dataset.kinds, dataset.sources[episode], dataset.tasks[episode], packed)
+    def stored(first: int, last: int) -> Stored | None:
+        find = None if start and first == 0 else getattr(dataset, "stored", None)
+        return find and find(episode, start + first, start + last)
+
+    about = dataset.sources[episode], dataset.tasks[episode]
+    return Entry(split, length, window, dataset.kinds, *about, packed, stored)
 
 
 def fill(
@@ -112,13 +135,14 @@ def fill(
         return _SplitWriter(folder, split, about, (parts or {}).get(split, {}), journal)
 
     try:
-        for entry in entries:
-            kinds = kinds or entry.kinds
-            if entry.kinds != kinds:
-                raise ReverieError(f"episode '{entry.source}' holds {entry.kinds}, the episodes before it {kinds}.")
-            if entry.split not in writers:
-                writers[entry.split] = writer(entry.split)
-            writers[entry.split].write(entry)
+        with Behind(max(1, AHEAD // (about.chunk * math.prod(spec.frame)))) as behind:
+            for entry in entries:
+                kinds = kinds or entry.kinds
+                if entry.kinds != kinds:
+                    raise ReverieError(f"episode '{entry.source}' holds {entry.kinds}, the episodes before it {kinds}.")
+                if entry.split not in writers:
+                    writers[entry.split] = writer(entry.split)
+                writers[entry.split].write(entry, behind)
         if not writers:
             raise ReverieError("there are no episodes to write.")
         made = {split: writers[split].finish() for split in writers}
@@ -158,7 +182,7 @@ class _SplitWriter:
         self.tasks: list[str] = list(part.get("tasks") or [""] * len(self.lengths))
         self.aside = {ASIDE: part[ASIDE]} if ASIDE in part else {}
         self.files: list[dict[str, Any]] = list(part.get("files", ()))
-        self.writer: Any = None
+        self.writer: Packed | None = None
         self.records = self.size = self.number = 0  # of the file; number: of all records so far
         self.journal = folder / JOURNAL.format(split=split) if journal else None
         self.old = len(self.files)  # files of the store as it is
@@ -177,27 +201,49 @@ class _SplitWriter:
             found.append(file)
         return found
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: Entry, behind: Behind) -> None:
         for start, stop in windows(entry.length, self.about.chunk):
             self.number += 1
             if self.number <= self.done:
                 continue
-            arrays = entry.window(start, stop)
-            kinds = [(name, array.dtype.name, array.shape) for name, array in arrays.items()]
-            head: bytes = msgpack.packb(header_of(self.split, len(self.lengths), start, kinds))  # pyright: ignore
-            packed = {name: array.tobytes() for name, array in arrays.items() if name != FRAMES}
-            packed[FRAMES] = entry.packed(self.about.codec, start, stop) or self.codec.encode(arrays[FRAMES])
-            record = b"".join([struct.pack("<I", len(head)), head, *(packed[name] for name in arrays)])
-            if self.writer is None:
-                file = self.folder / file_name(self.split, len(self.files))
-                self.writer = new_records(file, self.codec.packing)
-            self.writer.write(record)
-            self.records, self.size = self.records + 1, self.size + len(record)
-            if self.size >= self.about.file_bytes:
-                self.close()
+            where = self.split, len(self.lengths), start
+            stored = entry.stored(start, stop) if isinstance(self.codec, Plain) else None
+            if stored is None:
+                packed = entry.packed(self.about.codec, start, stop)
+                behind.call(self._record, where, entry.window(start, stop), packed)
+            else:
+                new = packed_header(*where, [(name, kind, (stop - start, *shape)) for name, kind, shape in entry.kinds])
+                behind.call(self._copy, stored, new)
         self.lengths.append(entry.length)
         self.sources.append(entry.source)
         self.tasks.append(entry.task)
+
+    # What follows runs in another thread: one for all records, in order.
+
+    def _record(self, where: tuple[str, int, int], arrays: dict[str, np.ndarray], packed: bytes) -> None:
+        head = packed_header(*where, [(name, array.dtype.name, array.shape) for name, array in arrays.items()])
+        parts: dict[str, Any] = {name: np.ascontiguousarray(array).data for name, array in arrays.items()}
+        parts[FRAMES] = packed or self.codec.encode(arrays[FRAMES])
+        record = b"".join([head, *parts.values()])
+        with self._errors():
+            self._open().write(record)
+        self._count(len(record))
+
+    def _copy(self, stored: Stored, new: bytes) -> None:
+        with self._errors():
+            self._open().copy(stored.file, stored.place, stored.payload, stored.head, new)
+        self._count(len(new) + stored.payload)
+
+    def _open(self) -> Packed:
+        if self.writer is None:
+            file = self.folder / file_name(self.split, len(self.files))
+            self.writer = new_records(file, self.about.packing or self.codec.packing)
+        return self.writer
+
+    def _count(self, size: int) -> None:
+        self.records, self.size = self.records + 1, self.size + size
+        if self.size >= self.about.file_bytes:
+            self.close()
 
     def close(self) -> None:
         if self.writer is None:
@@ -213,11 +259,16 @@ class _SplitWriter:
         """Close the file and do not list it."""
         if self.writer is not None:
             writer, self.writer, self.records, self.size = self.writer, None, 0, 0
-            try:
+            with self._errors():
                 writer.close()
-            except RuntimeError as error:  # ArrayRecord's OSError: usually the disk is full
-                problem = str(error).partition(";")[0]
-                raise ReverieError(f"cannot write '{self.folder.parent}' ({problem}): is the disk full?") from error
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # ArrayRecord's OSError: usually the disk is full
+            problem = str(error).partition(";")[0]
+            raise ReverieError(f"cannot write '{self.folder.parent}' ({problem}): is the disk full?") from error
 
     def finish(self) -> dict[str, Any]:
         self.close()
@@ -231,6 +282,12 @@ def header_of(
     """Return the header of a record."""
     kinds = [[name, kind, list(shape)] for name, kind, shape in arrays]
     return {"split": split, "episode": episode, "start": start, "arrays": kinds}
+
+
+def packed_header(split: str, episode: int, start: int, arrays: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """Return the header of a record as it lies in it, behind its length."""
+    head: bytes = msgpack.packb(header_of(split, episode, start, arrays))  # pyright: ignore[reportAssignmentType]
+    return struct.pack("<I", len(head)) + head
 
 
 def bytes_of(kind: str, shape: Iterable[int]) -> int:

@@ -26,6 +26,7 @@ from reverie.errors import ReverieError
 PROGRESS = "progress.json"
 SECONDS = 20.0  # of work in a piece: what a kill costs ...
 SHARE = 0.05  # ... or this share of the work so far, so that ten hours make about a hundred pieces
+PACKING = "zstd:1"  # of pieces, which are read once: for CoinRun a fifth faster than zstd:3, and 5 % larger
 ALL = "all"  # the one split of a piece
 
 
@@ -130,7 +131,7 @@ def _found(folder: Path, key: str) -> tuple[Progress, list[StoreDataset]]:
 def _piece(folder: Path, spec: Spec, episodes: Iterator[Episode]) -> StoreDataset:
     shutil.rmtree(folder, ignore_errors=True)  # a killed process may have begun it
     folder.mkdir()
-    fill(folder, spec, (entry_of(ALL, episode, spec) for episode in episodes), About())
+    fill(folder, spec, (entry_of(ALL, episode, spec) for episode in episodes), About(packing=PACKING))
     return StoreDataset(folder, ALL)
 
 

@@ -6,6 +6,7 @@ memorised its training data would seem to generalise.
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -53,13 +54,26 @@ def labelled(dataset: Dataset, episodes: Sequence[int] | None = None) -> list[bo
 def division(dataset: Dataset, sources: Sequence[str], val: float) -> list[Piece]:
     """Return the pieces of a dataset as ``divided`` does; sources that share an episode count as one."""
     lengths = dataset.lengths.tolist()
-    contents = [content(dataset, episode, length, ("frames",)) for episode, length in enumerate(lengths)]
+    contents = contents_of([(dataset, episode, length) for episode, length in enumerate(lengths)], ("frames",))
     if len(contents) > 1 == len(set(contents)):
         log.warning("all episodes are copies of one: what is held out is in training as well")
     return divided(joined(sources, contents), lengths, val, labelled(dataset))
 
 
-def content(dataset: Dataset, episode: int, length: int, names: Sequence[str]) -> bytes:
+def contents_of(episodes: Sequence[tuple[Dataset, int, int]], names: Sequence[str]) -> list[tuple[int, bytes]]:
+    """Return a key for each episode (dataset, number, length), equal where some arrays are equal.
+
+    Only episodes that begin alike are read whole.
+    """
+    begins = [(length, _content(dataset, episode, min(length, CHUNK), names)) for dataset, episode, length in episodes]
+    times = Counter(begins)
+    return [
+        (length, _content(dataset, episode, length, names)) if times[begin] > 1 and length > CHUNK else begin
+        for begin, (dataset, episode, length) in zip(begins, episodes, strict=True)
+    ]
+
+
+def _content(dataset: Dataset, episode: int, length: int, names: Sequence[str]) -> bytes:
     """Return a hash of some arrays of the first ``length`` frames of an episode."""
     digest = hashlib.sha256()
     for start, stop in windows(length, CHUNK):

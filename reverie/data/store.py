@@ -38,12 +38,14 @@ from reverie.data.filling import (
     SCHEMA,
     About,
     Entry,
+    Stored,
     bytes_of,
     copy_of,
     entry_of,
     file_name,
     fill,
     header_of,
+    packed_header,
 )
 from reverie.data.mixture import FILE as MIXTURE
 from reverie.data.mixture import open_mixture
@@ -269,12 +271,30 @@ class StoreDataset:
     def packed(self, episode: int, codec: str, start: int, stop: int) -> bytes:
         """Return frames ``start .. stop`` as they lie on disk, if they are one record's, packed with this codec."""
         chunk, rest = divmod(start, self._chunk)
-        if codec != self.codec or rest or stop != min(start + self._chunk, int(self.lengths[episode])):
+        if rest or stop != min(start + self._chunk, int(self.lengths[episode])):
+            return b""
+        if codec != self.codec or not isinstance(self._codec, Coded):  # plain frames are not packed by themselves
             return b""
         for name, _, data, _ in self._arrays(self.own[episode], chunk):
             if name == FRAMES:
                 return bytes(data)
         return b""
+
+    def stored(self, episode: int, start: int, stop: int) -> Stored | None:
+        """Return where frames ``start .. stop`` and all arrays of theirs lie, if they are one record and not packed."""
+        (chunk, rest), own = divmod(start, self._chunk), self.own[episode]
+        if rest or stop != min(start + self._chunk, int(self.lengths[episode])) or isinstance(self._codec, Coded):
+            return None
+        index, place = self._place(own, chunk)
+        arrays = [(name, kind, (stop - start, *shape)) for name, kind, shape in self.kinds]
+        size = sum(bytes_of(kind, shape) for _, kind, shape in arrays)
+        return Stored(self._files[index], place, packed_header(self.split, own, start, arrays), size)
+
+    def _place(self, episode: int, chunk: int) -> tuple[int, int]:
+        """Return the file of a record, and its number there."""
+        record = int(self._first[episode]) + chunk
+        index = int(np.searchsorted(self._ends, record, side="right"))
+        return index, record - (int(self._ends[index - 1]) if index else 0)
 
     def _read_chunk(self, episode: int, chunk: int, names: Collection[str] | None) -> dict[str, np.ndarray]:
         """Return the arrays of a record, or some of them: frames are unpacked only if wanted."""
@@ -293,9 +313,7 @@ class StoreDataset:
         """Yield name, type, bytes and shape of each array of a record; ReverieError unless the manifest agrees."""
         first = chunk * self._chunk
         length = min(self._chunk, int(self._lengths[episode]) - first)
-        record = int(self._first[episode]) + chunk
-        index = int(np.searchsorted(self._ends, record, side="right"))
-        place = record - (int(self._ends[index - 1]) if index else 0)
+        index, place = self._place(episode, chunk)
         try:
             data = self._reader(index).read([place])[0]
             (size,) = struct.unpack_from("<I", data)

@@ -8,7 +8,7 @@ import numpy as np
 
 from reverie.data.codecs import AUTO
 from reverie.data.copying import Recorded, codec_for, made_of, notes_of, opened, write_new
-from reverie.data.filling import About
+from reverie.data.filling import About, Entry
 from reverie.data.order import shuffled
 from reverie.errors import ReverieError
 
@@ -87,7 +87,7 @@ def _unlabelled(one: Recorded) -> Recorded:
         actions[: start == 0] = space.start()
         return entry.window(start, stop) | {"actions": actions}
 
-    return one._replace(entry=replace(entry, window=window))
+    return one._replace(entry=replace(entry, window=window, stored=Entry.stored))
 
 
 def _return(one: Recorded) -> float:
