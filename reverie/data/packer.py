@@ -5,10 +5,13 @@ The program reads from its input what ``message`` returns. It imports nothing of
 
 import struct
 import sys
+import threading
+from queue import Queue
 from typing import Any, BinaryIO
 
 WRITE, COPY, END = b"W", b"C", b"E"
 MESSAGE, SIZES = struct.Struct("<cQ"), struct.Struct("<QQII")
+AHEAD = 4  # records that are read before they are packed
 FAILED, UNREADABLE = 1, 2  # exit statuses: the file cannot be written, a record to copy cannot be read
 
 
@@ -25,12 +28,14 @@ class File:
         self._module, self._read = array_record_module, ("", None)
         self._writer = array_record_module.ArrayRecordWriter(path, options)
 
-    def do(self, kind: bytes, data: bytes) -> None:
-        """Follow one message."""
-        if kind == WRITE:
-            self._writer.write(data)
-        elif kind == COPY:
-            self._writer.write(self._copied(data))
+    def record(self, kind: bytes, data: bytes) -> bytes:
+        """Return the record of a message, b"" at the end; other threads run while another file is read."""
+        return data if kind != COPY else self._copied(data)
+
+    def add(self, record: bytes) -> None:
+        """Write a record, or complete the file; array_record holds Python's lock meanwhile."""
+        if record:
+            self._writer.write(record)
         else:
             self._writer.close()
 
@@ -69,18 +74,31 @@ def copy_of(path: str, place: int, payload: int, old: bytes, new: bytes) -> byte
 
 
 def follow(messages: BinaryIO, path: str, options: str) -> int:
-    """Write a file by messages; return the exit status, 0 if it is complete."""
+    """Write a file by messages; return the exit status, 0 if it is complete. Records are read ahead in a thread."""
+    ready: Queue[bytes | Exception] = Queue(AHEAD)
+
+    def read() -> None:
+        try:
+            kind = b""
+            while kind != END:
+                kind, size = MESSAGE.unpack(messages.read(MESSAGE.size))
+                ready.put(file.record(kind, messages.read(size)))
+        except Exception as error:  # struct.error: the process that sends was killed
+            ready.put(error)
+
     try:
         file = File(path, options)
-        while len(head := messages.read(MESSAGE.size)) == MESSAGE.size:
-            kind, size = MESSAGE.unpack(head)
-            file.do(kind, messages.read(size))
-            if kind == END:
-                return 0
-    except (RuntimeError, ValueError, OSError, Unreadable) as error:
+        threading.Thread(target=read, daemon=True).start()
+        record: bytes | Exception = b"-"
+        while record:
+            record = ready.get()
+            if isinstance(record, Exception):
+                raise record
+            file.add(record)
+    except (RuntimeError, ValueError, OSError, Unreadable, struct.error) as error:
         print(error, file=sys.stderr)
         return UNREADABLE if isinstance(error, Unreadable) else FAILED
-    return FAILED
+    return 0
 
 
 def _same(found: bytes, expected: bytes) -> bool:

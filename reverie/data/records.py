@@ -61,7 +61,7 @@ class Packed:
             try:
                 file = packer.File(*self._about)
                 for head, data in (*waiting, packer.message(packer.END)):
-                    file.do(packer.kind_of(head), data)
+                    file.add(file.record(packer.kind_of(head), data))
             except packer.Unreadable as error:
                 raise ReverieError(str(error)) from None
 

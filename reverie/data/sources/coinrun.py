@@ -39,7 +39,7 @@ ACTIONS = ActionSpace(
 )
 # Behaviour: mostly to the right, where the coin is; every action is seen.
 CHANCES = np.array([1, 3, 2, 1, 2, 3, 1, 6, 6, *[0.25] * 6])
-SUMS = (CHANCES / CHANCES.sum()).cumsum()  # up to each action
+SUMS = (CHANCES / CHANCES.sum()).cumsum()
 
 IN_TURN = 8  # episodes that each environment plays in a round: at its end some wait for others
 
@@ -85,25 +85,20 @@ class CoinRunConfig:
         # Each environment records its share: taking the episodes that end first would favour short ones.
         owed = np.array([count // many + (e < count % many) for e in range(many)])
         with contextlib.closing(_make(replace(self, num_envs=many, seed=int(rng.integers(2**31))))) as envs:
-            pictures, info = envs.reset()
-            takes = [_Take(pictures[e], int(info["level_seed"][e])) for e in range(many)]
+            takes = _Takes(many, self.frames)
+            takes.begin(np.arange(many), *envs.reset())
             while owed.any():
                 active = np.flatnonzero(owed).astype(np.int32)
-                actions = self._policy(rng, np.array([takes[e].actions[-1] for e in active]))
+                actions = self._policy(rng, takes.last(active))
                 pictures, rewards, ended, timed_out, info = envs.step(actions, active)
                 assert (info["env_id"] == active).all()
-                ends = (ended | timed_out).tolist()
-                for moment in zip(active.tolist(), pictures, actions.tolist(), rewards.tolist(), ends, strict=True):
-                    takes[moment[0]].add(*moment[1:])
-                full = [e for e in active.tolist() if takes[e].ends[-1] or len(takes[e].frames) == self.frames]
-                for e in full:
-                    if len(takes[e].frames) >= self.shortest:
+                full = active[takes.add(active, pictures, actions, rewards, ended | timed_out)]
+                for e in full.tolist():
+                    if takes.lengths[e] >= self.shortest:
                         owed[e] -= 1
-                        yield takes[e].episode(self.size)
-                if full:  # an explicit reset: the automatic one would drop an action and mix two levels
-                    pictures, info = envs.reset(np.array(full, np.int32))
-                    for row, e in enumerate(full):
-                        takes[e] = _Take(pictures[row], int(info["level_seed"][row]))
+                        yield takes.episode(e, self.size)
+                if len(full):  # an explicit reset: the automatic one would drop an action and mix two levels
+                    takes.begin(full, *envs.reset(full))
 
     def as_game(self) -> "ProcgenGame":
         """Return the game as people can play it; a seed is the number of a level, which the data need not have."""
@@ -111,9 +106,8 @@ class CoinRunConfig:
 
     def _policy(self, rng: np.random.Generator, last: np.ndarray) -> np.ndarray:
         """Return the next action (E,) int32 of each environment, given its last one."""
-        fresh = (SUMS / SUMS[-1]).searchsorted(
-            rng.random(len(last)), "right"
-        )  # as rng.choice does, in a tenth of its time
+        drawn = rng.random(len(last))
+        fresh = np.searchsorted(SUMS / SUMS[-1], drawn, "right")  # as rng.choice does, in a tenth of its time
         return np.where((rng.random(len(last)) < self.hold) & (last != START), last, fresh).astype(np.int32)
 
 
@@ -147,27 +141,43 @@ class ProcgenGame:
         return shrunk_to(pictures[0].copy(), self.spec.frame[0])  # envpool reuses the buffer
 
 
-class _Take:
-    """One level being recorded."""
+class _Takes:
+    """The levels that E environments are recording, each of at most ``most`` frames; envpool reuses its own arrays."""
 
-    def __init__(self, picture: np.ndarray, level: int):
-        self.level = level
-        self.frames, self.actions, self.rewards, self.ends = [picture.copy()], [START], [0.0], [False]
+    def __init__(self, many: int, most: int):
+        self.lengths, self.levels = np.zeros(many, int), np.zeros(many, int)
+        self.frames = np.empty((many, most, SIDE, SIDE, 3), np.uint8)
+        self.actions, self.rewards = np.empty((many, most), np.int32), np.empty((many, most), np.float32)
+        self.ends = np.empty((many, most), np.bool_)
 
-    def add(self, picture: np.ndarray, action: int, reward: float, end: bool) -> None:
-        self.frames.append(picture.copy())  # envpool reuses the buffer
-        self.actions.append(action)
-        self.rewards.append(reward)
-        self.ends.append(end)
+    def begin(self, which: np.ndarray, pictures: np.ndarray, info: dict[str, Any]) -> None:
+        """Begin a level in some environments."""
+        self.lengths[which], self.levels[which] = 0, info["level_seed"]
+        self.add(which, pictures, START, 0.0, False)
 
-    def episode(self, size: int) -> Episode:
+    def add(self, which: np.ndarray, pictures: np.ndarray, actions: Any, rewards: Any, ends: Any) -> np.ndarray:
+        """Add a frame of some environments; return which of these are done."""
+        now = which, self.lengths[which]
+        self.frames[now], self.actions[now], self.rewards[now], self.ends[now] = pictures, actions, rewards, ends
+        self.lengths[which] += 1
+        return self.ends[now] | (self.lengths[which] == self.frames.shape[1])
+
+    def last(self, which: np.ndarray) -> np.ndarray:
+        """Return the last action of some environments."""
+        return self.actions[which, self.lengths[which] - 1]
+
+    def episode(self, e: int, size: int) -> Episode:
+        """Return the level of one environment."""
+        frames, actions, rewards, ends = (
+            array[e, : self.lengths[e]].copy() for array in (self.frames, self.actions, self.rewards, self.ends)
+        )
         return Episode(
-            frames=np.stack([shrunk_to(frame, size) for frame in self.frames]),
-            actions=np.array(self.actions, np.int32),
-            rewards=np.array(self.rewards, np.float32),
-            ends=np.array(self.ends, np.bool_),
+            frames=frames if size == SIDE else np.stack([shrunk_to(frame, size) for frame in frames]),
+            actions=actions,
+            rewards=rewards,
+            ends=ends,
             fps=FPS,
-            source=f"level {self.level}",
+            source=f"level {self.levels[e]}",
         )
 
 
