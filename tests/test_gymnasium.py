@@ -11,10 +11,12 @@ import pytest
 
 from reverie.actions import ActionSpace
 from reverie.data.sources.atari import AtariConfig
+from reverie.data.sources.coinrun import CoinRunConfig
 from reverie.data.sources.craftax import CraftaxConfig
 from reverie.data.sources.gymnasium import GymnasiumConfig
+from reverie.data.sources.procgen import ProcgenConfig
 from reverie.data.sources.vizdoom import ViZDoomConfig
-from reverie.data.takes import Moment, Take, game_of
+from reverie.data.takes import JUDGED, Moment, Take, game_of
 from reverie.errors import ReverieError
 
 SPACES = {
@@ -212,3 +214,17 @@ def test_vizdooms_walker_turns_at_walls_and_needs_no_engine_for_its_spec():
     (episode,) = source.episodes()
     episode.validate(spec)
     assert (episode.frames[1:] != episode.frames[:-1]).any((1, 2, 3)).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        GymnasiumConfig(seed=JUDGED - 1, count=2),
+        ViZDoomConfig(seed=JUDGED),
+        ProcgenConfig(first_level=JUDGED - 5, count=6),
+        CoinRunConfig(levels=2, first_level=JUDGED - 1),
+    ],
+)
+def test_levels_in_which_agents_are_judged_are_not_recorded(source):
+    with pytest.raises(ReverieError, match=f"agents are judged in seeds and levels from {JUDGED} on"):
+        next(source.episodes())

@@ -21,6 +21,7 @@ from reverie.errors import ReverieError
 
 TAKE, TAKE_BYTES = "take-{:05d}.npz", 2**31
 LONGEST = 2**29  # bytes of the frames of one take
+JUDGED = 2**30  # seeds and levels from here on are those that agents are judged in; some engines count with 31 bits
 
 
 class Moment(NamedTuple):
@@ -85,6 +86,12 @@ def game_of(source: Any) -> Game:
     if hasattr(source, "make"):
         return SimulatorGame(source)
     raise ReverieError(f"'{type(source).__name__}' reads recordings: there is no game to play.")
+
+
+def refuse_judged(stop: int) -> None:
+    """Raise ReverieError if a recording of seeds or levels below ``stop`` has some in which agents are judged."""
+    if stop > JUDGED:
+        raise ReverieError(f"agents are judged in seeds and levels from {JUDGED} on: record lower ones.")
 
 
 class Take:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from reverie.actions import START, ActionSpace
 from reverie.data.episode import Action, Episode, Share, Spec, share_of
-from reverie.data.takes import Moment
+from reverie.data.takes import JUDGED, Moment, refuse_judged
 from reverie.errors import ReverieError
 
 FPS = 15.0  # the rate at which procgen shows its games to people
@@ -75,6 +75,7 @@ class CoinRunConfig:
 
     def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield ``count`` episodes; ``source`` is "level SEED"."""
+        refuse_judged(self.first_level + self.levels)
         size = self.num_envs * IN_TURN
         for number in share_of(shard).of(-(-self.count // size)):
             yield from self._round(number, min(size, self.count - number * size))
@@ -117,7 +118,7 @@ class ProcgenGame:
     ``make``: returns one environment for a seed; a fresh one is made for each level, since envpool fixes levels then.
     """
 
-    unseen = 2**30  # its levels are numbers of 31 bits
+    unseen = JUDGED
 
     def __init__(self, spec: Spec, make: Callable[[int], Any]):
         self.spec, self._make, self._env = spec, make, make(0)

@@ -16,7 +16,7 @@ import numpy as np
 from reverie.actions import FAR, ActionSpace
 from reverie.data.episode import Action, Episode, Share, Spec, share_of
 from reverie.data.sources.pictures import is_picture, resized, rgb
-from reverie.data.takes import Moment, Take
+from reverie.data.takes import JUDGED, Moment, Take, refuse_judged
 from reverie.errors import ReverieError, did_you_mean, first_line
 
 FPS = 15.0  # where the environment does not say
@@ -72,6 +72,7 @@ class GymnasiumConfig:
 
     def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Play and yield ``count`` episodes of at most ``frames`` frames."""
+        refuse_judged(self.seed + self.count)
         game = self.as_game()
         try:
             for index in share_of(shard).of(self.count):
@@ -146,7 +147,7 @@ class GymnasiumConfig:
 class GymnasiumGame:
     """An environment that is played step by step; see ``reverie.data.takes.Game``."""
 
-    unseen = 2**30  # some engines take seeds of 31 bits
+    unseen = JUDGED
 
     def __init__(self, config: GymnasiumConfig):
         self.spec, self._config, self._env = config.spec(), config, config._made()

@@ -13,7 +13,7 @@ import numpy as np
 from reverie.actions import ActionSpace
 from reverie.data.episode import Episode, Share, Spec, share_of
 from reverie.data.sources.coinrun import ACTIONS, FPS, SIDE, TIMEOUT, ProcgenGame, make_envs
-from reverie.data.takes import Take
+from reverie.data.takes import Take, refuse_judged
 from reverie.errors import ReverieError, did_you_mean
 
 Name = Literal[
@@ -74,6 +74,7 @@ class ProcgenConfig:
 
     def episodes(self, shard: Share | tuple[int, int] = (0, 1)) -> Iterator[Episode]:
         """Yield ``count`` episodes; ``source`` is "GAME, level NUMBER"."""
+        refuse_judged(self.first_level + (self.levels or self.count))
         game = self.as_game()
         try:
             for index in share_of(shard).of(self.count):
