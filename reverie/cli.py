@@ -250,7 +250,7 @@ def _tools(add: Callable[..., Parser]) -> None:
     text = f"a source's name from 'reverie list', or {', '.join(STORE_TOOLS)}"
     completed(one.add_argument("source", metavar="SOURCE", help=text), sources_known)
     one.add_argument("path", type=Path, metavar="PATH", help="the store to write, or to work on")
-    text = "further stores, of merge, append and subset; the index, of fetch"
+    text = "further stores, of merge, append, subset and label; the index, of fetch"
     one.add_argument("others", nargs="*", default=[], metavar="MORE", help=text)
     add_store(one)
     text = "how frames are packed: raw, zstd, png, ffv1, h264 (loses detail) or auto (chosen by a probe)"

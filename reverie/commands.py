@@ -16,7 +16,7 @@ from reverie.flags import changed, settings
 from reverie.text_table import table
 
 # Those of ``reverie.stores``, which is not loaded for their names.
-STORE_TOOLS = ("merge", "append", "subset", "doctor", "show", "browse", "fetch")
+STORE_TOOLS = ("merge", "append", "subset", "label", "doctor", "show", "browse", "fetch")
 SCREEN = "screen"  # what 'reverie record' takes beside sources: a window of the desktop
 EVERY = "every."  # before a stage's field where a flag for every stage is kept
 

@@ -60,6 +60,26 @@ class Subset(Wanted):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Label:
+    """Infer the actions of unlabelled steps: reverie data label DIR OUT --world RUN."""
+
+    world: str = ""  # a run or world of recorded actions, such as one that was trained on this store
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Write a copy with all actions, and say how many were inferred and how often the world is right."""
+        if not self.world:
+            raise ReverieError("say with --world RUN which world infers the actions.")
+        from reverie.labelling import label
+        from reverie.library import load
+        from reverie.world import WorldModel
+
+        path, out, world = local_copy(args.path), _one(args, "label", "OUT"), load(self.world)
+        if not isinstance(world, WorldModel):
+            raise ReverieError(f"'{self.world}' is a {type(world).__name__}, not a world: name the folder of a run.")
+        print(written(out, f"{path} {self} {args.codec}", lambda new: label(opened(path), world, new, args.codec)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Show:
     """Look into a store: its splits, actions and notes, and whether held-out frames occur in training."""
 
@@ -158,12 +178,14 @@ class Doctor:
             print(f"{count} episodes set aside; 'reverie data doctor {args.path} --release' puts them back")
 
 
-TOOLS: dict[str, Any] = {cls.__name__.lower(): cls for cls in (Merge, Append, Subset, Doctor, Show, Browse, Fetch)}
+TOOLS: dict[str, Any] = {
+    cls.__name__.lower(): cls for cls in (Merge, Append, Subset, Label, Doctor, Show, Browse, Fetch)
+}
 
 
 def run(args: argparse.Namespace, tool: Any) -> None:
     """Run a tool; ReverieError if it takes no further paths and some were given."""
-    writes = isinstance(tool, Merge | Append | Subset)
+    writes = isinstance(tool, Merge | Append | Subset | Label)
     if args.shard or args.beam or (args.others and not (writes or isinstance(tool, Fetch))):
         raise ReverieError(f"'reverie data {args.source}' takes one store, and no --shard or --beam.")
     if args.codec != AUTO and not writes:

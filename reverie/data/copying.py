@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,15 @@ class Recorded(NamedTuple):
         with contextlib.suppress(ValueError, AttributeError):  # another program may have written anything
             folder = str(json.loads(self.dataset.provenance).get("path", ""))
         return self.dataset.spec.source, folder, self.entry.source
+
+    def with_actions(self, actions: np.ndarray) -> "Recorded":
+        """Return the episode with these actions (T, ...) in place of its own."""
+        old = self.entry.window
+
+        def window(start: int, stop: int) -> dict[str, np.ndarray]:
+            return old(start, stop) | {"actions": actions[start:stop]}
+
+        return self._replace(entry=replace(self.entry, window=window, stored=Entry.stored))
 
 
 @dataclass(frozen=True)

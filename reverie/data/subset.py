@@ -1,14 +1,14 @@
 """A part of a store as a store of its own."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from reverie.data.codecs import AUTO
 from reverie.data.copying import Recorded, codec_for, made_of, notes_of, opened, write_new
-from reverie.data.filling import About, Entry
+from reverie.data.filling import About
 from reverie.data.order import shuffled
 from reverie.errors import ReverieError
 
@@ -80,14 +80,10 @@ def _numbers(text: str) -> list[range]:
 
 def _unlabelled(one: Recorded) -> Recorded:
     """Return an episode without its actions."""
-    entry, space = one.entry, one.dataset.spec.actions
-
-    def window(start: int, stop: int) -> dict[str, np.ndarray]:
-        actions = space.unlabelled((stop - start,))
-        actions[: start == 0] = space.start()
-        return entry.window(start, stop) | {"actions": actions}
-
-    return one._replace(entry=replace(entry, window=window, stored=Entry.stored))
+    space = one.dataset.spec.actions
+    actions = space.unlabelled((one.entry.length,))
+    actions[0] = space.start()
+    return one.with_actions(actions)
 
 
 def _return(one: Recorded) -> float:
