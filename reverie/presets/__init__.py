@@ -35,7 +35,6 @@ def presets() -> dict[str, Recipe]:
         "coinrun-world": worlds.coinrun(),
         "coinrun-agent": worlds.coinrun_agent(),
         "atari-agent": worlds.atari_agent(),
-        "bigfish-world": worlds.bigfish(),
         "vizdoom-world": worlds.vizdoom(),
         "coinrun-maskgit-jafar": coinrun.jafar(),
         "coinrun-maskgit-jasmine": coinrun.jasmine(),

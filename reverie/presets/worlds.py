@@ -93,15 +93,6 @@ def atari_agent() -> Recipe:
     )
 
 
-def bigfish() -> Recipe:
-    """Bigfish, which eats smaller fish and flees from larger ones, by the same models: the screen shows everything."""
-    return replace(
-        coinrun(),
-        about="Bigfish (Procgen), recorded actions of a scripted player: a world to play",
-        source=ProcgenConfig(game="bigfish", mode="easy", policy="mixed", count=2000, frames=128),
-    )
-
-
 def vizdoom() -> Recipe:
     """The field of ViZDoom's "health gathering" with Freedoom's textures, over which a scripted player walks.
 
