@@ -58,7 +58,7 @@ def coinrun_agent() -> Recipe:
     heads = AgentConfig(head=HeadConfig(queries=4), ahead=1, rewards=bins, values=bins)
     clone = stage(BehaviourObjective(agent=heads), batch=64, length=16, steps=600, optimizer=optimizer, every=100)
     # A level takes some 60 steps and has one reward. With rollouts of 16 steps the real return was 3.4 (REINFORCE) and
-    # 1.5 (PMPO, which reads signs), below cloning with 4.0; with 64 steps it is 6.1 and 5.4 (docs/log.md).
+    # 1.5 (PMPO, which reads signs), below cloning with 4.0; with 64 steps it is 5.4 to 6.3 (docs/log.md).
     learner = Reinforce(beta=0.03)
     long: Any = {"horizon": 64, "context": 8, "gamma": 0.99, "critic_steps": 60, "replay": 1.0, "passes": 2}
     act = stage(
