@@ -10,8 +10,10 @@ from exact_square import Exact, SeenConfig, exact_world
 
 import reverie
 from reverie import cli, labelling
-from reverie.actions import ActionSpace
+from reverie.actions import START, ActionSpace
+from reverie.data.arrays import ArrayDataset
 from reverie.data.copying import opened
+from reverie.data.episode import Episode
 from reverie.data.sources.square import MOVES
 from reverie.data.splits import labelled
 from reverie.data.store import write_store
@@ -62,6 +64,36 @@ def test_the_size_of_batches_and_chunks_changes_nothing(whole, monkeypatch):
     after = Labeller(exact_world()).actions(train, [4, 2, 0, 3], known=False)
     for place, episode in enumerate([4, 2, 0, 3]):
         np.testing.assert_array_equal(after[place], before[[0, 2, 3, 4].index(episode)])
+
+
+class Carried(Exact):
+    """A square that repeats its last move beside the new one, so what comes next depends on the action before."""
+
+    def empty(self, batch):
+        return jnp.zeros((batch, 1, 5))
+
+    def observe(self, state, latents, actions):
+        moves = jnp.where(actions[:, None] < 0, 0, jnp.asarray(MOVES, jnp.float32)[actions])
+        return jnp.concatenate([latents, moves[:, None]], axis=-1), latents
+
+    def imagine(self, state, actions, key, temperature=None):
+        moves = jnp.asarray(MOVES, jnp.float32)[actions] + state[:, 0, 3:]
+        latents = state[..., :3] + jnp.pad(moves, ((0, 0), (0, 1)))[:, None]
+        return *self.observe(state, latents, actions)[:1], latents, latents
+
+
+def test_what_was_inferred_is_what_the_world_goes_on_from():
+    world, rng = exact_world(), np.random.default_rng(0)
+    world.dynamics = Carried()
+    actions = np.array([START, *rng.integers(0, len(MOVES), 15)], np.int32)
+    moves = np.array(MOVES)[actions[1:]]
+    moves[1:] += np.array(MOVES)[actions[1:-1]]
+    places = 100 + np.concatenate([np.zeros((1, 2)), np.cumsum(moves, axis=0)])
+    frames = np.concatenate([places, np.full((16, 1), 8)], axis=1).astype(np.uint8)[:, None, None]
+    nothing = np.zeros(16, np.float32)
+    episode = Episode(frames=frames, actions=actions, rewards=nothing, ends=nothing.astype(np.bool_))
+    dataset = ArrayDataset.from_episodes(SeenConfig().spec(), [episode])
+    np.testing.assert_array_equal(Labeller(world).actions(dataset, [0], known=False)[0], actions)
 
 
 def test_worlds_and_stores_it_cannot_serve_are_refused(whole, tmp_path, capsys):
