@@ -76,7 +76,8 @@ class Label:
         path, out, world = local_copy(args.path), _one(args, "label", "OUT"), load(self.world)
         if not isinstance(world, WorldModel):
             raise ReverieError(f"'{self.world}' is a {type(world).__name__}, not a world: name the folder of a run.")
-        print(written(out, f"{path} {self} {args.codec}", lambda new: label(opened(path), world, new, args.codec)))
+        made = written(out, f"{path} {self} {args.codec}", lambda new: label(opened(path), world, new, args.codec))
+        print(made or f"{out}: uploaded")
 
 
 @dataclass(frozen=True, kw_only=True)
