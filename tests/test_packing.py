@@ -1,6 +1,5 @@
 """Records are packed behind the source: in another thread, and large files by processes of their own."""
 
-import os
 import resource
 import signal
 import threading
@@ -22,26 +21,25 @@ SQUARE = SquareConfig(count=7, frames=40)
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
-    """No thread and no process may outlive a write."""
-    yield
-    assert not [thread for thread in threading.enumerate() if thread.name == "behind"]
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
-
-@pytest.fixture
-def by_processes(monkeypatch):
-    """Have even the smallest file packed by a process; return the processes."""
+def processes(monkeypatch):
+    """Return the processes that pack; no thread and no process may outlive a write."""
     started, popen = [], records.subprocess.Popen
 
     def start(*rest, **more):
         started.append(popen(*rest, **more))
         return started[-1]
 
-    monkeypatch.setattr(records, "LARGE", 0)
     monkeypatch.setattr(records.subprocess, "Popen", start)
-    return started
+    yield started
+    assert not [thread for thread in threading.enumerate() if thread.name == "behind"]
+    assert all(process.returncode is not None for process in started), "it was not waited for"
+
+
+@pytest.fixture
+def by_processes(monkeypatch, processes):
+    """Have even the smallest file packed by a process; return the processes."""
+    monkeypatch.setattr(records, "LARGE", 0)
+    return processes
 
 
 def files(folder):
