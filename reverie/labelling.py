@@ -21,10 +21,13 @@ from jax import Array
 
 from reverie.data.copying import Store, codec_for, made_of, notes_of, write_new
 from reverie.data.episode import CHUNK
-from reverie.data.filling import About
+from reverie.data.filling import MANIFEST, About
+from reverie.data.splits import labelled
+from reverie.data.store import refuse_existing
 from reverie.errors import ReverieError
 from reverie.nn.compiled import compiled
 from reverie.training.log import QUIET
+from reverie.training.tokens import padded
 from reverie.world import WorldKVCache, WorldModel, passes_of, with_passes
 
 ROWS = 256  # frames that are generated at once: one for each episode and action
@@ -35,11 +38,15 @@ CHECKED = 64  # episodes whose recorded actions are compared with the inferred o
 
 
 class Found(NamedTuple):
-    """How often inferred actions are the recorded ones. ``chance``: of the most frequent recorded action."""
+    """How often inferred actions are the recorded ones.
+
+    ``chance``: of the most frequent recorded action. ``held_out``: whether the steps were held out.
+    """
 
     steps: int
     right: float
     chance: float
+    held_out: bool
 
 
 class Labeller:
@@ -124,6 +131,8 @@ def label(store: Store, world: WorldModel, out: Path, codec: str) -> str:
     """
     if store.any.spec.actions != world.config.actions or store.any.spec.frame != world.config.frame:
         raise ReverieError(f"the world has other frames or actions than '{store.path}': train one on that store.")
+    if not (out / MANIFEST).is_file():
+        refuse_existing(out)  # before minutes of work
     labeller, space, chosen = Labeller(world), world.config.actions, list(store.episodes())
     recorded = [one.dataset.read(one.episode, 0, one.entry.length, ("actions",))["actions"] for one in chosen]
     lacks = [bool(space.is_unlabelled(actions).any()) for actions in recorded]
@@ -133,9 +142,9 @@ def label(store: Store, world: WorldModel, out: Path, codec: str) -> str:
     count = sum(int(space.is_unlabelled(actions).sum()) for actions in recorded)
     said = f"the actions of {count} steps were inferred by a world"
     if found.steps:
-        said += (
-            f"; it is right in {found.right:.0%} of {found.steps} recorded steps (most frequent: {found.chance:.0%})"
-        )
+        which = "held-out" if found.held_out else "training"
+        said += f"; it is right in {found.right:.0%} of {found.steps} recorded {which} steps"
+        said += f" (most frequent: {found.chance:.0%})"
     inferred: dict[tuple[str, int], np.ndarray] = {}
     for split, dataset in store.splits.items():
         numbers = [one.episode for one, lack in zip(chosen, lacks, strict=True) if lack and one.entry.split == split]
@@ -149,20 +158,22 @@ def label(store: Store, world: WorldModel, out: Path, codec: str) -> str:
 
 
 def _checked(labeller: Labeller, store: Store) -> Found:
-    """Compare inferred actions with recorded ones: of held-out episodes, or of the others if none are held out."""
-    dataset = store.splits.get("val", store.any)
-    space, episodes = dataset.spec.actions, list(range(len(dataset.lengths)))[:CHECKED]
-    real, made = [], []
+    """Compare inferred actions with recorded ones: of held-out episodes, or of others if no held-out one has any."""
+    parts = sorted(store.splits.items(), key=lambda part: part[0] != "val")
+    known = ((split, dataset, np.flatnonzero(labelled(dataset))[:CHECKED].tolist()) for split, dataset in parts)
+    split, dataset, episodes = next((part for part in known if part[2]), ("", store.any, []))
+    space, real, made = dataset.spec.actions, [], []
     for episode, inferred in zip(episodes, labeller.actions(dataset, episodes, known=False), strict=True):
         actions = dataset.read(episode, 0, len(inferred), ("actions",))["actions"]
-        known = ~space.is_start(actions) & ~space.is_unlabelled(actions)
-        real.append(actions[known])
-        made.append(inferred[known])
+        played = space.is_action(actions)
+        real.append(actions[played])
+        made.append(inferred[played])
+    if not episodes:
+        return Found(0, 0.0, 0.0, False)
     real, made = np.concatenate(real), np.concatenate(made)
-    if not len(real):
-        return Found(0, 0.0, 0.0)
     right = (real == made).reshape(len(real), -1).all(1).mean()
-    return Found(len(real), float(right), float(np.unique(real, axis=0, return_counts=True)[1].max() / len(real)))
+    most = np.unique(real, axis=0, return_counts=True)[1].max()
+    return Found(len(real), float(right), float(most / len(real)), split == "val")
 
 
 def _window(dataset: Any, episode: int, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -170,7 +181,4 @@ def _window(dataset: Any, episode: int, start: int, stop: int) -> dict[str, np.n
     length = int(dataset.lengths[episode])
     at = min(start, length - 1)
     found = dataset.read(episode, at, min(stop, length) - at, ("frames", "actions"))
-    missing = stop - start - len(found["frames"])
-    return {
-        name: np.pad(each, [(0, missing)] + [(0, 0)] * (each.ndim - 1), mode="edge") for name, each in found.items()
-    }
+    return {name: padded(each, stop - start) for name, each in found.items()}

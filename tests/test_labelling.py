@@ -53,7 +53,13 @@ def test_inferred_actions_lead_to_the_recorded_frames(whole, tmp_path):
     hidden = [length - 1 for length, known in zip(whole.any.lengths, labelled(few.any), strict=True) if not known]
     assert len(hidden) == 3 and f"of {sum(hidden)} steps were inferred" in said
     assert int(re.findall(r"right in (\d+)% of", said)[0]) > 60, "walls make some actions alike, so fewer than 100 %"
-    assert said.splitlines()[-1] in found.any.notes
+    assert said.splitlines()[-1] in found.any.notes and "held-out steps" in said
+
+
+def test_it_is_checked_where_actions_are_known(whole, tmp_path):
+    subset(whole.path, tmp_path / "few", Wanted(labels=0.4, split="train"))
+    said = label(opened(tmp_path / "few"), exact_world(), tmp_path / "all", "zstd")
+    assert re.findall(r"of (\d+) recorded training steps", said)
 
 
 def test_the_size_of_batches_and_chunks_changes_nothing(whole, monkeypatch):

@@ -128,7 +128,7 @@ def _write(encoder: "_Encoder", dataset: Dataset, lead: int, folder: Path, copie
         for group in groups:
             found = [dataset.read(e, start, stop - start, (*INPUTS, *copied)) for e, start, stop, _ in group]
             windows += found + found[:1] * (TOGETHER - len(group))
-        return windows, {name: np.stack([_padded(each[name], longest) for each in windows]) for name in INPUTS}
+        return windows, {name: np.stack([padded(each[name], longest) for each in windows]) for name in INPUTS}
 
     windows, batch = read(groups[:1])
     kinds = {name: (windows[0][name].dtype, windows[0][name].shape[1:]) for name in copied}
@@ -257,7 +257,8 @@ def _segments(lengths: np.ndarray, lead: int) -> Iterator[tuple[int, int, int, i
             keep = stop
 
 
-def _padded(array: np.ndarray, length: int) -> np.ndarray:
+def padded(array: np.ndarray, length: int) -> np.ndarray:
+    """Return an array of at least ``length`` rows, the last of which is repeated."""
     return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1), mode="edge")
 
 
