@@ -129,11 +129,11 @@ def label(store: Store, world: WorldModel, out: Path, codec: str) -> str:
 
     They are checked against recorded actions, of held-out episodes if there are any.
     """
-    if store.any.spec.actions != world.config.actions or store.any.spec.frame != world.config.frame:
+    labeller, space, chosen = Labeller(world), world.config.actions, list(store.episodes())
+    if store.any.spec.actions != space or store.any.spec.frame != world.config.frame:
         raise ReverieError(f"the world has other frames or actions than '{store.path}': train one on that store.")
     if not (out / MANIFEST).is_file():
         refuse_existing(out)  # before minutes of work
-    labeller, space, chosen = Labeller(world), world.config.actions, list(store.episodes())
     recorded = [one.dataset.read(one.episode, 0, one.entry.length, ("actions",))["actions"] for one in chosen]
     lacks = [bool(space.is_unlabelled(actions).any()) for actions in recorded]
     if not any(lacks):
