@@ -36,6 +36,7 @@ def presets() -> dict[str, Recipe]:
         "coinrun-agent": worlds.coinrun_agent(),
         "atari-agent": worlds.atari_agent(),
         "vizdoom-world": worlds.vizdoom(),
+        "carracing-world": worlds.carracing(),
         "coinrun-maskgit-jafar": coinrun.jafar(),
         "coinrun-maskgit-jasmine": coinrun.jasmine(),
         "minecraft-shortcut-2b": published.dreamer4(),

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from reverie.data.sources.atari import AtariConfig
+from reverie.data.sources.carracing import CarRacingConfig
 from reverie.data.sources.procgen import ProcgenConfig
 from reverie.data.sources.vizdoom import ViZDoomConfig
 from reverie.models.agent import AgentConfig
@@ -104,4 +105,16 @@ def vizdoom() -> Recipe:
         source=ViZDoomConfig(
             path="VizdoomHealthGathering-v1", walk=True, skip=3, size=(48, 64), count=1500, frames=128
         ),
+    )
+
+
+def carracing() -> Recipe:
+    """A racing car on a road (Gymnasium's CarRacing), whose driver follows the road in most moments.
+
+    Uniformly random keys leave the road within seconds, and then all is grass.
+    """
+    return replace(
+        coinrun(),
+        about="racing car (Gymnasium's CarRacing), recorded actions of a driver: a world to play",
+        source=CarRacingConfig(drive=True, size=(64, 64), count=1000, frames=128),
     )

@@ -82,11 +82,16 @@ class GymnasiumConfig:
 
     def _episode(self, game: "GymnasiumGame", seed: int) -> Episode:
         rng, take = np.random.default_rng((seed, 1)), Take(game.spec, seed, game.reset(seed))
-        draw = _preference(game.spec.actions, rng) if self.policy == "mixed" else game.spec.actions.drawn
+        draw = self._drawing(game, rng)
         while len(take.moments) < self.frames and not take.moments[-1][1].over:
             action = self._next(take, rng, draw)
             take.add(action, game.step(action))
         return replace(take.episode(self.path), source=f"{self.path}, seed {seed}")
+
+    def _drawing(self, game: "GymnasiumGame", rng: np.random.Generator) -> Callable[[np.random.Generator], Action]:
+        """Return how the player of one episode draws a new action."""
+        space = game.spec.actions
+        return _preference(space, rng) if self.policy == "mixed" else space.drawn
 
     def _next(self, take: Take, rng: np.random.Generator, draw: Callable[[np.random.Generator], Action]) -> Action:
         """Return the next action of the policy; ``draw``: returns a new one."""
