@@ -76,10 +76,10 @@ class Car:
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Hold an action of ``SPACE`` for a frame's steps; the reward is their sum."""
         wheel, pedal = action
-        seen, *rest = self._run(np.array([STEER[wheel], *PEDALS[pedal]]), self._skip)
-        return seen[VIEW], *rest
+        seen, *told = self._run(np.array([STEER[wheel], *PEDALS[pedal]]), self._skip)
+        return (seen[VIEW], *told)
 
-    def _run(self, action: np.ndarray, steps: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def _run(self, action: np.ndarray, steps: int) -> tuple:
         """Step several times with one action, or until the episode ends, and draw the last step alone."""
         total, draw = 0.0, self.unwrapped._render
         self.unwrapped._render = lambda mode: None  # drawing takes nine tenths of a step
