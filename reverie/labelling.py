@@ -11,6 +11,7 @@ Shapes: E episodes at once, A actions, T frames, H W C image.
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from reverie.data.copying import Store, codec_for, made_of, notes_of, write_new
+from reverie.data.copying import Store, codec_for, made_already, made_of, notes_of, write_new
 from reverie.data.episode import CHUNK
-from reverie.data.filling import MANIFEST, About
+from reverie.data.filling import About
 from reverie.data.splits import labelled
-from reverie.data.store import refuse_existing
 from reverie.errors import ReverieError
 from reverie.nn.compiled import compiled
 from reverie.training.log import QUIET
-from reverie.training.tokens import padded
+from reverie.training.tokens import digest_of, padded
 from reverie.world import WorldKVCache, WorldModel, passes_of, with_passes
 
 ROWS = 256  # frames that are generated at once: one for each episode and action
@@ -132,8 +132,10 @@ def label(store: Store, world: WorldModel, out: Path, codec: str) -> str:
     labeller, space, chosen = Labeller(world), world.config.actions, list(store.episodes())
     if store.any.spec.actions != space or store.any.spec.frame != world.config.frame:
         raise ReverieError(f"the world has other frames or actions than '{store.path}': train one on that store.")
-    if not (out / MANIFEST).is_file():
-        refuse_existing(out)  # before minutes of work
+    how = f"actions inferred by the world {digest_of(world, ('tokenizer', 'dynamics'))}"
+    about = About(store.any.licence, made_of(how, [store]), codec=codec_for(codec, [store]))
+    if there := made_already(out, [one.entry for one in chosen], about):  # before minutes of work
+        return there
     recorded = [one.dataset.read(one.episode, 0, one.entry.length, ("actions",))["actions"] for one in chosen]
     lacks = [bool(space.is_unlabelled(actions).any()) for actions in recorded]
     if not any(lacks):
@@ -152,8 +154,7 @@ def label(store: Store, world: WorldModel, out: Path, codec: str) -> str:
         inferred |= {(split, number): actions for number, actions in zip(numbers, named, strict=True)}
     kept = [(one, inferred.get((one.entry.split, one.episode))) for one in chosen]
     entries = [one.entry if actions is None else one.with_actions(actions).entry for one, actions in kept]
-    notes = [*notes_of([store]), said]
-    about = About(store.any.licence, made_of(said, [store]), notes, codec=codec_for(codec, [store]))
+    about = replace(about, notes=[*notes_of([store]), said])
     return f"{write_new(out, store.any.spec, entries, about)}\n{said}"
 
 

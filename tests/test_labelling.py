@@ -56,6 +56,16 @@ def test_inferred_actions_lead_to_the_recorded_frames(whole, tmp_path):
     assert said.splitlines()[-1] in found.any.notes and "held-out steps" in said
 
 
+def test_nothing_is_inferred_for_a_folder_that_is_there_already(whole, tmp_path, monkeypatch):
+    subset(whole.path, tmp_path / "few", Wanted(labels=0.4))
+    few = opened(tmp_path / "few")
+    label(few, exact_world(), tmp_path / "all", "zstd")
+    monkeypatch.setattr(Labeller, "actions", lambda *_, **__: pytest.fail("it infers again"))
+    assert "it is there already" in label(few, exact_world(), tmp_path / "all", "zstd")
+    with pytest.raises(ReverieError, match="few.*exists"):
+        label(few, exact_world(), tmp_path / "few", "zstd")
+
+
 def test_it_is_checked_where_actions_are_known(whole, tmp_path):
     subset(whole.path, tmp_path / "few", Wanted(labels=0.4, split="train"))
     said = label(opened(tmp_path / "few"), exact_world(), tmp_path / "all", "zstd")

@@ -42,7 +42,7 @@ def facts(tmp_path_factory):
 
 
 def test_a_device_computes_its_share_and_is_sent_no_activations(facts):
-    """All but Muon, whose layers are dealt out: where they are no multiple of the devices, some devices have one more."""
+    """All but Muon, whose layers are dealt out: where devices do not divide them, some have one more."""
     muon, here = facts["flops_of_optimizer"], facts["optimizer_flops_per_device"]
     assert (facts["flops_per_device"] - here) * 8 == pytest.approx(facts["flops_per_step"] - muon, rel=0.01)
     assert 0 < muon / 8 <= here <= muon

@@ -143,10 +143,9 @@ def packing_of(store: Store) -> str:
 
 def write_new(out: Path, spec: Spec, entries: list[Entry], about: About) -> str:
     """Write a new store, unless it is there already."""
-    count = f"{len(entries)} episodes, {sum(entry.length for entry in entries)} frames"
-    if (out / MANIFEST).is_file() and _is_made(out, entries, about):
-        return f"{out}: it is there already ({count})"
-    refuse_existing(out)
+    if there := made_already(out, entries, about):
+        return there
+    count = count_of(entries)
     if out.suffix == ".npz":
         raise ReverieError(f"'{out}' is to be a folder: stores in one file are not made out of others.")
     begin(out)
@@ -155,6 +154,19 @@ def write_new(out: Path, spec: Spec, entries: list[Entry], about: About) -> str:
         fill(part, spec, entries, about, journal=True)
         finish(part, out)
     return f"{out}: {count}"
+
+
+def made_already(out: Path, entries: list[Entry], about: About) -> str:
+    """Return the line for a store that is there already, "" if nothing is; ReverieError if something else is."""
+    if (out / MANIFEST).is_file() and _is_made(out, entries, about):
+        return f"{out}: it is there already ({count_of(entries)})"
+    refuse_existing(out)
+    return ""
+
+
+def count_of(entries: list[Entry]) -> str:
+    """Return how much these are, for people."""
+    return f"{len(entries)} episodes, {sum(entry.length for entry in entries)} frames"
 
 
 def _is_made(out: Path, entries: list[Entry], about: About) -> bool:

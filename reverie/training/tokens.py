@@ -83,7 +83,7 @@ def cached(
     key = {
         "data": dataset.fingerprint,
         "encode": encode.__name__,
-        "model": _digest(model, frozen),
+        "model": digest_of(model, frozen),
         "lead": lead,
         "segment": SEGMENT,
     } | {name: list(own) for name, own in (("copied", copied), ("settings", settings)) if own}
@@ -262,7 +262,8 @@ def padded(array: np.ndarray, length: int) -> np.ndarray:
     return np.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1), mode="edge")
 
 
-def _digest(model: nnx.Module, parts: Sequence[str]) -> str:
+def digest_of(model: nnx.Module, parts: Sequence[str]) -> str:
+    """Return a hash of the weights of these parts of a model."""
     digest = hashlib.sha256()
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         if path[0] in parts:
