@@ -128,7 +128,7 @@ def test_muon_deals_layers_to_devices_and_computes_the_same(layout, devices):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), *map(jax.device_get, (found, wanted))
     )
-    here, whole = (hlo.read(each.as_text(), SCOPE) for each in (step, alone))
+    here, whole = (hlo.read(str(each.as_text()), SCOPE) for each in (step, alone))
     assert here.scoped == here.flops and whole.scoped == whole.flops
     parts = mesh.size // mesh.shape["data"]
     each = {name: 5 * sum(_work(*shape[1:])) for name, shape in shapes.items() if len(shape) == 3}
