@@ -27,22 +27,20 @@ def peak(devices: Any) -> float:
     return sum(next((1e12 * tera for name, tera in PEAKS.items() if name in kind), 0.0) for kind in kinds)
 
 
-def count(program: Any, costliest: bool = False, without: str = "") -> float:
+def count(program: Any, costliest: bool = False) -> float:
     """Return the floating-point operations (a multiply and an add are two) of one run of a (closed) jaxpr.
 
     The jaxpr of ``fn`` is ``jax.jit(fn).trace(*args).jaxpr``. A ``cond`` counts as its costliest branch; in
     ``jax.named_scope("share=0.25")`` as that share of it, and the rest of the cheapest branch, unless ``costliest``. A
     ``while`` loop counts as one iteration, since their number is unknown. Recomputation in the backward pass (remat)
-    counts too. ``without``: a ``jax.named_scope`` that is not counted.
+    counts too.
     """
     jaxpr: Jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
-    return sum(_equation(equation, costliest, without) for equation in jaxpr.eqns)
+    return sum(_equation(equation, costliest) for equation in jaxpr.eqns)
 
 
-def _equation(equation: Any, costliest: bool, without: str) -> float:
+def _equation(equation: Any, costliest: bool) -> float:
     name, params = equation.primitive.name, equation.params
-    if without and without in str(equation.source_info.name_stack).split("/"):
-        return 0.0
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         shape = equation.invars[0].aval.shape
@@ -57,20 +55,13 @@ def _equation(equation: Any, costliest: bool, without: str) -> float:
         keys = equation.invars[1].aval.shape[1]
         # Two matmuls forward; backward the logits again, and two for each of them. Masked pairs count, as elsewhere.
         return {"fwd": 2, "bwd": 5}[found[1]] * 2.0 * batch * queries * keys * heads * width
-    inner = [count(jaxpr, costliest, without) for jaxpr in _inside(params)]
+    inner = [count(jaxpr, costliest) for jaxpr in _inside(params)]
     if name == "cond":
         found = None if costliest else SHARE.search(str(equation.source_info.name_stack))
         share = float(found[1]) if found else 1.0
         return share * max(inner) + (1 - share) * min(inner)
-    return sum(inner) * (params["length"] if name == "scan" else _devices(params) if name == "shard_map" else 1)
-
-
-def _devices(params: dict[str, Any]) -> int:
-    """Return how many devices do different parts of a shard_map, whose body is what one of them does."""
-    split = {
-        axis for spec in params["in_specs"] for axes in spec for axis in (axes if isinstance(axes, tuple) else (axes,))
-    }
-    return math.prod(size for axis, size in params["mesh"].shape.items() if axis in split)
+    # The body of a shard_map is what one of the mesh's devices does.
+    return sum(inner) * (params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1)
 
 
 def _inside(params: dict[str, Any]) -> list[Any]:

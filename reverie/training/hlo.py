@@ -155,7 +155,6 @@ def _parts(text: str) -> tuple[dict[str, _Part], str, set[str]]:
     """Return the computations by name, the name of the first, and the names of those inside fusions."""
     parts: dict[str, _Part] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    makers: dict[str, str] = {}
     fused: set[str] = set()
     part, entry = _Part(), ""
     for line in text.splitlines():
@@ -185,11 +184,8 @@ def _parts(text: str) -> tuple[dict[str, _Part], str, set[str]]:
         if kind == "conditional":
             part.calls.append((1, [each for names in BRANCHES.findall(line) for each in re.findall(NAME, names)]))
         made_by = each[1] if (each := MADE_BY.search(line)) else ""
-        # XLA drops the name of a matmul whose batch of one it drops: it is named like what made its operands.
-        makers[name] = made_by or next(filter(None, (makers.get(each, "") for each in _operands(line, kind))), "")
-        makers |= dict.fromkeys(called, makers[name])
         if kind in ("dot", "convolution") or GEMM in line:
-            part.flops.append((_matmul(line, kind, shapes, shapes[name]), makers[name]))
+            part.flops.append((_matmul(line, kind, shapes, shapes[name]), made_by))
         if (plain := kind.removesuffix("-start")) in KINDS:
             channel = re.search(r"channel_id=(\d+)", line)
             sent = _collective(line, plain, arrays, kind != plain, made_by)
@@ -200,8 +196,7 @@ def _parts(text: str) -> tuple[dict[str, _Part], str, set[str]]:
             part.collectives.append((name, Collective(what, _size(*arrays[0]), (), shape, (size,), made_by, True)))
         if kind not in NO_ARRAYS:
             part.arrays += [Large(_size(*each), f"{each[0]}[{each[1]}]", made_by) for each in arrays]
-    for name, part in parts.items():
-        part.flops = [(number, made_by or makers.get(name, "")) for number, made_by in part.flops]
+    for part in parts.values():
         for trips, condition, body in part.loops:
             part.calls.append((trips or _trips(parts, condition, body), [body]))
     return parts, entry, fused
@@ -228,15 +223,11 @@ def _size(dtype: str, shape: str) -> int:
     return math.prod(dims(shape)) * int(bits[0] if bits else 8) // 8
 
 
-def _operands(line: str, kind: str) -> list[str]:
-    """Return the names of an instruction's operands; in some versions of XLA, shapes are among them."""
-    inside = line[line.index(f" {kind}(") :]
-    return re.findall(NAME, inside.partition(")")[0])
-
-
 def _matmul(line: str, kind: str, shapes: dict[str, tuple[int, ...]], out: tuple[int, ...]) -> float:
     """FLOPs of a dot, of a convolution (a TPU's text has all matmuls as convolutions) or of a call of cuBLAS."""
-    names = [each for each in _operands(line, kind) if each in shapes]
+    # Operands are names, in some versions with their shapes before them.
+    inside = line[line.index(f" {kind}(") :]
+    names = [each for each in re.findall(NAME, inside.partition(")")[0]) if each in shapes]
     if kind == "convolution":
         return _convolution(line, shapes[names[0]], shapes[names[1]], out)
     axes = re.search(r'lhs_contracting_dim(?:ension)?s"?[=:][\[{]([\d,"]*)[\]}]', line)

@@ -15,9 +15,6 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 from jax import Array
-from jax.sharding import PartitionSpec
-
-from reverie.nn import placement
 
 Weights = dict[str, Array]
 SCOPE = "optimizer"  # of its operations, by which a compiled program knows them
@@ -77,7 +74,7 @@ class OptimConfig:
             muon_weight_dimension_numbers=_muon_axes,
             consistent_rms=0.2,  # updates as large as Adam's, so one rate and one decay serve both (arXiv 2502.16982)
         )
-        both = optax.partition({"muon": _by_layers(muon), "adamw": adamw}, _kinds)
+        both = optax.partition({"muon": muon, "adamw": adamw}, _kinds)
         clip = optax.clip_by_global_norm(self.clip) if self.clip else optax.identity()
         chain = optax.chain(clip, both if self.kind == "muon" else adamw)
 
@@ -89,34 +86,6 @@ class OptimConfig:
             return _promoting(chain.update)(_float32(updates), state, _float32(params))
 
         return optax.GradientTransformation(init, update)
-
-
-def _by_layers(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Return an optimiser that treats each layer alone, and whose layers are dealt to the devices that share weights.
-
-    Its matrix products need whole matrices. Left to itself, XLA sends partial products of a square matrix for each
-    layer, and every device repeats the others (docs/scaling.md). Here a device has the whole matrices of some layers.
-    """
-
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        mesh = placement.mesh_here()
-        dealt = tuple(name for name in mesh.axis_names if name != "data") if mesh is not None else ()
-        if mesh is None or (parts := math.prod(mesh.shape[name] for name in dealt)) == 1:
-            return tx.update(updates, state, params)
-        given = (updates, state, params)
-        where = jax.tree.map(lambda leaf: PartitionSpec(dealt) if leaf.ndim == 3 else PartitionSpec(), given)
-        padded = jax.tree.map(lambda leaf: _padded(leaf, parts) if leaf.ndim == 3 else leaf, given)
-        found = jax.shard_map(
-            jax.named_scope(SCOPE)(tx.update), mesh=mesh, in_specs=where, out_specs=where[:2], check_vma=False
-        )(*padded)
-        return jax.tree.map(lambda made, leaf: made[: len(leaf)] if leaf.ndim == 3 else made, found, given[:2])
-
-    return optax.GradientTransformation(tx.init, update)
-
-
-def _padded(stacked: Array, parts: int) -> Array:
-    """Return stacked layers (L, ...) with layers of zeros, so that ``parts`` divide their number."""
-    return jnp.pad(stacked, ((0, -len(stacked) % parts), (0, 0), (0, 0)))
 
 
 def _promoting(fn: Callable) -> Callable:

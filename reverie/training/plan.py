@@ -54,7 +54,9 @@ def plan_step(run: Run, spec: Spec, folder: Path, where: Topology, quick: bool) 
             "parameters": sum(math.prod(leaf.shape) for leaf in state.params.values()),
             "devices": mesh.size,
             "row_parts": sharding.row_parts(mesh),
-            **_flops(traced.jaxpr, flops.count(_update_of(run, state))),
+            "flops_per_step": flops.count(traced.jaxpr),
+            "flops_of_costliest_step": flops.count(traced.jaxpr, costliest=True),
+            "flops_of_optimizer": flops.count(_update_of(run, state)),
             "parts": {name: hlo.held_bytes(part) for name, part in _parts(state, frozen, batch).items()},
             "copied": copied(mesh, state),
         }
@@ -140,15 +142,6 @@ def _of_weights(each: hlo.Collective, state: Any) -> bool:
     # What only moves is activations. In a TPU's program it may also be a matmul that sums a gradient in a ring.
     moves = each.kind in hlo.MOVES and not each.made_by.endswith("dot_general")
     return f"/{SCOPE}/" in each.made_by or all(size <= FEW or (size in sizes and not moves) for size in each.sizes)
-
-
-def _flops(step: Any, optimizer: float) -> dict[str, float]:
-    """Return what a step counts. ``optimizer``: its FLOPs without the layers of zeros that fill up a mesh."""
-    return {
-        "flops_per_step": flops.count(step, without=SCOPE) + optimizer,
-        "flops_of_costliest_step": flops.count(step, costliest=True, without=SCOPE) + optimizer,
-        "flops_of_optimizer": optimizer,
-    }
 
 
 def _update_of(run: Run, state: Any) -> Any:
