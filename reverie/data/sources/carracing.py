@@ -76,8 +76,8 @@ class Car:
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Hold an action of ``SPACE`` for a frame's steps; the reward is their sum."""
         wheel, pedal = action
-        seen, *told = self._run(np.array([STEER[wheel], *PEDALS[pedal]]), self._skip)
-        return (seen[VIEW], *told)
+        seen, *rest = self._run(np.array([STEER[wheel], *PEDALS[pedal]]), self._skip)
+        return (seen[VIEW], *rest)
 
     def _run(self, action: np.ndarray, steps: int) -> tuple:
         """Step several times with one action, or until the episode ends, and draw the last step alone."""
@@ -85,13 +85,13 @@ class Car:
         self.unwrapped._render = lambda mode: None  # drawing takes nine tenths of a step
         try:
             for _ in range(steps):
-                _, reward, ended, cut, told = self._env.step(action)
+                _, reward, ended, cut, info = self._env.step(action)
                 total += float(reward)
                 if ended:
                     break
         finally:
             self.unwrapped._render = draw
-        return np.asarray(draw("state_pixels")), total, ended, cut, told
+        return np.asarray(draw("state_pixels")), total, ended, cut, info
 
     def close(self) -> None:
         """Close the environment."""
@@ -103,6 +103,7 @@ class Driver:
 
     def __init__(self, car: Car, rng: np.random.Generator):
         self._car, self._speed, self._care = car.unwrapped, rng.uniform(*SPEEDS), rng.uniform(*CARE)
+        self._road = np.array(self._car.track)[:, 2:4]  # (N,2), the middle every 3.5 units
         self._pressed: np.ndarray | None = None  # keys at random, while they are held
 
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
@@ -114,7 +115,7 @@ class Driver:
         return self._follow() if self._pressed is None else self._pressed
 
     def _follow(self) -> np.ndarray:
-        hull, road = self._car.car.hull, np.array(self._car.track)[:, 2:4]  # (N,2), the middle every 3.5 units
+        hull, road = self._car.car.hull, self._road
         ahead, speed = np.array(hull.GetWorldVector((0, 1))), float(np.hypot(*hull.linearVelocity))
         nearest = int(((road - np.array(hull.position)) ** 2).sum(1).argmin())
         way = _unit(road[(nearest + 3 + int(speed / 15)) % len(road)] - np.array(hull.position))
