@@ -11,11 +11,17 @@ from typing import Any
 
 FILE = Path(__file__).with_name("catalogue.json")
 WORLDS = Path(__file__).with_name("worlds")
+PRETRAINED = Path(__file__).with_name("pretrained")  # what training starts from; not made to be played
 
 
 def shipped() -> dict[str, Path]:
     """Return the worlds that come with the package, by name."""
     return {path.name: path for path in sorted(WORLDS.glob("*/")) if not path.name.startswith((".", "_"))}
+
+
+def starts() -> dict[str, Path]:
+    """Return what comes with the package and training can start from, by name: pretrained weights, and worlds."""
+    return {path.name: path for path in sorted(PRETRAINED.glob("*/"))} | shipped()
 
 
 @functools.cache

@@ -172,6 +172,8 @@ def _worlds(add: Callable[..., Parser]) -> None:
     text = "a folder of videos, a video, a store, or a source's name"
     completed(one.add_argument("source", metavar="SOURCE", help=text), sources_known)
     add_training(one, "how long it may train (30)")
+    text = "start with the weights of this world, with none, or by a trial with what comes with Reverie (auto)"
+    one.add_argument("--pretrained", metavar="WORLD", default="auto", help=text)
     add_dry_run(one)
     add_log(one)
 

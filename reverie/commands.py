@@ -35,16 +35,17 @@ def demo(args: argparse.Namespace) -> None:
 
 def learn(args: argparse.Namespace) -> None:
     from reverie.data.cloud import local_copy
-    from reverie.pipeline import MINUTES, learn, recipe_for
+    from reverie.pipeline import MINUTES, learn, recipes_for
 
     source, out = str(local_copy(args.source)), args.out or Path("runs") / Path(args.source).resolve().stem
     if args.dry_run:
         from reverie.forecast import forecast
 
         minutes = MINUTES if args.minutes is None else args.minutes
-        print(forecast(args.source, *recipe_for(source, out, minutes), minutes))
+        recipes, spec = recipes_for(source, out, minutes, args.pretrained)
+        print(forecast(args.source, recipes[0], spec, minutes))
         return
-    learn(source, out, args.minutes, fresh=args.fresh, loggers=tuple(args.log))
+    learn(source, out, args.minutes, pretrained=args.pretrained, fresh=args.fresh, loggers=tuple(args.log))
 
 
 def recipe_of(args: argparse.Namespace) -> Any:

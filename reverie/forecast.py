@@ -39,8 +39,9 @@ def forecast(name: str, recipe: Recipe, spec: Spec, minutes: float | None = None
     """
     found, rate, limit = costs(recipe, spec), matmul_rate(), ""
     if minutes is not None:
-        names, limit = list(found), f"steps: at most, in {minutes:g} minutes; training times a few steps and chooses."
-        fit = {stage: int(seconds_for(stage, minutes, names) * rate / of.flops) for stage, of in found.items()}
+        limit = f"steps: at most, in {minutes:g} minutes; training times a few steps and chooses."
+        runs = stages(recipe)
+        fit = {stage: int(seconds_for(stage, minutes, runs) * rate / of.flops) for stage, of in found.items()}
         recipe = config.replace(recipe, **{f"{stage}.steps": steps for stage, steps in fit.items()})
     rows: list[tuple[str, ...]] = [HEAD]
     together = 0.0

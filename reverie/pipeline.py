@@ -7,50 +7,67 @@ A world is a folder. Each stage has a folder in it and resumes from its last che
 """
 
 import contextlib
+import logging
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 
-from reverie.budget import TRIAL, begun, check_minutes, in_time
+from reverie.budget import TRIAL, begun, check_minutes, in_time, psnr_in
+from reverie.catalogue import starts
 from reverie.data.episode import Dataset, Spec
 from reverie.data.held_out import held_out
 from reverie.data.shifted import enlarged
 from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
 from reverie.evaluation.run import evaluate_run
+from reverie.library import place as world_at
 from reverie.nn.compiled import cache_compilations
-from reverie.presets.fitting import fitting
+from reverie.presets.finetuning import GENERAL, finetuning
+from reverie.presets.fitting import ENOUGH, fitting
 from reverie.presets.recipe import Recipe, logging_to, stages
 from reverie.recorded import WORLD, minutes_of, note, record, source_of, write_note
 from reverie.training import checkpoint, sharding
 from reverie.training.engine import Run, check_all, check_here, fit
 from reverie.training.folder import NEXT, STAGES, begin, commit, discard, owned, settled
 from reverie.training.log import LoggerName
-from reverie.training.record import RECORD
+from reverie.training.record import RECORD, read_record
 from reverie.training.resume import is_run, resume_from
 from reverie.world_folder import write_initial_frames
 
+log = logging.getLogger(__name__)
 DEMO = "toy-maskgit-latent"  # the preset of `reverie demo`
 MINUTES = 30.0  # the time `reverie learn` trains by default
+AUTO, NONE = "auto", "none"  # with which weights it starts: the package's if they are better, or new ones
+TRIED, LONGEST = 0.02, 60  # share of the time for the trial of each recipe, and seconds at most
 
 
 def learn(
-    source: str, out: Path, minutes: float | None = None, *, fresh: bool = False, loggers: tuple[LoggerName, ...] = ()
+    source: str,
+    out: Path,
+    minutes: float | None = None,
+    *,
+    pretrained: str = AUTO,
+    fresh: bool = False,
+    loggers: tuple[LoggerName, ...] = (),
 ) -> Path:
     """Train a world on ``source``: videos (a folder or a file), a store, an .npz, or the name of a source.
 
     ``minutes`` is the time for all training on this machine; steps and sizes follow from it. If the world was trained
-    for fewer minutes before, its dynamics are trained further.
+    for fewer minutes before, its dynamics are trained further. ``pretrained``: the world whose weights it starts with;
+    "none"; or "auto", which tries those that come with the package (``_better``).
     """
     minutes = MINUTES if minutes is None else minutes
-    recipe, _ = recipe_for(source, out, minutes)
-    return train(logging_to(recipe, loggers), out, minutes, fresh=fresh)
+    recipes, _ = recipes_for(source, out, minutes, pretrained)
+    recipe, *others = (logging_to(recipe, loggers) for recipe in recipes)
+    return train(recipe, out, minutes, fresh=fresh, others=others)
 
 
-def recipe_for(source: str, out: Path, minutes: float) -> tuple[Recipe, Spec]:
-    """Return the recipe by which ``learn`` trains, and the spec of its data; nothing is written."""
+def recipes_for(source: str, out: Path, minutes: float, pretrained: str = AUTO) -> tuple[list[Recipe], Spec]:
+    """Return the recipes of which ``learn`` follows the better one, and the spec of their data; nothing is written."""
     check_minutes(minutes)
     out = Path(out).absolute()
     settled(out)
@@ -58,12 +75,29 @@ def recipe_for(source: str, out: Path, minutes: float) -> tuple[Recipe, Spec]:
     where = str(Path(source).resolve()) if made is None else made
     there = out / "data" if (out / "data").exists() and (out / WORLD).is_file() else None
     spec = open_dataset(there or where).spec if there or isinstance(where, str) else where.spec()
-    return replace(fitting(spec, str(there) if there else where, minutes), source=where), spec
+    data, recipes = str(there) if there else where, []
+    if pretrained in (AUTO, NONE):
+        recipes = [fitting(spec, data, minutes)]
+    if pretrained != NONE:
+        name, known = GENERAL if pretrained == AUTO else pretrained, starts()
+        world = world_at(name) if Path(name).exists() and pretrained != AUTO else known.get(name) or world_at(name)
+        try:
+            recipes.insert(0, finetuning(world, spec, data, minutes, out))
+        except ReverieError as error:
+            if pretrained != AUTO:
+                raise
+            print(error, file=sys.stderr)
+    if recipes[0].lam is not None and spec.actions.kind != "none":
+        log.warning("less than %.0f %% of the recordings have actions: they are inferred from all", 100 * ENOUGH)
+    return [replace(recipe, source=where) for recipe in recipes], spec
 
 
-def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: bool = False) -> Path:
+def train(
+    recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: bool = False, others: Sequence[Recipe] = ()
+) -> Path:
     """Follow a recipe in the folder ``out`` and skip finished stages; ``minutes``: do as many steps as fit.
 
+    ``others``: recipes for the same data, of which one is followed if it is better in a trial (``_better``).
     ``fresh``: start over. The old world stays until the new one is complete; so do the old checkpoints of a run that
     is extended. Data are never removed. In a job of several processes, which must share a disk, all of them train and
     process 0 does the rest (``training.sharding.connect``).
@@ -79,6 +113,8 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
     with owned(out, *(out / name for name in STAGES if (out / name).is_dir())):
         sharding.by_first(lambda: record(recipe, out, lambda found: _fitted(recipe.tokenizer, found), _say))
         dataset, unseen = open_dataset(out / "data", "train"), held_out(out / "data")
+        if others and minutes is not None:
+            recipe = _better([recipe, *others], out, dataset, unseen, minutes, fresh)
         runs = {name: _fitted(run, dataset) for name in STAGES if (run := getattr(recipe, name)) is not None}
         check_all({out / name: run for name, run in runs.items()}, dataset)
         place = _place(runs, out, dataset, minutes, fresh)
@@ -109,6 +145,30 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, *, fresh: boo
     return out
 
 
+def _better(
+    recipes: Sequence[Recipe], out: Path, dataset: Dataset, unseen: Dataset, minutes: float, fresh: bool
+) -> Recipe:
+    """Return the recipe whose tokenizer reconstructs held-out frames best after equally long trials.
+
+    Once a tokenizer is begun in ``out``, its recipe stays.
+    """
+    for place in (out / NEXT, *([] if fresh else [out])):
+        if checkpoint.steps(place / "tokenizer"):
+            start = read_record(place / "tokenizer").run.start_from
+            return next((each for each in recipes if each.tokenizer.start_from == start), recipes[-1])
+    seconds = min(max(minutes * 60 * TRIED, 1), LONGEST)
+    found = [psnr_in(seconds, _fitted(each.tokenizer, dataset), out, dataset, unseen) for each in recipes]
+    best = max(range(len(recipes)), key=found.__getitem__)
+    said = ", ".join(
+        f"{psnr:.1f} dB from {each.tokenizer.start_from or 'nothing'}"
+        for psnr, each in zip(found, recipes, strict=True)
+    )
+    _say(f"tokenizers after {seconds:.0f} seconds: {said}")
+    if (noted := note(out)) is not None:
+        sharding.by_first(lambda: write_note(out, recipes[best], contents=noted.get("contents")))
+    return recipes[best]
+
+
 def _stages(
     runs: dict[str, Run], out: Path, place: Path, dataset: Dataset, unseen: Dataset, minutes: float | None
 ) -> bool:
@@ -119,7 +179,7 @@ def _stages(
             old = begun(name, out, place, minutes, past)
             if old is None:
                 _say(f"{name}: timing {TRIAL} steps")
-                old = in_time(run, place, name, dataset, unseen, minutes, list(runs))
+                old = in_time(run, place, name, dataset, unseen, minutes, runs)
             runs[name] = run = old if checkpoint.is_done(place / name, old) else replace(old, loggers=run.loggers)
         if checkpoint.is_done(place / name, run):
             _say(f"{name}: already trained")

@@ -308,27 +308,32 @@ def test_a_run_starts_with_plain_weights_too(tmp_path, trained):
     whole = plain.read(file)
     plain.write(file, whole._replace(weights={name: 2 * array for name, array in whole.weights.items()}))
     blueprint = Blueprint(ToyObjective(), DATA.spec, 0, tmp_path)
-    (ours, theirs) = (take(source, blueprint, lambda *_: HERE) for source in (trained, file))
+    (ours, theirs) = (take(str(source), tmp_path, blueprint, lambda *_: HERE) for source in (trained, file))
     assert [*theirs.weights] == [*ours.weights] and theirs.report["run"] == file.name
     for name, array in ours.weights.items():
         np.testing.assert_array_equal(theirs.weights[name], 2 * array, err_msg=name)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(Damaged, match="is not what was written"):
-        take(file, blueprint, lambda *_: HERE)
+        take(str(file), tmp_path, blueprint, lambda *_: HERE)
 
 
 def test_weights_that_do_not_fit_are_listed_with_their_shapes(tmp_path, trained):
     def taken(width):
         blueprint = Blueprint(ToyObjective(width=width), DATA.spec, 0, tmp_path)
-        return take(trained, blueprint, lambda *_: HERE)
+        return take(str(trained), tmp_path, blueprint, lambda *_: HERE)
 
     narrow = taken(8)
     assert {*narrow.weights} == {"calls", "out.bias"} and not narrow.report["new"] and not narrow.report["not used"]
     assert narrow.report["another shape"]["out.kernel"] == [(16, 48), (8, 48)]
     assert len(taken(16).weights) == 8
-    with pytest.raises(ReverieError, match="there is nothing at"):
-        fit(toy_run(1, start_from="../nowhere"), tmp_path / "run", dataset=DATA)
-    assert not (tmp_path / "run").exists()
+    for start, says in [
+        ("../nowhere", "there is nothing at"),
+        ("reverie:platfrom/tokenizer", "no weights 'reverie:platfrom/tokenizer' come with Reverie.*'platformer'"),
+        ("reverie:platformer/../dynamics", "no weights"),
+    ]:
+        with pytest.raises(ReverieError, match=says):
+            fit(toy_run(1, start_from=start), tmp_path / "run", dataset=DATA)
+        assert not (tmp_path / "run").exists()
 
 
 def test_plain_weights_load_as_the_same_model_wherever_they_lie(tmp_path):

@@ -178,6 +178,15 @@ def test_vizdoom_leaves_no_files_in_the_current_folder(tmp_path):
     assert len(episode.frames) == 4 and not list(tmp_path.iterdir())
 
 
+def test_vizdooms_campaign_maps_are_walked_in_silence():
+    """They ask for sound, without a device for which the engine ends the process; and for several buttons at once."""
+    pytest.importorskip("vizdoom", reason="needs the extra 'vizdoom'", exc_type=ImportError)
+    source = ViZDoomConfig(path="VizdoomFreedoom2MAP01-S1-v0", walk=True, skip=2, count=1, frames=12, size=(24, 32))
+    (episode,) = source.episodes()
+    episode.validate(source.spec())
+    assert {"move forward", "turn left"} < set(source.spec().actions.names) and len(episode.frames) == 12
+
+
 def test_the_actions_of_boxing_need_no_engine():
     pytest.importorskip("ale_py", reason="needs the extra 'atari'", exc_type=ImportError)
     source = AtariConfig(path="ALE/Boxing-v5", size=(16, 16), fps=15.0)

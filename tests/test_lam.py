@@ -1,6 +1,7 @@
 """Latent actions: what they may know of, and that they find the actions of a world without labels."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from reverie.actions import START, ActionSpace
 from reverie.models.lams import families
 from reverie.models.lams.pixels import PixelLAMConfig
 from reverie.models.lams.tokens import TokenLAMConfig, kmeans
+from reverie.models.tokenizers.mae import MAEConfig
 from reverie.models.tokenizers.vqvae import VQVAEConfig
 from reverie.nn.batch import row_keys, settle
 from reverie.nn.quantise import VQConfig
@@ -21,12 +23,22 @@ from reverie.training.optim import OptimConfig
 
 KEY = jax.random.key(0)
 STEPS = 600
-MANY = {PixelLAMConfig: {"quantiser": VQConfig(codes=32, width=4)}, TokenLAMConfig: {"actions": 32}}
 
 
-@pytest.fixture(scope="module", params=families().values(), ids=families())
+SEEN = {"over codes": VQVAEConfig, "over vectors": MAEConfig}
+MODELS = {"pixels": lambda: lam(PixelLAMConfig, quantiser=VQConfig(codes=32, width=4))}
+MODELS |= {
+    f"tokens {what}": partial(lambda seen: lam(actions=32, sees=tokenizer(seen)), seen) for what, seen in SEEN.items()
+}
+
+
+def test_every_family_is_tested():
+    assert {name.partition(" ")[0] for name in MODELS} == set(families())
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
 def model(request):
-    return lam(request.param, **MANY[request.param])
+    return request.param()
 
 
 @pytest.fixture(scope="module")
@@ -114,20 +126,29 @@ def walking_dot(rng, batch=32, length=4, places=8):
     return (at[..., None] == np.arange(places)).astype(np.int32), actions[:, 1:]
 
 
+CODES = {"tokens": 2, "tokenizer": tiny(VQVAEConfig())}
+VECTORS = {"tokens": 0, "numbers": 3, "tokenizer": tiny(MAEConfig())}
+
+
 @pytest.mark.usefixtures("optimised")
-def test_over_tokens_it_finds_actions_without_labels():
+@pytest.mark.parametrize("kind", [CODES, VECTORS], ids=["codes", "vectors"])
+def test_over_tokens_it_finds_actions_without_labels(kind):
     """And a code means the same wherever the dot is. Five seeds of six do here (docs/log.md); one of two has to."""
+    look = np.array([[0.5, -0.3, 0.1], [-0.4, 0.6, -0.2]], np.float32)  # of an empty place, and of the dot
+
+    def seen(tokens):
+        return look[tokens] if kind is VECTORS else tokens
 
     def agreement(seed):
         small = dataclasses.replace(SMALL, width=32, hidden=128, time_every=0)
         rng = np.random.default_rng(seed)
         config = TokenLAMConfig(
-            frame=(8, 8, 3), tokens=2, grid=(1, 8), tokenizer=tiny(VQVAEConfig()), actions=2,
+            frame=(8, 8, 3), grid=(1, 8), actions=2, **kind,
             encoder=dataclasses.replace(small, position_embeddings=False), decoder=small,
         )  # fmt: skip
-        model = trained(config, (walking_dot(rng)[0] for _ in range(STEPS)), seed)
-        seen, actions = walking_dot(rng)
-        right = np.mean(np.asarray(jax.jit(lambda x: model.read(x))(seen)) == actions)
+        model = trained(config, (seen(walking_dot(rng)[0]) for _ in range(STEPS)), seed)
+        tokens, actions = walking_dot(rng)
+        right = np.mean(np.asarray(jax.jit(lambda x: model.read(x))(seen(tokens))) == actions)
         return max(right, 1 - right)
 
     assert any(agreement(seed) > 0.95 for seed in range(2))

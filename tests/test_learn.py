@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import re
 import shutil
 import sys
 from functools import partial
@@ -27,6 +28,7 @@ from reverie.presets.fitting import fitting
 from reverie.presets.recipe import Recipe
 from reverie.training import checkpoint
 from reverie.training.engine import Interrupted
+from reverie.training.record import read_record
 from reverie.world_folder import initial_frames
 
 STAGES = ("tokenizer", "lam", "dynamics")
@@ -261,3 +263,33 @@ def test_learn_in_no_time_and_interrupted(tmp_path, monkeypatch, capsys):
     assert (noted["dynamics"]["steps"], noted["minutes"]) == (2 * module.TRIAL, 0.0002)
     assert not list(out.glob(".*"))
     assert json.loads((out / "eval.json").read_text("utf-8"))["action_source"] == "latent"
+
+
+@pytest.fixture
+def general(made, monkeypatch):
+    """The small world, as the one that comes with the package to start from."""
+    monkeypatch.setattr(module, "starts", lambda: {"general": made[1]})
+    monkeypatch.setattr(module, "fitting", lambda spec, *args: shrunk(fitting(spec, *args), spec))
+    monkeypatch.setattr(module, "evaluate_run", lambda place, **_: (place / "eval.json").write_text("{}"))
+    return made[1]
+
+
+def test_learning_starts_with_the_weights_that_are_better(general, tmp_path, capsys):
+    """A world keeps what it began with, however often it is asked for; --fresh asks again."""
+    clips, out = films(tmp_path / "clips", 4), tmp_path / "world"
+    words = ["learn", str(clips), "--out", str(out), "--minutes", "0.0001"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    psnr = [float(each) for each in re.findall(r"([\d.]+) dB from", said)]
+    best = psnr.index(max(psnr))
+    assert len(psnr) == 2 and "dB from nothing" in said
+    starts = [bool(read_record(out / stage).run.start_from) for stage in STAGES]
+    assert starts == [best == 0] * 3
+    assert bool(json.loads((out / "world.json").read_text("utf-8"))["tokenizer"]["start_from"]) == starts[0]
+    before = stamps(out)
+    assert cli.main(words) == 0 and stamps(out) == before
+    assert "dB from" not in capsys.readouterr().out
+    assert cli.main([*words, "--fresh"]) == 0
+    assert "dB from nothing" in capsys.readouterr().out and not before.items() & stamps(out).items()
+    assert not list(out.glob(".*"))
+    reverie.load(out)

@@ -15,6 +15,7 @@ from reverie.data.sources.videos import VideosConfig
 from reverie.data.splits import divided
 from reverie.data.store import open_dataset
 from reverie.errors import ReverieError
+from reverie.pipeline import recipes_for
 from reverie.presets.fitting import fitting
 
 
@@ -132,7 +133,13 @@ def test_latent_actions_where_few_recordings_have_some(tmp_path, caplog):
         for made in (source, str(path)):
             recipe = fitting(source.spec(), made, 10)
             assert (recipe.lam is not None) == (labelled != "abcde"), (labelled, made)
-    assert np.mean(stores["a"].arrays["actions"] == UNLABELLED) > 0.5 and "less than 50 %" in caplog.text
+    assert np.mean(stores["a"].arrays["actions"] == UNLABELLED) > 0.5
+    caplog.clear()
+    recipes_for(str(tmp_path / "store1.npz"), tmp_path / "world", 10)
+    assert caplog.text.count("less than 50 % of the recordings have actions") == 1
+    caplog.clear()
+    recipes_for(str(tmp_path / "store5.npz"), tmp_path / "world", 10)
+    assert "less than" not in caplog.text
 
 
 def test_any_program_can_write_a_dataset(tmp_path):

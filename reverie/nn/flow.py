@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+CHANGED = 0.1  # a token of numbers in (-1, 1) has changed if it moved at least so far
+
 
 def noised(data: Array, noise: Array, level: Array) -> Array:
     """Return the point at ``level`` between noise (0) and data (1)."""
@@ -21,6 +23,12 @@ def noised(data: Array, noise: Array, level: Array) -> Array:
 def ramp(level: Array) -> Array:
     """Return the weight of a level in the loss, 0.9 level + 0.1 (Dreamer 4, arXiv 2509.24527, eq. 8)."""
     return jnp.float32(0.9) * level + jnp.float32(0.1)
+
+
+def moved(latents_BTND: Array) -> Array:
+    """Return 1.0 where a token differs by ``CHANGED`` from the frame before, root mean square of its numbers."""
+    step = jnp.mean(jnp.square(latents_BTND[:, 1:] - latents_BTND[:, :-1]), axis=-1)
+    return (step > CHANGED**2).astype(jnp.float32)
 
 
 def data_of(velocity: Array, point: Array, level: Array) -> Array:

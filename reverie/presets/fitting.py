@@ -1,6 +1,5 @@
 """A recipe for anybody's data, sized for the time there is."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ ENOUGH = 0.5  # of the recordings must have actions for the model to learn from 
 SAMPLED = 64  # episodes of a store that are looked at
 AUGMENT_BELOW = 6000  # frames: 4400 overfit in six minutes; at 8700 augmentation costs more than it gives (docs/log.md)
 
-log = logging.getLogger(__name__)
-
 
 def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     """Return a recipe for any data, sized for ``minutes`` on two CPU cores (steps follow from the machine itself).
@@ -42,7 +39,7 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
     optimizer = OptimConfig(kind="muon", rate=3e-3, warmup=100, decay=0.3, floor=0.02, weight_decay=1e-3)
     codebook = VQConfig(codes=512, width=16, rate_penalty=0.01)
     tokenizer = VQVAEConfig(patch=patch, encoder=look, decoder=look, quantiser=codebook, motion_weight=8.0)
-    lam = TokenLAMConfig(actions=6, encoder=replace(look, position_embeddings=False), decoder=look)
+    lam = latent_actions(tokenizer)
     maskgit = MaskGITConfig(
         transformer=net,
         context="hidden",
@@ -52,9 +49,7 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         temperature=0.5,
         schedule="geometric",
     )
-    latent = spec.actions.kind == "none" or _labelled(source) < ENOUGH
-    if latent and spec.actions.kind != "none":
-        log.warning("less than %.0f %% of the recordings have actions: they are inferred from all", 100 * ENOUGH)
+    latent = is_latent(spec, source)
     common: Any = {"optimizer": optimizer, "every": 500, "augment_below": AUGMENT_BELOW}
     act = DynamicsObjective(dynamics=maskgit, lam="../lam" if latent else None, context=4, action_noise=0.1)
     return Recipe(
@@ -65,6 +60,17 @@ def fitting(spec: Spec, source: Any, minutes: float) -> Recipe:
         lam=stage(LatentActionObjective(lam=lam), batch=12, length=3, steps=1500, **common) if latent else None,
         dynamics=stage(act, batch=8, length=8, steps=2000, **common),
     )
+
+
+def is_latent(spec: Spec, source: Any) -> bool:
+    """Whether actions are inferred from the pictures: too few recordings have some."""
+    return spec.actions.kind == "none" or _labelled(source) < ENOUGH
+
+
+def latent_actions(tokenizer: Any) -> TokenLAMConfig:
+    """Return a latent action model of six codes that looks at frames as a tokenizer's encoder does."""
+    look = tokenizer.encoder
+    return TokenLAMConfig(actions=6, encoder=replace(look, position_embeddings=False), decoder=look)
 
 
 def _labelled(source: Any) -> float:

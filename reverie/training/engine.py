@@ -107,7 +107,9 @@ class Run:
     keep: int = 2  # newest checkpoints that are kept, besides the one from which the run can be extended
     keep_every: int = 0  # keep the checkpoint of every so many steps as well; 0: of none
     keep_best: str = ""  # keep that of the best report as well: psnr, or min:NAME where less is better
-    start_from: str = ""  # another run, or plain weights (.safetensors), from this one's folder: what fits is taken
+    # another run, or plain weights (.safetensors), by the path from this one's folder, or what comes with the package
+    # (reverie:general/tokenizer): all weights that fit are taken
+    start_from: str = ""
     loggers: tuple[LoggerName, ...] = ()  # who gets metrics and pictures besides the run's folder
     max_skipped: int = 10  # steps in a row with a loss or gradient that is not finite; then training stops
     stall_minutes: float = 30.0  # without progress, after which training ends with its stacks on disk; 0: never
@@ -368,7 +370,7 @@ def _state(
         blueprint.check(out, found["weights"])
         if not found["optimizer"]:
             raise ReverieError(f"'{out}' holds weights only, as an export does: it can be played, not trained on.")
-    taken = partial.take(out / run.start_from, blueprint, place) if run.start_from and not found else partial.NOTHING
+    taken = partial.take(run.start_from, out, blueprint, place) if run.start_from and not found else partial.NOTHING
     weights = blueprint.build(place, found.get("weights", taken.weights))
     params, rest, frozen = ({name: weights[name] for name in blueprint.parts[part]} for part in blueprint.parts)
     tx = run.optimizer.make()

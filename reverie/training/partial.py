@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 
 import jax
 
+from reverie.catalogue import starts
 from reverie.checksums import write_json
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, did_you_mean
 from reverie.training import checkpoint, plain
 from reverie.training.blueprint import Blueprint, Place, Weights
+from reverie.training.folder import STAGES
 from reverie.training.record import find_run
 
 REPORT = "start.json"  # in the folder of a run: which weights it has from another run
 SHOWN = 3  # names of each kind in the printed line
+OURS = "reverie:"  # begins the name of a stage that comes with the package, as in reverie:general/tokenizer
 
 
 class Taken(NamedTuple):
@@ -34,13 +37,14 @@ class Taken(NamedTuple):
 NOTHING = Taken({}, {})
 
 
-def take(source: Path, blueprint: Blueprint, place: Place) -> Taken:
+def take(source: str, out: Path, blueprint: Blueprint, place: Place) -> Taken:
     """Return the weights of ``source``, a run or a file of plain weights, that fit ``blueprint``.
 
-    A run gives its averaged weights, if it has them. Prints how many were and were not taken. ReverieError if there is
-    no such source, or if no weight fits.
+    ``source``: a path from ``out``, or the name of a stage that comes with the package. A run gives its averaged
+    weights, if it has them. Prints how many were and were not taken. ReverieError if there is no such source, or if no
+    weight fits.
     """
-    folder, step, there = _weights_of(source, place)
+    folder, step, there = _weights_of(_place(source, out), place)
     here = {name: blueprint.shapes[name] for name in blueprint.saved}
     both = here.keys() & there.keys()
     taken = {name: there[name] for name in here if name in both and there[name].shape == here[name].shape}
@@ -59,6 +63,15 @@ def take(source: Path, blueprint: Blueprint, place: Place) -> Taken:
         print("; ".join(said), flush=True)
     report = {"run": folder.name, "step": step, "taken": {name: leaf.shape for name, leaf in taken.items()}, **lists}
     return Taken({name: leaf.astype(here[name].dtype) for name, leaf in taken.items()}, report)
+
+
+def _place(source: str, out: Path) -> Path:
+    if not source.startswith(OURS):
+        return out / source
+    name, _, stage = source.removeprefix(OURS).partition("/")
+    if name not in (known := starts()) or stage not in STAGES:
+        raise ReverieError(f"no weights '{source}' come with Reverie.{did_you_mean(name, known)}")
+    return known[name] / stage
 
 
 def _weights_of(source: Path, place: Place) -> tuple[Path, int | None, Weights]:

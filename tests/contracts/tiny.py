@@ -66,10 +66,12 @@ def awake(model: Any) -> Any:
     return model
 
 
-def lam(config: type = tokens.TokenLAMConfig, transformer: TransformerConfig = SMALL, **changes) -> Any:
-    """Return a latent action model for what ``tokenizer()`` sees, whose codes lie anywhere."""
+def lam(
+    config: type = tokens.TokenLAMConfig, transformer: TransformerConfig = SMALL, sees: Any = None, **changes
+) -> Any:
+    """Return a latent action model for what a tokenizer sees, whose codes lie anywhere."""
     small = dataclasses.replace(tiny(config(), transformer), **changes)
-    model = small.fitted(FRAME, tokenizer()).make(nnx.Rngs(2))
+    model = small.fitted(FRAME, sees or tokenizer()).make(nnx.Rngs(2))
     if hasattr(model, "sums"):
         model.sums[...] = jax.random.normal(jax.random.key(0), model.sums.shape)
     return model

@@ -54,7 +54,11 @@ class ViZDoomConfig(GymnasiumConfig):
         return self.fps or TICS / self.skip
 
     def _make(self, gymnasium: Any) -> Any:
-        env = gymnasium.make(self.path, render_mode="rgb_array", disable_env_checker=True, frame_skip=self.skip)
+        # Campaign maps ask for sound, which is never read. Without a device for it the engine ends the process.
+        silent: Any = {"audio_buffer_enabled": False, "sound_enabled": False}
+        plain: Any = {"render_mode": "rgb_array", "disable_env_checker": True}
+        one: Any = {"max_buttons_pressed": 1} if self.walk else {}  # campaign maps press several keys at once
+        env = gymnasium.make(self.path, frame_skip=self.skip, **plain, **silent, **one)
         game = env.unwrapped
         game.metadata = {**game.metadata, "render_fps": TICS / self.skip}
         if combinations := getattr(game, "button_map", None):

@@ -27,12 +27,10 @@ from reverie.config import FROM_DATA
 from reverie.nn.agent_tokens import AgentState
 from reverie.nn.batch import Loss, draw_rows, mean, row_keys, split_keys
 from reverie.nn.embed import ActionEmbedding, LevelEmbedding, from_start
-from reverie.nn.flow import data_of, denoise, noised, ramp
+from reverie.nn.flow import data_of, denoise, moved, noised, ramp
 from reverie.nn.kv_cache import KVCache, previous_frames
 from reverie.nn.linear import Linear
 from reverie.nn.transformer import SpaceTimeTransformer, Times, TransformerConfig
-
-CHANGED = 0.1  # a token has changed if its latent moved at least so far, root mean square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,16 +124,12 @@ class Diffusion(nnx.Module):
         return {name: each.value for name, each in found.items()}
 
     def _metrics(self, error_BTN, latents_BTNL):
-        return {"error": mean(error_BTN), "error_changed": mean(error_BTN, self._changed(latents_BTNL))}
+        return {"error": mean(error_BTN), "error_changed": mean(error_BTN, moved(latents_BTNL))}
 
     def _weighted(self, error_BTN, level_BT, latents_BTNL):
         """The mean error, weighted by level and by what changed."""
-        weights = 1 + jnp.float32(self.config.changed_weight) * self._changed(latents_BTNL)
+        weights = 1 + jnp.float32(self.config.changed_weight) * moved(latents_BTNL)
         return mean(error_BTN, ramp(level_BT)[..., None] * weights)
-
-    def _changed(self, latents_BTNL):
-        step = jnp.mean(jnp.square(latents_BTNL[:, 1:] - latents_BTNL[:, :-1]), axis=-1)
-        return (step > CHANGED**2).astype(jnp.float32)
 
     def _predict(self, latents_BTNL, actions_BT, keys_B, level: float | None = None):
         """Return levels (B, T-1), predicted and true latents (B, T-1, N, L) of frames 1..T-1.

@@ -1,9 +1,9 @@
 """Latent actions over tokens: the transition between two frames' tokens as one of a few codes.
 
 The task is Genie's (arXiv 2402.15391, section 2.1): an encoder reads two frames and encodes the transition; a decoder
-reads the first frame and the code and predicts the second. Here frames are the codes of a frozen tokenizer. So the
-decoder predicts a distribution, and the likelihood scores every error alike. Over pixels the same network learns that a
-few of a thousand patches are wrong.
+reads the first frame and the code and predicts the second. Here frames are the tokens of a frozen tokenizer, codes or
+vectors. So the decoder predicts a distribution, and the likelihood scores every error alike. Over pixels the same
+network learns that a few of a thousand patches are wrong.
 
 A codebook from the first step on encodes whatever the decoder cannot predict *yet*: the scene, the weather, a bird. So
 training has two halves. In the first half a transition is a point in a small space, as in a variational autoencoder
@@ -11,7 +11,8 @@ training has two halves. In the first half a transition is a point in a small sp
 those points into codes. In the second half the code of a transition is the one with the best prediction, and the
 encoder learns to infer it: expectation-maximisation from a start that already separates actions.
 
-Shapes: B batch, T time, N tokens per frame, P pairs of frames (B times T-1), L latent width, A codes, V token codes.
+Shapes: B batch, T time, N tokens per frame, P pairs of frames (B times T-1), L latent width, A codes, V token codes, D
+numbers of a token that is a vector.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from reverie.actions import START
 from reverie.config import FROM_DATA
 from reverie.nn.batch import Loss, Mean, Rows, draw_rows, mean
 from reverie.nn.codes import AT_ONCE, changed, scores
+from reverie.nn.flow import moved
 from reverie.nn.linear import Linear
 from reverie.nn.quantise import usage
 from reverie.nn.running import Statistics
@@ -36,15 +38,17 @@ from reverie.nn.transformer import SpaceTimeTransformer, TransformerConfig
 KL_WEIGHTS, KL_RATE = (2e-4, 0.1), 0.015  # bounds of the KL weight, and how fast it adapts to the rate
 RECENT = 1024  # points that k-means groups into codes
 DECAY = 0.99  # of a code's running mean, per step
+LEAST = 1e-4  # variance of a vector's numbers
 INFERENCE = 0.05  # weight of the encoder's cross-entropy to the code with the best prediction
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLAMConfig:
-    """``actions`` codes over a tokenizer's grid of codes; ``tokens``, ``grid`` and ``frame`` follow from that."""
+    """``actions`` codes over a tokenizer's grid of tokens. The first five fields follow from that: see ``fitted``."""
 
     frame: tuple[int, int, int] = field(default=(64, 64, 3), metadata=FROM_DATA)
-    tokens: int = field(default=1024, metadata=FROM_DATA)
+    tokens: int = field(default=1024, metadata=FROM_DATA)  # codes that a token has; 0: tokens are vectors
+    numbers: int = field(default=0, metadata=FROM_DATA)  # of a token that is a vector
     grid: tuple[int, int] = field(default=(8, 8), metadata=FROM_DATA)
     tokenizer: Any = field(default=None, metadata=FROM_DATA)  # its config
     actions: int = 6  # latent actions
@@ -60,35 +64,37 @@ class TokenLAMConfig:
     distance_weight: float = 0.02  # cost of a code, in nats per token, per squared distance from the encoder's point
 
     def fitted(self, frame: tuple[int, int, int], tokenizer: Any) -> "TokenLAMConfig":
-        """Return this config for a tokenizer's codes."""
-        return dataclasses.replace(
-            self, frame=frame, tokens=tokenizer.codes, grid=tokenizer.grid, tokenizer=tokenizer.config
-        )
+        """Return this config for a tokenizer's tokens."""
+        numbers = 0 if tokenizer.codes else tokenizer.width
+        read = {"tokens": tokenizer.codes, "numbers": numbers, "grid": tokenizer.grid, "tokenizer": tokenizer.config}
+        return dataclasses.replace(self, frame=frame, **read)
 
     def make(self, rngs: nnx.Rngs) -> "TokenLAM":
         """Return the module."""
-        return TokenLAM(self, rngs=rngs)
+        return VectorLAM(self, rngs=rngs) if self.numbers else TokenLAM(self, rngs=rngs)
 
 
 class TokenLAM(nnx.Module):
-    """Encoder and decoder with a few codes between them, and the frozen tokenizer whose codes they read."""
+    """Encoder and decoder with a few codes between them, and the frozen tokenizer whose codes they read.
+
+    What a token is, only ``_make_tokens`` and the methods after ``_weights`` know.
+    """
+
+    right = "accuracy_changed"  # of the second number of ``_score``, where a token changed
 
     def __init__(self, config: TokenLAMConfig, *, rngs: nnx.Rngs):
         self.config, self.codes = config, config.actions
         self.tokenizer: Any = config.tokenizer.make(rngs)
         self.receptive_field = 1 + config.encoder.receptive_field + self.tokenizer.receptive_field
-
-        def table(width):
-            return nnx.Param(jax.random.normal(rngs.params(), (config.tokens, width)) * 0.5)
-
-        self.change, self.before = table(config.encoder.width), table(config.decoder.width)
+        self._make_tokens(config, rngs)
         # Without position embeddings the encoder sees the relative positions of changes, not where in the frame they
         # are: an action is the same everywhere. With them, its points encoded the scene (decision 004).
         self.encoder = SpaceTimeTransformer(config.encoder, config.grid, rngs=rngs)
         self.to_latent = Linear(config.encoder.width, 2 * config.latent, rngs=rngs)
         self.action = Linear(config.latent, config.decoder.width, rngs=rngs)
         self.decoder = SpaceTimeTransformer(config.decoder, config.grid, extra=1, rngs=rngs)
-        self.head = Linear(config.decoder.width, config.tokens, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+        numbers = config.numbers or config.tokens
+        self.head = Linear(config.decoder.width, numbers, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
         self.price = Statistics(jnp.full((), 0.002))  # the KL weight, per nat
         self.grouped = Statistics(jnp.zeros((), bool))
         self.recent = Statistics(jnp.zeros((RECENT, config.latent)))
@@ -111,7 +117,7 @@ class TokenLAM(nnx.Module):
         """Frames 1..T-1 predicted from those before and the inferred codes, float32 in 0..1."""
         seen = self.see(frames_BTHWC)
         codes = self.read(seen)
-        return self.tokenizer.decode(jnp.argmax(self.head(self._predict(seen, self.book[codes])), axis=-1))
+        return self.tokenizer.decode(self._tokens(seen, self._predict(seen, self.book[codes])))
 
     @property
     def book(self) -> Array:
@@ -128,10 +134,10 @@ class TokenLAM(nnx.Module):
             lambda: self._continuous(seen_BTN, mean_BTL, log_std, keys_B),
         )
         points, one_hot = jax.lax.stop_gradient(mean_BTL), jax.nn.one_hot(codes, c.actions)
-        metrics = {"accuracy_changed": mean(right, changed(seen_BTN)), "nats": mean(nats), "named": mean(inferred)}
+        metrics = {self.right: mean(right, self._changed(seen_BTN)), "nats": mean(nats), "named": mean(inferred)}
         metrics |= {f"code_{name}": share for name, share in usage(codes, c.actions).items()}
         sums = jnp.einsum("bta,btl->al", one_hot, points)
-        notes = Assigned(mean(nats), Rows(points), one_hot.sum(axis=(0, 1)), sums)
+        notes = Assigned(mean(nats), mean(nll_BTN), Rows(points), one_hot.sum(axis=(0, 1)), sums)
         return Loss((mean(nll_BTN, self._weights(seen_BTN)), mean(penalty)), metrics, notes)
 
     def settle(self, note: "Assigned", key: Array, progress: Array) -> None:
@@ -184,18 +190,44 @@ class TokenLAM(nnx.Module):
 
     def _encode(self, seen_BTN):
         """The distribution of each transition: mean and log of the standard deviation, both (B, T-1, L)."""
-        table = self.change[...]
-        current, previous = seen_BTN[:, 1:], seen_BTN[:, :-1]
-        y = self.encoder(table[current] - table[previous])
-        moved = changed(seen_BTN)[..., None]
-        y = jnp.sum(y * moved, axis=2) / (jnp.sum(moved, axis=2) + 1)
+        each = self._read(seen_BTN)
+        y = self.encoder(each[:, 1:] - each[:, :-1])
+        own = self._changed(seen_BTN)[..., None]
+        y = jnp.sum(y * own, axis=2) / (jnp.sum(own, axis=2) + 1)
         mean, log_std = jnp.split(self.to_latent(y), 2, axis=-1)
         return mean, jnp.clip(log_std, -6.0, 1.0)
 
     def _predict(self, seen_BTN, transitions_BTL):
         """Features (B, T-1, N, M) of each next frame, given the transition."""
-        x = jnp.concatenate([self.before[...][seen_BTN[:, :-1]], self.action(transitions_BTL)[:, :, None]], axis=2)
+        x = jnp.concatenate([self._embed(seen_BTN[:, :-1]), self.action(transitions_BTL)[:, :, None]], axis=2)
         return self.decoder(x)[:, :, :-1]
+
+    def _weights(self, seen_BTN):
+        return 1 + jnp.float32(self.config.changed_weight) * self._changed(seen_BTN)
+
+    # -- what a token is ---------------------------------------------------------------------------------------------
+
+    def _make_tokens(self, config, rngs):
+        def table(width):
+            return nnx.Param(jax.random.normal(rngs.params(), (config.tokens, width)) * 0.5)
+
+        self.change, self.before = table(config.encoder.width), table(config.decoder.width)
+
+    def _read(self, seen_BTN):
+        """Features of tokens, of which the encoder reads the difference between two frames."""
+        return self.change[...][seen_BTN]
+
+    def _embed(self, seen_BTN):
+        """Features of tokens for the decoder."""
+        return self.before[...][seen_BTN]
+
+    def _changed(self, seen_BTN):
+        """1.0 where a token differs from the frame before, (B, T-1, N)."""
+        return changed(seen_BTN)
+
+    def _tokens(self, seen_BTN, x_BTNM):
+        """The likeliest tokens of frames 1..T-1, given features of the decoder."""
+        return jnp.argmax(self.head(x_BTNM), axis=-1)
 
     def _score(self, seen_BTN, transitions_BTL):
         """The nll of each token of each frame but the first in nats, and whether it was the likeliest."""
@@ -203,14 +235,54 @@ class TokenLAM(nnx.Module):
         nats, ahead = scores(self.head, x, seen_BTN[:, 1:], self.config.codes_at_once)
         return nats, (ahead == 0).astype(jnp.float32)
 
-    def _weights(self, seen_BTN):
-        return 1 + jnp.float32(self.config.changed_weight) * changed(seen_BTN)
+
+class VectorLAM(TokenLAM):
+    """The same over vectors. A prediction is a normal distribution, as wide as recent errors."""
+
+    right = "better_changed"  # share of changed tokens that are predicted better than by their last value
+
+    def __init__(self, config: TokenLAMConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.variance = Statistics(jnp.full((), 0.05))  # of a number, given the past and the transition
+
+    def settle(self, note: "Assigned", key: Array, progress: Array) -> None:
+        """See ``TokenLAM.settle``; the variance follows the errors of the step."""
+        super().settle(note, key, progress)
+        keep, error = jnp.float32(DECAY), 2 * note.nll.value * self.variance[...]
+        self.variance[...] = jnp.maximum(keep * self.variance[...] + (1 - keep) * error, jnp.float32(LEAST))
+
+    def _make_tokens(self, config, rngs):
+        width = config.encoder.width
+        self.features = Linear(config.numbers, 2 * width, rngs=rngs)
+        self.change = Linear(2 * width, width, rngs=rngs)
+        self.before = Linear(config.numbers, config.decoder.width, rngs=rngs)
+
+    def _read(self, seen_BTND):
+        # A difference of vectors would be the same wherever it is; that of their features is not.
+        return self.change(jax.nn.gelu(self.features(seen_BTND)))
+
+    def _embed(self, seen_BTND):
+        return self.before(seen_BTND)
+
+    def _changed(self, seen_BTND):
+        return moved(seen_BTND)
+
+    def _tokens(self, seen_BTND, x_BTNM):
+        return seen_BTND[:, :-1] + self.head(x_BTNM).astype(jnp.float32)
+
+    def _score(self, seen_BTND, transitions_BTL):
+        target = seen_BTND[:, 1:]
+        error = jnp.mean(jnp.square(target - self._tokens(seen_BTND, self._predict(seen_BTND, transitions_BTL))), -1)
+        copied = jnp.mean(jnp.square(target - seen_BTND[:, :-1]), axis=-1)
+        return error / (2 * self.variance[...]), (error < copied).astype(jnp.float32)
 
 
 class Assigned(NamedTuple):
-    """A batch's statistics for KL weight and codes: the rate, all points, and for each code their number and sum."""
+    """A batch's statistics for KL weight and codes: the rate, the likelihood, all points, and for each code their
+    number and sum."""
 
     nats: Mean
+    nll: Mean
     points: Rows  # (B, T-1, L)
     counts: Array  # (A,)
     sums: Array  # (A, L)
