@@ -78,7 +78,8 @@ def recipes_for(source: str, out: Path, minutes: float, pretrained: str = AUTO) 
     data, recipes = str(there) if there else where, []
     if pretrained in (AUTO, NONE):
         recipes = [fitting(spec, data, minutes)]
-    if pretrained != NONE:
+    # Films without actions stay with new weights: latent actions over codes lead the dynamics better (docs/log.md).
+    if pretrained != NONE and (pretrained != AUTO or recipes[0].lam is None):
         name, known = GENERAL if pretrained == AUTO else pretrained, starts()
         world = world_at(name) if Path(name).exists() and pretrained != AUTO else known.get(name) or world_at(name)
         try:

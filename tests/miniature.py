@@ -37,7 +37,7 @@ def miniature(recipe: Recipe, frame: tuple[int, int, int]) -> dict[str, Run]:
     runs = {}
     for stage in ("tokenizer", "lam", "dynamics", "agent", "policy"):
         if run := getattr(recipe, stage):
-            often = {"steps": 4, "log_every": 1, "report_every": 0, "save_every": 2}
+            often = {"steps": 4, "log_every": 1, "report_every": 0, "save_every": 2, "start_from": ""}
             run = replace(run, objective=small(run.objective, frame), optimizer=replace(run.optimizer, warmup=1))
             many = run.exact or int(os.environ.get("JAX_NUM_CPU_DEVICES", "1")) > 2  # rows for every device
             runs[stage] = replace(run, batch=8 if many else 2, length=4, **often)

@@ -15,7 +15,7 @@ from reverie.data.store import open_dataset
 from reverie.presets.recipe import Recipe
 
 
-def train(recipe: Recipe, out: Path, minutes: float | None = None, **options: Any) -> Path:
+def train(recipe: Recipe, out: Path, minutes: float | None = None, *, others: Any = (), **options: Any) -> Path:
     """Follow a recipe as ``reverie.pipeline.train`` would, on a few episodes, with small networks, for a few steps.
 
     Timing trains every stage twice: ``minutes`` count only where they are next to none.
@@ -24,8 +24,8 @@ def train(recipe: Recipe, out: Path, minutes: float | None = None, **options: An
     if not isinstance(source, str) and hasattr(source, "count"):
         source = replace(source, count=min(source.count, 12))
     spec = open_dataset(Path(source)).spec if isinstance(source, str) else source.spec()
-    recipe = shrunk(replace(recipe, source=source), spec)
-    return follow(recipe, out, minutes if minutes and minutes < 0.01 else None, **options)
+    recipe, *others = (shrunk(replace(each, source=source), spec) for each in (recipe, *others))
+    return follow(recipe, out, minutes if minutes and minutes < 0.01 else None, others=others, **options)
 
 
 follow, pipeline.train = pipeline.train, train

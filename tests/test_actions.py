@@ -22,7 +22,7 @@ from reverie.errors import ReverieError
 from reverie.evaluation.measure import evaluate
 from reverie.models.dynamics import maskgit
 from reverie.nn.batch import row_keys
-from reverie.nn.embed import ActionEmbedding, from_start, random_actions
+from reverie.nn.embed import ActionEmbedding, from_start, random_actions, table_for
 from reverie.play.buttons import rest
 from reverie.world import Session, WorldConfig, WorldModel
 
@@ -165,6 +165,27 @@ def test_gradients_stay_finite_beside_codes_and_pass_through_numbers():
     actions = jnp.concatenate([actions, jnp.asarray([[[0.5, -0.2]]], jnp.float32)], axis=1)
     grad = np.asarray(jax.grad(lambda a: jnp.sum(embed(a)))(actions))
     assert np.isfinite(grad).all() and (grad[0, :2] == 0).all() and (grad[0, 2] != 0).all()
+
+
+@pytest.mark.parametrize("kind", ["discrete", *VECTORS])
+def test_a_table_for_other_actions_has_the_mean_and_spread_of_the_old(space, kind):
+    """So a trained model reads embeddings as it knows them."""
+    if space.kind == "none":
+        return
+    old, width = SPACES[kind], 4096
+
+    def embedded(space, table):
+        embed = ActionEmbedding(space, width, rngs=nnx.Rngs(0))
+        embed.table[...] = table
+        return np.asarray(embed(jnp.asarray(some(space, 16, 16)))).reshape(-1, width)
+
+    rows = ActionEmbedding(old, width, rngs=nnx.Rngs(0)).table[...] + 0.3
+    made = table_for(space, rows, old, jax.random.key(1))
+    was, now = embedded(old, rows), embedded(space, made)
+    assert now.shape == was.shape and np.array_equal(made[1], rows[1])
+    off = was.mean(0)
+    assert np.abs(now.mean(0) - off).mean() < 0.5 * was.std(0).mean() + 0.1
+    assert 0.5 < now.std(0).mean() / was.std(0).mean() < 1.6
 
 
 def test_of_discrete_actions_rows_are_what_they_were():

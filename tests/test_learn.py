@@ -276,16 +276,17 @@ def general(made, monkeypatch):
 
 def test_learning_starts_with_the_weights_that_are_better(general, tmp_path, capsys):
     """A world keeps what it began with, however often it is asked for; --fresh asks again."""
-    clips, out = films(tmp_path / "clips", 4), tmp_path / "world"
-    words = ["learn", str(clips), "--out", str(out), "--minutes", "0.0001"]
+    source, store, out = SquareConfig(count=6, frames=12), tmp_path / "store", tmp_path / "world"
+    write_store(store, source.spec(), source.episodes())
+    words = ["learn", str(store), "--out", str(out), "--minutes", "0.0001"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     psnr = [float(each) for each in re.findall(r"([\d.]+) dB from", said)]
     best = psnr.index(max(psnr))
     assert len(psnr) == 2 and "dB from nothing" in said
-    starts = [bool(read_record(out / stage).run.start_from) for stage in STAGES]
-    assert starts == [best == 0] * 3
-    assert bool(json.loads((out / "world.json").read_text("utf-8"))["tokenizer"]["start_from"]) == starts[0]
+    begun = ("tokenizer", "dynamics")
+    assert [bool(read_record(out / stage).run.start_from) for stage in begun] == [best == 0] * 2
+    assert bool(json.loads((out / "world.json").read_text("utf-8"))["tokenizer"]["start_from"]) == (best == 0)
     before = stamps(out)
     assert cli.main(words) == 0 and stamps(out) == before
     assert "dB from" not in capsys.readouterr().out
@@ -293,3 +294,22 @@ def test_learning_starts_with_the_weights_that_are_better(general, tmp_path, cap
     assert "dB from nothing" in capsys.readouterr().out and not before.items() & stamps(out).items()
     assert not list(out.glob(".*"))
     reverie.load(out)
+    clips = films(tmp_path / "clips", 4)
+    assert cli.main(["learn", str(clips), "--out", str(tmp_path / "latent"), "--minutes", "0.0001"]) == 0
+    assert "dB from" not in capsys.readouterr().out, "no actions are recorded"
+
+
+def test_another_game_starts_with_what_does_not_depend_on_its_actions(general, tmp_path, capsys):
+    source, store = SquareConfig(count=6, frames=12), tmp_path / "store"
+    write_store(store, source.spec(), source.episodes())
+    words = ["learn", str(store), "--minutes", "0.0001", "--pretrained"]
+    assert cli.main([*words, str(general), "--out", str(tmp_path / "world")]) == 0
+    report = json.loads((tmp_path / "world" / "dynamics" / "start.json").read_text("utf-8"))
+    assert [*report["of other actions"]] == ["dynamics.actions.table"] and not report["new"]
+    assert "weights are from" in capsys.readouterr().out
+    assert reverie.load(tmp_path / "world").config.actions == source.spec().actions
+    assert cli.main([*words, "nowhere", "--out", str(tmp_path / "other")]) == 2
+    assert cli.main([*words, str(general / "tokenizer"), "--out", str(tmp_path / "other")]) == 2
+    last = capsys.readouterr().err.splitlines()
+    assert "there is nothing at" in last[-2] and "is no world to start from" in last[-1]
+    assert not (tmp_path / "other").exists()

@@ -48,6 +48,25 @@ class ActionEmbedding(nnx.Module):
         return jnp.sum(rows[jnp.maximum(actions_BTA, 0) + first[None, None]], axis=-2)
 
 
+def table_for(other: ActionSpace, table: Array, space: ActionSpace, key: Array) -> Array:
+    """Return a table of ``other`` actions whose embeddings have mean and spread of those in the ``table`` of ``space``.
+
+    A trained model so reads embeddings as it knows them, which say nothing yet. Hewitt (2021) adds words to language
+    models in this way. The row of START is kept.
+    """
+    base, start, rows = table[0], table[1], table[CODES:]
+    if space.kind == "continuous":
+        mean, variance = base, jnp.sum(jnp.square(rows), axis=0) / 3  # of uniform components in -1..1
+    else:
+        each = jnp.split(rows, np.cumsum(space.levels)[:-1]) if space.shape else [rows]
+        mean = sum((jnp.mean(part, axis=0) for part in each), base if space.shape else jnp.zeros_like(base))
+        variance = sum((jnp.var(part, axis=0) for part in each), jnp.zeros_like(base))
+    number = other.size if other.kind == "continuous" else sum(other.levels)
+    share = (3 if other.kind == "continuous" else 1) / max(other.size if other.shape else 1, 1)
+    drawn = jax.random.normal(key, (number, table.shape[1])) * jnp.sqrt(variance * np.float32(share))[None]
+    return jnp.concatenate([mean[None], start[None], drawn if other.shape else mean[None] + drawn])
+
+
 def from_start(actions: Array, space: ActionSpace, begins_BT: Array | None = None) -> Array:
     """Replace the action of a clip's first frame by START (weights over actions have none there already).
 

@@ -12,7 +12,7 @@ from reverie.errors import ReverieError
 from reverie.presets.fitting import AUGMENT_BELOW, is_latent, latent_actions
 from reverie.presets.recipe import Recipe, stage
 from reverie.training.folder import RECORD
-from reverie.training.objectives import DynamicsObjective, LatentActionObjective, TokenizerObjective
+from reverie.training.objectives import DynamicsObjective, LatentActionObjective
 from reverie.training.optim import OptimConfig
 from reverie.training.partial import OURS
 from reverie.training.record import read_record
@@ -30,13 +30,14 @@ def finetuning(world: Path, spec: Spec, source: Any, minutes: float, out: Path) 
     runs: Any = {name: read_record(world / name).run for name in RATES if (world / name / RECORD).is_file()}
     if not {"tokenizer", "dynamics"} <= runs.keys():
         raise ReverieError(f"'{world}' is no world to start from: it needs a tokenizer and dynamics.")
-    tokenizer, old = runs["tokenizer"].objective.tokenizer, runs["dynamics"].objective
+    sees, old = runs["tokenizer"].objective, runs["dynamics"].objective
+    tokenizer = sees.tokenizer
     if any(side % tokenizer.patch for side in spec.frame[:2]):
         height, width, _ = spec.frame
         fit = f"frames of {height} x {width} are not whole patches of {tokenizer.patch} pixels"
         raise ReverieError(f"these data cannot start with the weights of '{world.name}': {fit}.")
     latent = is_latent(spec, source)
-    lam = runs["lam"].objective.lam if "lam" in runs else latent_actions(tokenizer)
+    infers = runs["lam"].objective if "lam" in runs else LatentActionObjective(lam=latent_actions(tokenizer))
     context = min(old.context, 4)
     act = DynamicsObjective(
         dynamics=old.dynamics, lam="../lam" if latent else None, context=context, action_noise=0.1 if latent else 0.0
@@ -56,8 +57,8 @@ def finetuning(world: Path, spec: Spec, source: Any, minutes: float, out: Path) 
         about=f"made for {spec.source}, {minutes:g} minutes, from the weights of {world.name}",
         takes=f"{minutes:g} minutes",
         source=source,
-        tokenizer=tuned("tokenizer", TokenizerObjective(tokenizer=tokenizer)),
-        lam=tuned("lam", LatentActionObjective(lam=lam)) if latent else None,
+        tokenizer=tuned("tokenizer", sees),
+        lam=tuned("lam", infers) if latent else None,
         dynamics=tuned("dynamics", act),
     )
 

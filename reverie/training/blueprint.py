@@ -14,7 +14,9 @@ from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Sharding
 
+from reverie.actions import ActionSpace
 from reverie.errors import ReverieError
+from reverie.nn.embed import ActionEmbedding
 from reverie.training.sharding import put
 
 Weights = dict[str, Array]  # by dotted name
@@ -30,6 +32,7 @@ class Blueprint:
 
     def __init__(self, objective: Any, spec: Any, seed: int, folder: Path):
         self.ready: Weights = {}
+        self.spaces: dict[str, ActionSpace] = {}  # of each table of action embeddings, by its name
         self.names: list[str] = []
         self.parts: dict[str, list[str]] = {"params": [], "rest": [], "frozen": []}
         self._graph: Any = None
@@ -39,6 +42,9 @@ class Blueprint:
             # Steps fold in 0, 1, ... (engine.py); initialisation folds in the last number.
             key = jax.random.fold_in(jax.random.key(seed), jnp.uint32(2**32 - 1))
             model = objective.init(nnx.Rngs(key), spec, folder)
+            for path, module in nnx.iter_modules(model):
+                if isinstance(module, ActionEmbedding):
+                    self.spaces[".".join(map(str, (*path, "table")))] = module.space
             self._graph, state = nnx.split(model)
             leaves, self._tree = jax.tree.flatten(state)
             self._read_structure(state, objective.frozen, model)

@@ -4,18 +4,22 @@ All others are listed.
 """
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from reverie.actions import ActionSpace
 from reverie.catalogue import starts
 from reverie.checksums import write_json
 from reverie.errors import ReverieError, did_you_mean
+from reverie.nn.embed import table_for
 from reverie.training import checkpoint, plain
 from reverie.training.blueprint import Blueprint, Place, Weights
 from reverie.training.folder import STAGES
-from reverie.training.record import find_run
+from reverie.training.record import find_run, read_record
 
 REPORT = "start.json"  # in the folder of a run: which weights it has from another run
 SHOWN = 3  # names of each kind in the printed line
@@ -44,14 +48,17 @@ def take(source: str, out: Path, blueprint: Blueprint, place: Place) -> Taken:
     weights, if it has them. Prints how many were and were not taken. ReverieError if there is no such source, or if no
     weight fits.
     """
-    folder, step, there = _weights_of(_place(source, out), place)
+    folder, step, there, spaces = _weights_of(_place(source, out), place)
     here = {name: blueprint.shapes[name] for name in blueprint.saved}
     both = here.keys() & there.keys()
-    taken = {name: there[name] for name in here if name in both and there[name].shape == here[name].shape}
+    other = {name for name in both & spaces.keys() if spaces[name] != blueprint.spaces[name]}
+    drawn = {name for name in other if there[name].shape[1:] == here[name].shape[1:]}
+    taken = {name: there[name] for name in here if name in both - other and there[name].shape == here[name].shape}
     if not taken:
         raise ReverieError(f"no weight of '{folder}' fits: none has the name and the shape of one of this run.")
     lists = {
-        "another shape": {name: [there[name].shape, here[name].shape] for name in sorted(both - taken.keys())},
+        "of other actions": {name: [there[name].shape, here[name].shape] for name in sorted(drawn)},
+        "another shape": {name: [there[name].shape, here[name].shape] for name in sorted(both - taken.keys() - drawn)},
         "new": {name: here[name].shape for name in here if name not in both},
         "not used": {name: there[name].shape for name in there if name not in both},
     }
@@ -62,6 +69,11 @@ def take(source: str, out: Path, blueprint: Blueprint, place: Place) -> Taken:
             said += [f"{len(names)} {kind} ({', '.join(shown)})"] if names else []
         print("; ".join(said), flush=True)
     report = {"run": folder.name, "step": step, "taken": {name: leaf.shape for name, leaf in taken.items()}, **lists}
+    for name in drawn:
+        key = jax.random.fold_in(jax.random.key(0), jnp.uint32(zlib.crc32(name.encode())))
+        draw: Any = jax.jit(table_for, static_argnums=(0, 2))
+        table = draw(blueprint.spaces[name], there[name], spaces[name], key)
+        taken[name] = jax.device_put(table, place(name, table.shape))
     return Taken({name: leaf.astype(here[name].dtype) for name, leaf in taken.items()}, report)
 
 
@@ -74,12 +86,14 @@ def _place(source: str, out: Path) -> Path:
     return known[name] / stage
 
 
-def _weights_of(source: Path, place: Place) -> tuple[Path, int | None, Weights]:
-    """Return where the weights of ``source`` lie, the step of a run, and the weights by name."""
+def _weights_of(source: Path, place: Place) -> tuple[Path, int | None, Weights, dict[str, ActionSpace]]:
+    """Return where the weights of ``source`` lie, the step of a run, the weights by name, and their action spaces."""
     if source.suffix == plain.SUFFIX:
         file = Path(os.path.abspath(source))
         found = plain.read(file).weights
-        return file, None, {name: jax.device_put(array, place(name, array.shape)) for name, array in found.items()}
+        return file, None, {name: jax.device_put(array, place(name, array.shape)) for name, array in found.items()}, {}
     folder = find_run(source)
     step, parts = checkpoint.restore(folder, place, ("weights", "ema"), together=True)
-    return folder, step, parts["weights"] | parts["ema"]
+    record = read_record(folder)
+    spaces = Blueprint(record.run.objective, record.spec, record.run.seed, folder).spaces
+    return folder, step, parts["weights"] | parts["ema"], spaces

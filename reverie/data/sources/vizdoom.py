@@ -86,7 +86,7 @@ class ViZDoomConfig(GymnasiumConfig):
 
     def _made(self) -> Any:
         """Return the environment; its engine starts at the first reset, in a folder of its own, where it writes."""
-        with contextlib.chdir(_folder().name):
+        with contextlib.chdir(folder().name):
             env = super()._made()
             env.reset()
         return env
@@ -99,6 +99,6 @@ def _with_keys(space: ActionSpace) -> ActionSpace:
 
 
 @functools.cache
-def _folder() -> tempfile.TemporaryDirectory:
+def folder() -> tempfile.TemporaryDirectory:
     """Return a folder that is there until Python ends: the engine writes its settings when it is closed."""
     return tempfile.TemporaryDirectory(prefix="vizdoom-")
