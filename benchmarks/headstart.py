@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,9 @@ def weights(folder: Path) -> None:
 
 def films(folder: Path) -> None:
     """Write three kinds of film: a maze in first person (ViZDoom), Crafter's island, and Robotank (Atari)."""
-    import ale_py
     import gymnasium
 
-    gymnasium.register_envs(ale_py)
+    gymnasium.register_envs(import_module("ale_py"))
     robotank = gymnasium.make("ALE/Robotank-v5", render_mode="rgb_array")
     kinds: Any = {
         "maze": (Maze(), (0.2, 0.2, 0.5, 0.1), 24, 400, (3, 10)),
@@ -98,8 +98,7 @@ class Maze:
     """The rooms of ViZDoom's "my way home", with turns, a step ahead or none as actions."""
 
     def __init__(self):
-        import vizdoom
-
+        vizdoom: Any = import_module("vizdoom")
         self.game = vizdoom.DoomGame()
         self.game.load_config(str(Path(vizdoom.scenarios_path) / "my_way_home.cfg"))
         self.game.set_window_visible(False)
@@ -129,9 +128,7 @@ class Island:
 
     def reset(self, seed: int) -> None:
         """Begin an episode."""
-        import crafter
-
-        self.env = crafter.Env(seed=seed)
+        self.env = import_module("crafter").Env(seed=seed)
         self.picture = self.env.reset()
 
     def render(self) -> np.ndarray:

@@ -114,7 +114,7 @@ def train(
     with owned(out, *(out / name for name in STAGES if (out / name).is_dir())):
         sharding.by_first(lambda: record(recipe, out, lambda found: _fitted(recipe.tokenizer, found), _say))
         dataset, unseen = open_dataset(out / "data", "train"), held_out(out / "data")
-        if others and minutes is not None:
+        if minutes is not None:
             recipe = _better([recipe, *others], out, dataset, unseen, minutes, fresh)
         runs = {name: _fitted(run, dataset) for name in STAGES if (run := getattr(recipe, name)) is not None}
         check_all({out / name: run for name, run in runs.items()}, dataset)
@@ -151,12 +151,19 @@ def _better(
 ) -> Recipe:
     """Return the recipe whose tokenizer reconstructs held-out frames best after equally long trials.
 
-    Once a tokenizer is begun in ``out``, its recipe stays.
+    Once a tokenizer is begun in ``out``, its recipe stays; ReverieError if it is none of them and has stages to come.
     """
     for place in (out / NEXT, *([] if fresh else [out])):
         if checkpoint.steps(place / "tokenizer"):
             start = read_record(place / "tokenizer").run.start_from
-            return next((each for each in recipes if each.tokenizer.start_from == start), recipes[-1])
+            if same := [each for each in recipes if each.tokenizer.start_from == start]:
+                return same[0]
+            if all(checkpoint.steps(place / name) for name in stages(recipes[0])):
+                return recipes[0]  # begun stages go on with runs of their own
+            began = f"'{out}' was begun with the weights of {start or 'no other world'}"
+            raise ReverieError(f"{began}: give the same --pretrained, or start over with --fresh.")
+    if len(recipes) == 1:
+        return recipes[0]
     seconds = min(max(minutes * 60 * TRIED, 1), LONGEST)
     found = [psnr_in(seconds, _fitted(each.tokenizer, dataset), out, dataset, unseen) for each in recipes]
     best = max(range(len(recipes)), key=found.__getitem__)
