@@ -9,7 +9,7 @@ Shapes: A components of an action; ... any leading axes.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -61,6 +61,11 @@ class ActionSpace:
         for field in (self.names, self.keys):
             if field and len(field) != len(self.named_levels):
                 raise ValueError(f"{len(field)} names or keys for {len(self.named_levels)} actions")
+
+    def is_like(self, other: "ActionSpace") -> bool:
+        """Whether actions of the other space mean the same, as far as both name them; keys do not count."""
+        same = replace(self, names=(), keys=()) == replace(other, names=(), keys=())
+        return same and (self.names == other.names or not (self.names and other.names))
 
     # -- arrays of actions -------------------------------------------------------------------------------------------
 

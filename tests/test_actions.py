@@ -117,6 +117,16 @@ def test_a_space_survives_json_and_one_of_an_older_version_is_read(space):
         assert config.from_json({k: v for k, v in data.items() if k not in ("sizes", "low", "high")}) == space
 
 
+def test_spaces_are_alike_until_a_name_differs(space):
+    other = SPACES["discrete" if space.kind != "discrete" else "binary"]
+    nameless = dataclasses.replace(space, names=(), keys=())
+    assert space.is_like(space) and space.is_like(nameless) and nameless.is_like(space) and not space.is_like(other)
+    assert space.is_like(dataclasses.replace(space, keys=()))
+    if space.names:
+        renamed = dataclasses.replace(space, names=("other", *space.names[1:]))
+        assert not space.is_like(renamed) and renamed.is_like(nameless)
+
+
 # -- embedding -------------------------------------------------------------------------------------------------------
 
 

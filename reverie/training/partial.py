@@ -5,6 +5,7 @@ All others are listed.
 
 import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,8 @@ def take(source: str, out: Path, blueprint: Blueprint, place: Place) -> Taken:
     folder, step, there, spaces = _weights_of(_place(source, out), place)
     here = {name: blueprint.shapes[name] for name in blueprint.saved}
     both = here.keys() & there.keys()
-    other = {name for name in both & spaces.keys() if spaces[name] != blueprint.spaces[name]}
+    known = both & spaces.keys() & blueprint.spaces.keys()
+    other = {name for name in known if not spaces[name].is_like(blueprint.spaces[name])}
     drawn = {name for name in other if there[name].shape[1:] == here[name].shape[1:]}
     taken = {name: there[name] for name in here if name in both - other and there[name].shape == here[name].shape}
     if not taken:
@@ -94,6 +96,7 @@ def _weights_of(source: Path, place: Place) -> tuple[Path, int | None, Weights, 
         return file, None, {name: jax.device_put(array, place(name, array.shape)) for name, array in found.items()}, {}
     folder = find_run(source)
     step, parts = checkpoint.restore(folder, place, ("weights", "ema"), together=True)
-    record = read_record(folder)
-    spaces = Blueprint(record.run.objective, record.spec, record.run.seed, folder).spaces
+    record, spaces = read_record(folder), {}
+    with suppress(ReverieError):  # a run on top of another one that is gone: what it did not share is not known
+        spaces = Blueprint(record.run.objective, record.spec, record.run.seed, folder).spaces
     return folder, step, parts["weights"] | parts["ema"], spaces
