@@ -8,7 +8,6 @@ A world is a folder. Each stage has a folder in it and resumes from its last che
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -82,12 +81,8 @@ def recipes_for(source: str, out: Path, minutes: float, pretrained: str = AUTO) 
     if pretrained != NONE and (pretrained != AUTO or recipes[0].lam is None):
         name, known = GENERAL if pretrained == AUTO else pretrained, starts()
         world = world_at(name) if Path(name).exists() and pretrained != AUTO else known.get(name) or world_at(name)
-        try:
+        with contextlib.suppress(*[ReverieError] * (pretrained == AUTO)):  # frames that do not fit
             recipes.insert(0, finetuning(world, spec, data, minutes, out))
-        except ReverieError as error:
-            if pretrained != AUTO:
-                raise
-            print(error, file=sys.stderr)
     if recipes[0].lam is not None and spec.actions.kind != "none":
         log.warning("less than %.0f %% of the recordings have actions: they are inferred from all", 100 * ENOUGH)
     return [replace(recipe, source=where) for recipe in recipes], spec

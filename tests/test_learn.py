@@ -312,6 +312,7 @@ def test_another_game_starts_with_what_does_not_depend_on_its_actions(general, t
     assert cli.main([*words, str(general / "tokenizer"), "--out", str(tmp_path / "other")]) == 2
     last = capsys.readouterr().err.splitlines()
     assert cli.main(["learn", str(store), "--minutes", "0.0001", "--out", str(tmp_path / "world")]) == 0, "it is done"
+    assert cli.main([*words, str(general), "--out", str(tmp_path / "world"), "--fresh"]) == 0, "in a folder deeper"
     shutil.rmtree(tmp_path / "world" / "dynamics")
     assert cli.main([*words, "none", "--out", str(tmp_path / "world")]) == 2
     assert "give the same --pretrained, or start over with --fresh" in capsys.readouterr().err

@@ -107,8 +107,8 @@ class Run:
     keep: int = 2  # newest checkpoints that are kept, besides the one from which the run can be extended
     keep_every: int = 0  # keep the checkpoint of every so many steps as well; 0: of none
     keep_best: str = ""  # keep that of the best report as well: psnr, or min:NAME where less is better
-    # another run, or plain weights (.safetensors), by the path from this one's folder, or what comes with the package
-    # (reverie:general/tokenizer): all weights that fit are taken
+    # another run or plain weights (.safetensors), from this one's folder, or reverie:general/tokenizer of the package:
+    # what fits is taken
     start_from: str = ""
     loggers: tuple[LoggerName, ...] = ()  # who gets metrics and pictures besides the run's folder
     max_skipped: int = 10  # steps in a row with a loss or gradient that is not finite; then training stops

@@ -19,7 +19,7 @@ from reverie.errors import ReverieError, did_you_mean
 from reverie.nn.embed import table_for
 from reverie.training import checkpoint, plain
 from reverie.training.blueprint import Blueprint, Place, Weights
-from reverie.training.folder import STAGES
+from reverie.training.folder import STAGES, named
 from reverie.training.record import find_run, read_record
 
 REPORT = "start.json"  # in the folder of a run: which weights it has from another run
@@ -81,7 +81,9 @@ def take(source: str, out: Path, blueprint: Blueprint, place: Place) -> Taken:
 
 def _place(source: str, out: Path) -> Path:
     if not source.startswith(OURS):
-        return out / source
+        # A world that is trained anew lies one folder deeper until it is complete; what is beside it does not.
+        beside = out / source
+        return beside if beside.exists() else named(out) / source
     name, _, stage = source.removeprefix(OURS).partition("/")
     if name not in (known := starts()) or stage not in STAGES:
         raise ReverieError(f"no weights '{source}' come with Reverie.{did_you_mean(name, known)}")
