@@ -25,7 +25,7 @@ from reverie.errors import ReverieError
 from reverie.evaluation.run import evaluate_run
 from reverie.library import place as world_at
 from reverie.nn.compiled import cache_compilations
-from reverie.presets.finetuning import GENERAL, finetuning
+from reverie.presets.finetuning import GENERAL, Unfit, finetuning
 from reverie.presets.fitting import ENOUGH, fitting
 from reverie.presets.recipe import Recipe, logging_to, stages
 from reverie.recorded import WORLD, minutes_of, note, record, source_of, write_note
@@ -79,10 +79,13 @@ def recipes_for(source: str, out: Path, minutes: float, pretrained: str = AUTO) 
         recipes = [fitting(spec, data, minutes)]
     # Films without actions stay with new weights: latent actions over codes lead the dynamics better (docs/log.md).
     if pretrained != NONE and (pretrained != AUTO or recipes[0].lam is None):
-        name, known = GENERAL if pretrained == AUTO else pretrained, starts()
-        world = world_at(name) if Path(name).exists() and pretrained != AUTO else known.get(name) or world_at(name)
-        with contextlib.suppress(*[ReverieError] * (pretrained == AUTO)):  # frames that do not fit
-            recipes.insert(0, finetuning(world, spec, data, minutes, out))
+        name = GENERAL if pretrained == AUTO else pretrained
+        ours = None if name == pretrained and Path(name).exists() else starts().get(name)
+        try:
+            recipes.insert(0, finetuning(ours or world_at(name), spec, data, minutes, out))
+        except Unfit:
+            if pretrained != AUTO:
+                raise
     if recipes[0].lam is not None and spec.actions.kind != "none":
         log.warning("less than %.0f %% of the recordings have actions: they are inferred from all", 100 * ENOUGH)
     return [replace(recipe, source=where) for recipe in recipes], spec

@@ -119,12 +119,10 @@ def test_a_space_survives_json_and_one_of_an_older_version_is_read(space):
 
 def test_spaces_are_alike_until_a_name_differs(space):
     other = SPACES["discrete" if space.kind != "discrete" else "binary"]
-    nameless = dataclasses.replace(space, names=(), keys=())
-    assert space.is_like(space) and space.is_like(nameless) and nameless.is_like(space) and not space.is_like(other)
-    assert space.is_like(dataclasses.replace(space, keys=()))
+    nameless, keyless = (dataclasses.replace(space, **{"keys": (), **more}) for more in ({"names": ()}, {}))
+    assert all(space.is_like(each) for each in (space, nameless, keyless)) and not space.is_like(other)
     if space.names:
-        renamed = dataclasses.replace(space, names=("other", *space.names[1:]))
-        assert not space.is_like(renamed) and renamed.is_like(nameless)
+        assert not space.is_like(dataclasses.replace(space, names=("other", *space.names[1:])))
 
 
 # -- embedding -------------------------------------------------------------------------------------------------------
@@ -179,7 +177,6 @@ def test_gradients_stay_finite_beside_codes_and_pass_through_numbers():
 
 @pytest.mark.parametrize("kind", ["discrete", *VECTORS])
 def test_a_table_for_other_actions_has_the_mean_and_spread_of_the_old(space, kind):
-    """So a trained model reads embeddings as it knows them."""
     if space.kind == "none":
         return
     old, width = SPACES[kind], 4096
@@ -190,11 +187,9 @@ def test_a_table_for_other_actions_has_the_mean_and_spread_of_the_old(space, kin
         return np.asarray(embed(jnp.asarray(some(space, 16, 16)))).reshape(-1, width)
 
     rows = ActionEmbedding(old, width, rngs=nnx.Rngs(0)).table[...] + 0.3
-    made = table_for(space, rows, old, jax.random.key(1))
-    was, now = embedded(old, rows), embedded(space, made)
-    assert now.shape == was.shape and np.array_equal(made[1], rows[1])
-    off = was.mean(0)
-    assert np.abs(now.mean(0) - off).mean() < 0.5 * was.std(0).mean() + 0.1
+    was, now = embedded(old, rows), embedded(space, made := table_for(space, rows, old, jax.random.key(1)))
+    assert np.array_equal(made[1], rows[1])
+    assert np.abs(now.mean(0) - was.mean(0)).mean() < 0.5 * was.std(0).mean() + 0.1
     assert 0.5 < now.std(0).mean() / was.std(0).mean() < 1.6
 
 

@@ -25,9 +25,8 @@ class ActionEmbedding(nnx.Module):
 
     def __init__(self, space: ActionSpace, width: int, *, rngs: nnx.Rngs):
         self.space = space
-        rows = space.size if space.kind == "continuous" else sum(space.levels)
         spread = 0.5 / np.sqrt(max(len(space.levels), 1))  # the sum of A rows has the scale of one row
-        self.table = nnx.Param(jax.random.normal(rngs.params(), (CODES + rows, width)) * jnp.float32(spread))
+        self.table = nnx.Param(jax.random.normal(rngs.params(), (CODES + _rows(space), width)) * jnp.float32(spread))
 
     def __call__(self, actions: Array) -> Array:
         table, space = self.table[...], self.space
@@ -48,6 +47,10 @@ class ActionEmbedding(nnx.Module):
         return jnp.sum(rows[jnp.maximum(actions_BTA, 0) + first[None, None]], axis=-2)
 
 
+def _rows(space: ActionSpace) -> int:
+    return space.size if space.kind == "continuous" else sum(space.levels)
+
+
 def table_for(other: ActionSpace, table: Array, space: ActionSpace, key: Array) -> Array:
     """Return a table of ``other`` actions whose embeddings have mean and spread of those in the ``table`` of ``space``.
 
@@ -61,9 +64,8 @@ def table_for(other: ActionSpace, table: Array, space: ActionSpace, key: Array) 
         each = jnp.split(rows, np.cumsum(space.levels)[:-1]) if space.shape else [rows]
         mean = sum((jnp.mean(part, axis=0) for part in each), base if space.shape else jnp.zeros_like(base))
         variance = sum((jnp.var(part, axis=0) for part in each), jnp.zeros_like(base))
-    number = other.size if other.kind == "continuous" else sum(other.levels)
-    share = (3 if other.kind == "continuous" else 1) / max(other.size if other.shape else 1, 1)
-    drawn = jax.random.normal(key, (number, table.shape[1])) * jnp.sqrt(variance * np.float32(share))[None]
+    share = (3 if other.kind == "continuous" else 1) / (other.size if other.shape else 1)
+    drawn = jax.random.normal(key, (_rows(other), table.shape[1])) * jnp.sqrt(variance * np.float32(share))[None]
     return jnp.concatenate([mean[None], start[None], drawn if other.shape else mean[None] + drawn])
 
 

@@ -21,11 +21,15 @@ GENERAL = "general"  # weights that come with the package, trained on games of m
 RATES = {"tokenizer": 1e-3, "lam": 3e-3, "dynamics": 2e-3}
 
 
+class Unfit(ReverieError):
+    """The frames of some data do not fit the tokenizer of a world."""
+
+
 def finetuning(world: Path, spec: Spec, source: Any, minutes: float, out: Path) -> Recipe:
     """Return a recipe for any data with the models and the weights of ``world``, to be followed in the folder ``out``.
 
-    What depends on the data starts anew: embeddings of other actions, positions in frames of another size. ReverieError
-    if the frames do not fit the tokenizer.
+    What depends on the data starts anew: embeddings of other actions, positions in frames of another size. Unfit if the
+    frames are not whole patches of the tokenizer; ReverieError if ``world`` is none.
     """
     runs: Any = {name: read_record(world / name).run for name in RATES if (world / name / RECORD).is_file()}
     if not {"tokenizer", "dynamics"} <= runs.keys():
@@ -35,7 +39,7 @@ def finetuning(world: Path, spec: Spec, source: Any, minutes: float, out: Path) 
     if any(side % tokenizer.patch for side in spec.frame[:2]):
         height, width, _ = spec.frame
         fit = f"frames of {height} x {width} are not whole patches of {tokenizer.patch} pixels"
-        raise ReverieError(f"these data cannot start with the weights of '{world.name}': {fit}.")
+        raise Unfit(f"these data cannot start with the weights of '{world.name}': {fit}.")
     latent = is_latent(spec, source)
     infers = runs["lam"].objective if "lam" in runs else LatentActionObjective(lam=latent_actions(tokenizer))
     context = min(old.context, 4)
