@@ -166,7 +166,7 @@ def _better(
     found = [psnr_in(seconds, _fitted(each.tokenizer, dataset), out, dataset, unseen) for each in recipes]
     best = max(range(len(recipes)), key=found.__getitem__)
     said = ", ".join(
-        f"{psnr:.1f} dB from {each.tokenizer.start_from or 'nothing'}"
+        f"{psnr:.2f} dB from {each.tokenizer.start_from or 'nothing'}"
         for psnr, each in zip(found, recipes, strict=True)
     )
     _say(f"tokenizers after {seconds:.0f} seconds: {said}")
