@@ -183,11 +183,15 @@ class ActionSpace:
         """Return the number of an action, as ``nth`` counts; continuous components are taken to the nearest level."""
         if self.kind == "none":
             return 0
-        level = np.reshape(action, -1)
+        return int(np.ravel_multi_index(self.by_level(np.asarray(action)).tolist(), self.levels))
+
+    def by_level(self, actions: np.ndarray) -> np.ndarray:
+        """Return the level of each component, int64 (..., A), -1 where there is no action; continuous: the nearest."""
+        components = actions if self.shape else actions[..., None]
         if self.kind == "continuous":
             low, high = np.array(self.low), np.array(self.high)
-            level = np.clip(np.rint(2 * (level - low) / (high - low)), 0, 2)
-        return int(np.ravel_multi_index(level.astype(np.int64).tolist(), self.levels))
+            components = np.clip(np.rint(2 * (components - low) / (high - low)), 0, 2)
+        return np.where(self.is_action(actions)[..., None], components, -1).astype(np.int64)
 
     @property
     def named_levels(self) -> tuple[tuple[int, int], ...]:

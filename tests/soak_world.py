@@ -3,7 +3,6 @@
 A finished world is never worse than before, and what goes on afterwards ends with the same bits. `make soak`.
 """
 
-import json
 import multiprocessing
 import os
 import random
@@ -17,6 +16,7 @@ from miniature import shrunk
 from test_folder import content
 from test_resume import same
 
+from reverie.checksums import read_signed
 from reverie.config import replace
 from reverie.data.sources.square import SquareConfig
 from reverie.presets import preset
@@ -56,8 +56,8 @@ def process(kind: str, out: Path, cache: Path):
 
 
 def numbers(out: Path) -> dict:
-    """What was measured of a world, but for how fast this machine was."""
-    found = json.loads((out / "eval.json").read_text("utf-8"))
+    """What was measured of a world, but for how fast this machine was, and the checksum of all of it."""
+    found = read_signed(out / "eval.json", required=True)
     return {name: value for name, value in found.items() if "per_second" not in name and "ms" not in name.split("_")}
 
 

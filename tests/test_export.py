@@ -76,6 +76,13 @@ def test_no_place_and_no_foreign_file_leaves(world, tmp_path):
     assert isinstance(load(tmp_path / "elsewhere"), WorldModel) and initial_frames(tmp_path / "elsewhere")
 
 
+def test_the_last_line_says_what_a_copy_is_good_for(world, tmp_path, capsys):
+    for source, says in ((world, "reverie play"), (world / "tokenizer", "reverie.load")):
+        assert cli.main(["export", str(source), str(out := tmp_path / source.name)]) == 0
+        assert capsys.readouterr().out.startswith(f"{out}: ") and load(out)
+        assert says in (cli.main(["export", str(source), str(out) + ".zip"]), capsys.readouterr().out)[1]
+
+
 def size(folder) -> int:
     return sum(file.stat().st_size for file in folder.rglob("checkpoints/*/weights/**/*") if file.is_file())
 

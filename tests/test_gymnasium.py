@@ -193,6 +193,16 @@ def test_the_actions_of_boxing_need_no_engine():
     assert source.spec() == source._asked()
 
 
+def test_vizdooms_deathmatch_is_played_by_its_keys_and_its_mouse_rests():
+    pytest.importorskip("vizdoom", reason="needs the extra 'vizdoom'", exc_type=ImportError)
+    source = ViZDoomConfig(path="VizdoomDeathmatch-v1", count=1, frames=12, size=(24, 32))
+    (episode,) = source.episodes()
+    names = source.spec().actions.names
+    assert len(names) == 18 and names[0] == "wait" and {"attack", "turn left", "move forward"} <= set(names)
+    episode.validate(source.spec())
+    assert len(set(episode.actions[1:].tolist())) > 1
+
+
 def test_vizdooms_walker_turns_at_walls_and_needs_no_engine_for_its_spec():
     source = ViZDoomConfig(path="VizdoomMyWayHome-v1", walk=True, skip=2, size=(24, 32), count=1, frames=40)
     spec = source.spec()

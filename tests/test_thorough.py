@@ -238,16 +238,49 @@ def squares(count: int, frames: int = 18, obey: bool = True, seed: int = 0) -> t
     return pictures, actions
 
 
-@pytest.fixture(scope="module")
-def reader() -> inverse.Reader:
-    pictures, actions = squares(60)
+def reader_of(space: ActionSpace, pictures, actions) -> inverse.Reader:
     none = np.zeros(18, np.float32)
-    spec = Spec((12, 12, 3), ActionSpace("discrete", 4), 10.0, "squares")
-    actions[::3, 5] = UNLABELLED
+    spec = Spec((12, 12, 3), space, 10.0, "squares")
     episodes = [Episode(p, a, none, none > 0) for p, a in zip(pictures, actions, strict=True)]
     made = inverse.learned(ArrayDataset.from_episodes(spec, episodes))
     assert made is not None
     return made
+
+
+@pytest.fixture(scope="module")
+def reader() -> inverse.Reader:
+    pictures, actions = squares(60)
+    actions[::3, 5] = UNLABELLED
+    return reader_of(ActionSpace("discrete", 4), pictures, actions)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        ActionSpace("multi", 3, sizes=(2, 1, 2)),
+        ActionSpace("binary", 2),
+        ActionSpace("continuous", 2, low=(0.0, -1.0), high=(3.0, 1.0)),
+    ],
+    ids=lambda space: space.kind,
+)
+def test_each_component_of_an_action_is_read(space):
+    def seen(count, seed=0):  # each of the four ways is a number of two binary components
+        pictures, ways = squares(count, seed=seed)
+        levels = np.stack([ways // 2, *[ways * 0] * (space.size - 2), ways % 2], -1) * (
+            1 + (space.kind == "continuous")
+        )
+        actions = space.nth(np.ravel_multi_index(tuple(np.moveaxis(np.maximum(levels, 0), -1, 0)), space.levels))
+        actions[:, 0] = space.start()
+        return pictures, actions
+
+    reader, (pictures, actions) = reader_of(space, *seen(60)), seen(20, seed=1)
+    actions[0, 3:] = space.unlabelled()
+    found = inverse.read(reader, pictures, actions)
+    assert found["asked"].tolist() == [2 * space.size, *[17 * space.size] * 19]
+    assert found["right"].sum() / found["asked"].sum() > 0.9
+    still = inverse.read(reader, np.repeat(pictures[:, :1], 18, axis=1), actions)
+    chance = inverse.chance(space, actions)
+    assert chance is not None and still["right"].sum() / still["asked"].sum() < chance + 0.1 < 0.8
 
 
 def test_actions_are_read_off_worlds_that_obey_and_no_others(reader):

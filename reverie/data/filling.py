@@ -7,6 +7,7 @@ memory. The folder of a killed process is continued: complete files are not writ
 
 import contextlib
 import math
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from reverie.errors import ReverieError
 MANIFEST, FORMAT, SCHEMA = "manifest.json", "reverie-store", 2
 SCHEMAS = {"raw": 1, ZSTD: 1}  # of stores that earlier versions can read, by codec
 FILE_BYTES = 1 << 30  # size at which a file is closed, before compression
+SMALL, OF_A_SIZE = 1 << 26, 4  # the same for the first four files; it doubles for the next four, and so on
+SIDE_BY_SIDE = min(os.cpu_count() or 1, 8)  # files of a split that are packed at the same time, if these are copies
 AHEAD = 2**26  # bytes of frames that wait for the writer: games that are played side by side end together
 NOTES = 1000  # lines about its data that a manifest keeps
 FRAMES = "frames"  # the one array that a codec packs
@@ -67,7 +70,7 @@ class Entry:
 class About:
     """What a manifest says about a dataset as a whole. codec: a name of ``codecs.CODECS``. more: further entries.
 
-    packing: ArrayRecord's option for records, if not the codec's.
+    file_bytes: of the largest files. packing: ArrayRecord's option for records, if not the codec's.
     """
 
     licence: str = ""
@@ -165,8 +168,7 @@ def fill(
             (folder / JOURNAL.format(split=split)).unlink(missing_ok=True)
     finally:
         for each in writers.values():
-            with contextlib.suppress(ReverieError):  # the first error is already being raised
-                each.abandon()
+            each.abandon()
 
 
 class _SplitWriter:
@@ -183,6 +185,7 @@ class _SplitWriter:
         self.aside = {ASIDE: part[ASIDE]} if ASIDE in part else {}
         self.files: list[dict[str, Any]] = list(part.get("files", ()))
         self.writer: Packed | None = None
+        self.ending: list[tuple[Packed, int]] = []  # files that have all their records, and how many these are
         self.records = self.size = self.number = 0  # of the file; number: of all records so far
         self.journal = folder / JOURNAL.format(split=split) if journal else None
         self.old = len(self.files)  # files of the store as it is
@@ -236,31 +239,48 @@ class _SplitWriter:
 
     def _open(self) -> Packed:
         if self.writer is None:
-            file = self.folder / file_name(self.split, len(self.files))
+            file = self.folder / file_name(self.split, self._index)
+            file.unlink(missing_ok=True)  # the process of a killed writer may still be writing it
             self.writer = new_records(file, self.about.packing or self.codec.packing)
         return self.writer
 
+    @property
+    def _index(self) -> int:
+        return len(self.files) + len(self.ending)
+
     def _count(self, size: int) -> None:
         self.records, self.size = self.records + 1, self.size + size
-        if self.size >= self.about.file_bytes:
-            self.close()
+        # Files of one size would be packed one after another in a small dataset, and be thousands in a large one.
+        if self.size >= min(self.about.file_bytes, SMALL << self._index // OF_A_SIZE):
+            self._end()
+            while len(self.ending) >= SIDE_BY_SIDE:
+                self._list()
 
-    def close(self) -> None:
-        if self.writer is None:
-            return
-        file = self.folder / file_name(self.split, len(self.files))
-        records = self.records
-        self.abandon()
+    def _end(self) -> None:
+        """Let the file be completed."""
+        if self.writer is not None:
+            self.ending.append((self.writer, self.records))
+            self.writer, self.records, self.size = None, 0, 0
+            with self._errors():
+                self.ending[-1][0].end()
+
+    def _list(self) -> None:
+        """Wait for the oldest file that is being completed, and list it."""
+        file, (writer, records) = self.folder / file_name(self.split, len(self.files)), self.ending.pop(0)
+        with self._errors():
+            writer.close()
         self.files.append({"records": records, "bytes": file.stat().st_size, "sha256": sha256(file)})
         if self.journal is not None:
             write_json(self.journal, {"files": self.files[self.old :]})
 
     def abandon(self) -> None:
-        """Close the file and do not list it."""
-        if self.writer is not None:
-            writer, self.writer, self.records, self.size = self.writer, None, 0, 0
-            with self._errors():
+        """Close all files and list none of them."""
+        with contextlib.suppress(ReverieError):  # the first error is already being raised
+            self._end()
+        for writer, _ in self.ending:
+            with contextlib.suppress(ReverieError, RuntimeError):
                 writer.close()
+        self.ending = []
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -271,7 +291,9 @@ class _SplitWriter:
             raise ReverieError(f"cannot write '{self.folder.parent}' ({problem}): is the disk full?") from error
 
     def finish(self) -> dict[str, Any]:
-        self.close()
+        self._end()
+        while self.ending:
+            self._list()
         tasks = {"tasks": self.tasks} if any(self.tasks) else {}
         return {"lengths": self.lengths, "sources": self.sources, **tasks, **self.aside, "files": self.files}
 

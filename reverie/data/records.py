@@ -50,10 +50,17 @@ class Packed:
         """
         self._send(packer.message(packer.COPY, packer.copy_of(str(path), place, payload, old, new)), payload)
 
-    def close(self) -> None:
-        """Complete the file, unless an error closed it."""
-        if self._process is not None:
+    def end(self) -> None:
+        """Take no further records. If a process packs them, it completes the file while the caller goes on."""
+        if self._process is not None and not self._process.stdin.closed:
             self._send(packer.message(packer.END), LARGE)
+            with contextlib.suppress(BrokenPipeError):  # ``close`` reads what went wrong
+                self._process.stdin.close()
+
+    def close(self) -> None:
+        """Complete the file, unless an error closed it, and wait until it is complete."""
+        self.end()
+        if self._process is not None:
             self._finish()
         elif self._waiting is not None:
             array_record()

@@ -39,7 +39,7 @@ MEANING = {
     "lam_agreement_chance": "How often the most frequent action would be right there.",
     "lam_nmi": "Normalised mutual information of latent and recorded actions, from 0 to 1.",
     "action_shuffle_ratio": "Loss with other clips' actions over loss with the true ones. At 1, actions are ignored.",
-    "idm_accuracy": "How often a small network reads the true action from two generated frames.",
+    "idm_accuracy": "How often a small network reads an action, or a part of one, from two generated frames.",
     "idm_accuracy_real": "The same from real frames, which is the ceiling.",
     "idm_accuracy_floor": "The same from the tokenizer's reconstruction.",
     "idm_chance": "How often the most frequent action would be right there.",

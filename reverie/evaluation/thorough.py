@@ -71,16 +71,14 @@ def _drift(rollouts: Rollouts, given: Clips, generated: np.ndarray, length: int)
 
 def _read_back(given: Clips, views: dict[str, np.ndarray], practice: Dataset | None, seed: int) -> Numbers:
     """Accuracy of the action reader, trained on real frames, between two generated frames."""
-    if (
-        practice is None or practice.spec.actions.shape or given.truth.shape[1] < 2
-    ):  # the reader predicts one discrete action
+    if practice is None or given.truth.shape[1] < 2:
         return {}
     actions = given.recorded[:, given.context :]
-    known = actions[:, 1:][actions[:, 1:] >= 0]
-    reader = inverse.learned(practice, seed) if known.size else None
+    chance = inverse.chance(practice.spec.actions, actions[:, 1:])
+    reader = inverse.learned(practice, seed) if chance is not None else None
     if reader is None:
         return {}
-    numbers: Numbers = {"idm_chance": float(np.bincount(known).max() / known.size)}
+    numbers: Numbers = {"idm_chance": chance}
     for name, frames in (("", views["rollout"]), ("_real", given.truth), ("_floor", views["floor"])):
         found = inverse.read(reader, frames, actions)
         numbers[f"idm_accuracy{name}"] = float(found["right"].sum() / found["asked"].sum())

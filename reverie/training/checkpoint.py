@@ -225,7 +225,7 @@ class Writer:
         final = self._folder / self._name
         written = next(self._folder.glob(f"{self._name}{UNFINISHED}*"), final)
         write_manifest(written, self._about)
-        self._mark(self._about["step"]).touch()
+        self._mark(step := self._about["step"]).write_text(f"{step}\n", "utf-8")  # some programs copy no empty files
 
     def _mark(self, step: int) -> Path:
         return self._folder / f"{step}.saved"

@@ -58,7 +58,7 @@ class CoinRunConfig:
     hold: float = 0.75  # probability of repeating the last action
     levels: int = 0  # different levels to play; 0: every episode has its own
     first_level: int = 0  # number of the first level, where levels are given
-    num_envs: int = 16  # games played side by side
+    num_envs: int = 32  # games played side by side
     seed: int = 0  # seed of the levels and of the policy
 
     def __post_init__(self):

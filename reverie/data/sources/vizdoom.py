@@ -62,9 +62,15 @@ class ViZDoomConfig(GymnasiumConfig):
         game = env.unwrapped
         game.metadata = {**game.metadata, "render_fps": TICS / self.skip}
         if combinations := getattr(game, "button_map", None):
-            buttons = np.array([button.name.replace("_", " ").lower() for button in game.game.get_available_buttons()])
+            mouse = game.num_delta_buttons  # which come first
+            found = game.game.get_available_buttons()[mouse:]
+            buttons = np.array([button.name.replace("_", " ").lower() for button in found])
             names = [" and ".join(buttons[pressed > 0]) or "wait" for pressed in combinations]
             game.get_action_meanings = lambda: names
+            if mouse:  # turns by any number of degrees, beside keys: these have no bounds, and the keys turn as well
+                still = np.zeros(mouse, np.float32)
+                keys = env.action_space["binary"]
+                env = gymnasium.wrappers.TransformAction(env, lambda key: {"binary": key, "continuous": still}, keys)
         return env
 
     def _next(self, take: Take, rng: np.random.Generator, draw: Callable[[np.random.Generator], Action]) -> Action:
