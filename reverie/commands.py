@@ -302,10 +302,10 @@ def export(args: argparse.Namespace) -> None:
         from reverie.narrow_weights import cost_of_copy
 
         print(cost_of_copy(run, place(args.out)))
-    plays = (
-        f"'reverie play {args.out}' plays it" if (run / "dynamics").is_dir() else f"reverie.load('{args.out}') loads it"
-    )
-    print(f"{args.out}: {plays}")
+    if not (run / "dynamics").is_dir():
+        print(f"{args.out}: reverie.load('{args.out}') loads it")
+        return
+    print(f"{args.out}: 'reverie play {args.out}' plays it")
     if is_archive(args.out):
         print(f"on the web: 'reverie play https://ADDRESS/{args.out.name}#sha256={sha256(args.out)}'")
 

@@ -76,11 +76,13 @@ def test_no_place_and_no_foreign_file_leaves(world, tmp_path):
     assert isinstance(load(tmp_path / "elsewhere"), WorldModel) and initial_frames(tmp_path / "elsewhere")
 
 
-def test_the_last_line_says_what_a_copy_is_good_for(world, tmp_path, capsys):
+def test_a_line_says_what_a_copy_is_good_for(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for source, says in ((world, "reverie play"), (world / "tokenizer", "reverie.load")):
-        assert cli.main(["export", str(source), str(out := tmp_path / source.name)]) == 0
-        assert capsys.readouterr().out.startswith(f"{out}: ") and load(out)
-        assert says in (cli.main(["export", str(source), str(out) + ".zip"]), capsys.readouterr().out)[1]
+        for name in (f"{source.name}-copy", f"{source.name}.zip"):
+            assert cli.main(["export", str(source), str(out := tmp_path / name)]) == 0
+            said = capsys.readouterr().out
+            assert said.startswith(f"{out}: ") and says in said and load(place(out))
 
 
 def size(folder) -> int:
