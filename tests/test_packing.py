@@ -1,5 +1,6 @@
 """Records are packed behind the source: in another thread, and large files by processes of their own."""
 
+import json
 import resource
 import signal
 import threading
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from reverie import cli
-from reverie.data import records
+from reverie.data import filling, records
 from reverie.data.behind import Behind
 from reverie.data.episode import Episode, Spec
 from reverie.data.sources.square import SquareConfig
@@ -58,6 +59,41 @@ def test_processes_write_the_bytes_that_this_one_does(tmp_path, monkeypatch, by_
     for own, episode in enumerate((1, 2)):
         found, expected = part.read(own, 0, 40), source.read(episode, 0, 40)
         assert found.keys() == expected.keys() and all((found[name] == expected[name]).all() for name in found)
+
+
+def test_files_are_packed_side_by_side_and_grow(tmp_path, monkeypatch, by_processes):
+    monkeypatch.setattr(filling, "SMALL", 40 * 32 * 32 * 3)  # of an episode or two
+    folders, together = [], []
+    for most in (1, 3):
+        monkeypatch.setattr(filling, "SIDE_BY_SIDE", most)
+        list_, ended = filling._SplitWriter._list, []
+
+        def listed(self, list_=list_, ended=ended):
+            ended.append(len(self.ending))
+            list_(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(filling._SplitWriter, "_list", listed)
+            folders.append(write_source(tmp_path / str(most), SquareConfig(count=24, frames=40), val=0))
+        together.append(max(ended))
+    assert files(folders[0]) == files(folders[1])
+    assert together == [1, 3]
+    sizes = [
+        file["records"] for file in json.loads((folders[0] / "manifest.json").read_text())["splits"]["train"]["files"]
+    ]
+    assert len(set(sizes[:4])) == 1 and sizes[4] > sizes[3]  # the fifth file is larger
+    assert len(open_dataset(folders[0], checksums=True).lengths) == 24
+
+
+def test_the_process_of_a_killed_writer_cannot_write_into_a_new_file(tmp_path):
+    spec, episodes = SQUARE.spec(), list(SQUARE.episodes())
+    (tmp_path / "part").mkdir()
+    with (tmp_path / "part" / filling.file_name("train", 0)).open("wb") as left:
+        filling.fill(
+            tmp_path / "part", spec, (filling.entry_of("train", one, spec) for one in episodes), filling.About()
+        )
+        left.write(b"late" * 1000)
+    assert (open_dataset(tmp_path / "part", checksums=True).read(3, 0, 40)["frames"] == episodes[3].frames).all()
 
 
 @pytest.mark.parametrize("large", [0, 2**22])

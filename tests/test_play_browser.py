@@ -293,9 +293,11 @@ def test_slow_motion_is_slow(open_page, address):
     page.keyboard.press("ArrowRight")
     at_step(page, 1)
     first, began = int(page.inner_text("#step")), time.monotonic()
-    at_step(page, first + 6)
+    at_step(page, first + 16)
     taken = time.monotonic() - began
-    assert taken > 5 / (FPS / 4), f"6 frames in {taken:.2f} s"
+    # Of 16 frames some may come at once, if the page or the server was held up: two are made up for, others were asked
+    # for before. At full speed all take half a second.
+    assert taken > 10 / (FPS / 4), f"16 frames in {taken:.2f} s"
     page.keyboard.press("m")
     says(page, "slow", "1×")
 
