@@ -28,7 +28,7 @@ from reverie.errors import ReverieError
 MANIFEST, FORMAT, SCHEMA = "manifest.json", "reverie-store", 2
 SCHEMAS = {"raw": 1, ZSTD: 1}  # of stores that earlier versions can read, by codec
 FILE_BYTES = 1 << 30  # size at which a file is closed, before compression
-SMALL, OF_A_SIZE = 1 << 26, 4  # the same for the first four files; it doubles for the next four, and so on
+SMALL, OF_A_SIZE = 1 << 27, 4  # the same for the first four files; it doubles for the next four, and so on
 SIDE_BY_SIDE = min(os.cpu_count() or 1, 8)  # files of a split that are packed at the same time, if these are copies
 AHEAD = 2**26  # bytes of frames that wait for the writer: games that are played side by side end together
 NOTES = 1000  # lines about its data that a manifest keeps
