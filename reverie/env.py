@@ -23,7 +23,7 @@ from reverie.nn.transformer import unstack_layers
 from reverie.training.checkpoint import load
 from reverie.training.record import existing, read_record
 from reverie.world import begin, temperature_of, with_passes
-from reverie.world_folder import agents_in, contexts
+from reverie.world_folder import agents_of, contexts
 
 LENGTH = 128  # steps of an episode if the world was not learned from a simulator, which says how long its own are
 EVEN = 0.5  # an episode ends where the head gives its end at least this probability
@@ -116,11 +116,7 @@ def load_env(run: str | Path, options: EnvOptions | None = None) -> ImaginedEnv:
     """Return the environment of a run that has an agent; ReverieError if it has none."""
     options, folder = options or EnvOptions(), Path(run) / "agent"
     existing(run)
-    if folder not in agents_in(Path(run)):
-        raise ReverieError(
-            f"'{run}' has no agent, so nothing predicts its rewards: 'reverie train square-agent' makes a world with "
-            f"one."
-        )
+    agents_of(Path(run))
     agent, spec = load(folder), read_record(folder).spec
     if options.task and options.task not in spec.tasks:
         raise ReverieError(f"'{run}' knows no task '{options.task}'.{did_you_mean(options.task, spec.tasks)}")

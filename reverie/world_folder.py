@@ -39,6 +39,13 @@ def agents_in(world: Path) -> list[Path]:
     return [world / stage for stage in AGENTS if steps(world / stage)]
 
 
+def agents_of(world: Path) -> list[Path]:
+    """Return the same; ReverieError if there is none."""
+    if found := agents_in(world):
+        return found
+    raise ReverieError(f"'{world}' has no agent: 'reverie train square-agent' makes a world with one.")
+
+
 def data_source(world: Path) -> Any:
     """Return the config of the source that a world's data were recorded from; None if its folder does not say."""
     try:

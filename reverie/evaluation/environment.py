@@ -32,7 +32,7 @@ from reverie.nn.returns import alive
 from reverie.training.checkpoint import load
 from reverie.training.record import read_record
 from reverie.world import rollout
-from reverie.world_folder import agents_in, data_source
+from reverie.world_folder import agents_in, agents_of, data_source
 
 HISTORY, ENOUGH = 9, 20  # actions that blind cloning looks back at, and how often it must have seen them
 Numbers = dict[str, Any]
@@ -246,9 +246,7 @@ def judge(run: Path, episodes: int = 512, seed: int = 0, plan: int = 32, planner
         raise ReverieError(f"returns need at least 2 episodes for an interval, not {episodes}.")
     if plan < 0:
         raise ReverieError(f"planning is measured in 0 episodes or more, not {plan}.")
-    agents = {{"agent": "bc", "policy": "rl"}[stage.name]: load(stage) for stage in reversed(agents_in(run))}
-    if not agents:
-        raise ReverieError(f"'{run}' has no agent: 'reverie train square-agent' makes a world with one.")
+    agents = {{"agent": "bc", "policy": "rl"}[stage.name]: load(stage) for stage in reversed(agents_of(run))}
     source, tasks = played_source(run), read_record(run / "agent").spec.tasks
     data = open_dataset(run / "data", "train") if (run / "data").exists() else None
     keys = keys_of(run, next(iter(agents.values())).world)
