@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 
+TIMEOUT = float(os.environ.get("REVERIE_JOB_SECONDS", "900"))
+
 
 def job(*words: str, processes: int = 2, devices: int = 1) -> list[tuple[int, str]]:
     """Run ``python WORDS`` in several processes of one job, with some devices each: (status, what it said) of each."""
@@ -19,7 +21,7 @@ def job(*words: str, processes: int = 2, devices: int = 1) -> list[tuple[int, st
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen([sys.executable, *words], env=env, **pipes))
     try:
-        said = [child.communicate(timeout=900)[0] for child in started]
+        said = [child.communicate(timeout=TIMEOUT)[0] for child in started]
     finally:
         for child in started:
             child.kill()

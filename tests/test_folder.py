@@ -21,7 +21,8 @@ SHORT, LONG = toy_run(8, save_every=4), toy_run(16, save_every=4)
 def content(out: Path) -> dict[str, bytes]:
     """Every file of a run by its name, but for what has been begun to take its place."""
     files = {path.relative_to(out): path for path in sorted(out.rglob("*")) if path.is_file()}
-    return {str(name): file.read_bytes() for name, file in files.items() if name.parts[0] not in (".next", ".lock")}
+    mine = {name: file for name, file in files.items() if name.parts[0] != ".next" and name.name != ".lock"}
+    return {str(name): file.read_bytes() for name, file in mine.items()}
 
 
 @pytest.fixture(scope="module")
