@@ -102,6 +102,53 @@ def test_lerobots_rows_in_any_order_and_actions_of_another_name(tmp_path, store)
     assert np.allclose(found.read(0, 0, 7)["actions"][1:, 0], taken(6) / 20)
 
 
+@pytest.mark.parametrize("numbered", [True, False])
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_lerobots_rows_without_times_count_at_its_rate(tmp_path, store, caplog, numbered, version):
+    root = lerobot(tmp_path / "arm", [7, 5], version)
+    for file in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(file).drop_columns(["timestamp"])
+        if numbered:  # then rows may come in any order
+            index = table["episode_index"].to_numpy()
+            places = np.concatenate([np.arange((index == one).sum()) for one in np.unique(index)])
+            table = table.append_column("frame_index", [places]).take(np.random.default_rng(0).permutation(len(index)))
+        pq.write_table(table, file)
+    found = store("lerobot", root)
+    assert numbers(found) == [list(range(7)), list(range(7, 12))]
+    assert np.allclose(found.read(0, 0, 7)["actions"][1:, 0], taken(6) / 20)
+    assert "no column 'timestamp': their rows count at" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["terminal", "done"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "samples", "npz"])
+def test_a_flag_that_only_the_last_steps_name_ends_nothing_before(tmp_path, store, form, name):
+    flags = [{}] * 5 + [{name: False}, {name: True}]
+    if form == "csv":
+        text = [
+            f"frame,action,{name}",
+            *(f"{t},{t % 3},{'01'[flag[name]] if flag else ''}" for t, flag in enumerate(flags)),
+        ]
+    else:
+        text = [json.dumps({"frame": t, "action": t % 3, **flag}) for t, flag in enumerate(flags)]
+    (tmp_path / "in" / "ep").mkdir(parents=True)
+    if form == "samples":
+        told = [{"json": line.encode(), "png": encoded(one)} for one, line in zip(frames(7), text, strict=True)]
+        members = {f"ep/{t}.{end}": data for t, own in enumerate(told) for end, data in own.items()}
+        shard(tmp_path / "in" / "0.tar", members)
+    elif form == "npz":
+        sparse = np.array([float(flag.get(name, "nan")) for flag in flags])
+        np.savez(tmp_path / "in" / "a.npz", frames=frames(7), actions=np.arange(7) % 3, **{name: sparse})
+    else:
+        (tmp_path / "in" / "ep" / f"actions.{form}").write_text("\n".join(text))
+        for t, frame in enumerate(frames(7)):
+            (tmp_path / "in" / "ep" / f"{t}.png").write_bytes(encoded(frame))
+    source = {"samples": "webdataset", "npz": "arrays"}.get(form, "images")
+    found = store(source, tmp_path / "in", "--alignment", "to")
+    assert found.lengths.tolist() == [7]
+    assert found.read(0, 0, 7)["ends"].tolist() == [False] * 6 + [True]
+    assert found.read(0, 0, 7)["actions"].tolist() == [-1, 1, 2, 0, 1, 2, 0]
+
+
 def test_vpts_lines_without_a_slot_and_a_table_without_a_video(tmp_path, store, caplog):
     write(tmp_path / "a.mp4", [coded(t) for t in range(4)], 20)
     for name in "ab":

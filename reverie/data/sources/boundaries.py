@@ -46,8 +46,8 @@ def of_rows(find: Callable[[tuple[str, ...]], np.ndarray | None]) -> list[int]:
     """Return where further episodes begin, by an array with an entry a row; ``find`` looks one up by its names."""
     if (numbers := find(NUMBERS)) is not None and (begins := _after(numbers[1:] != numbers[:-1])):
         return begins
-    if (starts := find(BEGINS)) is not None and set(np.unique(starts).tolist()) <= {0, 1}:
-        return _after(starts[1:] != 0)
+    if (starts := find(BEGINS)) is not None and np.isin(np.nan_to_num(starts), (0, 1)).all():
+        return _after(roles.is_set(starts)[1:])
     if (steps := find(STEPS)) is None or (steps == steps[:1]).all():
         return []
     back = _after(steps[1:] <= steps[:-1])

@@ -239,7 +239,7 @@ def _rows(columns: dict[str, Column], actions: str, length: int, found: Found) -
             found.say(f"'{name}' has {columns[name].shape[0]} entries for {length} pictures: left out")
     rows |= _loose(columns, fits, {*rows}, found)
     if "goes" in rows:
-        rows.setdefault("dones", ~_flags(rows["goes"]))
+        rows.setdefault("dones", rows["goes"] == 0)
     taken = {roles.find(fits, wanted) for role, wanted in roles.OF_STEPS.items() if role != "actions"}
     keys = roles.acting(actions, fits if actions else [name for name in fits if name not in taken], found.say)
     if (joined := one_vector([columns[key].all() for key in keys])) is not None:
@@ -255,7 +255,7 @@ def _loose(columns: dict[str, Column], fits: list[str], known: set[str], found: 
     for role in roles.LOOSE:
         near = roles.like(single, roles.OF_STEPS[role]) if role not in known else []
         array = columns[near[0]].all() if len(near) == 1 else None
-        if array is not None and (role == "rewards" or ((array == 0) | (array == 1)).all()):
+        if array is not None and (role == "rewards" or np.isin(np.nan_to_num(array), (0, 1)).all()):
             rows[role] = array
             found.say(f"'{near[0]}' counts as the {role}")
     return rows
@@ -296,7 +296,7 @@ def _cuts(rows: dict[str, np.ndarray], bundle: Bundle, length: int) -> list[int]
 
 
 def _flags(rows: np.ndarray) -> np.ndarray:
-    return np.asarray(rows).reshape(len(rows), -1)[:, 0] != 0 if rows.size else np.zeros(len(rows), bool)
+    return roles.is_set(rows).reshape(len(rows), -1)[:, 0] if rows.size else np.zeros(len(rows), bool)
 
 
 def _alignment(segments: Sequence[_Segment], found: Found) -> Alignment:

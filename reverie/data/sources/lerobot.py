@@ -114,7 +114,7 @@ class _Set:
             frames=partial(self._frames, number, episode, rows["timestamp"], cameras),
             actions=at(one_vector([rows[key] for key in keys if key in rows]), length),
             rewards=None if reward is None else at(reward.reshape(-1), length),
-            ends=None if done is None else at(done.reshape(-1) != 0, length),
+            ends=None if done is None else at(roles.is_set(done.reshape(-1)), length),
             task=own or str(named),
         )
 
@@ -127,13 +127,16 @@ class _Set:
 
     def _episodes(self, keys: list[str], found: Found) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
         """Yield the metadata and the rows of each episode; files that cannot be read are skipped."""
-        wanted = [*OWN, *REWARDS, *DONES, *keys]
-        known, done, count = self._metadata(found), set(), 0
+        wanted = [*OWN, "frame_index", *REWARDS, *DONES, *keys]
+        known, done, count, untimed = self._metadata(found), set(), 0, 0
         for path in sorted((self.root / "data").rglob("*.parquet")):
             try:
                 table = table_of([path], wanted)
                 index = numbers(table["episode_index"]).reshape(-1)
                 columns = {name: numbers(table[name]) for name in table.column_names}
+                if "timestamp" not in columns:
+                    untimed += 1
+                    columns["timestamp"] = self._times(columns, index)
             except UNREADABLE as error:
                 found.skip(path.name, error)
                 continue
@@ -144,10 +147,24 @@ class _Set:
                 done.add(number)
                 count += 1
                 yield episode, {name: column[rows] for name, column in columns.items()}
+        if untimed:
+            found.say(f"{untimed} tables have no column 'timestamp': their rows count at {found.fps:g} per second")
         missing = sorted(set(known) - done)
         if missing:
             some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
             found.skip(f"episode {some}", "its rows are missing")
+
+    def _times(self, columns: dict[str, np.ndarray], index: np.ndarray) -> np.ndarray:
+        """Return the times of rows that have none, by their numbers in their episode and the rate of all."""
+        rate = float(self.info.get("fps") or 0)
+        if not rate:
+            raise Damaged("it has no column 'timestamp', and no frames per second are declared")
+        if "frame_index" in columns:
+            return columns["frame_index"].reshape(-1) / rate
+        places = np.zeros(len(index))
+        for number in np.unique(index):
+            places[index == number] = np.arange((index == number).sum())
+        return places / rate
 
     def _metadata(self, found: Found) -> dict[int, dict[str, Any]]:
         """Return the metadata of each episode by its number."""
@@ -204,8 +221,10 @@ class _Set:
     def _stored(self, table: Path, number: int, camera: str) -> Iterator[np.ndarray | None]:
         """Yield the pictures of an episode that are in its table, or in files that it names."""
         of_episode = [("episode_index", "=", number)]
-        rows = pyarrow().parquet.read_table(table, columns=[camera, "timestamp"], filters=of_episode)
-        for row in rows.sort_by("timestamp")[camera].to_pylist():
+        there = pyarrow().parquet.read_schema(table).names
+        order = [name for name in ("timestamp", "frame_index") if name in there][:1]
+        rows = pyarrow().parquet.read_table(table, columns=[camera, *order], filters=of_episode)
+        for row in (rows.sort_by(order[0]) if order else rows)[camera].to_pylist():
             try:
                 data = row.get("bytes") if isinstance(row, dict) else row
                 if isinstance(data, list):  # numbers of pixels
@@ -274,4 +293,4 @@ def _names(names: Any) -> tuple[str, ...]:
 
 
 def _last(rows: np.ndarray | None) -> bool:
-    return rows is not None and len(rows) > 0 and bool(np.ravel(rows[-1])[0])
+    return rows is not None and len(rows) > 0 and bool(np.ravel(roles.is_set(rows[-1]))[0])

@@ -137,6 +137,11 @@ def cameras(camera: str, options: Sequence[str], say: Callable[[str], None]) -> 
     return (options[0],)
 
 
+def is_set(flags: Any) -> np.ndarray:
+    """Return where flags are set, bool; one that is missing (nan) is not: many files name the last step alone."""
+    return np.nan_to_num(np.asarray(flags)) != 0
+
+
 def rate(value: Any) -> float:
     """Return a declared rate in frames per second; 0 unless it is a number above 0, of 240 at most."""
     return float(value) if isinstance(value, int | float | np.number) and 0 < value <= 240 else 0.0

@@ -141,12 +141,12 @@ def steps(path: Path, shown: Sequence[Path], key: str, alignment: Alignment) -> 
     over = _named(columns, roles.TERMINALS)
     if over is None and (over := _named(columns, roles.DONES)) is not None:
         stops = _named(columns, roles.STOPS)
-        over = over if stops is None else over * (stops == 0)
+        over = over if stops is None else roles.is_set(over) & ~roles.is_set(stops)
     full = set(range(1, frames) if alignment == "to" else range(frames - 1)) <= set(placed.tolist())
     return Steps(
         None if actions is None else spread(actions, 0 if full else np.nan),
         spread(_named(columns, roles.REWARDS), 0.0),
-        None if over is None else spread(over != 0, False),
+        None if over is None else spread(roles.is_set(over), False),
         declared,
         tuple(columns) if actions is None else (),
     )
