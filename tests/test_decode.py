@@ -335,6 +335,17 @@ def test_frames_whose_time_has_passed_are_shown_one_after_the_other():
     np.testing.assert_allclose([clock.shown(frame) for frame in frames], np.arange(26) / RATE)  # pyright: ignore
 
 
+def test_a_clock_does_not_run_away_from_times_that_ascend():
+    """Of a variable rate, with some times twice: the usual interval is longer than most."""
+    times = sorted([*({*range(29)} - {3, 7, 12, 14, 19, 24}), 2, 5, 11, 13, 18, 22, 27])
+    times += [30 + 2 * step for step in range(30)]
+    clock = decode._Clock(10 / 1.86)
+    frames = [SimpleNamespace(pts=time, dts=None, time_base=Fraction(1, 10)) for time in times]
+    found = np.array([clock.shown(frame) for frame in frames])  # pyright: ignore
+    assert (np.diff(found) > 0).all() and np.abs(found - np.array(times) / 10).max() < 4 / (10 / 1.86)
+    np.testing.assert_allclose(found[-20:], np.array(times[-20:]) / 10)
+
+
 def test_a_stream_whose_clock_starts_anew_goes_on(tmp_path, caplog):
     one = encode(tmp_path / "a.ts", "mpeg2video", between=0).read_bytes()
     (tmp_path / "b.ts").write_bytes(one + one)

@@ -31,6 +31,7 @@ OPTIONS = {"protocol_whitelist": "file", "max_pixels": str(LARGEST)}  # a playli
 TEXT = {"tty", "bin", "xbin", "adf", "idf"}  # ffmpeg shows any .txt as a film of a terminal
 LEAP = 10.0  # seconds: in broadcast streams a longer step is a new clock and no pause (as in ffmpeg)
 BACK = 1.0  # seconds: in any file a longer step back is a new clock; a shorter one is an error of the muxer
+AHEAD, CLOSE = 3, 0.1  # intervals by which a clock may be ahead of its frames; between those of one that is further
 REACH = 20  # packets: in H.264 and HEVC at most 16 frames lie between a picture and one predicted from it
 # Share of packets: if fewer have times (small pictures in MPEG-PS), some of these are wrong by some frames.
 SPARSE = 0.75
@@ -250,7 +251,8 @@ class _Clock:
     """Ascending seconds after the first frame, from ffmpeg's two clocks, of which one may be missing or wrong.
 
     It uses presentation times, unless they are missing (AVI) or failed to ascend more often than decoding times. A
-    frame without either follows the previous one by the usual interval. So does one whose time has passed already.
+    frame without either follows the previous one by the usual interval, and so does one whose time does not ascend.
+    Later ones, whose times ascend but have passed on this clock, keep their own distance, or less if it is far ahead.
     """
 
     def __init__(self, rate: float, loose: float = 0.0):
@@ -264,13 +266,16 @@ class _Clock:
     def shown(self, frame: av.VideoFrame) -> float:
         """Return the time of the next frame."""
         both = [_seconds(stamp, frame.time_base) for stamp in (frame.pts, frame.dts)]
+        gaps: list[float] = [0.0, 0.0]
         for which, stamp in enumerate(both):
             if stamp is not None:
                 before = self._before[which]
+                gaps[which] = 0.0 if before is None else stamp - before
                 self._faults[which] += before is not None and stamp <= before
                 self._before[which] = stamp
         pts, dts = both
-        time = pts if pts is not None and (dts is None or self._faults[0] <= self._faults[1]) else dts
+        chosen = 0 if pts is not None and (dts is None or self._faults[0] <= self._faults[1]) else 1
+        time = both[chosen]
         follows = 0.0 if self._last is None else self._last + self._interval
         if time is not None and not self._known:
             self._offset, self._known = follows - time, True
@@ -281,7 +286,12 @@ class _Clock:
         if time is not None and self._loose < math.inf and (step < -BACK or (self.broadcast and step > LEAP)):
             self.leaps += 1
             self._offset, step = follows - time, self._interval
-        self._last += step if step > 0 and abs(step - self._interval) > self._loose else self._interval
+        gap = gaps[chosen]
+        if abs(step - self._interval) <= self._loose or (step <= 0 and gap <= 0):
+            step = self._interval
+        elif step <= 0:
+            step = min(gap, self._interval) if -step < AHEAD * self._interval else CLOSE * self._interval
+        self._last += step
         return self._last
 
     def of(self, time: float) -> float:
