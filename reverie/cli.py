@@ -7,6 +7,7 @@ JAX before it is needed, so that help and errors come at once.
 
 import argparse
 import gc
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -352,6 +353,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the status for the shell: 0, 2 for a ReverieError, 130 when interrupted."""
     # Tracing makes objects by the million. At the default of 700 a tenth of a short training is looking for garbage.
     gc.set_threshold(50_000)
+    root = logging.getLogger()
+    if (
+        not root.handlers and logging.lastResort
+    ):  # plain lines: else some package adds a handler with a prefix of its own
+        root.addHandler(logging.lastResort)
     came: list[int] = []
     try:
         with heeded() as came:

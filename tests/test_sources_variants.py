@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 
 import h5py
@@ -119,6 +121,25 @@ def test_lerobots_rows_without_times_count_at_its_rate(tmp_path, store, caplog, 
     assert "no column 'timestamp': their rows count at" in caplog.text
 
 
+def test_lines_about_files_have_no_prefix(tmp_path):
+    (tmp_path / "in").mkdir()
+    for t, frame in enumerate(frames(3)):
+        (tmp_path / "in" / f"{t}.png").write_bytes(encoded(frame))
+    code = (
+        "import logging, sys; from reverie import cli; from reverie.data.sources.images import ImagesConfig as C\n"
+        "look = C.look\n"
+        "def noisy(self, inside):\n"
+        "    logging.info('as other packages do, which gives the root logger a handler')\n"
+        "    return look(self, inside)\n"
+        "C.look = noisy\n"
+        "sys.exit(cli.main(['data', 'images', 'out', '--path', 'in', '--val', '0']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = ended.stderr.splitlines()
+    assert [line for line in lines if line.startswith("frames per second are not in the files")]
+    assert not [line for line in lines if "WARNING" in line] and len(lines) == len(set(lines))
+
+
 @pytest.mark.parametrize("name", ["terminal", "done"])
 @pytest.mark.parametrize("form", ["csv", "jsonl", "samples", "npz"])
 def test_a_flag_that_only_the_last_steps_name_ends_nothing_before(tmp_path, store, form, name):
@@ -147,6 +168,17 @@ def test_a_flag_that_only_the_last_steps_name_ends_nothing_before(tmp_path, stor
     assert found.lengths.tolist() == [7]
     assert found.read(0, 0, 7)["ends"].tolist() == [False] * 6 + [True]
     assert found.read(0, 0, 7)["actions"].tolist() == [-1, 1, 2, 0, 1, 2, 0]
+
+
+def test_a_sample_with_several_files_of_a_kind_says_where_names_end(tmp_path, store, caplog):
+    def packed(first):
+        buffer = io.BytesIO()
+        np.savez(buffer, frames=frames(3, first), actions=taken(3))
+        return buffer.getvalue()
+
+    shard(tmp_path / "in" / "0.tar", {f"run.{number}.npz": packed(number) for number in range(2)})
+    assert len(store("webdataset", tmp_path / "in").lengths) == 1
+    assert "sample 'run' has 2 .npz files" in caplog.text and "its first dot" in caplog.text
 
 
 def test_vpts_lines_without_a_slot_and_a_table_without_a_video(tmp_path, store, caplog):

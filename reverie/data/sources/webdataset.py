@@ -14,6 +14,7 @@ import re
 import tarfile
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -203,6 +204,11 @@ def _bundle(key: str, members: _Members, found: Found) -> Bundle:
             task = member.value(ending)
         else:
             found.say(f"members that end in .{rest} are not read (of '{key}', and others)")
+    endings = Counter(rest.rpartition(".")[2] for rest in members)
+    kinds = "npz", "csv", "jsonl", *(("json",) if stills else ())
+    if several := [ending for ending in kinds if endings[ending] > 1]:
+        many = f"{endings[several[0]]} .{several[0]} files"
+        found.say(f"sample '{key}' has {many}, of which the last counts: a sample's name ends at its first dot")
     if stills:
         columns["pictures"] = _stills(sorted(stills, key=lambda member: files.natural(Path(member.name))))
     if not columns:
