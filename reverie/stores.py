@@ -216,4 +216,5 @@ def _as_store(other: str, path: Path, val: float):
     fitted = {"size": spec.frame[:2], "fps": spec.fps}
     source = dataclasses.replace(source, **{name: value for name, value in fitted.items() if name in has})
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as folder:
-        yield opened(write_source(Path(folder) / "store", source, val=val))
+        made = opened(write_source(Path(folder) / "store", source, val=val))
+        yield dataclasses.replace(made, path=Path(other))  # it is known by the user's name

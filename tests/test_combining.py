@@ -144,6 +144,8 @@ def test_append_takes_recordings_as_they_are(tmp_path, capsys):
     assert window["frames"].shape == (9, 4, 6, 3) and (window["frames"] == 7).all()
     assert window["actions"].tolist() == [-1, 0, 1, 2, 3, 4, 0, 1, 2]
     square = write_source(tmp_path / "square", SquareConfig(count=2, frames=5), val=0)
+    assert cli.main(["data", "append", str(plain), str(tmp_path / "more"), "--val", "0"]) == 0
+    assert f"every episode of '{tmp_path / 'more'}' is there already" in capsys.readouterr().out
     assert cli.main(["data", "append", str(square), str(plain)]) == 2
     assert "--size 32 32" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["more", "plain", "square"]
