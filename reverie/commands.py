@@ -285,7 +285,9 @@ def export(args: argparse.Namespace) -> None:
     from reverie.training.archive import is_archive, write_archive
     from reverie.training.export import export, export_weights
 
-    if Path(args.out or "").suffix == plain.SUFFIX:
+    if (ending := Path(args.out or "").suffix) in (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"):
+        raise ReverieError(f"an archive ends in .zip, not in {ending}; a folder has no such name.")
+    if ending == plain.SUFFIX:
         raise ReverieError(f"OUT is a folder or NAME.zip: '--weights {args.out}' writes plain weights.")
     if args.weights is not None:
         if args.bits != 32:

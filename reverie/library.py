@@ -26,13 +26,14 @@ CACHED = "worlds"
 FIRST = "platformer"  # the world of `reverie play`
 
 
-def load(world: str | Path) -> Any:
+def load(world: str | Path, *, step: int | None = None) -> Any:
     """Return a trained model by the name of a world that ships, by path, or by https address.
 
     ``world``: a run's or a world's folder, or an archive of one; a folder wins over a name. An archive's names, sizes
-    and checksums are verified and nothing in it is executed (``training.archive``). Raises ReverieError.
+    and checksums are verified and nothing in it is executed (``training.archive``). ``step``: of the checkpoint; the
+    newest by default. Raises ReverieError.
     """
-    return checkpoint.load(place(world))
+    return checkpoint.load(place(world), step=step)
 
 
 def place(world: str | Path) -> Path:

@@ -40,7 +40,8 @@ WITHIN = re.compile(r"(?<![\w./\\])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s'\",;:()]+)+[/
 def export(run: str | Path, out: str | Path, licence: str = "", bits: int = 32) -> Path:
     """Write a weights-only copy of a run, or of every stage of a world, to a new folder; ReverieError if it exists.
 
-    ``licence``: of the world, to note in its ``world.json``. ``bits``: 32, or 16 to round trained matrices.
+    ``licence``: of the world, to note in its ``world.json``. ``bits``: 32, or 16 to round trained matrices,
+    but for those of tokenizers and latent action models that choose among codes.
     """
     source, out = Path(run).absolute(), Path(out).absolute()
     if out.exists():
@@ -132,7 +133,10 @@ def _export_stage(stage: Path, source: Path, out: Path, bits: int) -> None:
     if bits == 16:
         alone = stage == source
         blueprint = Blueprint(record.run.objective, record.spec, record.run.seed, stage if alone else out)
-        weights |= _rounded({name: weights[name] for name in blueprint.parts["params"]})
+        # What chooses among codes stays as it is. Rounded, it chose others for 3 to 6 % of the tokens in three of eight
+        # starts of the included world, and PSNR of rollouts fell from 41.8 to 36.1 dB.
+        if not getattr(structure(record.run, record.spec, stage if alone else out)(), "codes", 0):
+            weights |= _rounded({name: weights[name] for name in blueprint.parts["params"]})
         if record.frozen and not alone:  # what it was trained on top of was rounded before
             record = replace(record, frozen=blueprint.fingerprint())
     out.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,7 @@ def write(file: Path, plain: Plain) -> None:
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         save_file({name: np.asarray(array, order="C") for name, array in plain.weights.items()}, fresh)
+        fresh.chmod(file.parent.stat().st_mode & 0o666)  # whoever may read the folder; safetensors makes it private
         os.replace(fresh, file)
     except safetensors.SafetensorError as error:  # a full disk, no such folder
         raise ReverieError(f"cannot write '{file}': {first_line(error)}.") from error
@@ -57,6 +58,8 @@ def read(file: Path) -> Plain:
 
     No more is read than the JSON file says, and no array is larger than the file.
     """
+    if not beside(file).is_file():
+        raise ReverieError(f"'{file}' needs '{beside(file).name}' beside it, which says what the weights are of.")
     about = read_signed(beside(file), required=True)
     if about.get("plain") != FORMAT:
         raise ReverieError(f"'{beside(file)}' does not describe plain weights of this version of Reverie.")
