@@ -354,10 +354,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Tracing makes objects by the million. At the default of 700 a tenth of a short training is looking for garbage.
     gc.set_threshold(50_000)
     root = logging.getLogger()
-    if (
-        not root.handlers and logging.lastResort
-    ):  # plain lines: else some package adds a handler with a prefix of its own
-        root.addHandler(logging.lastResort)
+    if not root.handlers and logging.lastResort:
+        root.addHandler(logging.lastResort)  # plain lines; else some package adds a handler with a prefix
     came: list[int] = []
     try:
         with heeded() as came:
