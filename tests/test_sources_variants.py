@@ -153,8 +153,8 @@ def test_a_flag_that_only_the_last_steps_name_ends_nothing_before(tmp_path, stor
         text = [json.dumps({"frame": t, "action": t % 3, **flag}) for t, flag in enumerate(flags)]
     (tmp_path / "in" / "ep").mkdir(parents=True)
     if form == "samples":
-        told = [{"json": line.encode(), "png": encoded(one)} for one, line in zip(frames(7), text, strict=True)]
-        members = {f"ep/{t}.{end}": data for t, own in enumerate(told) for end, data in own.items()}
+        moments = [{"json": line.encode(), "png": encoded(one)} for one, line in zip(frames(7), text, strict=True)]
+        members = {f"ep/{t}.{end}": data for t, own in enumerate(moments) for end, data in own.items()}
         shard(tmp_path / "in" / "0.tar", members)
     elif form == "npz":
         sparse = np.array([float(flag.get(name, "nan")) for flag in flags])

@@ -136,7 +136,7 @@ class _Set:
                 columns = {name: numbers(table[name]) for name in table.column_names}
                 if "timestamp" not in columns:
                     untimed += 1
-                    columns["timestamp"] = self._times(columns, index)
+                    columns["timestamp"] = _times(columns, index, found.fps)
             except UNREADABLE as error:
                 found.skip(path.name, error)
                 continue
@@ -153,18 +153,6 @@ class _Set:
         if missing:
             some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
             found.skip(f"episode {some}", "its rows are missing")
-
-    def _times(self, columns: dict[str, np.ndarray], index: np.ndarray) -> np.ndarray:
-        """Return the times of rows that have none, by their numbers in their episode and the rate of all."""
-        rate = float(self.info.get("fps") or 0)
-        if not rate:
-            raise Damaged("it has no column 'timestamp', and no frames per second are declared")
-        if "frame_index" in columns:
-            return columns["frame_index"].reshape(-1) / rate
-        places = np.zeros(len(index))
-        for number in np.unique(index):
-            places[index == number] = np.arange((index == number).sum())
-        return places / rate
 
     def _metadata(self, found: Found) -> dict[int, dict[str, Any]]:
         """Return the metadata of each episode by its number."""
@@ -290,6 +278,18 @@ def _names(names: Any) -> tuple[str, ...]:
     if isinstance(names, dict):
         names = [name for part in names.values() for name in (part if isinstance(part, list) else [])]
     return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _times(columns: dict[str, np.ndarray], index: np.ndarray, rate: float) -> np.ndarray:
+    """Return the times of rows that have none, by their numbers in their episode and the rate of all."""
+    if not rate:
+        raise Damaged("it has no column 'timestamp', and no frames per second are declared")
+    if "frame_index" in columns:
+        return columns["frame_index"].reshape(-1) / rate
+    places = np.zeros(len(index))
+    for number in np.unique(index):
+        places[index == number] = np.arange((index == number).sum())
+    return places / rate
 
 
 def _last(rows: np.ndarray | None) -> bool:
